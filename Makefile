@@ -1,0 +1,48 @@
+# make figures         run every notebook, write figures/          (FAST=1: small and quick, into figures/fast/; NAME=01: one notebook)
+# make test            run the tests
+# make lab             open JupyterLab in notebooks/
+# make lint            ruff, pyright, import-linter
+# make clean           remove what the targets above wrote, but keep .venv
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable
+
+# Everything bundled works without network; say HF_HUB_OFFLINE=0 to load a model from the hub.
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: figures test lab lint clean
+
+figures: $(VENV)/.installed
+	$(BIN)/visionpulse figures $(NAME) $(if $(filter-out 0,$(FAST)),--fast)
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+lab: $(VENV)/.installed
+	$(BIN)/jupyter lab notebooks
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+# The stamps depend on the two files that say what is installed: edit one and the next make installs again.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) '.[test]'
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP_INSTALL) '.[dev]'
+	touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, but '$(PYTHON)' is: $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find figures -mindepth 1 -maxdepth 1 ! -name README.md ! -name readme -exec rm -rf {} +
+	find visionpulse_analysis tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

@@ -1,0 +1,97 @@
+"""What gets installed: pyproject, constraints, environment.yml, Makefile and commit hooks agree."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+
+def package(requirement: str) -> str:
+    """The normalised package name of a requirement."""
+    match = re.match(r"[A-Za-z0-9._-]+", requirement)
+    if match is None:
+        raise ValueError(f"not a requirement: {requirement!r}")
+    return re.sub(r"[-_.]+", "-", match[0]).lower()
+
+
+def constraints() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {package(name): version for name, version in pins}
+
+
+def test_environment_yml_lists_what_pyproject_lists():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    options = [line for line in pip if line.startswith("-")]
+    assert options == ["--constraint constraints.txt", "--editable ."]
+    assert [line for line in pip if line not in options] == PROJECT["dependencies"] + EXTRAS["test"]
+    assert f"python{PROJECT['requires-python']}" in environment["dependencies"]
+
+
+def test_every_direct_dependency_is_pinned_within_its_range():
+    pins = constraints()
+    direct = [
+        *PROJECT["dependencies"],
+        *EXTRAS["test"],
+        *EXTRAS["dev"],
+        *PYPROJECT["build-system"]["requires"],
+    ]
+    for requirement in direct:
+        if package(requirement) == PROJECT["name"]:
+            continue
+        floor = re.search(r">=([\d.]+)", requirement)
+        assert floor, f"{requirement} has no floor"
+        assert package(requirement) in pins, f"{requirement} is not in constraints.txt"
+        pinned = [int(part) for part in pins[package(requirement)].split(".")]
+        assert pinned >= [int(part) for part in floor[1].split(".")], requirement
+
+
+def test_no_package_registry_is_named():
+    for name in ("pyproject.toml", "constraints.txt", "environment.yml", "Makefile", ".ci/run"):
+        text = (ROOT / name).read_text()
+        assert not re.search(r"https?:|index-url|find-links|file:", text), name
+
+
+@pytest.mark.parametrize("target", ["figures", "test", "lab", "lint", "clean"])
+def test_makefile_target(target):
+    assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE)
+    phony = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)
+    assert phony and target in phony[1].split()
+
+
+def test_makefile_reinstalls_when_the_lists_change():
+    assert re.search(r"^\$\(VENV\)/\.installed: pyproject\.toml constraints\.txt", MAKEFILE, re.MULTILINE)
+    for target in ("figures", "test", "lab"):
+        assert re.search(rf"^{target}: \$\(VENV\)/\.installed$", MAKEFILE, re.MULTILINE), target
+
+
+def test_commit_hooks_use_the_pinned_tools():
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    hooks = [hook for repo in config["repos"] for hook in repo["hooks"]]
+    assert {hook["id"] for hook in hooks} == {"ruff-check", "ruff-format", "nbstripout"}
+    for hook in hooks:
+        assert hook["entry"].startswith(".venv/bin/"), (
+            "a hook with its own copy could differ from constraints.txt"
+        )
+        assert package(hook["entry"].removeprefix(".venv/bin/")) in constraints()
+
+
+def test_every_arithmetic_room_is_under_its_import_contract():
+    """import-linter refuses a module that does not exist yet, so a new one must be added by hand."""
+    contracts = {contract["id"]: contract for contract in PYPROJECT["tool"]["importlinter"]["contracts"]}
+    rooms = [
+        room
+        for room in ("costs", "measures", "statistics")
+        if (ROOT / f"visionpulse_analysis/{room}.py").exists()
+    ]
+    listed = contracts["arithmetic"]["source_modules"] if rooms else []
+    assert sorted(listed) == [f"visionpulse_analysis.{room}" for room in rooms]

@@ -1,0 +1,234 @@
+"""Run the notebooks of ``notebooks/`` through papermill, with checked parameters and the running Python.
+
+>>> from visionpulse_analysis import notebooks
+>>> notebooks.run("01_step_dependence", {"n_samples": 50, "seed": 1}, fast=True)  # doctest: +SKIP
+"""
+
+import contextlib
+import difflib
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+from traitlets import default
+
+from visionpulse_analysis.notebook_parameters import check_parameters, parameters_cell, read_parameters
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "notebooks"
+FIGURES = ROOT / "figures"
+
+
+class NotebookError(RuntimeError):
+    """A cell of a notebook raised, or its kernel died; the message names the cell and the partial copy."""
+
+
+@dataclass(frozen=True)
+class Executed:
+    """One finished notebook: its executed copy, the parameters that were set, and the seconds it took."""
+
+    name: str
+    path: Path
+    parameters: dict[str, Any]
+    seconds: float
+
+
+def list_notebooks(folder: Path = FOLDER) -> list[Path]:
+    """Return the notebooks ``NN_name.ipynb`` of ``folder`` in reading order.
+
+    Raises
+    ------
+    FileNotFoundError
+        There are none: notebooks come with the repository, not with an installed wheel.
+    """
+    found = sorted(path for path in folder.glob("*.ipynb") if re.match(r"\d\d_", path.name))
+    if not found:
+        raise FileNotFoundError(
+            f"no notebooks named NN_name.ipynb in {folder}. They come with the repository: "
+            "clone it and run `make figures` or `pip install -e .` there"
+        )
+    return found
+
+
+def find(name: str, folder: Path = FOLDER) -> Path:
+    """Return the notebook called ``name``: its number (``01``), its file name, or the part between.
+
+    Raises
+    ------
+    ValueError
+        No notebook has that name; the message lists all and the closest.
+    """
+    available = list_notebooks(folder)
+    for path in available:
+        number, _, title = path.stem.partition("_")
+        if name in (number, title, path.stem, path.name):
+            return path
+    stems = [path.stem for path in available]
+    close = difflib.get_close_matches(name, stems, n=1, cutoff=0.4)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"no notebook {name!r}.{hint} Available: {', '.join(stems)}")
+
+
+def run(
+    name: str,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    fast: bool = False,
+    folder: Path = FOLDER,
+    cwd: str | os.PathLike[str] = ROOT,
+) -> Executed:
+    """Execute one notebook and keep the executed copy.
+
+    Parameters
+    ----------
+    name
+        As for :func:`find`.
+    parameters
+        Values by parameter name. Strings are read as Python literals where the parameter is not a string.
+    out
+        Folder for the results; default ``figures/``, or ``figures/fast/`` when ``fast``, so that a quick run
+        never replaces real figures. The executed copy goes to ``out/executed/NN_name.ipynb``; a notebook with
+        a parameter ``out`` gets this folder unless ``parameters`` says otherwise.
+    fast
+        Start from the small values in the notebook's metadata, ``visionpulse.fast``; ``parameters`` win.
+    folder
+        Where the notebooks are.
+    cwd
+        Working directory of the kernel.
+
+    Raises
+    ------
+    ValueError
+        Unknown notebook or parameter, or a value of the wrong type; nothing was run.
+    NotebookError
+        A cell failed or the kernel died. The copy up to there is ``out/executed/NN_name.failed.ipynb``.
+    """
+    return _execute(_plan(find(name, folder), parameters or {}, out, fast, Path(cwd)))
+
+
+def run_all(
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    fast: bool = False,
+    folder: Path = FOLDER,
+    cwd: str | os.PathLike[str] = ROOT,
+    report: Callable[[str], object] = print,
+) -> list[Executed]:
+    """Execute every notebook in reading order and ``report`` a line with the time of each.
+
+    ``parameters`` must be known to every notebook; all of them are checked before the first one starts. Stops
+    at the first failure. The other arguments and the errors are those of :func:`run`.
+    """
+    plans = [_plan(path, parameters or {}, out, fast, Path(cwd)) for path in list_notebooks(folder)]
+    results = []
+    for plan in plans:
+        results.append(_execute(plan))
+        report(f"{results[-1].name}: {results[-1].seconds:.1f} s")
+    report(f"all {len(results)} notebooks: {sum(result.seconds for result in results):.1f} s")
+    return results
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What one run will do, checked, before anything is written."""
+
+    source: Path
+    target: Path
+    parameters: dict[str, Any]
+    cwd: Path
+
+
+def _plan(
+    source: Path, parameters: Mapping[str, Any], out: str | os.PathLike[str] | None, fast: bool, cwd: Path
+) -> _Plan:
+    notebook = nbformat.read(source, as_version=4)
+    out = Path(out or (FIGURES / "fast" if fast else FIGURES)).resolve()
+    cwd = cwd.resolve()
+    try:
+        known = read_parameters(notebook)
+        quick = notebook.metadata.get("visionpulse", {}).get("fast", {}) if fast else {}
+        # Relative where possible: figures carry their parameters and shall be equal on every machine.
+        place = {"out": out.relative_to(cwd) if out.is_relative_to(cwd) else out} if "out" in known else {}
+        values = check_parameters(known, {**quick, **place, **parameters})
+    except ValueError as error:
+        raise ValueError(f"{source.name}: {error}") from error
+    return _Plan(source, out / "executed" / source.name, values, cwd)
+
+
+def _execute(plan: _Plan) -> Executed:
+    # The good name appears only once the last cell is done, however the run ends.
+    partial = plan.target.with_suffix(".failed.ipynb")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    try:
+        with _only_our_own_name_check():
+            papermill.execute_notebook(
+                _as_template(plan.source),
+                _as_template(partial),
+                parameters=plan.parameters,
+                cwd=plan.cwd,
+                kernel_name="python3",
+                language="python",
+                kernel_manager_class=_RunningPython,
+                progress_bar=sys.stderr.isatty(),
+            )
+    except PapermillExecutionError as error:
+        first_line = error.source.strip().partition("\n")[0]
+        raise NotebookError(
+            f"{plan.source.name} failed in cell {_cell_number(plan, error)}, `{first_line}`: {error.ename}: "
+            f"{error.evalue}\nThe cells up to there, with the traceback: {partial}"
+        ) from error
+    except DeadKernelError as error:
+        raise NotebookError(
+            f"the kernel of {plan.source.name} died, most often because memory ran out: try smaller "
+            f"parameters.\nThe cells up to there: {partial}"
+        ) from error
+    partial.replace(plan.target)
+    return Executed(plan.source.stem, plan.target, plan.parameters, time.perf_counter() - start)
+
+
+class _RunningPython(AsyncKernelManager):
+    """Starts the kernel with this very Python, whatever ``python3`` kernels are installed elsewhere."""
+
+    @default("kernel_spec_manager")
+    def _kernel_spec_manager_default(self) -> KernelSpecManager:
+        return KernelSpecManager(parent=self, kernel_dirs=[])
+
+
+@contextlib.contextmanager
+def _only_our_own_name_check() -> Iterator[None]:
+    """Silence papermill's warning of unknown names: ours are checked, and it overlooks annotated ones."""
+    logger = logging.getLogger("papermill")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _as_template(path: Path) -> str:
+    """Escape a path for papermill, which fills parameters into ``{name}``."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _cell_number(plan: _Plan, error: PapermillExecutionError) -> int:
+    """Number (from 1, markdown cells included) of the failed cell in the notebook as committed."""
+    notebook = nbformat.read(plan.source, as_version=4)
+    tagged = notebook.cells.index(parameters_cell(notebook))
+    injected_before = bool(plan.parameters) and error.cell_index > tagged
+    return error.cell_index + 1 - injected_before
