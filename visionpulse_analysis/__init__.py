@@ -1,0 +1,39 @@
+"""Record, prune, measure and draw what a vision-language model looks at while it reasons.
+
+Importing this package changes nothing and loads nothing: every public name is fetched from its module
+on first use, so a stored trace can be read and drawn on a machine without torch.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_MODULE_OF = {
+    "PatchGrid": "patches",
+    "StoreVersionError": "store",
+    "Trace": "traces",
+    "TraceStore": "store",
+    "VLM": "models",
+    "VisionPulse": "pruners",
+    "create_trace": "traces",
+    "decode": "decoding",
+    "explore": "explorer",
+    "list_pruners": "pruners",
+    "load": "models",
+    "make_pruner": "pruners",
+}
+
+__all__ = [*_MODULE_OF, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(
+            f"module {__name__!r} has no attribute {name!r}; public names: {', '.join(sorted(_MODULE_OF))}"
+        )
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
