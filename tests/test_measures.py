@@ -1,0 +1,317 @@
+"""Measures: limits and identities first, then independent slow computations, then invalid neighbours."""
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from visionpulse_analysis import measures
+
+ATTENTION = arrays(
+    np.float64,
+    array_shapes(min_dims=1, max_dims=3, max_side=9),
+    elements=st.sampled_from([0, 1e-7, 0.01, 0.2, 0.5]),
+)
+USAGE = [measures.participation_ratio, measures.effective_count, measures.patches_for_share]
+
+
+def random_rows(*shape, seed=0):
+    rows = np.random.default_rng(seed).lognormal(0, 1.5, shape)
+    return 0.4 * rows / rows.sum(-1, keepdims=True)
+
+
+# ---- one row -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 2, 10, 256])
+def test_uniform_and_one_hot_are_the_limits(n):
+    uniform, one_hot = np.full(n, 0.3 / n), 0.3 * np.eye(n)[n // 2]
+    assert measures.entropy_bits(uniform) == pytest.approx(np.log2(n), abs=1e-12)
+    assert measures.entropy_bits(one_hot) == 0
+    for usage in (measures.participation_ratio, measures.effective_count):
+        assert usage(uniform) == pytest.approx(n, rel=1e-12)
+        assert usage(one_hot) == pytest.approx(1, rel=1e-12)
+    assert measures.patches_for_share(uniform, 0.9) == np.ceil(n * 9 / 10)
+    assert measures.patches_for_share(uniform, 1.0) == n
+    assert measures.patches_for_share(one_hot, 1.0) == 1
+
+
+@given(ATTENTION)
+def test_usage_is_between_1_and_n_ordered_and_nan_only_without_mass(attention):
+    n, empty = attention.shape[-1], attention.sum(-1) == 0
+    for usage in USAGE:
+        value = usage(attention)
+        assert value.shape == attention.shape[:-1]
+        assert np.array_equal(np.isnan(value), empty)
+        assert ((value >= 1 - 1e-9) & (value <= n + 1e-9) | empty).all()
+    participation, effective = measures.participation_ratio(attention), measures.effective_count(attention)
+    assert (participation <= effective * (1 + 1e-9))[~empty].all()  # Renyi entropies fall with their order
+
+
+@given(ATTENTION, st.floats(1e-3, 1.0), st.randoms(use_true_random=False))
+def test_usage_ignores_scale_and_the_order_of_patches(attention, scale, random):
+    order = random.sample(range(attention.shape[-1]), attention.shape[-1])
+    for usage in USAGE:
+        np.testing.assert_allclose(usage(scale * attention[..., order]), usage(attention), rtol=1e-9)
+
+
+@given(ATTENTION)
+def test_normalise_keeps_the_shape_and_the_mass_gives_it_back(attention):
+    shape, mass = measures.normalise(attention), measures.attention_mass(attention)
+    assert np.isnan(shape[mass == 0]).all()
+    np.testing.assert_allclose(shape[mass > 0].sum(-1), 1, rtol=1e-12)
+    np.testing.assert_allclose((shape * mass[..., None])[mass > 0], attention[mass > 0], rtol=1e-12)
+
+
+@given(ATTENTION, st.floats(0.05, 1.0))
+def test_patches_for_share_is_the_smallest_such_number(attention, share):
+    for row in attention.reshape(-1, attention.shape[-1]):
+        if row.sum() > 0:
+            falling = sorted(row, reverse=True)
+            slow = next(
+                k for k in range(1, len(row) + 1) if sum(falling[:k]) >= share * sum(falling) * (1 - 1e-12)
+            )
+            assert measures.patches_for_share(row, share) == slow
+
+
+def test_active_count_is_strict_takes_several_thresholds_and_multiples_of_uniform():
+    row = np.array([0.1, 0.2, 0.2, 0.3])
+    assert measures.active_count(row, 0.2) == 1
+    assert measures.active_count(row, [0.05, 0.1, 0.3]).tolist() == [4, 3, 0]
+    assert measures.active_count(row, 0.5, relative=True) == measures.active_count(row, 0.125) == 3
+    many = random_rows(5, 3, 1280)
+    counts = measures.active_count(many, measures.PAPER_THRESHOLDS)
+    assert counts.shape == (5, 3, 4)
+    assert (np.diff(counts, axis=-1) < 0).all()
+
+
+def test_half_precision_is_summed_in_higher_precision():
+    row = np.full(4096, 2.0**-12, dtype=np.float16)  # exact in float16, whose own running sum stalls at 0.5
+    assert measures.attention_mass(row) == 1
+    assert measures.entropy_bits(row) == pytest.approx(12, abs=1e-12)
+
+
+def test_centre_of_mass_and_drift():
+    row, col = np.divmod(np.arange(12), 4)
+    one_hot = np.eye(12)[[0, 7, 7]]
+    assert measures.centre_of_mass(one_hot, row, col).tolist() == [[0, 0], [1, 3], [1, 3]]
+    assert measures.centre_of_mass(np.full(12, 0.01), row, col) == pytest.approx([1, 1.5])
+    assert measures.centre_drift(one_hot, row, col) == pytest.approx([np.hypot(1, 3), 0])
+    with_layers = random_rows(5, 3, 12)
+    assert measures.centre_drift(with_layers, row, col)[:, 1] == pytest.approx(
+        measures.centre_drift(with_layers[:, 1], row, col)
+    )
+    with pytest.raises(ValueError, match="12 patches"):
+        measures.centre_of_mass(one_hot, row[:4], col[:4])
+
+
+# ---- layers and distributions --------------------------------------------------------------------------------------
+
+
+def test_layer_similarity_is_the_mean_over_steps_of_the_cosine():
+    attention = random_rows(6, 4, 20)
+    slow = np.zeros((4, 4))
+    for step, a, b in itertools.product(range(6), range(4), range(4)):
+        u, v = attention[step, a], attention[step, b]
+        slow[a, b] += u @ v / np.sqrt(u @ u) / np.sqrt(v @ v) / 6
+    similarity = measures.layer_similarity(attention)
+    np.testing.assert_allclose(similarity, slow, rtol=1e-12)
+    np.testing.assert_allclose(np.diag(similarity), 1, rtol=1e-12)
+    orthogonal = np.eye(4)[None]
+    np.testing.assert_array_equal(measures.layer_similarity(orthogonal), np.eye(4))
+
+
+def test_layer_similarity_leaves_out_steps_without_mass_and_survives_tiny_rows():
+    attention = random_rows(3, 2, 8)
+    attention[1, 0] = 0
+    np.testing.assert_allclose(
+        measures.layer_similarity(attention)[0, 1], measures.layer_similarity(attention[[0, 2]])[0, 1]
+    )
+    attention[:, 0] = 0
+    assert np.isnan(measures.layer_similarity(attention)[0]).all()
+    tiny = random_rows(3, 2, 8) * 1e-200
+    np.testing.assert_allclose(
+        measures.layer_similarity(tiny), measures.layer_similarity(random_rows(3, 2, 8))
+    )
+
+
+def test_kl_divergence_limits_and_known_cases():
+    p, q = np.array([0.5, 0.5, 0.0]), np.array([0.25, 0.25, 0.5])
+    with np.errstate(divide="ignore"):
+        log_p, log_q = np.log(p), np.log(q)
+    assert measures.kl_divergence(log_p, log_p) == 0
+    assert measures.kl_divergence(log_p, log_q) == pytest.approx(np.log(2))
+    assert measures.kl_divergence(log_q, log_p) == np.inf
+    far = np.array([0.0, -2000.0]), np.array([-2000.0, 0.0])  # the probabilities themselves underflow
+    assert measures.kl_divergence(*far) == pytest.approx(2000)
+
+
+@given(arrays(np.float32, (2, 3, 7), elements=st.floats(-30, 30, width=32)))
+def test_kl_divergence_is_never_negative_also_from_rounded_log_softmax(logits):
+    logp, logq = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    value = measures.kl_divergence(logp, logq)
+    assert value.shape == (3,)
+    assert (value >= 0).all()
+    assert (measures.kl_divergence(logp, logp) == 0).all()
+
+
+def test_kl_divergence_refuses_logits_and_nan():
+    for bad in (np.array([3.0, 1.0]), np.array([np.nan, 0.0]), np.array([-np.inf, -np.inf])):
+        with pytest.raises(ValueError, match="log-probabilities"):
+            measures.kl_divergence(bad, np.log([0.5, 0.5]))
+    with pytest.raises(ValueError, match="same tokens"):
+        measures.kl_divergence(np.log([0.5, 0.5]), np.log([0.5, 0.25, 0.25]))
+
+
+# ---- sets ----------------------------------------------------------------------------------------------------------
+
+
+@given(ATTENTION, st.data())
+def test_top_set_marks_exactly_k_and_ties_go_to_the_lower_index(attention, data):
+    n = attention.shape[-1]
+    k = data.draw(st.integers(1, n))
+    marked = measures.top_set(attention, k=k)
+    assert (marked.sum(-1) == k).all()
+    for row, mark in zip(attention.reshape(-1, n), marked.reshape(-1, n), strict=True):
+        assert np.flatnonzero(mark).tolist() == sorted(sorted(range(n), key=lambda i: (-row[i], i))[:k])
+
+
+@given(st.integers(1, 400), st.integers(1, 100))
+def test_top_set_fraction_is_the_exact_floor_of_the_percentage(n, percent):
+    marked = measures.top_set(np.zeros(n), fraction=percent / 100)
+    assert marked.sum() == max(1, n * percent // 100)
+
+
+def test_top_set_wants_exactly_one_size_in_range():
+    for sizes in (
+        {},
+        {"k": 2, "fraction": 0.5},
+        {"k": 0},
+        {"k": 5},
+        {"k": 1.5},
+        {"fraction": 0},
+        {"fraction": 1.1},
+    ):
+        with pytest.raises(ValueError, match="k"):
+            measures.top_set(np.ones(4), **sizes)
+
+
+def test_jaccard_limits():
+    a, b = np.array([1, 1, 0, 0], bool), np.array([0, 1, 1, 0], bool)
+    assert measures.jaccard(a, a) == 1
+    assert measures.jaccard(a, ~a) == 0
+    assert measures.jaccard(a, b) == measures.jaccard(b, a) == pytest.approx(1 / 3)
+    assert np.isnan(measures.jaccard(a & ~a, a & ~a))
+    with pytest.raises(ValueError, match="same patches"):
+        measures.jaccard(a, b[:3])
+    with pytest.raises(ValueError, match="bool"):
+        measures.jaccard(a, [0, 1])
+
+
+@pytest.mark.parametrize(("n", "k_a", "k_b"), [(5, 2, 3), (6, 3, 3), (6, 5, 4), (4, 0, 2), (7, 7, 3)])
+def test_jaccard_null_equals_the_enumeration_of_all_pairs_of_sets(n, k_a, k_b):
+    values = sorted(
+        len(set(a) & set(b)) / len(set(a) | set(b))
+        for a in itertools.combinations(range(n), k_a)
+        for b in itertools.combinations(range(n), k_b)
+    )
+    null = measures.jaccard_null(n, k_a, k_b, confidence=0.8)
+    assert null.mean == pytest.approx(np.mean(values))
+    assert null.low == pytest.approx(np.quantile(values, 0.1, method="inverted_cdf"))
+    assert null.high == pytest.approx(np.quantile(values, 0.9, method="inverted_cdf"))
+
+
+def test_jaccard_null_refuses_impossible_sizes():
+    for sizes in ((5, 6, 1), (5, -1, 1), (5, 0, 0)):
+        with pytest.raises(ValueError, match="set sizes"):
+            measures.jaccard_null(*sizes)
+
+
+@given(ATTENTION, st.data())
+def test_coverage_of_a_set_and_its_complement_add_up(attention, data):
+    mask = data.draw(arrays(bool, attention.shape))
+    inside, outside = measures.coverage(attention, mask), measures.coverage(attention, ~mask)
+    full = attention.sum(-1) > 0
+    np.testing.assert_allclose((inside + outside)[full], 1, rtol=1e-12)
+    assert np.isnan(inside[~full]).all()
+    assert (measures.coverage(attention, np.ones(attention.shape[-1], bool))[full] == 1).all()
+
+
+def test_overlap_over_steps_agrees_with_pairs_taken_by_hand():
+    sets = measures.top_set(random_rows(7, 2, 30), k=8)
+    pair = lambda s, t: measures.jaccard(sets[s], sets[t])  # noqa: E731
+    by_lag = measures.overlap_by_lag(sets, max_lag=9)
+    assert by_lag.shape == (10, 2)
+    for lag in range(7):
+        np.testing.assert_allclose(by_lag[lag], np.mean([pair(t, t + lag) for t in range(7 - lag)], axis=0))
+    assert (by_lag[0] == 1).all()
+    assert np.isnan(by_lag[7:]).all()
+    np.testing.assert_array_equal(measures.consecutive_overlap(sets), [pair(t, t + 1) for t in range(6)])
+    np.testing.assert_array_equal(measures.overlap_with_first(sets), [pair(0, t) for t in range(7)])
+    assert not np.array_equal(by_lag[1], by_lag[6])
+    with pytest.raises(ValueError, match="step"):
+        measures.overlap_by_lag(sets[0, 0], 1)
+
+
+def test_relevance_of_attention():
+    target = np.array([0, 1, 1, 0, 0], bool)
+    on, off = np.array([0.1, 0.3, 0.0, 0.1, 0.0]), np.array([0.3, 0.1, 0.0, 0.1, 0.0])
+    result = measures.relevance_hit(np.stack([on, off, 0 * on]), target)
+    np.testing.assert_allclose(result.hit, [1, 0, np.nan])
+    np.testing.assert_allclose(result.share, [0.6, 0.2, np.nan])
+    np.testing.assert_allclose(result.chance_hit, [0.4, 0.4, np.nan])
+    uniform = measures.relevance_hit(np.full(5, 0.1), target)
+    assert uniform.share == pytest.approx(uniform.chance_share)
+    assert np.isnan(measures.relevance_hit(on, np.zeros(5, bool)).hit)
+
+
+@pytest.mark.parametrize(("n", "size", "k"), [(6, 2, 3), (5, 1, 2), (5, 4, 2)])
+def test_relevance_chance_of_a_set_is_the_mean_over_all_sets(n, size, k):
+    chosen = [np.isin(np.arange(n), members) for members in itertools.combinations(range(n), k)]
+    result = measures.relevance_hit(np.stack(chosen), np.arange(n) < size)
+    assert result.hit.mean() == pytest.approx(result.chance_hit[0])
+    assert result.share.mean() == pytest.approx(result.chance_share[0]) == pytest.approx(size / n)
+
+
+# ---- invalid input -------------------------------------------------------------------------------------------------
+
+MEASURES = {
+    "attention_mass": measures.attention_mass,
+    "active_count": lambda a: measures.active_count(a, 0.001),
+    "normalise": measures.normalise,
+    "participation_ratio": measures.participation_ratio,
+    "entropy_bits": measures.entropy_bits,
+    "effective_count": measures.effective_count,
+    "patches_for_share": measures.patches_for_share,
+    "centre_of_mass": lambda a: measures.centre_of_mass(a, range(4), range(4)),
+    "layer_similarity": lambda a: measures.layer_similarity(a[None]),
+    "top_set": lambda a: measures.top_set(a, k=1),
+    "coverage": lambda a: measures.coverage(a, np.ones(4, bool)),
+    "relevance_hit": lambda a: measures.relevance_hit(a, np.ones(4, bool)),
+}
+
+
+@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -0.25])
+def test_nan_infinite_and_negative_weights_are_refused_with_their_place(name, bad):
+    attention = np.full((3, 4), 0.1)
+    MEASURES[name](attention)
+    attention[2, 1] = bad
+    with pytest.raises(ValueError, match=re.escape(f"{bad} at [") + r".*2, 1\]"):
+        MEASURES[name](attention)
+
+
+def test_other_invalid_input():
+    with pytest.raises(ValueError, match=r"got shape \(3, 0\)"):
+        measures.attention_mass(np.zeros((3, 0)))
+    with pytest.raises(ValueError, match="real numbers"):
+        measures.attention_mass(["a"])
+    with pytest.raises(ValueError, match="threshold"):
+        measures.active_count(np.ones(3), -1)
+    for share in (0, 1.1, np.nan):
+        with pytest.raises(ValueError, match="share"):
+            measures.patches_for_share(np.ones(3), share)

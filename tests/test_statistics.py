@@ -1,0 +1,437 @@
+"""Statistics: identities, an independent slow loop, and the operating characteristics (coverage, level of the tests).
+
+The seeds were fixed before the results were looked at. Monte-Carlo errors are stated where a rate is claimed.
+"""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from visionpulse_analysis import measures
+from visionpulse_analysis.statistics import (
+    Interval,
+    cluster_bootstrap,
+    correlation,
+    mcnemar,
+    paired_difference,
+    permutation_test,
+    proportion_interval,
+    shape_permutation_null,
+)
+
+
+def clustered(rng, n_clusters, spread=0.5):
+    """Values around a true mean of 0: strong cluster effects, 5 to 15 values per cluster."""
+    codes = np.repeat(np.arange(n_clusters), rng.integers(5, 16, n_clusters))
+    return rng.normal(size=n_clusters)[codes] + spread * rng.normal(size=len(codes)), codes
+
+
+def bounds(interval):
+    return [interval.low, interval.high]
+
+
+# ---- bootstrap -----------------------------------------------------------------------------------------------------
+
+
+def slow_bootstrap(values, labels, statistic, n_resamples, seed):
+    names = sorted(set(labels))
+    draws = np.random.default_rng(seed).integers(0, len(names), size=(n_resamples, len(names)))
+    members = [[v for v, label in zip(values, labels, strict=True) if label == name] for name in names]
+    return [statistic(np.concatenate([members[i] for i in draw])) for draw in draws]
+
+
+@pytest.mark.parametrize(
+    "statistic", [np.mean, np.median, lambda v: v.mean()], ids=["mean", "median", "slow mean"]
+)
+def test_bootstrap_equals_a_slow_loop_over_the_same_draws(statistic):
+    values, codes = clustered(np.random.default_rng(1), 9)
+    labels = [f"scene-{code}" for code in codes]
+    order = np.random.default_rng(2).permutation(len(values))
+    result = cluster_bootstrap(
+        values[order], np.array(labels)[order], statistic, n_resamples=300, seed=5, method="percentile"
+    )
+    resampled = slow_bootstrap(values, labels, statistic, 300, 5)
+    assert result.estimate == pytest.approx(statistic(values))
+    assert bounds(result) == pytest.approx(np.quantile(resampled, [0.025, 0.975]))
+    assert (result.n_clusters, result.n_values) == (9, len(values))
+
+
+def test_bca_agrees_with_scipy_when_every_value_is_its_own_cluster():
+    values = np.random.default_rng(3).exponential(size=60)
+    ours = cluster_bootstrap(values, np.arange(60), method="bca", n_resamples=40_000)
+    theirs = stats.bootstrap((values,), np.mean, method="BCa", n_resamples=40_000, rng=0).confidence_interval
+    percentile = cluster_bootstrap(values, np.arange(60), method="percentile", n_resamples=40_000)
+    error = 0.004  # of a quantile from 40,000 resamples, in units of the value
+    assert bounds(ours) == pytest.approx([theirs.low, theirs.high], abs=error)
+    assert ours.low - percentile.low > 2 * error  # so that the comparison can tell the methods apart
+
+
+def test_expanded_is_wider_by_the_t_factor_for_a_normal_mean():
+    values = np.random.default_rng(4).normal(size=8)
+    wide, narrow = (
+        cluster_bootstrap(values, np.arange(8), method=m, n_resamples=50_000)
+        for m in ("expanded", "percentile")
+    )
+    factor = np.sqrt(8 / 7) * stats.t.ppf(0.975, 7) / stats.norm.ppf(0.975)
+    assert np.diff(bounds(wide)) / np.diff(bounds(narrow)) == pytest.approx(factor, rel=0.03)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(-50, 50)), min_size=1, max_size=40), st.integers(-9, 9)
+)
+@settings(max_examples=50)
+def test_bootstrap_shifts_and_scales_with_the_values_and_ignores_their_order(pairs, shift):
+    codes, values = np.array(pairs).T
+    base = cluster_bootstrap(values, codes, n_resamples=100)
+    moved = cluster_bootstrap(2 * values[::-1] + shift, codes[::-1], n_resamples=100)
+    expected = 2 * np.array([base.estimate, *bounds(base)]) + shift
+    np.testing.assert_allclose([moved.estimate, *bounds(moved)], expected, atol=1e-9)
+    assert base.estimate == pytest.approx(values.mean())
+
+
+def coverage(n_clusters, n_simulations, seed, method="expanded", naive=False):
+    rng, hits = np.random.default_rng(seed), 0
+    for simulation in range(n_simulations):
+        values, codes = clustered(rng, n_clusters)
+        units = np.arange(len(values)) if naive else codes
+        interval = cluster_bootstrap(values, units, n_resamples=999, seed=simulation, method=method)
+        hits += interval.low <= 0 <= interval.high
+    return hits / n_simulations
+
+
+@pytest.mark.parametrize("n_clusters", [20, 40])
+def test_default_interval_covers_within_two_points_of_nominal(n_clusters):
+    # 4000 simulations: Monte-Carlo standard error 0.0034, so 0.02 is 5.8 of them.
+    assert abs(coverage(n_clusters, 4000, seed=20260531) - 0.95) <= 0.02
+
+
+def test_step_resampling_and_the_plain_percentile_fail_the_same_check():
+    assert coverage(20, 1000, seed=20260531, naive=True) < 0.7
+    assert abs(coverage(20, 4000, seed=20260531, method="percentile") - 0.95) > 0.02
+
+
+@pytest.mark.parametrize("kind", ["pooled", "within"])
+def test_correlation_interval_covers_within_two_points_of_nominal(kind):
+    # Within a sample r is 0.6; samples differ independently in x and y by as much as steps do, so pooled r is 0.3.
+    rng, hits, codes = np.random.default_rng(20260601), 0, np.repeat(np.arange(60), 10)
+    for simulation in range(4000):
+        step = rng.normal(size=600)
+        x = rng.normal(size=60)[codes] + step
+        y = rng.normal(size=60)[codes] + 0.6 * step + 0.8 * rng.normal(size=600)
+        interval = correlation(x, y, codes, kind=kind, n_resamples=499, seed=simulation)
+        hits += interval.low <= {"pooled": 0.3, "within": 0.6}[kind] <= interval.high
+    assert abs(hits / 4000 - 0.95) <= 0.02
+
+
+# ---- pairs and proportions -----------------------------------------------------------------------------------------
+
+
+def test_paired_difference_is_the_bootstrap_of_the_differences_and_pairs_matter():
+    rng = np.random.default_rng(6)
+    a, codes = clustered(rng, 12)
+    a = a + 10
+    b = 0.9 * a
+    result = paired_difference(a, b, codes, seed=3)
+    assert result == cluster_bootstrap(b - a, codes, seed=3)
+    assert result.estimate == pytest.approx(-0.1 * a.mean())
+    assert paired_difference(a, b[rng.permutation(len(b))], codes).low < result.low
+
+
+def test_relative_difference_is_the_ratio_of_means():
+    rng = np.random.default_rng(7)
+    a, codes = clustered(rng, 12)
+    a = a + 10
+    b = a + rng.normal(size=len(a))
+    result = paired_difference(a, b, codes, relative=True, seed=3)
+    generic = cluster_bootstrap((a, b), codes, lambda u, v: v.mean() / u.mean() - 1, seed=3)
+    assert [result.estimate, *bounds(result)] == pytest.approx([generic.estimate, *bounds(generic)])
+    doubled = paired_difference(a, 2 * a, codes, relative=True)
+    assert doubled.estimate == pytest.approx(1)
+    assert np.isnan(paired_difference(a - a, b, codes, relative=True).estimate)
+
+
+def test_without_clusters_every_pair_is_its_own():
+    a, b = np.arange(9.0), np.arange(9.0) ** 1.5
+    assert paired_difference(a, b) == paired_difference(a, b, np.arange(9))
+
+
+def test_wilson_interval_solves_its_own_equation():
+    correct = np.arange(50) < 47
+    result = proportion_interval(correct)
+    assert result.estimate == 0.94
+    for bound in bounds(result):  # Wilson: the bounds are where the score test just rejects
+        assert abs(0.94 - bound) == pytest.approx(stats.norm.ppf(0.975) * np.sqrt(bound * (1 - bound) / 50))
+    certain = proportion_interval(np.ones(50))
+    assert certain.low < 0.95 < certain.high == 1
+    with pytest.raises(ValueError, match=r"0 or 1 per scene; got 0\.5"):
+        proportion_interval([0, 0.5, 1])
+
+
+# ---- correlation ---------------------------------------------------------------------------------------------------
+
+
+def correlated(seed=8):
+    rng = np.random.default_rng(seed)
+    x, codes = clustered(rng, 15)
+    return x, np.round(x - 2 * x.mean() + rng.normal(size=len(x)), 1), codes  # rounded: ties for the ranks
+
+
+def within_by_hand(x, y, codes, rank):
+    parts = [(x[codes == c], y[codes == c]) for c in np.unique(codes)]
+    if rank:
+        parts = [(stats.rankdata(u) / len(u), stats.rankdata(v) / len(v)) for u, v in parts]
+    return np.corrcoef(
+        np.concatenate([u - u.mean() for u, _ in parts]), np.concatenate([v - v.mean() for _, v in parts])
+    )[0, 1]
+
+
+def test_correlation_estimates_equal_scipy_and_the_definition():
+    x, y, codes = correlated()
+    assert correlation(x, y, codes).estimate == pytest.approx(stats.pearsonr(x, y).statistic)
+    assert correlation(x, y, codes, method="spearman").estimate == pytest.approx(
+        stats.spearmanr(x, y).statistic
+    )
+    for method in ("pearson", "spearman"):
+        by_hand = within_by_hand(x, y, codes, method == "spearman")
+        assert correlation(x, y, codes, kind="within", method=method).estimate == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize(
+    ("method", "reference"), [("pearson", stats.pearsonr), ("spearman", stats.spearmanr)]
+)
+def test_pooled_correlation_interval_equals_the_generic_bootstrap(method, reference):
+    x, y, codes = correlated()
+    fast = correlation(x, y, codes, method=method, n_resamples=200, seed=4)
+    slow = cluster_bootstrap((x, y), codes, lambda u, v: reference(u, v).statistic, n_resamples=200, seed=4)
+    assert [fast.estimate, *bounds(fast)] == pytest.approx([slow.estimate, *bounds(slow)])
+
+
+def test_pooled_and_within_correlation_can_have_opposite_signs():
+    x, codes = clustered(np.random.default_rng(9), 30)
+    level = np.bincount(codes, x) / np.bincount(codes)
+    y = 5 * level[codes] - (x - level[codes])
+    assert correlation(x, y, codes).low > 0.5
+    assert correlation(x, y, codes, kind="within").estimate == pytest.approx(-1)
+    assert "within pearson" in correlation(x, y, codes, kind="within").method
+
+
+def test_correlation_with_a_constant_is_nan_not_a_number_made_of_rounding():
+    x, y, codes = correlated()
+    constant_by_sample = 0.1 + 0.1 * codes
+    for bad in (
+        correlation(np.full(len(y), 0.1), y, codes),
+        correlation(constant_by_sample, y, codes, kind="within"),
+        correlation(np.full(len(y), 0.1), y, codes, method="spearman"),
+    ):
+        assert np.isnan([bad.estimate, *bounds(bad)]).all()
+    one_active = np.where(codes == 0, x, 0.1)  # constant in the resamples without sample 0
+    for method in ("pearson", "spearman"):
+        partly = correlation(one_active, y, codes, method=method)
+        assert np.isfinite(partly.estimate)
+        assert np.isnan(bounds(partly)).all()
+
+
+# ---- tests against a null ------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_mcnemar_counts_the_table_and_sums_the_binomial(pairs):
+    a, b = np.array(pairs).T
+    table = np.array([[np.sum((a == i) & (b == j)) for j in (True, False)] for i in (True, False)])
+    result = mcnemar(a, b)
+    assert (result.b, result.c) == (table[0, 1], table[1, 0])
+    n, few = result.b + result.c, min(result.b, result.c)
+    assert result.p == pytest.approx(min(1.0, 2 * stats.binom.cdf(few, n, 0.5)))
+    assert mcnemar(b, a).p == result.p
+
+
+def test_mcnemar_rejects_a_true_null_at_most_at_its_level():
+    rng, level = np.random.default_rng(20260602), 0.05
+    easy = rng.random((2000, 100, 1)) < 0.7  # scenes differ in difficulty, both runs alike
+    right = rng.random((2000, 100, 2)) < np.where(easy, 0.95, 0.4)
+    rejected = np.mean([mcnemar(a, b).p <= level for a, b in np.moveaxis(right, -1, 1)])
+    assert 0.005 < rejected <= level
+
+
+def test_permutation_test_enumerates_all_signs_of_clusters():
+    rng = np.random.default_rng(10)
+    a, codes = clustered(rng, 7)
+    b = a + 0.4 + rng.normal(size=7)[codes]
+    sums = np.bincount(codes, b - a)
+    null = [abs(np.dot(signs, sums)) for signs in itertools.product([1, -1], repeat=7)]
+    result = permutation_test(a, b, codes)
+    assert result.p == pytest.approx(np.mean(np.array(null) >= abs(sums.sum()) - 1e-12))
+    assert result.difference == pytest.approx(np.mean(b - a))
+    assert permutation_test(b, a, codes).p == result.p
+    assert permutation_test(a, a, codes).p == 1
+
+
+def test_permutation_test_rejects_a_true_null_at_its_level_and_steps_would_not():
+    rng, level, n = np.random.default_rng(20260603), 0.05, 1500
+    by_cluster = by_step = 0
+    for simulation in range(n):
+        difference, codes = clustered(rng, 20)
+        zero = np.zeros_like(difference)
+        by_cluster += (
+            permutation_test(zero, difference, codes, n_permutations=399, seed=simulation).p <= level
+        )
+        by_step += (
+            permutation_test(zero, difference, n_permutations=399, seed=simulation).p <= level
+            if simulation < 200
+            else 0
+        )
+    assert abs(by_cluster / n - level) <= 3 * np.sqrt(level * (1 - level) / n)
+    assert by_step / 200 > 0.3
+
+
+def traces(rng, n_samples=6, n_steps=12, n_patches=40, link=0.0):
+    """Rows of random mass; with link > 0 rows of larger mass are more spread out, beyond scaling."""
+    samples = []
+    for _ in range(n_samples):
+        mass = rng.beta(2, 5, size=n_steps)
+        sharpness = 1.2 + rng.normal(size=n_steps) * 0.4 - link * (mass - mass.mean())
+        shape = np.exp(np.maximum(sharpness, 0.1)[:, None] * rng.normal(size=(n_steps, n_patches)))
+        samples.append(mass[:, None] * shape / shape.sum(-1, keepdims=True))
+    return samples
+
+
+def slow_shape_null(samples, threshold, n, seed):
+    """The same null with plain loops; only the drawing of random orders is shared with the package."""
+    rng = np.random.default_rng(seed)
+    rows = [row for sample in samples for row in sample]
+    group = np.repeat(np.arange(len(samples)), [len(sample) for sample in samples])
+    orders = np.argsort(group + rng.random((n, len(rows))), axis=1)
+    mass = np.array([row.sum() for row in rows])
+    for order in orders:
+        assert (group[order] == group).all()
+        count = [int((rows[j] / mass[j] * mass[i] > threshold).sum()) for i, j in enumerate(order)]
+        yield stats.pearsonr(mass, count).statistic
+
+
+def test_shape_null_equals_a_slow_loop_over_the_same_permutations():
+    samples = traces(np.random.default_rng(11))
+    null = np.array(list(slow_shape_null(samples, 0.01, 50, seed=2)))
+    result = shape_permutation_null(samples, 0.01, n_permutations=50, seed=2)
+    assert [result.mean, result.low, result.high] == pytest.approx(
+        [null.mean(), *np.quantile(null, [0.025, 0.975])]
+    )
+    extreme = min((null >= result.r).sum(), (null <= result.r).sum())
+    assert result.p == pytest.approx(min(1, 2 * (extreme + 1) / 51))
+
+
+@pytest.mark.parametrize("kind", ["pooled", "within"])
+@pytest.mark.parametrize("relative", [False, True])
+def test_shape_null_observes_the_correlation_of_mass_and_active_count(kind, relative):
+    samples = traces(np.random.default_rng(12)) + traces(np.random.default_rng(13), n_patches=25)
+    samples[0][3] = 0  # a step without mass stays in the correlation with its count of 0
+    threshold = 1.0 if relative else 0.01
+    mass = np.concatenate([measures.attention_mass(s) for s in samples])
+    count = np.concatenate([measures.active_count(s, threshold, relative=relative) for s in samples])
+    codes = np.repeat(np.arange(len(samples)), [len(s) for s in samples])
+    result = shape_permutation_null(samples, threshold, relative=relative, kind=kind)
+    assert result.r == pytest.approx(correlation(mass, count, codes, kind=kind).estimate)
+
+
+@pytest.mark.parametrize("scope", ["within", "across"])
+def test_shape_null_rejects_a_true_null_at_its_level(scope):
+    rng, level, n = np.random.default_rng(20260604), 0.05, 1500
+    results = [
+        shape_permutation_null(traces(rng), 0.01, scope=scope, n_permutations=199, seed=i) for i in range(n)
+    ]
+    rejected = np.mean([result.p <= level for result in results])
+    assert abs(rejected - level) <= 3 * np.sqrt(level * (1 - level) / n)
+    assert np.mean([result.r for result in results]) > 0.7  # a large r, and still nothing beyond the null
+
+
+def test_shape_null_finds_a_link_beyond_scaling():
+    result = shape_permutation_null(traces(np.random.default_rng(14), n_samples=20, link=3.0), 0.01)
+    assert result.r > result.high
+    assert result.p < 0.05
+
+
+def test_shape_null_of_constant_shapes_is_the_observation_itself():
+    mass = np.linspace(0.1, 0.9, 12)
+    result = shape_permutation_null([mass[:, None] * np.linspace(1, 2, 30) / 45], 0.01)
+    assert result.low == pytest.approx(result.r) == pytest.approx(result.high)
+    assert result.p == 1
+
+
+def test_shape_null_is_nan_for_a_constant_count():
+    result = shape_permutation_null(traces(np.random.default_rng(15)), 2.0)
+    assert np.isnan([result.r, result.mean, result.low, result.high, result.p]).all()
+
+
+# ---- the interval and invalid input --------------------------------------------------------------------------------
+
+
+def test_interval_prints_and_serialises():
+    interval = Interval(0.7123, 0.6411, 0.7812, 200, 9000, 0.95, "wilson")
+    assert str(interval) == "0.71 [0.64, 0.78], 200 scenes"
+    assert str(Interval(-12.34, -15.9, -8.1, 30, 90, 0.95, "wilson")) == "-12 [-16, -8], 30 scenes"
+    assert str(Interval(0.5, np.nan, np.nan, 1, 90, 0.95, "wilson")) == "0.500 [nan, nan], 1 scenes"
+    assert Interval(**interval.to_dict()) == interval
+    assert json.loads(json.dumps(cluster_bootstrap([1, 2], [0, 0]).to_dict(), allow_nan=False))["low"] is None
+
+
+@pytest.mark.parametrize("method", ["expanded", "percentile", "bca"])
+def test_no_interval_from_one_cluster_or_from_equal_values(method):
+    for values, codes in (([1.0, 2.0], [0, 0]), ([0.1] * 30, np.repeat(np.arange(10), 3))):
+        result = cluster_bootstrap(values, codes, method=method)
+        assert result.estimate == pytest.approx(np.mean(values))
+        assert np.isnan(bounds(result)).all()
+    assert np.isnan(permutation_test([1.0, 2.0], [2.0, 2.0], [0, 0]).p)
+
+
+def test_undefined_statistics_give_nan_bounds():
+    values, codes = clustered(np.random.default_rng(16), 5)
+    rare = cluster_bootstrap(values, codes, lambda v: v.sum() if v.max() == values.max() else np.nan)
+    assert np.isfinite(rare.estimate)
+    assert np.isnan(bounds(rare)).all()
+
+
+ESTIMATES = {
+    "cluster_bootstrap": lambda a, b, c: cluster_bootstrap((a, b), c, lambda u, v: u.mean() - v.mean()),
+    "paired_difference": paired_difference,
+    "correlation": correlation,
+    "permutation_test": permutation_test,
+    "mcnemar": lambda a, b, c: mcnemar(a, b),
+}
+
+
+@pytest.mark.parametrize("name", ESTIMATES)
+def test_invalid_values_are_refused(name):
+    a, b, codes = [0.0, 1.0, 1.0], [1.0, 1.0, 0.0], [0, 1, 2]
+    ESTIMATES[name](a, b, codes)
+    for bad, message in (
+        ([0.0, np.nan, 1.0], r"nan at \[1\]"),
+        ([0.0, 1.0], "one length"),
+        ([], "not empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ESTIMATES[name](a if bad else bad, bad, codes)
+    if name != "mcnemar":
+        for labels in ([0, 1], [0.0, np.nan, 1.0]):
+            with pytest.raises(ValueError, match="clusters"):
+                ESTIMATES[name](a, b, labels)
+
+
+def test_invalid_options_are_refused():
+    values = [1.0, 2.0, 3.0]
+    for options in ({"method": "normal"}, {"confidence": 95}, {"n_resamples": 1}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            cluster_bootstrap(values, values, **options)
+    with pytest.raises(ValueError, match="kind"):
+        correlation(values, values, values, kind="mean")
+    samples = [np.full((2, 3), 0.1), np.full((2, 4), 0.1)]
+    with pytest.raises(ValueError, match="same number of patches"):
+        shape_permutation_null(samples, 0.1, scope="across")
+    for bad in ([], [np.full(3, 0.1)], [np.full((2, 3), np.nan)], [-samples[0]]):
+        with pytest.raises(ValueError, match="attention"):
+            shape_permutation_null(bad, 0.1)
+    with pytest.raises(ValueError, match="threshold"):
+        shape_permutation_null(samples, 0.0)

@@ -1,0 +1,243 @@
+"""Tests against a stated null; everything here is importable from `visionpulse_analysis.statistics`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from visionpulse_analysis._checks import attention_array
+from visionpulse_analysis._clusters import (
+    Kind,
+    aligned,
+    centre_within,
+    cluster_codes,
+    cluster_sums,
+    moments,
+    one_choice,
+    pearson_from_sums,
+)
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Exact McNemar test of two paired accuracies.
+
+    `b` pairs are right in a only, `c` in b only; `p` is the two-sided binomial
+    probability of so uneven a split.
+    """
+
+    b: int
+    c: int
+    p: float
+
+
+def mcnemar(a_correct: ArrayLike, b_correct: ArrayLike) -> McNemar:
+    """Test whether two runs on the same scenes differ in accuracy (exact, conservative; one pair per scene).
+
+    Parameters
+    ----------
+    a_correct, b_correct : bool or 0/1 array [scene]
+        Several seeds of one scene are not independent pairs: use `permutation_test` with clusters.
+
+    Returns
+    -------
+    McNemar; p = 1 without discordant pairs.
+
+    Raises
+    ------
+    ValueError
+        If empty, of unequal length, or not 0 or 1.
+    """
+    first, second = aligned("a_correct and b_correct", a_correct, b_correct)
+    if not np.isin([first, second], (0, 1)).all():
+        raise ValueError("a_correct and b_correct must be 0 or 1 per scene; got other values")
+    b, c = int(((first == 1) & (second == 0)).sum()), int(((first == 0) & (second == 1)).sum())
+    return McNemar(b, c, float(stats.binomtest(b, b + c).pvalue) if b + c else 1.0)
+
+
+@dataclass(frozen=True)
+class PermutationTest:
+    """Paired permutation test: `difference` = mean(b - a), `p` two-sided under random signs."""
+
+    difference: float
+    p: float
+    n_clusters: int
+
+
+def permutation_test(
+    a: ArrayLike,
+    b: ArrayLike,
+    clusters: ArrayLike | None = None,
+    *,
+    n_permutations: int = 9999,
+    seed: int = 0,
+) -> PermutationTest:
+    """Test mean(b - a) = 0 by flipping the sign of all differences of a cluster together.
+
+    Exact (all sign patterns) when there are no more than `n_permutations` of them, else sampled, counting the
+    observed one. With m clusters p cannot fall below 2 / 2^m.
+
+    Parameters
+    ----------
+    a, b : array [pair]
+    clusters : labels [pair], optional
+        The sample of each pair; by default every pair is its own.
+
+    Returns
+    -------
+    PermutationTest; p = NaN for a single cluster, 1 if no pair differs.
+
+    Raises
+    ------
+    ValueError
+        If the input is empty, NaN or of unequal length.
+    """
+    before, after = aligned("a and b", a, b)
+    codes = cluster_codes(np.arange(len(before)) if clusters is None else clusters, len(before))
+    if n_permutations < 1:
+        raise ValueError(f"n_permutations must be at least 1; got {n_permutations}")
+    sums = cluster_sums(codes, after - before)[:, 0]
+    difference, p = float(sums.sum() / len(before)), np.nan
+    if len(sums) > 1:
+        p = stats.permutation_test(
+            (sums,), np.sum, permutation_type="samples", vectorized=True, n_resamples=n_permutations, rng=seed
+        ).pvalue
+    return PermutationTest(difference, float(p), len(sums))
+
+
+@dataclass(frozen=True)
+class ShapeNull:
+    """Observed r(mass, active count) beside its null, in which shapes and masses are paired at random.
+
+    `low` and `high` are the 2.5 % and 97.5 % points of the null r, `mean` its mean; `p` is two-sided. All
+    four are NaN if r is undefined in the data or in a permutation (a constant count).
+    """
+
+    r: float
+    mean: float
+    low: float
+    high: float
+    p: float
+    threshold: float
+    n_permutations: int
+
+
+def shape_permutation_null(
+    attention: Sequence[ArrayLike],
+    threshold: float,
+    *,
+    relative: bool = False,
+    kind: Kind = "pooled",
+    scope: Literal["within", "across"] = "within",
+    n_permutations: int = 200,
+    seed: int = 0,
+) -> ShapeNull:
+    """Ask whether r(mass, active count) is more than arithmetic: the same shapes, scaled by the mass.
+
+    Each step's row is its mass times its shape. The null gives every step the shape of a random step and
+    keeps its mass, counts again the patches above the threshold, and correlates again (design notes, section
+    4.1).
+
+    Parameters
+    ----------
+    attention : list of arrays [step, patch], one per sample, >= 0, at one layer, head mean
+        Needs 8 to 16 bytes x steps x patches of memory over all samples.
+    threshold : float, > 0
+        As in `measures.active_count`; multiples of 1/n if `relative`.
+    kind : "pooled" or "within"
+        The correlation, as in `correlation`.
+    scope : "within" or "across"
+        Shapes are exchanged inside each sample, or between all samples (all with the same number of patches).
+
+    Returns
+    -------
+    ShapeNull. Steps without mass have no shape: they keep their count of 0 in the data and in the null.
+
+    Raises
+    ------
+    ValueError
+        If there is no step, a weight is NaN or negative, or samples differ in patches with scope "across".
+    """
+    one_choice(kind, ("pooled", "within"), "kind")
+    one_choice(scope, ("within", "across"), "scope")
+    rows = [attention_array(sample, f"attention[{i}]", ndim=2) for i, sample in enumerate(attention)]
+    sizes = [row.shape[-1] for row in rows]
+    if not rows or any(row.ndim != 2 for row in rows) or sum(len(row) for row in rows) == 0:
+        raise ValueError("attention must be a list of arrays [step, patch] with at least one step")
+    if scope == "across" and len(set(sizes)) > 1:
+        raise ValueError(
+            f'scope "across" needs the same number of patches in every sample; got {sorted(set(sizes))}'
+        )
+    if not threshold > 0 or n_permutations < 1:
+        raise ValueError(f"threshold must be > 0 and n_permutations >= 1; got {threshold}, {n_permutations}")
+
+    sample = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    mass = np.concatenate([row.sum(-1) for row in rows])
+    live = mass > 0
+    level = np.repeat([threshold / n if relative else threshold for n in sizes], [len(row) for row in rows])[
+        live
+    ]
+    level = level / mass[live]  # row > threshold  <=>  shape > threshold / mass
+    shapes = _sorted_shapes(rows)[live]
+    group = sample[live] if scope == "within" else np.zeros(live.sum())
+    samples = sample if kind == "within" else np.zeros_like(sample)
+    centred_mass = centre_within(mass, samples)
+
+    def r_with_shapes_of(order: np.ndarray) -> np.ndarray:
+        count = np.zeros((len(order), len(mass)))
+        count[:, live] = _count_above(shapes, order, level)
+        return np.array(
+            [
+                pearson_from_sums(moments(samples, centred_mass, centre_within(c, samples)).sum(0))
+                for c in count
+            ]
+        )
+
+    r = float(r_with_shapes_of(np.arange(len(shapes))[None])[0])
+    rng, null = np.random.default_rng(seed), []
+    chunk = max(1, 1_000_000 // max(1, len(shapes)))
+    for start in range(0, n_permutations, chunk):
+        keys = group + rng.random((min(chunk, n_permutations - start), len(shapes)))
+        null.append(r_with_shapes_of(np.argsort(keys, axis=1)))  # random order inside each group
+    return _shape_null(r, np.concatenate(null), threshold)
+
+
+def _shape_null(r: float, null: np.ndarray, threshold: float) -> ShapeNull:
+    if not np.isfinite([r, *null]).all():
+        return ShapeNull(r, np.nan, np.nan, np.nan, np.nan, threshold, len(null))
+    rounding = 1e-12  # permutations that change nothing count as equal
+    tail = min((null >= r - rounding).sum(), (null <= r + rounding).sum())
+    low, high = np.quantile(null, [0.025, 0.975])
+    p = min(1.0, 2 * (tail + 1) / (len(null) + 1))
+    return ShapeNull(r, float(null.mean()), float(low), float(high), float(p), threshold, len(null))
+
+
+def _sorted_shapes(rows: list[np.ndarray]) -> np.ndarray:
+    """Return the normalised rows of all samples, ascending, padded with zeros in front to 2^m - 1 patches."""
+    width = 2 ** max(row.shape[-1] for row in rows).bit_length() - 1
+    shapes = np.zeros((sum(len(row) for row in rows), width))
+    start = 0
+    for row in rows:
+        mass = row.sum(-1, keepdims=True)
+        shapes[start : start + len(row), width - row.shape[-1] :] = np.sort(
+            row / np.where(mass > 0, mass, 1.0), axis=-1
+        )
+        start += len(row)
+    return shapes
+
+
+def _count_above(shapes: np.ndarray, order: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """Return how many entries of sorted row `order[..., i]` exceed level[i] > 0; bisects all rows at once."""
+    width = shapes.shape[-1]
+    flat, start = shapes.ravel(), order * width
+    below = np.zeros_like(order)
+    half = (width + 1) // 2
+    while half:
+        below += half * (flat[start + below + half - 1] <= level)
+        half //= 2
+    return width - below
