@@ -43,6 +43,7 @@ def test_names_and_defaults_are_those_of_the_executed_cell(known):
     ("name", "given", "seen"),
     [
         ("model", "7", "7"),
+        ("model", "'7'", "'7'"),
         ("model", Path("models") / "big", "models/big"),
         ("n_samples", "7", 7),
         ("budget", "1e-2", 0.01),
