@@ -1,0 +1,196 @@
+"""Curves over the steps of a trace."""
+
+from collections.abc import Collection, Iterator, Sequence
+
+import matplotlib.patheffects as effects
+import numpy as np
+from matplotlib.axes import Axes
+
+from .checks import check_bracket, check_count, check_vector
+from .style import ACCENT, GREY, INK, laid_out_points, style
+from .tokens import check_steps, label_width, token_label
+
+_VISUAL_TINT = "#fbe3b3"
+
+
+@style()
+def draw_mass_curve(
+    ax: Axes,
+    mass: Sequence[float] | np.ndarray,
+    tokens: Sequence[str],
+    *,
+    marked_steps: Collection[int] = (),
+    kinds: Sequence[str] | None = None,
+) -> Axes:
+    """Draw the visual attention mass of each step over the tokens that the steps produced.
+
+    As many tokens as fit in two rows are all written (about 120 on 6.75 inches), of longer traces every
+    second, fifth, tenth ... Marked steps come first. Set the width of the figure before calling this.
+
+    Parameters
+    ----------
+    ax : Axes
+    mass : float [step]
+        Sum of the attention over all patches, 0 to 1.
+    tokens : sequence of str [step]
+    marked_steps : collection of int
+        Steps shown elsewhere as pictures: a dot and the step's number.
+    kinds : sequence of {"visual", "text"} [step], optional
+        Visual steps get a tinted ground; `draw_legend` explains it.
+
+    Returns
+    -------
+    ax : Axes
+
+    Raises
+    ------
+    ValueError
+        On mass outside 0 to 1, lengths that differ, an unknown kind, or a marked step that does not exist.
+    """
+    mass = check_vector(mass, "mass", low=0, high=1.001)  # a float32 sum of a softmax row may end above 1
+    count = len(mass)
+    check_count(tokens, "tokens", count)
+    check_steps(marked_steps, count)
+    if kinds is not None:
+        check_count(kinds, "kinds", count)
+        unknown = sorted(set(kinds) - {"visual", "text"})
+        if unknown:
+            raise ValueError(f"kinds has {unknown[0]!r}, expected 'visual' or 'text' for each step")
+        _shade(ax, np.asarray(kinds) == "visual")
+    marker = "o" if count <= 150 else ""
+    ax.plot(np.arange(count), mass, marker=marker, markersize=2.2, linewidth=0.9, color=INK, clip_on=False)
+    marked = sorted(marked_steps)
+    ax.plot(marked, mass[marked], "o", color=ACCENT, markersize=4.5, clip_on=False, zorder=4)
+    # Room above 1 for the numbers of marked steps; the axis itself ends at 1.
+    ax.set(xlim=(-0.7, count - 0.3), ylim=(0, 1.14), xlabel="generated token", ylabel="visual attention mass")
+    ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
+    ax.spines["left"].set_bounds(0, 1)
+    slot = laid_out_points(ax)[0] / count  # points per step
+    _number_steps(ax, mass, marked, slot)
+    _write_tokens(ax, tokens, marked, slot)
+    return ax
+
+
+@style()
+def draw_line_band(
+    ax: Axes,
+    x: Sequence[float] | np.ndarray,
+    y: Sequence[float] | np.ndarray,
+    low: Sequence[float] | np.ndarray | None = None,
+    high: Sequence[float] | np.ndarray | None = None,
+    label: str | None = None,
+    *,
+    colour: str | None = None,
+    dashed: bool = False,
+) -> Axes:
+    """Draw a line with the band between `low` and `high` around it; call it once per line.
+
+    Parameters
+    ----------
+    ax : Axes
+    x, y : float [point]
+    low, high : float [point], optional
+        Ends of the interval, both or neither.
+    label : str, optional
+        For `draw_legend`.
+    colour : str, optional
+        By default the next of the palette.
+    dashed : bool
+        For null models and references.
+
+    Returns
+    -------
+    ax : Axes
+
+    Raises
+    ------
+    ValueError
+        On lengths that differ, values that are not finite, one end without the other, or a line outside
+        its band.
+    """
+    x = check_vector(x, "x")
+    y = check_vector(y, "y", length=len(x))
+    if (low is None) != (high is None):
+        raise ValueError("low and high belong together: give both ends of the band or none")
+    ends = None
+    if low is not None and high is not None:
+        ends = check_vector(low, "low", length=len(x)), check_vector(high, "high", length=len(x))
+        check_bracket(y, *ends)
+    # Points get dots while they can be told apart.
+    marker = "o" if len(x) <= 40 and not dashed else ""
+    (line,) = ax.plot(
+        x, y, label=label, color=colour, marker=marker, markersize=2.5, linestyle="--" if dashed else "-"
+    )
+    if ends is not None:
+        ax.fill_between(x, *ends, color=line.get_color(), alpha=0.2, linewidth=0)
+    return ax
+
+
+def _shade(ax: Axes, visual: np.ndarray) -> None:
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], visual.astype(int), [0]])))
+    label = "visual step"
+    for start, end in zip(edges[::2], edges[1::2], strict=True):
+        ax.axvspan(
+            start - 0.5, end - 0.5, 0, 1 / 1.14, color=_VISUAL_TINT, linewidth=0, zorder=0, label=label
+        )
+        label = "_"  # one legend entry for all of them
+
+
+def _number_steps(ax: Axes, mass: np.ndarray, marked: list[int], slot: float) -> None:
+    """Write each marked step's number above its dot; two that are close lean away from each other."""
+    for place, step in enumerate(marked):
+        close_before = place > 0 and (step - marked[place - 1]) * slot < 14
+        close_after = place + 1 < len(marked) and (marked[place + 1] - step) * slot < 14
+        ax.annotate(
+            str(step),
+            (step, mass[step]),
+            xytext=(0, 4.5),
+            textcoords="offset points",
+            ha="left" if close_before else "right" if close_after else "center",
+            color=ACCENT,
+            fontweight="bold",
+            path_effects=[effects.withStroke(linewidth=2, foreground="white")],
+            annotation_clip=False,
+            zorder=5,
+        )
+
+
+def _write_tokens(ax: Axes, tokens: Sequence[str], marked: list[int], slot: float) -> None:
+    """Write tokens upright under the axis: in one row, or smaller in two staggered rows, or not all."""
+    labels = [token_label(token, 12) for token in tokens]
+    size, spacing, every, rows = 8.0, 8.6, 1, 1  # spacing: points from one upright label to the next
+    if slot < spacing:
+        size, spacing, rows = 6.5, 6.8, 2
+        every = next(n for n in _round_numbers() if n * slot * rows >= spacing)
+    placed: list[list[int]] = [[] for _ in range(rows)]
+    for step in [*marked, *range(0, len(labels), every)]:  # marked steps come first and the others give way
+        free = [row for row in placed if all(abs(step - other) * slot >= spacing for other in row)]
+        if free and not any(step in row for row in placed):
+            free[0].append(step)
+    for minor, row in enumerate(placed):
+        row.sort()
+        ax.set_xticks(
+            row,
+            [labels[step] for step in row],
+            minor=bool(minor),
+            rotation=90,
+            fontsize=size,
+            parse_math=False,
+        )
+        for text, step in zip(ax.get_xticklabels(minor=bool(minor)), row, strict=True):
+            if step in marked:
+                text.set(color=ACCENT, fontweight="bold")
+    ax.tick_params(axis="x", which="both", pad=1.5, color=GREY, length=2, width=0.4)
+    if rows == 2:
+        # The longer ticks of the second row lead past the labels of the first.
+        depth = max(label_width(labels[step], size) for step in placed[0]) + 4.5
+        ax.tick_params(axis="x", which="minor", length=depth)
+    if every > 1:
+        ax.set_xlabel(f"generated token (one in {every} of {len(labels):,} named)")
+
+
+def _round_numbers() -> Iterator[int]:
+    scale = 1
+    while True:
+        yield from (scale, 2 * scale, 5 * scale)
+        scale *= 10

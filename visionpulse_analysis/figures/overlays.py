@@ -1,0 +1,217 @@
+"""Values per patch drawn on the image they belong to.
+
+Every function puts the image into the same coordinates, in pixels: x from 0 (left edge) to its width, y from
+0 (top edge) to its height. So the boxes of a ``PatchGrid`` can be drawn as they are.
+"""
+
+from collections.abc import Sequence
+
+import matplotlib.patheffects as effects
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.patches import Rectangle
+
+from .checks import check_count, check_image, check_map
+from .scales import colours
+from .style import GREY, HEAT_CMAP, style
+
+OPACITY = (0.5, 0.65)  # at vmin and at vmax: dims the image where nobody looks, never hides it
+
+
+@style()
+def draw_overlay(
+    ax: Axes,
+    image: np.ndarray,
+    heat_map: np.ndarray,
+    *,
+    vmin: float,
+    vmax: float,
+    alpha: tuple[float, float] = OPACITY,
+    cmap: str = HEAT_CMAP,
+) -> Axes:
+    """Draw a value per patch over the image, patch by patch, without smoothing.
+
+    The lowest values darken the image, the highest shine; the image stays visible under both.
+
+    Parameters
+    ----------
+    ax : Axes
+    image : uint8 [row_px, col_px, 3]
+    heat_map : float [row, col]
+        One value per patch, NaN where there is no patch (the bare image shows). The grid covers the whole
+        image.
+    vmin, vmax : float
+        Values drawn in the first and last colour; values beyond them take the end colour. See `scale_limits`.
+    alpha : (float, float)
+        Opacity at `vmin` and at `vmax`, each from 0 to 1.
+    cmap : str
+        Name of a matplotlib colour map.
+
+    Returns
+    -------
+    ax : Axes
+
+    Raises
+    ------
+    ValueError
+        On a wrong shape or dtype, limits out of order, or an opacity outside 0 to 1.
+    """
+    image, heat_map = check_image(image), check_map(heat_map)
+    rgba = colours(heat_map, vmin, vmax, alpha, cmap)
+    _draw_image(ax, image)
+    return _draw_patches(ax, image, rgba)
+
+
+@style()
+def draw_blackout(ax: Axes, image: np.ndarray, heat_map: np.ndarray, percentile: float) -> Axes:
+    """Black out every patch whose value is below a percentile of the map.
+
+    The activation picture of VisionPulse (arXiv 2605.31457), there with the percentiles 50 and 90.
+
+    Parameters
+    ----------
+    ax : Axes
+    image : uint8 [row_px, col_px, 3]
+    heat_map : float [row, col]
+        NaN where there is no patch; those places are blacked out as well.
+    percentile : float
+        From 0 (nothing is blacked out) to 100 (all but the largest value), over the patches of this map.
+
+    Returns
+    -------
+    ax : Axes
+
+    Raises
+    ------
+    ValueError
+        On a wrong shape or dtype or a percentile outside 0 to 100.
+    """
+    image, heat_map = check_image(image), check_map(heat_map)
+    if not 0 <= percentile <= 100:
+        raise ValueError(f"percentile is {percentile!r}, expected a number from 0 to 100")
+    # "lower" is a value of the map itself, so that rounding cannot move a patch across the threshold.
+    threshold = np.nanpercentile(heat_map, percentile, method="higher")
+    black = np.zeros((*heat_map.shape, 4))
+    black[..., 3] = ~(heat_map >= threshold)  # written so that NaN is black
+    _draw_image(ax, image)
+    return _draw_patches(ax, image, black)
+
+
+@style()
+def draw_kept(ax: Axes, image: np.ndarray, kept_map: np.ndarray) -> Axes:
+    """Show the patches a pruner kept and outline them; dim the dropped ones.
+
+    Parameters
+    ----------
+    ax : Axes
+    image : uint8 [row_px, col_px, 3]
+    kept_map : bool, or float with 0, 1 and NaN (no patch), [row, col]
+        True = visible to the model.
+
+    Returns
+    -------
+    ax : Axes
+
+    Raises
+    ------
+    ValueError
+        On a wrong shape or dtype or values other than 0, 1 and NaN.
+    """
+    image, kept = check_image(image), check_map(kept_map, "kept_map")
+    if not np.isin(kept[~np.isnan(kept)], (0, 1)).all():
+        raise ValueError("kept_map has values other than True, False and NaN; threshold it first")
+    dim = np.zeros((*kept.shape, 4))
+    dim[..., :3] = 0.15
+    dim[..., 3] = np.where(kept == 0, 0.72, 0)
+    _draw_image(ax, image)
+    _draw_patches(ax, image, dim)
+    height, width = image.shape[0] / kept.shape[0], image.shape[1] / kept.shape[1]
+    # An edge runs wherever a kept patch meets one that is not, also at the rim of the image.
+    inside = np.pad(kept == 1, 1)
+    edges = [
+        ((col * width, row * height), (col * width, (row + 1) * height))
+        for row, col in np.argwhere(inside[1:-1, 1:] != inside[1:-1, :-1])
+    ] + [
+        ((col * width, row * height), ((col + 1) * width, row * height))
+        for row, col in np.argwhere(inside[1:, 1:-1] != inside[:-1, 1:-1])
+    ]
+    outline = LineCollection(edges, colors="#ffd21f", linewidths=0.9, capstyle="projecting")
+    ax.add_collection(outline, autolim=False)
+    return ax
+
+
+@style()
+def draw_boxes(
+    ax: Axes, boxes: np.ndarray, labels: Sequence[str] | None = None, *, colour: str = "white"
+) -> Axes:
+    """Outline rectangles on an image that is already drawn, for example the cells of ground-truth objects.
+
+    Parameters
+    ----------
+    ax : Axes
+        With an image drawn by this module.
+    boxes : float [n, 4]
+        Left, top, right, bottom in pixels of the image. ``n`` may be 0.
+    labels : sequence of str [n], optional
+        Written above each box, or inside it where there is no room above.
+    colour : str
+        Of the line; a dark rim keeps it visible on any ground.
+
+    Returns
+    -------
+    ax : Axes
+
+    Raises
+    ------
+    ValueError
+        On a wrong shape, a box without area, or a wrong number of labels.
+    """
+    boxes = np.array(boxes, dtype=np.float64)
+    if boxes.size == 0:
+        boxes = boxes.reshape(-1, 4)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"boxes have shape {boxes.shape}, expected [n, 4] with left, top, right, bottom")
+    if not ((boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])).all():
+        raise ValueError("a box has no area: expected left < right and top < bottom")
+    labels = [""] * len(boxes) if labels is None else labels
+    check_count(labels, "labels", len(boxes))
+    image_width, image_height = max(ax.get_xlim()), max(ax.get_ylim())
+    rim = [effects.withStroke(linewidth=3, foreground="black")]
+    for (left, top, right, bottom), label in zip(boxes, labels, strict=True):
+        ax.add_patch(
+            Rectangle(
+                (left, top),
+                right - left,
+                bottom - top,
+                fill=False,
+                edgecolor=colour,
+                linewidth=1.5,
+                path_effects=rim,
+            )
+        )
+        above, leftish = top > 0.1 * image_height, left < image_width / 2
+        if label:
+            ax.annotate(
+                label,
+                xy=(left if leftish else right, top if above else bottom),
+                xytext=(0, 3.5 if above else -3.5),
+                textcoords="offset points",
+                ha="left" if leftish else "right",
+                va="bottom" if above else "top",
+                color=colour,
+                bbox={"boxstyle": "square,pad=0.15", "facecolor": "black", "alpha": 0.75, "linewidth": 0},
+                parse_math=False,
+            )
+    return ax
+
+
+def _draw_image(ax: Axes, image: np.ndarray) -> None:
+    ax.imshow(image, extent=(0, image.shape[1], image.shape[0], 0))
+    ax.set(xticks=[], yticks=[], aspect="equal")
+    ax.spines[:].set(visible=True, color=GREY, linewidth=0.5)
+
+
+def _draw_patches(ax: Axes, image: np.ndarray, rgba: np.ndarray) -> Axes:
+    ax.imshow(rgba, extent=(0, image.shape[1], image.shape[0], 0), interpolation="nearest")
+    return ax

@@ -1,0 +1,97 @@
+"""The only place where figures become files."""
+
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from .provenance import KEY, describe
+from .style import style
+
+_DPI = 300
+
+
+def save(
+    fig: Figure,
+    name: str,
+    *,
+    folder: str | Path = "figures",
+    parameters: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    data_hash: str | None = None,
+    numbers: Mapping[str, Any] | None = None,
+) -> list[Path]:
+    """Write a figure as PNG (300 dpi), PDF and SVG, each with its provenance inside.
+
+    The same figure, input, versions and commit give the same bytes. Each file appears whole or not at all.
+
+    Parameters
+    ----------
+    fig : Figure
+    name : str
+        Letters, digits, ``-``, ``_`` and ``.``; no folder, no ending.
+    folder : str or Path
+        Made if it does not exist.
+    parameters : mapping, optional
+        What the notebook or command was called with.
+    seed : int, optional
+    data_hash : str, optional
+        Hash of the traces the figure was drawn from.
+    numbers : mapping, optional
+        Headline numbers that the figure shows.
+
+    Returns
+    -------
+    list of Path
+        The PNG, the PDF and the SVG file.
+
+    Raises
+    ------
+    ValueError
+        If the name could leave the folder or has an ending, or if the provenance cannot be written as JSON.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise ValueError(
+            f"figure name {name!r}: expected letters, digits, '-', '_', '.'; the folder is folder=..."
+        )
+    if name.lower().endswith((".png", ".pdf", ".svg")):
+        raise ValueError(f"figure name {name!r} has an ending: leave it out, all three formats are written")
+    text = describe(name, parameters, seed, data_hash, numbers)
+    # No dates; matplotlib adds its own version, which is part of what makes the bytes.
+    embedded: dict[str, dict[str, Any]] = {
+        "png": {KEY: text},
+        "pdf": {"Keywords": text, "CreationDate": None},
+        "svg": {"Description": text, "Date": None},
+    }
+    folder = Path(folder)
+    contents: dict[Path, bytes] = {}
+    with style():
+        engine = fig.get_layout_engine()
+        FigureCanvasAgg(fig).draw()
+        fig.set_layout_engine("none")  # laid out once: all three formats get the same layout
+        try:
+            for ending, data in embedded.items():
+                buffer = BytesIO()
+                fig.savefig(buffer, format=ending, dpi=_DPI, metadata=data)
+                contents[folder / f"{name}.{ending}"] = buffer.getvalue()
+        finally:
+            fig.set_layout_engine(engine)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, content in contents.items():
+        _write_atomically(path, content)
+    return list(contents)
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        draft.write_bytes(content)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

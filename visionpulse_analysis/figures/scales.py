@@ -1,0 +1,121 @@
+"""From values to colours: limits, colours with opacity, the colour bar."""
+
+from collections.abc import Iterable, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colorbar import Colorbar
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.ticker import MaxNLocator
+
+from .checks import check_limits, check_map
+from .style import HEAT_CMAP, style
+
+ATTENTION_UNIT = "attention (share of the step's total)"
+
+
+def scale_limits(maps: Iterable[np.ndarray], scale: str) -> list[tuple[float, float]]:
+    """Return the colour limits of each panel: one scale for all, or each step's own.
+
+    Parameters
+    ----------
+    maps : iterable of float [row, col]
+        Shares (never negative), NaN where there is no patch.
+    scale : {"absolute", "per_step"}
+        "absolute": from 0 to the largest value of all maps, so panels can be compared with each other.
+        "per_step": from 0 to the largest value of each map, so the shape of a weak map can be seen as well.
+
+    Returns
+    -------
+    list of (vmin, vmax)
+        One pair per map. Where the largest value is 0 the pair is (0, 1).
+
+    Raises
+    ------
+    ValueError
+        On an unknown scale, no maps, or negative values.
+    """
+    maps = [check_map(values) for values in maps]
+    if scale not in ("absolute", "per_step"):
+        raise ValueError(f"scale is {scale!r}, expected 'absolute' or 'per_step'")
+    if not maps:
+        raise ValueError("no maps: scale_limits needs at least one [row, col] array")
+    if any(np.nanmin(values) < 0 for values in maps):
+        raise ValueError(
+            "a map has negative values, so it is no share of attention; choose vmin and vmax yourself"
+        )
+    largest = [float(np.nanmax(values)) for values in maps]
+    if scale == "absolute":
+        largest = [max(largest)] * len(maps)
+    return [(0.0, value or 1.0) for value in largest]
+
+
+@style()
+def draw_colour_bar(
+    axes: Axes | Sequence[Axes] | np.ndarray,
+    *,
+    vmin: float,
+    vmax: float,
+    cmap: str = HEAT_CMAP,
+    alpha: tuple[float, float] = (1.0, 1.0),
+    label: str = ATTENTION_UNIT,
+    location: str = "right",
+) -> Colorbar:
+    """Draw the colour bar of one Axes or of several that share it; give it what their draw function got.
+
+    Parameters
+    ----------
+    axes : Axes, or several
+        The bar takes its room from them.
+    vmin, vmax : float
+    cmap : str
+    alpha : (float, float)
+        Opacity at both ends, on white: for overlays the same as theirs.
+    label : str
+        What is drawn, with its unit.
+    location : {"right", "bottom"}
+        "bottom" for rows of panels that are lower than the label is long.
+
+    Returns
+    -------
+    Colorbar
+
+    Raises
+    ------
+    ValueError
+        On limits out of order or another location.
+    """
+    if location not in ("right", "bottom"):
+        raise ValueError(f"location is {location!r}, expected 'right' or 'bottom'")
+    shades = colours(np.linspace(vmin, vmax, 256)[None], vmin, vmax, alpha, cmap)[0]
+    # Blended here, because a bar of translucent cells shows seams.
+    flat = shades[:, :3] * shades[:, 3:] + (1 - shades[:, 3:])
+    several = [axes] if isinstance(axes, Axes) else list(np.asarray(axes, dtype=object).ravel())
+    mappable = ScalarMappable(Normalize(vmin, vmax), ListedColormap(flat))
+    size = {"right": {"aspect": 18, "pad": 0.02}, "bottom": {"aspect": 32, "pad": 0.04, "shrink": 0.5}}[
+        location
+    ]
+    bar = several[0].figure.colorbar(mappable, ax=several, fraction=0.05, location=location, **size)
+    bar.locator = MaxNLocator(5)
+    bar.update_ticks()
+    bar.set_label(label)
+    bar.outline.set_linewidth(0.4)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    return bar
+
+
+def colours(
+    values: np.ndarray, vmin: float, vmax: float, alpha: tuple[float, float], cmap: str
+) -> np.ndarray:
+    """Return float RGBA [..., 4]: the colour map, with an opacity that grows with the value; NaN is clear."""
+    check_limits(vmin, vmax)
+    low, high = alpha
+    if not (0 <= low <= 1 and 0 <= high <= 1):
+        raise ValueError(f"alpha is {alpha!r}, expected two opacities from 0 to 1: at vmin and at vmax")
+    if cmap not in matplotlib.colormaps:
+        raise ValueError(f"cmap is {cmap!r}, not a colour map of matplotlib; try 'inferno' or 'cividis'")
+    share = np.clip((values - vmin) / (vmax - vmin), 0, 1)
+    rgba = matplotlib.colormaps[cmap](np.nan_to_num(share))
+    rgba[..., 3] = np.where(np.isnan(share), 0, low + (high - low) * np.nan_to_num(share))
+    return rgba
