@@ -1,0 +1,49 @@
+"""See what a model looked at: scrub through its reasoning, click a token, click a patch.
+
+The same view is a notebook widget and one HTML file that needs no network (`Explorer.save`).
+"""
+
+from __future__ import annotations
+
+from visionpulse_analysis.explorer.widget import Explorer
+
+__all__ = ["Explorer", "explore"]
+
+
+def explore(
+    trace,
+    pruned=None,
+    *,
+    view: str = "",
+    layer: int | None = None,
+    max_bytes: int = 3_000_000,
+    store: str | None = None,
+) -> Explorer:
+    """Explore one trace, or a dense trace beside a pruned one of the same image.
+
+    Parameters
+    ----------
+    trace : Trace
+    pruned : Trace, optional
+        Tokens of both are aligned; the first divergence is marked and the cursors are linked.
+    view : str
+        What is shown first, as in the page's links: ``"step=12&layer=3"``.
+    layer : int, optional
+        Model layer shown first and kept in any case. Default: the layer with the most visual mass.
+    max_bytes : int
+        Aimed size of the saved page. Beyond it layers are left out or heads averaged, and the page says so;
+        one layer is always kept whole.
+    store : str, optional
+        Folder of the trace store, written into the command that regenerates a view as a paper figure.
+
+    Returns
+    -------
+    Explorer
+        A notebook widget; ``.save("explorer.html")`` writes the offline page.
+
+    Raises
+    ------
+    ValueError
+        If the traces do not share image, patch grid and a layer, or `layer` was not recorded.
+    """
+    return Explorer(trace, pruned, view=view, layer=layer, max_bytes=max_bytes, store=store)

@@ -1,0 +1,90 @@
+"""The explorer as one HTML file that opens from disk with the network off."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+# The policy makes "offline" a rule the browser enforces: no request leaves the page.
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; \
+script-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+html {{ background: #fff; }} html[data-theme="dark"] {{ background: #18191d; }} body {{ margin: 0; }}
+{css}
+</style>
+</head>
+<body>
+<main id="explorer"></main>
+<script type="application/json" id="payload">{payload}</script>
+<script type="module">
+{script}
+mountPage(
+  document.getElementById("explorer"),
+  JSON.parse(document.getElementById("payload").textContent),
+  {view},
+);
+</script>
+</body>
+</html>
+"""
+
+
+@cache
+def asset(name: str) -> str:
+    """Text of ``explorer.js`` or ``explorer.css``."""
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def safe_json(value: object) -> str:
+    """JSON that can stand inside a ``<script>``: no character of it can end the element or start markup."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def page(payload: dict, view: str = "") -> str:
+    """Return the whole page as text.
+
+    Parameters
+    ----------
+    payload : dict
+        From `visionpulse_analysis.explorer.payload.pack`.
+    view : str
+        What is shown first, as in the page's own links: ``"step=12&layer=3"``.
+    """
+    title = _escape(f"{payload['question']} · VisionPulse explorer")
+    return PAGE.format(
+        title=title,
+        css=asset("explorer.css"),
+        script=asset("explorer.js"),
+        payload=safe_json(payload),
+        view=safe_json(view),
+    )
+
+
+def write(path: str | Path, payload: dict, view: str = "") -> Path:
+    """Write the page and return its path.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder does not exist.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist. Create it first.")
+    path.write_text(page(payload, view), encoding="utf-8")
+    return path
+
+
+def _escape(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

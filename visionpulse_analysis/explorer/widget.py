@@ -1,0 +1,47 @@
+"""The explorer as a notebook widget; `Explorer.save` writes the same view as an offline page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import anywidget
+import traitlets
+
+from visionpulse_analysis.explorer import page
+from visionpulse_analysis.explorer.payload import pack
+
+
+class Explorer(anywidget.AnyWidget):
+    """Interactive view of one trace, or of a dense and a pruned one.
+
+    Shown by putting it last in a notebook cell. It needs no kernel once shown: everything is in the browser.
+
+    Attributes
+    ----------
+    view : str
+        What is shown, as in the page's links (``"step=12&layer=3"``). Follows the reader; set it to move the view.
+    """
+
+    _esm = page.asset("explorer.js")
+    _css = page.asset("explorer.css")
+    payload = traitlets.Unicode().tag(sync=True)
+    view = traitlets.Unicode().tag(sync=True)
+
+    def __init__(self, trace, pruned=None, *, view: str = "", **packing) -> None:
+        super().__init__(payload=json.dumps(pack(trace, pruned, **packing), allow_nan=False), view=view)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the offline page, opening at the current `view`; return its path.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder does not exist.
+        """
+        return page.write(path, json.loads(self.payload), self.view)
+
+    def __repr__(self) -> str:
+        packed = json.loads(self.payload)
+        steps = " and ".join(f"{len(trace['tokens'])} steps" for trace in packed["traces"])
+        return f"Explorer({packed['question']!r}, {steps}, layers {packed['layers']})"
