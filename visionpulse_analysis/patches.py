@@ -69,8 +69,9 @@ class PatchGrid:
                 "PatchGrid: two patches share one (image, frame, row, col); give tiles their own frame"
             )
         extents = _extents(cells)
-        object.__setattr__(self, "frames", extents if self.frames is None else self.frames)
-        self._set("frames", np.int32, (len(np.atleast_1d(self.frames)), 4), "[n_frames, 4]")
+        frames = extents if self.frames is None else np.atleast_1d(self.frames)
+        object.__setattr__(self, "frames", frames)
+        self._set("frames", np.int32, (len(frames), 4), "[n_frames, 4]")
         for image, frame, rows, cols in extents:
             shape = self.shape(image, frame)
             if shape[0] < rows or shape[1] < cols:
@@ -192,17 +193,12 @@ class PatchGrid:
         return result
 
     def patch_at(self, x: float, y: float, image: int = 0, frame: int = 0) -> int | None:
-        """Find the patch that covers a point of the original image.
+        """Index of the patch that covers a point of the original image; None where there is none.
 
         Parameters
         ----------
         x, y : float
             Pixels from the left and from the top of the original image.
-
-        Returns
-        -------
-        int or None
-            Index into the patch axis; None where no patch covers the point.
 
         Raises
         ------

@@ -1,0 +1,404 @@
+"""Trace: what goes in comes out, on disk too; wrong arrays are named; damaged files are one clear error."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+from visionpulse_analysis.patches import PatchGrid
+from visionpulse_analysis.traces import StoreVersionError, Trace, create_trace, files
+
+STEPS, LAYERS, HEADS = 5, [2, 7], [0, 3, 4]
+
+
+def arguments(heads: bool = False, pruned: bool = True) -> dict:
+    """Everything `create_trace` takes, random but fixed, two images of different sizes."""
+    random = np.random.default_rng(0)
+    grid = PatchGrid.from_grid([*range(4, 10), *range(20, 28)], [2, 4], [3, 2], [(16, 30), (20, 14)])
+    rows = (STEPS, len(LAYERS), len(HEADS)) if heads else (STEPS, len(LAYERS))
+    attention = random.dirichlet(np.ones(15), rows)[..., :14]
+    result = {
+        "attention": attention.astype(np.float16),
+        "mass": attention.sum(-1).astype(np.float32),
+        "tokens": ["<think>", " red", " </b>é", "</think>", " r0 c2"],
+        "token_ids": random.integers(0, 2**40, STEPS),
+        "logprobs": np.log(random.random(STEPS)).astype(np.float32),
+        "grid": grid,
+        "layers": LAYERS,
+        "heads": HEADS if heads else None,
+        "images": [random.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in grid.image_size],
+        "prompt_tokens": ["<image>", "where", " ?"],
+        "meta": {"id": "a", "question": "where <b> ?", "seed": 3, "sample": None, "versions": {"numpy": "2"}},
+    }
+    if pruned:
+        budget = np.array([np.nan, 0.5, 0.25, 0.1, 0.05], np.float32)
+        result |= {"kept": random.random((STEPS, 14)) < 0.5, "budget": budget, "pruner_mass": budget / 3}
+        result["k"] = result["kept"].sum(1)
+    return result
+
+
+def make(**change) -> Trace:
+    return create_trace(**{**arguments(), **change})
+
+
+def assert_same(a: Trace, b: Trace) -> None:
+    xr.testing.assert_identical(a.dataset.load(), b.dataset.load())
+    assert {name: v.dtype for name, v in a.dataset.variables.items()} == {
+        name: v.dtype for name, v in b.dataset.variables.items()
+    }
+
+
+@pytest.mark.parametrize("heads", [False, True])
+@pytest.mark.parametrize("pruned", [False, True])
+def test_what_was_given_is_what_is_read_also_from_disk(heads: bool, pruned: bool, tmp_path: Path) -> None:
+    given = arguments(heads, pruned)
+    trace = create_trace(**given)
+    trace.save(tmp_path / "t")
+    opened = Trace.open(tmp_path / "t")
+    for one in [trace, opened]:
+        np.testing.assert_array_equal(one.attention, given["attention"])
+        np.testing.assert_array_equal(one.mass, given["mass"])
+        np.testing.assert_array_equal(one.token_ids, given["token_ids"])
+        np.testing.assert_array_equal(one.logprobs, given["logprobs"])
+        assert (one.tokens, one.layers, one.heads) == (given["tokens"], LAYERS, given["heads"])
+        assert (
+            one.prompt_tokens == given["prompt_tokens"]
+            and one.question == "where <b> ?"
+            and len(one) == STEPS
+        )
+        assert one.grid.equals(given["grid"])
+        assert one.meta == {**given["meta"], "complete": True, "format_version": 1}
+        for mine, original in zip(one.images, given["images"], strict=True):
+            np.testing.assert_array_equal(mine, original)
+        for name in ["kept", "budget", "k", "pruner_mass"]:
+            if pruned:
+                np.testing.assert_array_equal(getattr(one, name), given[name])
+            else:
+                assert getattr(one, name) is None
+    assert_same(opened, trace)
+    assert opened.data_hash == trace.data_hash
+    axes = ("step", "layer", "head", "patch") if heads else ("step", "layer", "patch")
+    assert opened.attention.dims == axes and opened.attention.dtype == np.float16
+    assert set(opened.attention.coords) >= {"position", "image", "frame", "row", "col", "layer", "token"}
+
+
+def test_at_selects_by_model_index_and_averages_heads() -> None:
+    given = arguments(heads=True)
+    trace = create_trace(**given)
+    row = trace.at(step=1, layer=7, head=3)
+    assert row.dtype == np.float32 and row.shape == (14,)
+    np.testing.assert_array_equal(row, given["attention"][1, 1, 1])
+    by_hand = sum(given["attention"][4, 0, h].astype(float) for h in range(3)) / 3
+    np.testing.assert_allclose(trace.at(step=4, layer=2), by_hand, rtol=1e-6)
+    mean = make(attention=given["attention"][:, :1, 0], mass=given["mass"][:, :1, 0], layers=[7])
+    np.testing.assert_array_equal(mean.at(step=0), mean.at(step=0, layer=7))
+
+
+@pytest.mark.parametrize(
+    "request_, message",
+    [
+        ({"step": 5, "layer": 2}, r"step 5 is out of range: this trace has steps 0..4"),
+        ({"step": -1, "layer": 2}, r"step -1 is out of range"),
+        ({"step": 0, "layer": 3}, r"layer 3 was not recorded; recorded layers: \[2, 7\]"),
+        ({"step": 0}, r"layer None was not recorded; recorded layers: \[2, 7\]"),
+        ({"step": 0, "layer": 2, "head": 0}, r"head 0 was not recorded: this trace holds the mean"),
+    ],
+)
+def test_selecting_what_was_not_recorded_is_one_clear_error(request_: dict, message: str) -> None:
+    with pytest.raises(IndexError, match=message):
+        make().at(**request_)
+    if "head" in request_:
+        with pytest.raises(IndexError, match=r"head 1 was not recorded; recorded heads: \[0, 3, 4\]"):
+            create_trace(**arguments(heads=True)).at(0, 2, head=1)
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"attention": np.zeros((5, 3, 14))}, ValueError, r"attention .*: axis layer has 3, expected 2"),
+        ({"attention": np.zeros((5, 2, 13))}, ValueError, r"axis patch has 13, expected 14"),
+        ({"attention": np.zeros((5, 2, 3, 14))}, ValueError, r"attention must be \[step, layer, patch\]"),
+        (
+            {"attention": np.zeros((5, 2, 14), complex)},
+            TypeError,
+            "attention must be float16, got complex128",
+        ),
+        ({"mass": np.zeros((4, 2))}, ValueError, r"mass .*: axis step has 4, expected 5"),
+        ({"tokens": ["a"] * 4}, ValueError, r"attention .*: axis step has 5, expected 4"),
+        ({"tokens": "abcde"}, TypeError, "tokens must be a list of str"),
+        ({"tokens": ["a", "b", 3, "d", "e"]}, TypeError, r"tokens\[2\] must be str, got int"),
+        ({"token_ids": np.full(5, 0.5)}, TypeError, "token_id must be int64, got float64"),
+        ({"kept": np.ones((5, 14))}, TypeError, "kept must be bool, got float64"),
+        ({"kept": np.ones((5, 13), bool)}, ValueError, "kept .*: axis patch has 13"),
+        ({"budget": 0.5}, ValueError, r"budget must be \[step\] with 1 axes"),
+        ({"layers": [2, 2]}, ValueError, "layers must be model indices"),
+        ({"layers": [0.5, 1]}, TypeError, "layers must be a list of whole numbers"),
+        (
+            {"images": [np.zeros((4, 4), np.uint8)]},
+            TypeError,
+            r"images\[0\] must be uint8 \[row_px, col_px, 3\]",
+        ),
+        ({"meta": {"seed": np.int64(3)}}, TypeError, r"meta\['seed'\] must be a JSON value.*int64"),
+        (
+            {"meta": {"pruner": {"a": [1, {2}]}}},
+            TypeError,
+            r"meta\['pruner'\]\['a'\]\[1\] must be .* got set",
+        ),
+        ({"meta": {"x": float("nan")}}, ValueError, r"meta\['x'\] is nan"),
+        ({"meta": {1: 2}}, TypeError, "meta: keys must be str, got 1"),
+        ({"meta": {"question": "\ud800"}}, ValueError, r"meta\['question'\] is not valid Unicode"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_named(change: dict, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        make(**change)
+
+
+@pytest.mark.parametrize(
+    "text, prompt, thinking, answer",
+    [
+        ("<think> red . </think> r0 c2 <|im_end|>", [], "red .", "r0 c2"),
+        ("red . </think> r0 c2</s>", ["<think>", "\n"], "red .", "r0 c2"),
+        ("red .", ["<think>", "\n"], "red .", ""),
+        ("<think> red", [], "red", ""),
+        ("r0 <div> c2", ["where", "?"], "", "r0 <div> c2"),
+    ],
+)
+def test_thinking_and_answer(text: str, prompt: list[str], thinking: str, answer: str) -> None:
+    trace = make(meta={"text": text}, prompt_tokens=prompt)
+    assert (trace.text, trace.thinking, trace.answer) == (text, thinking, answer)
+
+
+def test_text_falls_back_to_the_tokens() -> None:
+    assert make().text == "<think> red </b>é</think> r0 c2" and make().answer == "r0 c2"
+
+
+@pytest.mark.parametrize(
+    "name", ["attention", "mass", "token_ids", "logprobs", "kept", "budget", "k", "pruner_mass"]
+)
+def test_hash_sees_every_array(name: str) -> None:
+    changed = np.array(arguments()[name])
+    changed.flat[-1] = not changed.flat[-1] if changed.dtype == bool else changed.flat[-1] + 1
+    assert make(**{name: changed}).data_hash != make().data_hash
+
+
+def test_hash_sees_texts_grid_and_pixels_but_not_provenance() -> None:
+    given = arguments()
+    one = make().data_hash
+    assert make(meta={"id": "other"}).data_hash == one and re.fullmatch("[0-9a-f]{64}", one)
+    others = [
+        make(tokens=["<think> ", "red", " </b>é", "</think>", " r0 c2"]),
+        make(prompt_tokens=[]),
+        make(layers=[2, 8]),
+        make(images=[255 - image for image in given["images"]]),
+        make(grid=PatchGrid.from_grid(range(14), [2, 4], [3, 2], [(16, 30), (20, 14)])),
+        make(kept=None),
+    ]
+    assert len({one, *(other.data_hash for other in others)}) == 1 + len(others)
+
+
+def test_with_meta_changes_only_provenance() -> None:
+    changed = make().with_meta({"question": "why"})
+    assert changed.meta == {"question": "why", "complete": True, "format_version": 1}
+    assert changed.data_hash == make().data_hash
+    with pytest.raises(TypeError, match=r"meta\['x'\]"):
+        make().with_meta({"x": object()})
+
+
+def test_html_shows_the_trace_and_escapes_every_text() -> None:
+    evil = "<script>alert('x')</script>"
+    trace = make(
+        tokens=[evil] * 5, meta={"question": evil, "model": evil, "pruner": {"name": evil}, "finished": True}
+    )
+    html = trace._repr_html_()
+    assert "<script" not in html and html.count("&lt;script&gt;") == 5 + 3
+    assert "data:image/png;base64," in html and "step 5, layer 2, patch 14" in html and "True" in html
+    assert "img" not in make(images=[])._repr_html_()
+
+
+def test_not_a_trace_dataset_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"\['mass'\] missing; use create_trace"):
+        Trace(make().dataset.drop_vars("mass"))
+
+
+def test_existing_trace_is_not_replaced_unless_asked(tmp_path: Path) -> None:
+    make().save(tmp_path / "t")
+    with pytest.raises(FileExistsError, match="pass overwrite=True"):
+        make(prompt_tokens=[]).save(tmp_path / "t")
+    assert Trace.open(tmp_path / "t").prompt_tokens
+    make(prompt_tokens=[]).save(tmp_path / "t", overwrite=True)
+    assert not Trace.open(tmp_path / "t").prompt_tokens
+    assert [p.name for p in tmp_path.iterdir()] == ["t"]
+
+
+def test_a_folder_that_is_no_trace_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("x")
+    with pytest.raises(ValueError, match="not a visionpulse trace"):
+        make().save(tmp_path / "precious", overwrite=True)
+    assert (tmp_path / "precious" / "thesis.txt").read_text() == "x"
+
+
+def test_a_failed_save_leaves_nothing_and_keeps_the_old_trace(tmp_path: Path, monkeypatch) -> None:
+    make().save(tmp_path / "t")
+
+    def full(group, name, array) -> None:
+        if name == "steps":
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "_write_array", full)
+    for path in [tmp_path / "t", tmp_path / "new"]:
+        with pytest.raises(OSError, match=r"No space left.*free some space.*nothing was written") as caught:
+            make(prompt_tokens=[]).save(path, overwrite=True)
+        assert caught.value.errno == 28 and caught.value.filename == str(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["t"]
+    assert_same(Trace.open(tmp_path / "t"), make())
+
+
+def test_any_zarr_reader_can_read_it_with_few_files(tmp_path: Path) -> None:
+    make().save(tmp_path / "t")
+    group = zarr.open_group(tmp_path / "t", mode="r")
+    np.testing.assert_array_equal(group["attention"][:], arguments()["attention"])
+    assert group.attrs["complete"] is True and group.attrs["step_columns"][0] == "token_id"
+    assert sum(1 for path in (tmp_path / "t").rglob("*") if path.is_file()) <= 13
+
+
+def test_reading_a_step_reads_only_its_chunk(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(files, "_CHUNK_BYTES", 2 * 14 * 2 * 2)  # two steps of attention
+    make().save(tmp_path / "t")
+    (tmp_path / "t" / "attention" / "2.0.0").write_bytes(b"damaged")
+    trace = Trace.open(tmp_path / "t")
+    np.testing.assert_array_equal(trace.at(3, 7), arguments()["attention"][3, 1])
+    with pytest.raises(ValueError, match="attention is damaged"):
+        trace.at(4, 7)
+
+
+def test_lazy_arrays_take_every_kind_of_index(tmp_path: Path) -> None:
+    make().save(tmp_path / "t")
+    lazy, whole = Trace.open(tmp_path / "t").attention, make().attention
+    for index in [{"step": 2}, {"step": slice(1, 4, 2), "patch": [3, 0]}, {"layer": [1], "step": -1}]:
+        xr.testing.assert_identical(lazy.isel(index).load(), whole.isel(index))
+    xr.testing.assert_identical(lazy.sel(layer=7, step=[4, 0]).load(), whole.sel(layer=7, step=[4, 0]))
+
+
+def test_a_trace_of_no_steps_and_one_of_zeros_survive(tmp_path: Path) -> None:
+    nothing = make(
+        **{
+            "attention": np.zeros((0, 2, 14)),
+            "mass": np.zeros((0, 2)),
+            "tokens": [],
+            "token_ids": [],
+            "logprobs": [],
+        },
+        **{"kept": None, "budget": None, "k": None, "pruner_mass": None},
+    )
+    zeros = make(kept=np.zeros((5, 14), bool), attention=np.zeros((5, 2, 14)))
+    for name, trace in {"nothing": nothing, "zeros": zeros}.items():
+        trace.save(tmp_path / name)
+        assert_same(Trace.open(tmp_path / name), trace)
+
+
+def everything(path: Path) -> str:
+    trace = Trace.open(path)
+    trace.dataset.load()
+    return trace.data_hash + json.dumps(trace.meta)
+
+
+def test_a_file_cut_at_any_place_is_one_error_naming_it(tmp_path: Path) -> None:
+    make().save(tmp_path / "good")
+    names = [path.relative_to(tmp_path / "good") for path in (tmp_path / "good").rglob("*") if path.is_file()]
+    for name in names:
+        size = (tmp_path / "good" / name).stat().st_size
+        for cut in [0, size // 2, size - 1]:
+            shutil.copytree(tmp_path / "good", tmp_path / "bad")
+            (tmp_path / "bad" / name).write_bytes((tmp_path / "good" / name).read_bytes()[:cut])
+            with pytest.raises(
+                ValueError, match=f"{re.escape(str(tmp_path / 'bad' / name.parent))}.* damaged"
+            ):
+                everything(tmp_path / "bad")
+            shutil.rmtree(tmp_path / "bad")
+
+
+def test_a_missing_file_is_one_error_naming_it(tmp_path: Path) -> None:
+    make().save(tmp_path / "good")
+    for name in [path.relative_to(tmp_path / "good") for path in (tmp_path / "good").rglob("*")]:
+        shutil.copytree(tmp_path / "good", tmp_path / "bad")
+        target = tmp_path / "bad" / name
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+        where = re.escape(str(tmp_path / "bad" / name.parent))
+        with pytest.raises(ValueError, match=f"{where}.* (damaged|not a visionpulse trace)"):
+            everything(tmp_path / "bad")
+        shutil.rmtree(tmp_path / "bad")
+
+
+def test_flipped_bytes_never_give_other_numbers(tmp_path: Path) -> None:
+    make().save(tmp_path / "t")
+    good = everything(tmp_path / "t")
+    for chunk in (tmp_path / "t").glob("*/[0-9]*"):
+        original = chunk.read_bytes()
+        for place in range(0, len(original), max(1, len(original) // 12)):
+            flipped = bytearray(original)
+            flipped[place] ^= 0x10
+            chunk.write_bytes(flipped)
+            try:
+                assert everything(tmp_path / "t") == good, f"{chunk} byte {place}"
+            except ValueError as error:
+                assert f"{chunk.parent} is damaged" in str(error)
+        chunk.write_bytes(original)
+
+
+def edit(path: Path, **attributes) -> None:
+    found = json.loads((path / "zarr.json").read_text())
+    found["attributes"] |= attributes
+    (path / "zarr.json").write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize(
+    "attributes, error, message",
+    [
+        (
+            {"format_version": 2},
+            StoreVersionError,
+            r"has format version 2, this package reads version 1; open it",
+        ),
+        ({"kind": "other"}, ValueError, "is not a visionpulse trace"),
+        ({"complete": None}, ValueError, "was not written to its end"),
+        ({"arrays": ["../../etc"]}, ValueError, "etc is damaged"),
+        ({"tokens": ["a"]}, ValueError, "damaged: attention .*axis step has 5, expected 1"),
+        ({"layers": "x"}, ValueError, "damaged"),
+        ({"heads": [1, 2]}, ValueError, "damaged"),
+        ({"image_shapes": [[1, 1, 3]]}, ValueError, "damaged: pixels"),
+        ({"frames": [[0, 0, 1, 1]]}, ValueError, "damaged"),
+        ({"meta": None}, ValueError, "damaged"),
+    ],
+)
+def test_edited_metadata_is_one_clear_error(
+    attributes: dict, error: type, message: str, tmp_path: Path
+) -> None:
+    make().save(tmp_path / "t")
+    edit(tmp_path / "t", **attributes)
+    with pytest.raises(error, match=message):
+        Trace.open(tmp_path / "t")
+
+
+def test_metadata_claiming_a_huge_array_does_not_hang(tmp_path: Path) -> None:
+    make().save(tmp_path / "t")
+    file = tmp_path / "t" / "pixels" / "zarr.json"
+    found = json.loads(file.read_text())
+    found["shape"] = [10**15]
+    file.write_text(json.dumps(found))
+    with pytest.raises(ValueError, match=r"pixels is damaged .*expected"):
+        Trace.open(tmp_path / "t")
+
+
+def test_nothing_there_and_something_else_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no trace at"):
+        Trace.open(tmp_path / "none")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match="not a visionpulse trace: it is a file"):
+        Trace.open(tmp_path / "file")

@@ -1,0 +1,7 @@
+"""What one decode produced: tokens, attention with named axes, kept sets, provenance."""
+
+from visionpulse_analysis.traces.creation import create_trace
+from visionpulse_analysis.traces.files import StoreVersionError
+from visionpulse_analysis.traces.trace import Trace
+
+__all__ = ["StoreVersionError", "Trace", "create_trace"]

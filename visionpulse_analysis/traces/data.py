@@ -1,0 +1,206 @@
+"""The labelled dataset behind a trace: how it is checked and built, and how few arrays it becomes on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from visionpulse_analysis.patches import PatchGrid
+
+GRID_COLUMNS = ("position", "image", "frame", "row", "col")
+STEP_COLUMNS = ("token_id", "logprob", "budget", "k", "pruner_mass")
+HASHED = (
+    *("attention", "mass", "token_id", "logprob", "kept", "budget", "k", "pruner_mass"),
+    *("layer", "head", *GRID_COLUMNS, "box", "pixels"),
+)
+OPTIONAL = ("kept", "budget", "k", "pruner_mass", "pixels")
+
+
+def build_dataset(
+    arrays: Mapping[str, Any],
+    *,
+    grid: PatchGrid,
+    tokens: Sequence[str],
+    prompt_tokens: Sequence[str],
+    layers: Sequence[int],
+    heads: Sequence[int] | None,
+    image_shapes: Sequence[Sequence[int]],
+    meta: Mapping[str, Any],
+) -> xr.Dataset:
+    """Check every array against the steps, layers, heads and patches, and label it.
+
+    xarray variables stay as lazy as they are; anything else is converted to the stated dtype.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `create_trace`.
+    """
+    texts, layer = _texts("tokens", tokens), _indices("layers", layers)
+    step, patch = {"step": len(texts)}, {"patch": len(grid)}
+    rows = {**step, "layer": len(layer)}
+    coords: dict[str, Any] = {name: ("patch", getattr(grid, name)) for name in GRID_COLUMNS}
+    coords |= {
+        "step": np.arange(len(texts)),
+        "token": ("step", np.array(texts, dtype=object)),
+        "layer": layer,
+    }
+    if heads is not None:
+        coords["head"] = _indices("heads", heads)
+        rows["head"] = len(heads)
+    expected = {
+        "attention": (np.float16, {**rows, **patch}),
+        "mass": (np.float32, rows),
+        "token_id": (np.int64, step),
+        "logprob": (np.float32, step),
+        "kept": (np.bool_, {**step, **patch}),
+        "budget": (np.float32, step),
+        "k": (np.int32, step),
+        "pruner_mass": (np.float32, step),
+        "pixels": (np.uint8, {"byte": int(sum(np.prod(shape) for shape in image_shapes))}),
+    }
+    variables = {
+        name: _variable(name, arrays[name], dtype, sizes)
+        for name, (dtype, sizes) in expected.items()
+        if name not in OPTIONAL or arrays.get(name) is not None
+    }
+    variables["box"] = xr.Variable(("patch", "side"), grid.box)
+    attrs = {
+        "meta": json_copy(dict(meta), "meta"),
+        "prompt_tokens": _texts("prompt_tokens", prompt_tokens),
+        "image_shapes": [[int(n) for n in shape] for shape in image_shapes],
+        "image_size": grid.image_size.tolist(),
+        "frames": np.asarray(grid.frames).tolist(),
+    }
+    return xr.Dataset(variables, coords, attrs)
+
+
+def grid_of(dataset: xr.Dataset) -> PatchGrid:
+    """The PatchGrid whose columns lie on the dataset's patch axis."""
+    columns = {name: dataset[name].values for name in (*GRID_COLUMNS, "box")}
+    return PatchGrid(**columns, image_size=dataset.attrs["image_size"], frames=dataset.attrs["frames"])
+
+
+def to_parts(dataset: xr.Dataset) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Take a dataset apart into at most six arrays and JSON attributes.
+
+    Every array costs files and time in a large store, so the columns of steps and of patches are joined into
+    two tables of float64, which holds every int32, float32 and token id exactly.
+    """
+    columns = [name for name in STEP_COLUMNS if name in dataset]
+    arrays = {
+        name: dataset[name].values for name in ("attention", "mass", "kept", "pixels") if name in dataset
+    }
+    arrays["steps"] = np.stack([dataset[name].values.astype(np.float64) for name in columns], axis=1)
+    patches = [dataset[name].values for name in GRID_COLUMNS]
+    arrays["patches"] = np.column_stack([*patches, dataset["box"].values]).astype(np.float64)
+    attributes = {
+        **dataset.attrs,
+        "step_columns": columns,
+        "patch_columns": [*GRID_COLUMNS, "left", "top", "right", "bottom"],
+        "tokens": dataset["token"].values.tolist(),
+        "layers": dataset["layer"].values.tolist(),
+        "heads": dataset["head"].values.tolist() if "head" in dataset.coords else None,
+    }
+    return arrays, attributes
+
+
+def from_parts(arrays: Mapping[str, Any], attributes: Mapping[str, Any]) -> xr.Dataset:
+    """Undo `to_parts`; the large arrays may be lazy.
+
+    Raises
+    ------
+    ValueError, TypeError, KeyError
+        The parts do not fit each other.
+    """
+    parts = dict(arrays)
+    steps, patches = np.asarray(parts.pop("steps")), np.asarray(parts.pop("patches"))
+    grid = PatchGrid(
+        *patches[:, :5].T,
+        box=patches[:, 5:],
+        image_size=attributes["image_size"],
+        frames=attributes["frames"],
+    )
+    parts |= dict(zip(attributes["step_columns"], steps.T, strict=True))
+    names = ("tokens", "prompt_tokens", "layers", "heads", "image_shapes", "meta")
+    return build_dataset(parts, grid=grid, **{name: attributes[name] for name in names})
+
+
+def data_hash(dataset: xr.Dataset) -> str:
+    """sha256 (hex) over texts and arrays in a fixed order, each with name, dtype and shape; not over meta."""
+    names = ("prompt_tokens", "image_shapes", "image_size", "frames")
+    texts = [dataset["token"].values.tolist(), *(dataset.attrs[name] for name in names)]
+    digest = hashlib.sha256(json.dumps(texts).encode())
+    for name in HASHED:
+        if name in dataset.variables:
+            array = np.ascontiguousarray(dataset[name].values)
+            digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+            digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _variable(name: str, value: Any, dtype: type, sizes: Mapping[str, int]) -> xr.Variable:
+    array = value if isinstance(value, xr.Variable) else np.asarray(value)
+    axes = ", ".join(sizes)
+    if array.ndim != len(sizes):
+        raise ValueError(f"{name} must be [{axes}] with {len(sizes)} axes, got shape {tuple(array.shape)}")
+    for (axis, size), found in zip(sizes.items(), array.shape, strict=True):
+        if found != size:
+            raise ValueError(f"{name} [{axes}]: axis {axis} has {found}, expected {size}")
+    if isinstance(array, xr.Variable):
+        if array.dtype != dtype:
+            raise TypeError(f"{name} must be {np.dtype(dtype)}, got {array.dtype}")
+        return xr.Variable(tuple(sizes), array._data)
+    kinds = {"f": "fiu", "i": "iu", "b": "b", "u": "u"}[np.dtype(dtype).kind]
+    whole = kinds == "iu" and array.dtype.kind == "f" and bool((array == np.floor(array)).all())
+    if array.size and array.dtype.kind not in kinds and not whole:
+        raise TypeError(f"{name} must be {np.dtype(dtype)}, got {array.dtype}")
+    return xr.Variable(tuple(sizes), array.astype(dtype))
+
+
+def _indices(name: str, values: Sequence[int]) -> np.ndarray:
+    array = np.asarray(values)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise TypeError(f"{name} must be a list of whole numbers, got {values!r}")
+    if array.size and (array.min() < 0 or len(np.unique(array)) != array.size):
+        raise ValueError(f"{name} must be model indices >= 0, each once, got {array.tolist()}")
+    return array.astype(np.int64)
+
+
+def _texts(name: str, values: Sequence[str]) -> list[str]:
+    if isinstance(values, str):
+        raise TypeError(f"{name} must be a list of str, got one str")
+    return [json_copy(value, f"{name}[{i}]", only=str) for i, value in enumerate(values)]
+
+
+def json_copy(value: Any, name: str, only: type | None = None) -> Any:
+    """A deep copy in plain JSON types; TypeError or ValueError naming the first key that is not JSON."""
+    if only and not isinstance(value, only):
+        raise TypeError(f"{name} must be {only.__name__}, got {type(value).__name__} {value!r}")
+    if isinstance(value, Mapping):
+        wrong = [key for key in value if not isinstance(key, str)]
+        if wrong:
+            raise TypeError(f"{name}: keys must be str, got {wrong[0]!r}")
+        return {
+            json_copy(key, f"{name} key"): json_copy(item, f"{name}[{key!r}]") for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [json_copy(item, f"{name}[{i}]") for i, item in enumerate(value)]
+    if type(value) is str:
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError(f"{name} is not valid Unicode text: {value!r}") from None
+        return value
+    if type(value) is float and not np.isfinite(value):
+        raise ValueError(f"{name} is {value}, which JSON cannot hold; use None")
+    if value is None or type(value) in (bool, int, float):
+        return value
+    raise TypeError(
+        f"{name} must be a JSON value (str, int, float, bool, None, list, dict), got {type(value).__name__}"
+    )

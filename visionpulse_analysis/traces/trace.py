@@ -1,0 +1,247 @@
+"""A trace: reading, selecting, saving and showing what one decode produced."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from visionpulse_analysis.patches import PatchGrid
+from visionpulse_analysis.traces.data import data_hash, from_parts, grid_of, json_copy, to_parts
+from visionpulse_analysis.traces.files import read_group, write_group
+from visionpulse_analysis.traces.html import trace_html
+from visionpulse_analysis.traces.text import split_text
+
+
+class Trace:
+    """What one decode produced. Make one with `create_trace`, or `Trace.open` a stored one.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        Dims step, layer, (head), patch; the one source of truth, which every property reads.
+    """
+
+    def __init__(self, dataset: xr.Dataset) -> None:
+        missing = {"attention", "mass", "token", "token_id", "logprob", "box"} - set(dataset.variables)
+        if missing or "meta" not in dataset.attrs:
+            raise ValueError(
+                f"not the dataset of a trace: {sorted(missing) or 'meta'} missing; use create_trace"
+            )
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return self.dataset.sizes["step"]
+
+    def _optional(self, name: str) -> xr.DataArray | None:
+        return self.dataset[name] if name in self.dataset else None
+
+    @property
+    def attention(self) -> xr.DataArray:
+        """float16 [step, layer, patch] or [step, layer, head, patch]: softmax rows, not renormalised."""
+        return self.dataset["attention"]
+
+    @property
+    def mass(self) -> xr.DataArray:
+        """float32 [step, layer] or [step, layer, head]: image mass of each row, 0..1, before rounding."""
+        return self.dataset["mass"]
+
+    @property
+    def kept(self) -> xr.DataArray | None:
+        """bool [step, patch]: True = visible; None when dense."""
+        return self._optional("kept")
+
+    @property
+    def budget(self) -> xr.DataArray | None:
+        """float32 [step]: budget ratio used, or None."""
+        return self._optional("budget")
+
+    @property
+    def k(self) -> xr.DataArray | None:
+        """int32 [step]: number of patches kept, or None."""
+        return self._optional("k")
+
+    @property
+    def pruner_mass(self) -> xr.DataArray | None:
+        """float32 [step]: image mass the pruner saw, or None."""
+        return self._optional("pruner_mass")
+
+    @property
+    def tokens(self) -> list[str]:
+        """Text of each generated token."""
+        return self.dataset["token"].values.tolist()
+
+    @property
+    def token_ids(self) -> np.ndarray:
+        """int64 [step]."""
+        return self.dataset["token_id"].values
+
+    @property
+    def logprobs(self) -> np.ndarray:
+        """float32 [step]: natural log probability of each chosen token."""
+        return self.dataset["logprob"].values
+
+    @property
+    def layers(self) -> list[int]:
+        """Model indices of the recorded layers."""
+        return self.dataset["layer"].values.tolist()
+
+    @property
+    def heads(self) -> list[int] | None:
+        """Model indices of the recorded heads; None when the head mean was recorded."""
+        return self.dataset["head"].values.tolist() if "head" in self.dataset.coords else None
+
+    @cached_property
+    def grid(self) -> PatchGrid:
+        """Where the patches are."""
+        return grid_of(self.dataset)
+
+    @property
+    def images(self) -> list[np.ndarray]:
+        """uint8 [row_px, col_px, 3], each: the original images."""
+        shapes = self.dataset.attrs["image_shapes"]
+        if not shapes:
+            return []
+        ends = np.cumsum([np.prod(shape) for shape in shapes])
+        parts = np.split(self.dataset["pixels"].values, ends[:-1])
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """Provenance: id, question, model, seed, pruner, versions, finished, complete, ..."""
+        return self.dataset.attrs["meta"]
+
+    @property
+    def prompt_tokens(self) -> list[str]:
+        """The prompt, image placeholders collapsed."""
+        return self.dataset.attrs["prompt_tokens"]
+
+    @property
+    def question(self) -> str:
+        """The question asked; empty when not recorded."""
+        return self.meta.get("question", "")
+
+    @property
+    def text(self) -> str:
+        """The full generated text: `meta["text"]`, else the tokens joined."""
+        return self.meta.get("text", "".join(self.tokens))
+
+    @property
+    def thinking(self) -> str:
+        """The text before ``</think>``; empty when the model did not think."""
+        return split_text(self.text, self.prompt_tokens)[0]
+
+    @property
+    def answer(self) -> str:
+        """The text after ``</think>`` without special tokens; empty while the model still thinks."""
+        return split_text(self.text, self.prompt_tokens)[1]
+
+    def at(self, step: int, layer: int | None = None, head: int | None = None) -> np.ndarray:
+        """Attention of one step over the patches.
+
+        Parameters
+        ----------
+        step : int
+            0..n_steps-1.
+        layer : int, optional
+            Model index of a recorded layer; may be left out when only one was recorded.
+        head : int, optional
+            Model index of a recorded head; left out, the mean over the recorded heads.
+
+        Returns
+        -------
+        float32 [patch]
+            Not renormalised; sums to at most 1.
+
+        Raises
+        ------
+        IndexError
+            The step, layer or head was not recorded; the message lists what was.
+        """
+        if not 0 <= step < len(self):
+            raise IndexError(f"step {step} is out of range: this trace has steps 0..{len(self) - 1}")
+        if layer is None and len(self.layers) == 1:
+            layer = self.layers[0]
+        if layer not in self.layers:
+            raise IndexError(f"layer {layer} was not recorded; recorded layers: {self.layers}")
+        rows = self.attention[step, self.layers.index(layer)]
+        if self.heads is None:
+            if head is not None:
+                raise IndexError(f"head {head} was not recorded: this trace holds the mean over heads")
+            return rows.values.astype(np.float32)
+        if head is None:
+            return rows.values.astype(np.float32).mean(axis=0)
+        if head not in self.heads:
+            raise IndexError(f"head {head} was not recorded; recorded heads: {self.heads}")
+        return rows[self.heads.index(head)].values.astype(np.float32)
+
+    @property
+    def data_hash(self) -> str:
+        """sha256 (hex) over the arrays and texts, not over `meta`: equal data, equal hash, stored or not."""
+        return data_hash(self.dataset)
+
+    def with_meta(self, meta: Mapping[str, Any]) -> Trace:
+        """The same data with other provenance (`complete` and `format_version` are kept unless given).
+
+        Raises
+        ------
+        TypeError, ValueError
+            A value is not JSON; the message names its key.
+        """
+        kept = {name: self.meta[name] for name in ("complete", "format_version") if name in self.meta}
+        return Trace(self.dataset.assign_attrs(meta=json_copy({**kept, **meta}, "meta")))
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write the trace as one zarr group; a reader sees all of it or nothing.
+
+        Raises
+        ------
+        FileExistsError
+            `path` exists and `overwrite` is False, or is not a trace.
+        OSError
+            The disk is full or the folder cannot be written; nothing is left behind.
+        """
+        write_group(Path(path), *to_parts(self.dataset), overwrite=overwrite)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Trace:
+        """Open a saved trace; attention, kept sets and pixels are read when used.
+
+        Raises
+        ------
+        FileNotFoundError
+            Nothing is there.
+        ValueError
+            It is not a trace, half-written, or damaged; the message names the file.
+        StoreVersionError
+            It was written in another format version.
+        """
+        variables, attributes = read_group(Path(path))
+        try:
+            return cls(from_parts(variables, attributes))
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is damaged: {error}; restore it, or delete it and record it again"
+            ) from error
+
+    def _repr_html_(self) -> str:
+        sizes = ", ".join(f"{name} {size}" for name, size in self.attention.sizes.items())
+        pruner = self.meta.get("pruner")
+        facts = {
+            "recorded": f"{sizes}; layers {self.layers}",
+            "model": str(self.meta.get("model", "unknown")),
+            "pruner": "none (dense)" if pruner is None else json.dumps(pruner),
+            "finished": str(self.meta.get("finished", "unknown")),
+            "complete": str(self.meta.get("complete")),
+        }
+        image = self.images[0] if self.images else None
+        return trace_html(image=image, question=self.question, tokens=self.tokens, facts=facts)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name}: {size}" for name, size in self.attention.sizes.items())
+        return f"<Trace {self.meta.get('id', '')!r} ({sizes}) {self.text[:60]!r}>"
