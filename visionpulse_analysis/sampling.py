@@ -1,0 +1,61 @@
+"""Choosing the next token: greedy, or sampled with one generator per row."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Sample:
+    """How to draw tokens: temperature > 0; keep the smallest set of tokens holding ``top_p``; at most ``top_k``."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(
+                f"temperature must be above 0, got {self.temperature}; leave sample out for greedy decoding"
+            )
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {self.top_k}")
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+class Chooser:
+    """Chooses tokens for a batch. A row's draws depend on its own seed only, not on the rest of the batch."""
+
+    def __init__(self, sample: Sample | None, seeds: list[int]):
+        self.sample = sample
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """Next tokens int64 [row] from float32 logits [row, word]."""
+        if not torch.isfinite(logits).any(dim=1).all() or torch.isnan(logits).any():
+            raise FloatingPointError("the model returned NaN or no finite logit; nothing can be chosen")
+        if self.sample is None:
+            return logits.argmax(dim=1)
+        shares = torch.softmax(logits.double() / self.sample.temperature, dim=1)
+        ordered, words = torch.sort(shares, dim=1, descending=True, stable=True)
+        before = ordered.cumsum(dim=1) - ordered
+        ordered = ordered.masked_fill(before >= self.sample.top_p, 0.0)
+        if self.sample.top_k is not None:
+            ordered[:, self.sample.top_k :] = 0.0
+        levels = ordered.cumsum(dim=1)
+        draws = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in self.generators]).to(
+            logits.device
+        )
+        ranks = torch.searchsorted(levels, (draws * levels[:, -1])[:, None], right=True)
+        ranks = ranks.clamp(max=(ordered > 0).sum(dim=1, keepdim=True) - 1)
+        return words.gather(1, ranks)[:, 0]
+
+    def drop_rows(self, rows: torch.Tensor) -> None:
+        """Keep only these rows of the batch."""
+        self.generators = [self.generators[i] for i in rows.tolist()]

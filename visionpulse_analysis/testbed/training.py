@@ -1,0 +1,235 @@
+"""Training of the bundled model: seeded, resumable, on any number of cores or a GPU."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+from tqdm import tqdm
+
+from visionpulse_analysis.attention import route
+from visionpulse_analysis.testbed.batches import KINDS, Batch, make_batch
+from visionpulse_analysis.testbed.model import build_model
+
+FIRST_TRAINING_SEED = 1_000_000_000  # evaluation scenes use smaller seeds
+MIX = {"find": 0.35, "compare": 0.25, "count": 0.25, "describe": 0.15}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of the curriculum.
+
+    sizes : cells per side -> weight. tasks : task -> weight. A step draws ``images`` scenes of one size with
+    ``questions`` questions each. ``rate`` : learning rate at the start and the end (cosine between). ``until`` :
+    leave early once these kinds of token reach this teacher-forced accuracy (running mean).
+    """
+
+    name: str
+    steps: int
+    sizes: dict[int, float]
+    tasks: dict[str, float]
+    images: int
+    questions: int
+    rate: tuple[float, float]
+    until: dict[str, float] = field(default_factory=dict)
+
+
+PLAN = (
+    Stage("read", 6000, {4: 1.0}, {"describe": 1.0}, 16, 1, (1e-3, 1e-3), {"row": 0.97, "column": 0.97}),
+    Stage("reason", 3000, {4: 1.0}, MIX, 8, 4, (1e-3, 1e-3), {"verdict": 0.98, "row": 0.98, "column": 0.98}),
+    Stage("grow", 2000, {4: 0.25, 6: 0.5, 8: 0.25}, MIX, 8, 4, (1e-3, 1e-3), {"row": 0.97, "column": 0.97}),
+    Stage("settle", 6000, {4: 0.1, 6: 0.2, 8: 0.7}, MIX, 8, 4, (1e-3, 5e-5)),
+)
+
+
+def hidden_states(model, batch: Batch) -> torch.Tensor:
+    """Last hidden states [row, L, width] of a packed batch."""
+    return model.model(
+        input_ids=batch.ids,
+        attention_mask=batch.visible,
+        position_ids=batch.positions,
+        pixel_values=batch.pixels,
+        image_grid_thw=batch.grid_thw,
+        use_cache=False,
+    ).last_hidden_state
+
+
+def shared_prefix_attention(prefix: int):
+    """Attention for packed rows that does not compute the prefix's masked half, nor prefix x conversations."""
+
+    def attend(module, query, key, value, mask, *, scaling, **options):
+        groups = module.num_key_value_groups
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        first = scaled_dot_product_attention(
+            query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix], is_causal=True, scale=scaling
+        )
+        rest = scaled_dot_product_attention(
+            query[:, :, prefix:], key, value, attn_mask=mask[:, :, prefix:], scale=scaling
+        )
+        return torch.cat([first, rest], dim=2).transpose(1, 2).contiguous(), None
+
+    return attend
+
+
+def scores(model, batch: Batch) -> tuple[torch.Tensor, dict[str, tuple[int, int]]]:
+    """Loss (mean cross-entropy over supervised tokens, nats) and teacher-forced (right, total) by kind of token."""
+    with route(model, shared_prefix_attention(batch.prefix)):
+        hidden = hidden_states(model, batch)
+    chosen = batch.target != -100
+    logits, target, kind = model.lm_head(hidden[chosen]), batch.target[chosen], batch.kind[chosen]
+    right = logits.argmax(-1) == target
+    counts = {}
+    for index, name in enumerate(KINDS):
+        of_kind = kind == index
+        counts[name] = (int((right & of_kind).sum()), int(of_kind.sum()))
+    return cross_entropy(logits.float(), target), counts
+
+
+class Trainer:
+    """Runs a plan from where its folder left off.
+
+    Every batch is a function of (seed, step), so a resumed run sees the data it would have seen.
+    """
+
+    def __init__(
+        self, folder: str | Path, *, plan: tuple[Stage, ...] = PLAN, seed: int = 0, device: str = "cpu"
+    ):
+        self.folder, self.plan, self.seed, self.device = Path(folder), plan, seed, device
+        self.model = build_model(seed).to(device)
+        self.average = build_model(seed).to(device).requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(_groups(self.model), lr=1e-3, betas=(0.9, 0.98))
+        self.state: dict = {
+            "stage": 0,
+            "step_in_stage": 0,
+            "step": 0,
+            "seconds": 0.0,
+            "running": {},
+            "log": [],
+        }
+        if (self.folder / "state.json").exists():
+            self._restore()
+
+    def run(
+        self, *, minutes: float | None = None, save_every: int = 200, report: Callable[[str], None] = print
+    ) -> None:
+        """Train until the plan ends or ``minutes`` of wall time have passed; saves every ``save_every`` steps."""
+        started = last = time.monotonic()
+        self.model.train()
+        total = sum(stage.steps for stage in self.plan)
+        with tqdm(total=total, initial=self.state["step"], disable=None, desc="train") as bar:
+            while self.state["stage"] < len(self.plan):
+                stage = self.plan[self.state["stage"]]
+                loss = self._step(stage)
+                now = time.monotonic()
+                self.state["seconds"] += now - last
+                last = now
+                running = self.state["running"]
+                bar.update()
+                bar.set_postfix_str(f"{stage.name} loss {loss:.3f} " + _show(running))
+                if self.state["step"] % 50 == 0:
+                    report(
+                        f"{self.state['step']} {self.state['seconds']:.0f}s {stage.name} {loss:.3f} {_show(running)}"
+                    )
+                reached = stage.until and all(running.get(k, 0.0) >= v for k, v in stage.until.items())
+                if self.state["step_in_stage"] >= stage.steps or reached:
+                    self.state["log"].append({"stage": stage.name, "step": self.state["step"], **running})
+                    self.state["stage"] += 1
+                    self.state["step_in_stage"] = 0
+                    self.save()
+                elif self.state["step"] % save_every == 0:
+                    self.save()
+                if minutes is not None and now - started > 60 * minutes:
+                    break
+        self.save()
+
+    def _step(self, stage: Stage) -> float:
+        state = self.state
+        rng = np.random.default_rng([self.seed, state["step"]])
+        sizes = list(stage.sizes)
+        cells = int(
+            rng.choice(sizes, p=np.array([stage.sizes[s] for s in sizes]) / sum(stage.sizes.values()))
+        )
+        first = FIRST_TRAINING_SEED + 64 * state["step"]
+        batch = make_batch(rng, list(range(first, first + stage.images)), cells, stage.tasks, stage.questions)
+        progress = state["step_in_stage"] / max(stage.steps, 1)
+        rate = stage.rate[1] + (stage.rate[0] - stage.rate[1]) * 0.5 * (1 + math.cos(math.pi * progress))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * min(1.0, (state["step"] + 1) / 100)
+        loss, counts = scores(self.model, batch.to(self.device))
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"loss is {loss.item()} at step {state['step']}; lower the learning rate"
+            )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        decay = min(0.999, (state["step"] + 1) / (state["step"] + 10))
+        with torch.no_grad():
+            for slow, fast in zip(self.average.parameters(), self.model.parameters(), strict=True):
+                slow.lerp_(fast, 1 - decay)
+        for kind, (right, n) in counts.items():
+            if n:
+                old = state["running"].get(kind, right / n)
+                state["running"][kind] = 0.98 * old + 0.02 * right / n
+        state["step"] += 1
+        state["step_in_stage"] += 1
+        return float(loss.detach())
+
+    def save(self) -> None:
+        """Write weights, averaged weights, optimiser and state; each file replaced atomically, the state last."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        moments = {}
+        for index, moment in self.optimizer.state_dict()["state"].items():
+            moments |= {f"{index}.{name}": value for name, value in moment.items()}
+        tensors = {
+            "model": _contiguous(self.model),
+            "average": _contiguous(self.average),
+            "optimizer": moments,
+        }
+        for name, content in tensors.items():
+            temporary = self.folder / f"{name}.tmp"
+            save_file(content, temporary, metadata={"step": str(self.state["step"])})
+            temporary.replace(self.folder / f"{name}.safetensors")
+        temporary = self.folder / "state.tmp"
+        plan = [asdict(stage) for stage in self.plan]
+        temporary.write_text(json.dumps({**self.state, "seed": self.seed, "plan": plan}, indent=1))
+        temporary.replace(self.folder / "state.json")
+
+    def _restore(self) -> None:
+        stored = json.loads((self.folder / "state.json").read_text())
+        if stored.pop("seed") != self.seed:
+            raise ValueError(f"{self.folder} was trained with another seed; give that seed or another folder")
+        stored.pop("plan")
+        self.state = stored
+        self.model.load_state_dict(load_file(self.folder / "model.safetensors"))
+        self.average.load_state_dict(load_file(self.folder / "average.safetensors"))
+        if (self.folder / "optimizer.safetensors").exists():
+            flat = load_file(self.folder / "optimizer.safetensors")
+            moments: dict[int, dict[str, torch.Tensor]] = {}
+            for key, value in flat.items():
+                index, name = key.split(".", 1)
+                moments.setdefault(int(index), {})[name] = value
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+
+
+def _groups(model) -> list[dict]:
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    rest = [p for p in model.parameters() if p.ndim < 2]
+    return [{"params": matrices, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
+
+
+def _contiguous(model) -> dict[str, torch.Tensor]:
+    return {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+
+
+def _show(running: dict[str, float]) -> str:
+    return " ".join(f"{kind} {value:.3f}" for kind, value in running.items() if kind != "template")
