@@ -80,3 +80,8 @@ def route(model: PreTrainedModel, function: AttentionFunction) -> Iterator[None]
             _routes[module].pop()
             if not _routes[module]:
                 del _routes[module]
+
+
+def active_routes(model: PreTrainedModel) -> int:
+    """How many routed functions the modules of a model hold in all; 0 outside ``route``."""
+    return sum(len(_routes.get(module, ())) for module in model.modules())

@@ -50,8 +50,8 @@ def correlation(
         length (within).
 
     interval : "expanded", "percentile" or "bca"
-        As in `cluster_bootstrap`. Pooled r with strong differences between samples needs about 40 samples: its
-        95 % interval covers 90 % with 20, 94 % with 40 (within: 94 % and 95 %).
+        As in `cluster_bootstrap`. Pooled r with strong differences between samples needs about 40 samples:
+        its 95 % interval covers 90 % with 20, 94 % with 40 (within: 94 % and 95 %).
 
     Returns
     -------

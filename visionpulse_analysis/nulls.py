@@ -17,7 +17,6 @@ from visionpulse_analysis._clusters import (
     centre_within,
     cluster_codes,
     cluster_sums,
-    moments,
     one_choice,
     pearson_from_sums,
 )
@@ -176,27 +175,28 @@ def shape_permutation_null(
     if not threshold > 0 or n_permutations < 1:
         raise ValueError(f"threshold must be > 0 and n_permutations >= 1; got {threshold}, {n_permutations}")
 
-    sample = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    steps = [len(row) for row in rows]
+    sample = np.repeat(np.arange(len(rows)), steps)
     mass = np.concatenate([row.sum(-1) for row in rows])
     live = mass > 0
-    level = np.repeat([threshold / n if relative else threshold for n in sizes], [len(row) for row in rows])[
-        live
-    ]
+    level = np.repeat([threshold / n if relative else threshold for n in sizes], steps)[live]
     level = level / mass[live]  # row > threshold  <=>  shape > threshold / mass
     shapes = _sorted_shapes(rows)[live]
     group = sample[live] if scope == "within" else np.zeros(live.sum())
-    samples = sample if kind == "within" else np.zeros_like(sample)
-    centred_mass = centre_within(mass, samples)
+    block = np.unique(sample, return_inverse=True)[1] if kind == "within" else np.zeros_like(sample)
+    _, first, size = np.unique(block, return_index=True, return_counts=True)
+    centred_mass = centre_within(mass, block)
 
     def r_with_shapes_of(order: np.ndarray) -> np.ndarray:
         count = np.zeros((len(order), len(mass)))
         count[:, live] = _count_above(shapes, order, level)
-        return np.array(
-            [
-                pearson_from_sums(moments(samples, centred_mass, centre_within(c, samples)).sum(0))
-                for c in count
-            ]
-        )
+        count -= np.repeat(np.add.reduceat(count, first, axis=1) / size, size, axis=1)
+        sums = np.zeros(
+            (len(order), 6)
+        )  # n, x, y, xx, yy, xy as in `moments`; x and y are 0: both are centred
+        sums[:, 0], sums[:, 3] = len(mass), centred_mass @ centred_mass
+        sums[:, 4], sums[:, 5] = np.square(count).sum(1), count @ centred_mass
+        return pearson_from_sums(sums)
 
     r = float(r_with_shapes_of(np.arange(len(shapes))[None])[0])
     rng, null = np.random.default_rng(seed), []

@@ -152,7 +152,7 @@ class Relevance(NamedTuple):
     """Does attention, or a kept set, fall on the object? Float64 [...], NaN without object or mass."""
 
     hit: np.ndarray
-    """Attention: 1 if the largest weight (ties: lower index) is on the object. Set: if any member is. Else 0."""
+    """1 if the largest weight (ties: lower index), or any member of the set, is on the object; else 0."""
     share: np.ndarray
     """Attention: share of the mass on the object. Set: share of the members on it."""
     chance_hit: np.ndarray

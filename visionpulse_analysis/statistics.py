@@ -29,6 +29,7 @@ from visionpulse_analysis.nulls import (
 __all__ = [
     "Interval",
     "McNemar",
+    "Method",
     "PermutationTest",
     "ShapeNull",
     "cluster_bootstrap",

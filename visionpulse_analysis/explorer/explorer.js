@@ -4,7 +4,7 @@
 // Explorer (the document: drawing, pointing, keys). Whatever comes from a trace enters the document as textContent.
 
 const MAPS = {
-  cividis: "00224e00285b002e6a0533711a386f273e6e32436d3b496c434e6c4b546c535a6d5a5f6e61656f686a6c716f70737676767d7c788482798c8878938e789b9476a39a74aba072b4a76fbcae6cc4b468cdbb63d5c25edec958e7d150f0d846f9e03afee838",
+  cividis: "00224e00285b002e6a0533711a386f273e6e32436d3b496c434e6c4b546c535a6d5a5f6e61656f686a716f70737676767d7c788482798c8878938e789b9476a39a74aba072b4a76fbcae6cc4b468cdbb63d5c25edec958e7d150f0d846f9e03afee838",
   magma: "0000040303120a0822130d341d114729115a36106b440f7651127c5d177f6a1c81762181832681902a819c2e7faa337db73779c43c75d0416fdc4869e75263ef5d5ef56b5cf9795dfc8961fd9869fea772feb67cfec488fed395fde2a3fcf0b2fcfdbf",
   difference: "9eb0ff8caef679abed65a7e2519fd34194c13685ad2e76992868862259731d4b61183d4f14303e11242e111a20121214190c09220c022b0e013510004112014d16025b1d086c27117d341e8e422e9e513fae6051be6f63ce7f76df8f89f09f9cffadad",
 };
@@ -938,7 +938,7 @@ class Explorer {
     const { data } = this, budget = data.traces[t].budget?.[step];
     let kept = 0;
     for (let p = 0; p < data.count; p++) kept += data.visible(t, step, p);
-    return `kept ${kept} of ${data.count} patches` + (budget == null ? "" : ` (budget ${number(100 * budget)} %)`);
+    return `kept ${kept} of ${data.count} patches` + (budget == null ? "" : ` (budget ${+(100 * budget).toPrecision(3)} %)`);
   }
 
   writeLink() {

@@ -162,11 +162,14 @@ def _write_tokens(ax: Axes, tokens: Sequence[str], marked: list[int], slot: floa
     if slot < spacing:
         size, spacing, rows = 6.5, 6.8, 2
         every = next(n for n in _round_numbers() if n * slot * rows >= spacing)
-    placed: list[list[int]] = [[] for _ in range(rows)]
-    for step in [*marked, *range(0, len(labels), every)]:  # marked steps come first and the others give way
-        free = [row for row in placed if all(abs(step - other) * slot >= spacing for other in row)]
-        if free and not any(step in row for row in placed):
-            free[0].append(step)
+    if every == 1:
+        placed = [list(range(start, len(labels), rows)) for start in range(rows)]
+    else:
+        placed = [[], []]
+        for step in [*marked, *range(0, len(labels), every)]:  # marked steps come first, the others give way
+            free = [row for row in placed if all(abs(step - other) * slot >= spacing for other in row)]
+            if free and not any(step in row for row in placed):
+                free[0].append(step)
     for minor, row in enumerate(placed):
         row.sort()
         ax.set_xticks(

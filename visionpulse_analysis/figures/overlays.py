@@ -90,7 +90,7 @@ def draw_blackout(ax: Axes, image: np.ndarray, heat_map: np.ndarray, percentile:
     image, heat_map = check_image(image), check_map(heat_map)
     if not 0 <= percentile <= 100:
         raise ValueError(f"percentile is {percentile!r}, expected a number from 0 to 100")
-    # "lower" is a value of the map itself, so that rounding cannot move a patch across the threshold.
+    # "higher" takes a value of the map itself, so that rounding cannot move a patch across the threshold.
     threshold = np.nanpercentile(heat_map, percentile, method="higher")
     black = np.zeros((*heat_map.shape, 4))
     black[..., 3] = ~(heat_map >= threshold)  # written so that NaN is black
@@ -177,7 +177,7 @@ def draw_boxes(
     labels = [""] * len(boxes) if labels is None else labels
     check_count(labels, "labels", len(boxes))
     image_width, image_height = max(ax.get_xlim()), max(ax.get_ylim())
-    rim = [effects.withStroke(linewidth=3, foreground="black")]
+    rim = [effects.withStroke(linewidth=2.4, foreground="black")]
     for (left, top, right, bottom), label in zip(boxes, labels, strict=True):
         ax.add_patch(
             Rectangle(
@@ -186,7 +186,7 @@ def draw_boxes(
                 bottom - top,
                 fill=False,
                 edgecolor=colour,
-                linewidth=1.5,
+                linewidth=1.2,
                 path_effects=rim,
             )
         )

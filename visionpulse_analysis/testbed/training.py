@@ -105,7 +105,7 @@ class Trainer:
         self.folder, self.plan, self.seed, self.device = Path(folder), plan, seed, device
         self.model = build_model(seed).to(device)
         self.average = build_model(seed).to(device).requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(_groups(self.model), lr=1e-3, betas=(0.9, 0.98))
+        self.optimizers = build_optimizers(self.model)
         self.state: dict = {
             "stage": 0,
             "step_in_stage": 0,
@@ -161,8 +161,9 @@ class Trainer:
         batch = make_batch(rng, list(range(first, first + stage.images)), cells, stage.tasks, stage.questions)
         progress = state["step_in_stage"] / max(stage.steps, 1)
         rate = stage.rate[1] + (stage.rate[0] - stage.rate[1]) * 0.5 * (1 + math.cos(math.pi * progress))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (state["step"] + 1) / 100)
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = rate * min(1.0, (state["step"] + 1) / 100)
         loss, counts = scores(self.model, batch.to(self.device))
         if not torch.isfinite(loss):
             raise FloatingPointError(
@@ -170,8 +171,9 @@ class Trainer:
             )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        self.model.zero_grad(set_to_none=True)
         decay = min(0.999, (state["step"] + 1) / (state["step"] + 10))
         with torch.no_grad():
             for slow, fast in zip(self.average.parameters(), self.model.parameters(), strict=True):
@@ -188,8 +190,9 @@ class Trainer:
         """Write weights, averaged weights, optimiser and state; each file replaced atomically, the state last."""
         self.folder.mkdir(parents=True, exist_ok=True)
         moments = {}
-        for index, moment in self.optimizer.state_dict()["state"].items():
-            moments |= {f"{index}.{name}": value for name, value in moment.items()}
+        for kind, optimizer in self.optimizers.items():
+            for index, moment in optimizer.state_dict()["state"].items():
+                moments |= {f"{kind}.{index}.{name}": value for name, value in moment.items()}
         tensors = {
             "model": _contiguous(self.model),
             "average": _contiguous(self.average),
@@ -213,18 +216,24 @@ class Trainer:
         self.model.load_state_dict(load_file(self.folder / "model.safetensors"))
         self.average.load_state_dict(load_file(self.folder / "average.safetensors"))
         if (self.folder / "optimizer.safetensors").exists():
-            flat = load_file(self.folder / "optimizer.safetensors")
-            moments: dict[int, dict[str, torch.Tensor]] = {}
-            for key, value in flat.items():
-                index, name = key.split(".", 1)
-                moments.setdefault(int(index), {})[name] = value
-            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+            moments: dict[str, dict[int, dict[str, torch.Tensor]]] = {kind: {} for kind in self.optimizers}
+            for key, value in load_file(self.folder / "optimizer.safetensors").items():
+                kind, index, name = key.split(".", 2)
+                moments[kind].setdefault(int(index), {})[name] = value
+            for kind, optimizer in self.optimizers.items():
+                optimizer.load_state_dict({**optimizer.state_dict(), "state": moments[kind]})
 
 
-def _groups(model) -> list[dict]:
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    rest = [p for p in model.parameters() if p.ndim < 2]
-    return [{"params": matrices, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
+def build_optimizers(model) -> dict[str, torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for embeddings, output head, norms and biases."""
+    matrices, plain = [], []
+    for name, parameter in model.named_parameters():
+        inside = ".layers." in name or ".blocks." in name
+        (matrices if inside and parameter.ndim == 2 else plain).append(parameter)
+    return {
+        "muon": torch.optim.Muon(matrices, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        "adamw": torch.optim.AdamW(plain, betas=(0.9, 0.98), weight_decay=0.01),
+    }
 
 
 def _contiguous(model) -> dict[str, torch.Tensor]:

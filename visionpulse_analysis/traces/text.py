@@ -16,8 +16,8 @@ def split_text(text: str, prompt_tokens: Sequence[str] = ()) -> tuple[str, str]:
     thinking : str
         Without the marks; empty when the model did not think.
     answer : str
-        Without special tokens; empty while the model still thinks: ``<think>`` was opened, in the text or at the
-        end of the prompt, and not closed.
+        Without special tokens; empty while the model still thinks: ``<think>`` was opened, in the text or at
+        the end of the prompt, and not closed.
     """
     thinking, closed, answer = text.partition("</think>")
     opened = "<think>" in text or "<think>" in "".join(prompt_tokens[-3:])

@@ -1,0 +1,45 @@
+"""Shared fixtures: tiny random models, built from configuration and loaded as a user would."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def scenes_folder(tmp_path_factory):
+    """The bundled architecture with random weights, in Hugging Face format."""
+    from visionpulse_analysis.testbed.model import build_model, save_bundle
+
+    folder = tmp_path_factory.mktemp("models") / "random-scenes"
+    model = build_model(seed=7)
+    # Random weights of the usual size give flat attention; larger ones make every test more sensitive.
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and "layers" in name:
+            parameter.data *= 4
+    save_bundle(model, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vlm(scenes_folder):
+    import visionpulse_analysis as vpa
+
+    return vpa.load(str(scenes_folder))
+
+
+@pytest.fixture(scope="session")
+def pictures():
+    """Scenes of three sizes: 64, 144 and 256 patches."""
+    from visionpulse_analysis.testbed.scenes import generate
+
+    return [generate(seed, cells).render() for seed, cells in enumerate((4, 6, 8))]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)

@@ -1,0 +1,122 @@
+"""Routing attention: everything is restored, nothing leaks between models."""
+
+import pytest
+import torch
+from transformers.modeling_utils import AttentionInterface
+
+from visionpulse_analysis.attention import _routes, active_routes, route, stock
+from visionpulse_analysis.testbed.model import build_model
+
+
+def state_of(model):
+    return (
+        model.config._attn_implementation,
+        model.config.text_config._attn_implementation,
+        model.config.vision_config._attn_implementation,
+        sorted(AttentionInterface._global_mapping),
+        sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()),
+        active_routes(model),
+    )
+
+
+@pytest.fixture(scope="module")
+def models():
+    return build_model(1).eval(), build_model(2).eval()
+
+
+def run(model):
+    with torch.inference_mode():
+        return model(input_ids=torch.arange(10, 20)[None]).logits
+
+
+def recorder(calls):
+    def attend(module, *args, **options):
+        calls.append(module.layer_idx)
+        return stock(module, *args, **options)
+
+    return attend
+
+
+def test_route_calls_every_layer_and_changes_nothing(models):
+    model, _ = models
+    before, calls = run(model), []
+    with route(model, recorder(calls)):
+        inside = run(model)
+    assert calls == list(range(8))
+    assert torch.equal(before, inside)
+    assert torch.equal(before, run(model))
+    assert calls == list(range(8))
+
+
+def test_route_restores_after_an_exception(models):
+    model, _ = models
+    before = state_of(model)
+    with pytest.raises(RuntimeError, match="boom"), route(model, recorder([])):
+        assert state_of(model) != before
+        raise RuntimeError("boom")
+    assert state_of(model) == before
+
+    def fails(*args, **options):
+        raise KeyError("inside")
+
+    with pytest.raises(KeyError), route(model, fails):
+        run(model)
+    assert state_of(model) == before
+
+
+def test_nested_routes_use_the_inner_one(models):
+    model, _ = models
+    before, outer, inner = state_of(model), [], []
+    with route(model, recorder(outer)):
+        with route(model, recorder(inner)):
+            run(model)
+        assert (len(outer), len(inner)) == (0, 8)
+        run(model)
+        assert (len(outer), len(inner)) == (8, 8)
+    assert state_of(model) == before
+
+
+def test_two_models_do_not_disturb_one_another(models):
+    first, second = models
+    expected = run(second)
+    calls = []
+    with route(first, recorder(calls)):
+        assert torch.equal(run(second), expected)
+        assert calls == []
+        other = []
+        with route(second, recorder(other)):
+            run(first)
+        assert (len(calls), len(other)) == (8, 0)
+
+
+def test_models_that_share_a_configuration(models):
+    first, _ = models
+    from transformers import Qwen3VLForConditionalGeneration
+
+    twin = Qwen3VLForConditionalGeneration(first.config).eval()
+    expected, calls = run(twin), []
+    with route(first, recorder(calls)):
+        assert torch.equal(run(twin), expected)
+    assert calls == []
+
+
+def test_a_model_under_eager_is_refused():
+    model = build_model(1)
+    model.set_attn_implementation({"text_config": "eager"})
+    with pytest.raises(ValueError, match=r"'eager'.*needs 'sdpa'"), route(model, stock):
+        pass
+    assert not any(module in _routes for module in model.modules())
+
+
+def test_the_padding_mask_is_kept(models):
+    model, _ = models
+    ids = torch.arange(10, 20)[None]
+    padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), ids], dim=1)
+    mask = torch.tensor([[0] * 3 + [1] * 10])
+    position = torch.cat([torch.zeros(1, 3, dtype=torch.long), torch.arange(10)[None]], dim=1).expand(
+        3, 1, -1
+    )
+    with torch.inference_mode(), route(model, stock):
+        alone = model(input_ids=ids).logits
+        with_padding = model(input_ids=padded, attention_mask=mask, position_ids=position).logits
+    assert torch.allclose(alone, with_padding[:, 3:], atol=1e-5)

@@ -1,0 +1,229 @@
+"""Scores of the bundled model: accuracy by task and size, what its traces name, and the controls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from visionpulse_analysis.attention import route, stock
+from visionpulse_analysis.decoding import decode
+from visionpulse_analysis.models import VLM, data_folder
+from visionpulse_analysis.pruners import Pruner, Random
+from visionpulse_analysis.statistics import paired_difference, proportion_interval
+from visionpulse_analysis.testbed.batches import KINDS, pack
+from visionpulse_analysis.testbed.evaluation_set import Item, read_items
+from visionpulse_analysis.testbed.questions import TASKS, Question, TokenTruth, reason
+from visionpulse_analysis.testbed.training import hidden_states
+from visionpulse_analysis.testbed.truth import answer_is_right, score_statements
+from visionpulse_analysis.traces import Trace
+
+LIMIT = 160  # tokens; the longest trace of the training distribution at 256 patches is shorter
+
+
+def evaluation_items() -> list[Item]:
+    """The evaluation set that ships with the project."""
+    return read_items(data_folder() / "evaluation" / "scenes.jsonl")
+
+
+def ask_all(
+    vlm: VLM,
+    items: list[Item],
+    task: str,
+    *,
+    image_of: Callable[[Item], np.ndarray] | None = None,
+    **options: Any,
+) -> list[Trace]:
+    """Decode one task's question of every item (greedy unless ``sample`` is given); unrecorded unless asked for."""
+    images = [item.scene.render() if image_of is None else image_of(item) for item in items]
+    settings = {"layers": "none", "max_new_tokens": LIMIT, **options}
+    return decode(vlm, images, [item.questions[task].text for item in items], **settings)
+
+
+def right_answers(items: list[Item], task: str, traces: list[Trace]) -> np.ndarray:
+    """Whether each trace ends in the exact answer: bool [item]."""
+    pairs = zip(items, traces, strict=True)
+    return np.array([answer_is_right(item.questions[task], trace.answer) for item, trace in pairs])
+
+
+def evaluate(
+    vlm: VLM, items: list[Item] | None = None, *, cells: int = 8, controls: bool = True, batch_size: int = 32
+) -> dict[str, Any]:
+    """Score a model on the evaluation set.
+
+    Parameters
+    ----------
+    items : list of Item, optional
+        The shipped set by default.
+    cells : int
+        The scene size on which the headline numbers and the controls are measured.
+    controls : bool
+        Also measure noise images, random 5 % of the patches, and the reading horizon.
+
+    Returns
+    -------
+    dict
+        ``tasks``: task -> accuracy, low, high (95 % Wilson), n, mean_tokens. ``sizes``: the same by number of
+        patches. ``named``: share right of the colours, shapes and positions named. ``control_noise``: accuracy on
+        noise beside the best constant guess. ``control_random_5``: find accuracy dense and with a random 5 % of the
+        patches from the anchor layer on, and their paired difference. ``horizon``: see :func:`reading_horizon`.
+    """
+    items = evaluation_items() if items is None else items
+    main = [item for item in items if item.scene.cells == cells]
+    if not main:
+        raise ValueError(f"no scene of {cells} x {cells} cells in the evaluation set")
+    result: dict[str, Any] = {"model": vlm.name, "weights": vlm.weights_hash, "sizes": {}, "tasks": {}}
+    statements: dict[str, list[bool]] = {"colour": [], "shape": [], "position": []}
+    find_right = np.zeros(0)
+    for size in sorted({item.scene.cells for item in items}):
+        chosen = [item for item in items if item.scene.cells == size]
+        scores = {}
+        for task in TASKS:
+            traces = ask_all(vlm, chosen, task, batch_size=batch_size)
+            right = right_answers(chosen, task, traces)
+            scores[task] = {
+                **_interval(right),
+                "mean_tokens": float(np.mean([len(t.tokens) for t in traces])),
+            }
+            if size == cells:
+                find_right = right if task == "find" else find_right
+                for item, trace in zip(chosen, traces, strict=True):
+                    said = score_statements(item.scene, trace.tokens)
+                    for name in statements:
+                        statements[name] += getattr(said, name)
+        result["sizes"][str((2 * size) ** 2)] = scores
+        if size == cells:
+            result["tasks"] = scores
+    result["named"] = {name: {"share": float(np.mean(v)), "n": len(v)} for name, v in statements.items() if v}
+    if controls:
+        result["control_noise"] = noise_control(vlm, main, batch_size=batch_size)
+        result["control_random_5"] = random_control(
+            vlm, main, find_right, Random(0.05), batch_size=batch_size
+        )
+        result["anchor"] = vlm.default_anchor
+        result["horizon"] = reading_horizon(vlm, main[:100])
+    return result
+
+
+def _interval(right: np.ndarray) -> dict[str, float]:
+    interval = proportion_interval(right)
+    return {"accuracy": interval.estimate, "low": interval.low, "high": interval.high, "n": interval.n_values}
+
+
+def noise_control(vlm: VLM, items: list[Item], **options: Any) -> dict[str, Any]:
+    """Accuracy when every image is uniform noise, beside the accuracy of the best constant answer."""
+
+    def noise(item: Item) -> np.ndarray:
+        rng = np.random.default_rng([item.scene.seed, 3])
+        return rng.integers(0, 256, size=item.scene.render().shape, dtype=np.uint8)
+
+    result = {}
+    for task in TASKS:
+        right = right_answers(items, task, ask_all(vlm, items, task, image_of=noise, **options))
+        answers = [item.questions[task].answer for item in items]
+        guess = max(answers.count(answer) for answer in set(answers)) / len(answers)
+        result[task] = {**_interval(right), "best_constant_guess": guess}
+    return result
+
+
+def random_control(
+    vlm: VLM, items: list[Item], dense_right: np.ndarray, pruner: Pruner, **options: Any
+) -> dict[str, Any]:
+    """Find accuracy with randomly selected patches from the anchor layer on, paired with dense decoding."""
+    right = right_answers(items, "find", ask_all(vlm, items, "find", pruner=pruner, **options))
+    change = paired_difference(dense_right.astype(float), right.astype(float))
+    return {
+        "dense": float(dense_right.mean()),
+        "random": float(right.mean()),
+        "cost_points": -100 * change.estimate,
+        "low": -100 * change.high,
+        "high": -100 * change.low,
+        "n": len(items),
+    }
+
+
+@torch.inference_mode()
+def reading_horizon(vlm: VLM, items: list[Item]) -> dict[str, list[float]]:
+    """Where the model reads the image: accuracy of visual tokens when the image is cut off from a layer on.
+
+    The model is fed the true traces of the find and count questions; entry ``a`` is the share of row, column and shape
+    tokens it then predicts right when text may not attend to patches in layers ``a`` and above. The last entry, at
+    ``n_layers``, is uncut.
+
+    Returns
+    -------
+    dict
+        kind of token -> list of n_layers + 1 accuracies in 0..1.
+    """
+    counts = {kind: np.zeros((vlm.n_layers + 1, 2)) for kind in ("row", "column", "shape")}
+    for start in range(0, len(items), 8):
+        batch = pack([(item.scene, _true_traces(item)) for item in items[start : start + 8]]).to(
+            vlm.model.device
+        )
+        chosen = batch.target != -100
+        is_patch = batch.ids == vlm.model.config.image_token_id
+        for cut in range(vlm.n_layers + 1):
+            with route(vlm.model, _blind_from(cut, batch.prefix, is_patch)):
+                logits = vlm.model.lm_head(hidden_states(vlm.model, batch)[chosen])
+            right = logits.argmax(-1) == batch.target[chosen]
+            for kind, count in counts.items():
+                of_kind = batch.kind[chosen] == KINDS.index(kind)
+                count[cut] += (int((right & of_kind).sum()), int(of_kind.sum()))
+    return {kind: (count[:, 0] / count[:, 1]).round(4).tolist() for kind, count in counts.items()}
+
+
+def _true_traces(item: Item) -> list[tuple[Question, list[TokenTruth]]]:
+    rng = np.random.default_rng([item.scene.seed, 4])
+    asked = [item.questions["find"], item.questions["count"]]
+    return [(question, reason(item.scene, question, rng)) for question in asked]
+
+
+def _blind_from(cut: int, prefix: int, is_patch: torch.Tensor):
+    """Attention in which rows after the prefix do not see patches from layer ``cut`` on."""
+
+    def attend(module, query, key, value, mask, **options):
+        if module.layer_idx >= cut:
+            mask = mask.clone()
+            mask[:, :, prefix:] &= ~is_patch[:, None, None]
+        return stock(module, query, key, value, mask, **options)
+
+    return attend
+
+
+def format_report(result: dict[str, Any]) -> str:
+    """The result of :func:`evaluate` as text for a terminal."""
+    lines = [f"model {result['model']} (weights {result['weights']})", ""]
+    for patches, scores in result["sizes"].items():
+        for task, s in scores.items():
+            lines.append(
+                f"{patches:>5} patches  {task:8} {s['accuracy']:.3f} [{s['low']:.3f}, {s['high']:.3f}]  n {s['n']}"
+                f"  {s['mean_tokens']:.1f} tokens"
+            )
+    lines += [f"named right: {k} {v['share']:.3f} of {v['n']}" for k, v in result["named"].items()]
+    if "control_noise" in result:
+        lines += [
+            f"noise image: {task} {s['accuracy']:.3f} [{s['low']:.3f}, {s['high']:.3f}], "
+            f"best constant guess {s['best_constant_guess']:.3f}"
+            for task, s in result["control_noise"].items()
+        ]
+        c = result["control_random_5"]
+        lines.append(
+            f"control_random_5 (from layer {result['anchor']}): find {c['dense']:.3f} dense, {c['random']:.3f} random; "
+            f"costs {c['cost_points']:.1f} points [{c['low']:.1f}, {c['high']:.1f}]"
+        )
+        lines += [
+            f"horizon, {k:6} " + " ".join(f"{v:.2f}" for v in values)
+            for k, values in result["horizon"].items()
+        ]
+    return "\n".join(lines)
+
+
+def write_evaluation_set(folder: Path) -> str:
+    """Write the evaluation set; returns its sha256."""
+    from visionpulse_analysis.testbed.evaluation_set import SIZES, build_items, write_items
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return write_items(build_items(SIZES), folder / "scenes.jsonl")

@@ -1,0 +1,96 @@
+"""Scoring a generated trace against the scene it is about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from visionpulse_analysis.patches import PatchGrid
+from visionpulse_analysis.testbed.questions import ANSWER_MARK, Question, TokenTruth
+from visionpulse_analysis.testbed.scenes import CELL, COLOURS, SHAPES, Scene
+
+VISUAL_KINDS = ("colour", "shape", "row", "column")
+
+
+@dataclass
+class Statements:
+    """Right or wrong, for each place of a trace where the scene determines what is named.
+
+    colour : an object of that colour exists; shape : one of that colour and shape exists; position : row and column
+    are those of the object named (where it exists). seen : indices of the objects named, in order.
+    """
+
+    colour: list[bool] = field(default_factory=list)
+    shape: list[bool] = field(default_factory=list)
+    position: list[bool] = field(default_factory=list)
+    seen: list[int] = field(default_factory=list)
+
+
+def annotate(scene: Scene, words: list[str]) -> list[TokenTruth]:
+    """Kind and object of every token of a generated trace (one word per token).
+
+    A token belongs to an object from ``see`` on: its colour, shape, row, column and verdict. ``object`` is None where
+    the trace names something that is not in the scene.
+    """
+    truths: list[TokenTruth] = []
+    after_answer_mark, place, current = False, 99, None
+    for index, word in enumerate(words):
+        place = 0 if word == "see" else place + 1
+        if place == 1:
+            named = words[index : index + 2]
+            current = scene.index_of(*named) if len(named) == 2 else None
+        if after_answer_mark:
+            truths.append(TokenTruth(word, "answer"))
+        elif word in COLOURS and place == 1:
+            truths.append(TokenTruth(word, "colour", current))
+        elif word in SHAPES and place == 2:
+            truths.append(TokenTruth(word, "shape", current))
+        elif place == 4 or place == 5:
+            truths.append(TokenTruth(word, "row" if place == 4 else "column", current))
+        elif place == 7 and word in ("yes", "no"):
+            truths.append(TokenTruth(word, "verdict", current))
+        elif place == 7 and word.isdigit():
+            truths.append(TokenTruth(word, "number", current))
+        else:
+            truths.append(TokenTruth(word))
+        after_answer_mark = after_answer_mark or word == ANSWER_MARK
+    return truths
+
+
+def score_statements(scene: Scene, words: list[str]) -> Statements:
+    """Score every ``see <colour> <shape> at <row> <column>`` of a trace."""
+    result = Statements()
+    for index in (i for i, word in enumerate(words) if word == "see"):
+        said = words[index + 1 : index + 6]
+        if len(said) < 5:
+            continue
+        colour, shape, _, row, column = said
+        exists = any(o.colour == colour for o in scene.objects)
+        result.colour.append(exists)
+        found = scene.index_of(colour, shape)
+        if exists:
+            result.shape.append(found is not None)
+        if found is not None:
+            result.position.append((row, column) == scene.objects[found].place)
+            result.seen.append(found)
+    return result
+
+
+def answer_is_right(question: Question, answer: str) -> bool:
+    """Exact answer, word by word."""
+    return answer.split() == question.answer.split()
+
+
+def detours(scene: Scene, question: Question, words: list[str]) -> int:
+    """How many inspections of a trace went to objects that the question is not about."""
+    return sum(index not in question.targets for index in score_statements(scene, words).seen)
+
+
+def object_patches(scene: Scene, grid: PatchGrid) -> np.ndarray:
+    """Which patches show which object: bool [object, patch], True where the patch overlaps the object's cell."""
+    left, top, right, bottom = grid.box.T
+    cells = [(o.col * CELL, o.row * CELL) for o in scene.objects]
+    return np.array(
+        [(left < x + CELL) & (right > x) & (top < y + CELL) & (bottom > y) for x, y in cells], dtype=bool
+    ).reshape(len(cells), len(grid))
