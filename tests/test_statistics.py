@@ -1,4 +1,4 @@
-"""Statistics: identities, an independent slow loop, and the operating characteristics (coverage, level of the tests).
+"""Statistics: identities, independent slow loops, and the operating characteristics (coverage, level).
 
 The seeds were fixed before the results were looked at. Monte-Carlo errors are stated where a rate is claimed.
 """
@@ -15,6 +15,7 @@ from scipy import stats
 from visionpulse_analysis import measures
 from visionpulse_analysis.statistics import (
     Interval,
+    Method,
     cluster_bootstrap,
     correlation,
     mcnemar,
@@ -23,6 +24,9 @@ from visionpulse_analysis.statistics import (
     proportion_interval,
     shape_permutation_null,
 )
+
+settings.register_profile("loaded machine", deadline=None)
+settings.load_profile("loaded machine")
 
 
 def clustered(rng, n_clusters, spread=0.5):
@@ -35,7 +39,7 @@ def bounds(interval):
     return [interval.low, interval.high]
 
 
-# ---- bootstrap -----------------------------------------------------------------------------------------------------
+# ---- bootstrap ----
 
 
 def slow_bootstrap(values, labels, statistic, n_resamples, seed):
@@ -62,21 +66,16 @@ def test_bootstrap_equals_a_slow_loop_over_the_same_draws(statistic):
 
 
 def test_bca_agrees_with_scipy_when_every_value_is_its_own_cluster():
-    values = np.random.default_rng(3).exponential(size=60)
-    ours = cluster_bootstrap(values, np.arange(60), method="bca", n_resamples=40_000)
-    theirs = stats.bootstrap((values,), np.mean, method="BCa", n_resamples=40_000, rng=0).confidence_interval
-    percentile = cluster_bootstrap(values, np.arange(60), method="percentile", n_resamples=40_000)
-    error = 0.004  # of a quantile from 40,000 resamples, in units of the value
-    assert bounds(ours) == pytest.approx([theirs.low, theirs.high], abs=error)
-    assert ours.low - percentile.low > 2 * error  # so that the comparison can tell the methods apart
+    values = np.random.default_rng(3).exponential(size=15) ** 2
+    ours = cluster_bootstrap(values, np.arange(15), method="bca", seed=1)
+    theirs = stats.bootstrap((values,), np.mean, method="BCa", n_resamples=2000, rng=1).confidence_interval
+    assert bounds(ours) == pytest.approx([theirs.low, theirs.high])  # scipy draws alike from the same seed
 
 
 def test_expanded_is_wider_by_the_t_factor_for_a_normal_mean():
     values = np.random.default_rng(4).normal(size=8)
-    wide, narrow = (
-        cluster_bootstrap(values, np.arange(8), method=m, n_resamples=50_000)
-        for m in ("expanded", "percentile")
-    )
+    wide = cluster_bootstrap(values, np.arange(8), method="expanded", n_resamples=50_000)
+    narrow = cluster_bootstrap(values, np.arange(8), method="percentile", n_resamples=50_000)
     factor = np.sqrt(8 / 7) * stats.t.ppf(0.975, 7) / stats.norm.ppf(0.975)
     assert np.diff(bounds(wide)) / np.diff(bounds(narrow)) == pytest.approx(factor, rel=0.03)
 
@@ -94,7 +93,7 @@ def test_bootstrap_shifts_and_scales_with_the_values_and_ignores_their_order(pai
     assert base.estimate == pytest.approx(values.mean())
 
 
-def coverage(n_clusters, n_simulations, seed, method="expanded", naive=False):
+def coverage(n_clusters, n_simulations, seed, method: Method = "expanded", naive=False):
     rng, hits = np.random.default_rng(seed), 0
     for simulation in range(n_simulations):
         values, codes = clustered(rng, n_clusters)
@@ -111,13 +110,13 @@ def test_default_interval_covers_within_two_points_of_nominal(n_clusters):
 
 
 def test_step_resampling_and_the_plain_percentile_fail_the_same_check():
-    assert coverage(20, 1000, seed=20260531, naive=True) < 0.7
+    assert coverage(20, 300, seed=20260531, naive=True) < 0.7
     assert abs(coverage(20, 4000, seed=20260531, method="percentile") - 0.95) > 0.02
 
 
 @pytest.mark.parametrize("kind", ["pooled", "within"])
 def test_correlation_interval_covers_within_two_points_of_nominal(kind):
-    # Within a sample r is 0.6; samples differ independently in x and y by as much as steps do, so pooled r is 0.3.
+    # Within a sample r is 0.6. Samples differ in x and in y, unrelated, as much as steps: pooled r is 0.3.
     rng, hits, codes = np.random.default_rng(20260601), 0, np.repeat(np.arange(60), 10)
     for simulation in range(4000):
         step = rng.normal(size=600)
@@ -128,7 +127,7 @@ def test_correlation_interval_covers_within_two_points_of_nominal(kind):
     assert abs(hits / 4000 - 0.95) <= 0.02
 
 
-# ---- pairs and proportions -----------------------------------------------------------------------------------------
+# ---- pairs and proportions ----
 
 
 def test_paired_difference_is_the_bootstrap_of_the_differences_and_pairs_matter():
@@ -172,7 +171,7 @@ def test_wilson_interval_solves_its_own_equation():
         proportion_interval([0, 0.5, 1])
 
 
-# ---- correlation ---------------------------------------------------------------------------------------------------
+# ---- correlation ----
 
 
 def correlated(seed=8):
@@ -192,10 +191,8 @@ def within_by_hand(x, y, codes, rank):
 
 def test_correlation_estimates_equal_scipy_and_the_definition():
     x, y, codes = correlated()
-    assert correlation(x, y, codes).estimate == pytest.approx(stats.pearsonr(x, y).statistic)
-    assert correlation(x, y, codes, method="spearman").estimate == pytest.approx(
-        stats.spearmanr(x, y).statistic
-    )
+    assert correlation(x, y, codes).estimate == pytest.approx(stats.pearsonr(x, y)[0])
+    assert correlation(x, y, codes, method="spearman").estimate == pytest.approx(stats.spearmanr(x, y)[0])
     for method in ("pearson", "spearman"):
         by_hand = within_by_hand(x, y, codes, method == "spearman")
         assert correlation(x, y, codes, kind="within", method=method).estimate == pytest.approx(by_hand)
@@ -207,7 +204,7 @@ def test_correlation_estimates_equal_scipy_and_the_definition():
 def test_pooled_correlation_interval_equals_the_generic_bootstrap(method, reference):
     x, y, codes = correlated()
     fast = correlation(x, y, codes, method=method, n_resamples=200, seed=4)
-    slow = cluster_bootstrap((x, y), codes, lambda u, v: reference(u, v).statistic, n_resamples=200, seed=4)
+    slow = cluster_bootstrap((x, y), codes, lambda u, v: reference(u, v)[0], n_resamples=200, seed=4)
     assert [fast.estimate, *bounds(fast)] == pytest.approx([slow.estimate, *bounds(slow)])
 
 
@@ -236,7 +233,7 @@ def test_correlation_with_a_constant_is_nan_not_a_number_made_of_rounding():
         assert np.isnan(bounds(partly)).all()
 
 
-# ---- tests against a null ------------------------------------------------------------------------------------------
+# ---- tests against a null ----
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
@@ -310,7 +307,7 @@ def slow_shape_null(samples, threshold, n, seed):
     for order in orders:
         assert (group[order] == group).all()
         count = [int((rows[j] / mass[j] * mass[i] > threshold).sum()) for i, j in enumerate(order)]
-        yield stats.pearsonr(mass, count).statistic
+        yield stats.pearsonr(mass, count)[0]
 
 
 def test_shape_null_equals_a_slow_loop_over_the_same_permutations():
@@ -362,11 +359,12 @@ def test_shape_null_of_constant_shapes_is_the_observation_itself():
 
 
 def test_shape_null_is_nan_for_a_constant_count():
-    result = shape_permutation_null(traces(np.random.default_rng(15)), 2.0)
-    assert np.isnan([result.r, result.mean, result.low, result.high, result.p]).all()
+    for samples in (traces(np.random.default_rng(15)), [np.zeros((3, 4))]):
+        result = shape_permutation_null(samples, 2.0)
+        assert np.isnan([result.r, result.mean, result.low, result.high, result.p]).all()
 
 
-# ---- the interval and invalid input --------------------------------------------------------------------------------
+# ---- the interval and invalid input ----
 
 
 def test_interval_prints_and_serialises():
@@ -424,9 +422,9 @@ def test_invalid_options_are_refused():
     values = [1.0, 2.0, 3.0]
     for options in ({"method": "normal"}, {"confidence": 95}, {"n_resamples": 1}):
         with pytest.raises(ValueError, match=next(iter(options))):
-            cluster_bootstrap(values, values, **options)
+            cluster_bootstrap(values, values, **options)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="kind"):
-        correlation(values, values, values, kind="mean")
+        correlation(values, values, values, kind="mean")  # pyright: ignore[reportArgumentType]
     samples = [np.full((2, 3), 0.1), np.full((2, 4), 0.1)]
     with pytest.raises(ValueError, match="same number of patches"):
         shape_permutation_null(samples, 0.1, scope="across")
