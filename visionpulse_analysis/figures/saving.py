@@ -73,8 +73,8 @@ def save(
     contents: dict[Path, bytes] = {}
     with style():
         engine = fig.get_layout_engine()
-        FigureCanvasAgg(fig).draw()
-        fig.set_layout_engine("none")  # laid out once: all three formats get the same layout
+        _settle_layout(fig)
+        fig.set_layout_engine("none")  # so that all three formats get this layout
         try:
             for ending, data in embedded.items():
                 buffer = BytesIO()
@@ -86,6 +86,19 @@ def save(
     for path, content in contents.items():
         _write_atomically(path, content)
     return list(contents)
+
+
+def _settle_layout(fig: Figure) -> None:
+    """Lay the figure out until nothing moves: then it does not matter how often it was drawn before."""
+    FigureCanvasAgg(fig)
+    engine, moved = fig.get_layout_engine(), True
+    places: list[tuple[float, ...]] = []
+    for _ in range(20):  # each pass moves a colour bar a hundred times less than the one before
+        if engine is None or not moved:
+            return
+        engine.execute(fig)
+        before, places = places, [ax.get_position(original=True).bounds for ax in fig.axes]
+        moved = places != before
 
 
 def _write_atomically(path: Path, content: bytes) -> None:
