@@ -86,8 +86,8 @@ def test_arrays_are_read_only_copies(two_images: PatchGrid) -> None:
 
 
 def test_frames_of_a_video_have_their_own_maps() -> None:
-    cell = np.zeros(2)
-    grid = PatchGrid([3, 4], cell, [0, 1], cell, cell, np.tile([0, 0, 8, 8], (2, 1)), [[8, 8]])
+    cell, box = np.zeros(2), np.tile([0, 0, 8, 8], (2, 1))
+    grid = PatchGrid(np.array([3, 4]), cell, np.array([0, 1]), cell, cell, box, np.array([[8, 8]]))
     assert grid.to_map(np.array([1.0, 2.0]), frame=1) == [[2.0]]
     assert grid.patch_at(1, 1, frame=1) == 1
 

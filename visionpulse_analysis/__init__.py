@@ -24,7 +24,7 @@ _MODULE_OF = {
     "make_pruner": "pruners",
 }
 
-__all__ = [*_MODULE_OF, "__version__"]
+__all__ = [*_MODULE_OF, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

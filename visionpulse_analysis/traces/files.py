@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -177,13 +178,12 @@ class StoredArray(BackendArray):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            # Version 3 only: in version 2, metadata could name a codec that unpickles.
-            self.array = zarr.open_array(folder, mode="r", zarr_format=3)
-            self.shape, self.dtype = self.array.shape, self.array.dtype
+            # Opening with zarr costs a millisecond per array; most are never read.
+            metadata = json.loads((folder / "zarr.json").read_text("utf-8"))
+            self.shape, self.dtype = tuple(metadata["shape"]), np.dtype(metadata["data_type"])
+            chunks = metadata["chunk_grid"]["configuration"]["chunk_shape"]
             found = {file.name for file in folder.iterdir()} - {"zarr.json"}
-            expected = int(
-                np.prod([-(-n // chunk) for n, chunk in zip(self.shape, self.array.chunks, strict=True)])
-            )
+            expected = math.prod(-(-n // chunk) for n, chunk in zip(self.shape, chunks, strict=True))
         except Exception as error:
             raise self._damaged(f"its zarr.json cannot be read: {error}") from error
         # zarr would read a missing chunk as zeros.
@@ -195,7 +195,8 @@ class StoredArray(BackendArray):
 
     def _read(self, key: tuple) -> Any:
         try:
-            return self.array.oindex[key]
+            # Version 3 only: in version 2, metadata could name a codec that unpickles.
+            return zarr.open_array(self.folder, mode="r", zarr_format=3).oindex[key]
         except Exception as error:
             raise self._damaged(f"a chunk cannot be decoded: {error}") from error
 
