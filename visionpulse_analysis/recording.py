@@ -54,8 +54,7 @@ class StepAttention:
         self.layers, self.per_head = layers, per_head
         self.selection, self.execution = selection, execution
         self.step = 0
-        self.rows: dict[int, torch.Tensor] = {}
-        self.masses: dict[int, torch.Tensor] = {}
+        self.logits: dict[int, torch.Tensor] = {}
 
     def __call__(self, module, query, key, value, attention_mask, *, scaling=None, **options):
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -67,7 +66,7 @@ class StepAttention:
             if kept is not None:
                 mask = self._hide(attention_mask, kept, key.shape[2])
         if layer in self.layers:
-            self._record(layer, newest_logits(module, query, key, mask, scaling))
+            self.logits[layer] = newest_logits(module, query, key, mask, scaling)
         if kept is not None and self.execution == "gathered":
             key, value, mask = gather(key, value, mask)
         return stock(module, query, key, value, mask, scaling=scaling, **options)
@@ -81,7 +80,8 @@ class StepAttention:
             return cached["all"]
 
         def patch_logits() -> torch.Tensor:
-            return self._of_patches(logits()).masked_fill(~self.patches[:, None], -torch.inf)
+            index = self.places[:, None].expand(-1, query.shape[1], -1)
+            return logits().gather(2, index).masked_fill(~self.patches[:, None], -torch.inf)
 
         kept = self.selection.visible(View(self.step, layer, torch.arange(len(query)), logits, patch_logits))
         return None if kept is None or bool((kept | ~self.patches).all()) else kept
@@ -99,30 +99,23 @@ class StepAttention:
             return mask.masked_fill(~visible[:, None, None], torch.finfo(mask.dtype).min)
         return mask & visible[:, None, None]
 
-    def _of_patches(self, values: torch.Tensor) -> torch.Tensor:
-        index = self.places[:, None].expand(-1, values.shape[1], -1)
-        return values.gather(2, index)
-
-    def _record(self, layer: int, logits: torch.Tensor) -> None:
-        weights = self._of_patches(torch.softmax(logits, dim=-1)).masked_fill(~self.patches[:, None], 0.0)
-        weights = weights.mean(dim=1) if self.per_head is None else weights[:, self.per_head]
-        self.rows[layer] = weights.half()
-        self.masses[layer] = weights.sum(dim=-1)
-
     def take(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows of the step just made: float16 [row, layer, (head,) patch], and masses float32 [row, layer, (head)]."""
-        missing = [layer for layer in self.layers if layer not in self.rows]
+        if not self.layers:
+            none = torch.zeros(len(self.patches), 0, self.patches.shape[1], dtype=torch.float16)
+            return none, none[..., 0].float()
+        missing = [layer for layer in self.layers if layer not in self.logits]
         if missing:
             raise RuntimeError(
                 f"layers {missing} did not report at step {self.step}: their attention was not routed here"
             )
-        if not self.layers:
-            none = torch.zeros(len(self.patches), 0, dtype=torch.float32)
-            return none[..., None].expand(-1, -1, self.patches.shape[1]).half(), none
-        rows = torch.stack([self.rows[layer] for layer in self.layers], dim=1).cpu()
-        masses = torch.stack([self.masses[layer] for layer in self.layers], dim=1).cpu()
-        self.rows, self.masses = {}, {}
-        return rows, masses
+        # All layers at once: at one query a step, the number of small operations is what recording costs.
+        logits = torch.stack([self.logits.pop(layer) for layer in self.layers], dim=1)
+        weights = torch.softmax(logits, dim=-1)
+        index = self.places[:, None, None].expand(*weights.shape[:3], -1)
+        weights = weights.gather(3, index) * self.patches[:, None, None]
+        weights = weights.mean(dim=2) if self.per_head is None else weights[:, :, self.per_head]
+        return weights.half().cpu(), weights.sum(dim=-1).cpu()
 
     def drop_rows(self, rows: torch.Tensor) -> None:
         """Keep only these rows of the batch."""

@@ -2,53 +2,73 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import GenerationConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from visionpulse_analysis.testbed.scenes import CELL, MAX_CELLS
+from visionpulse_analysis.testbed.scenes import MAX_CELLS
 from visionpulse_analysis.testbed.tokens import build_tokenizer, vocabulary
 
 PATCH = 8  # pixels per patch side: a cell of the scene is 2 x 2 patches
-LAYERS, WIDTH, HEADS, KV_HEADS, HEAD_DIM, MLP = 8, 128, 4, 2, 32, 384
-VISION_LAYERS, VISION_WIDTH, VISION_HEADS, VISION_MLP = 2, 64, 4, 128
 
 
-def build_config() -> Qwen3VLConfig:
-    """Configuration of the bundled model (8 layers of width 128, a 2-layer vision tower, one patch = one token)."""
+@dataclass(frozen=True)
+class Size:
+    """Dimensions of the language part, and of the vision tower."""
+
+    layers: int = 8
+    width: int = 128
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 32
+    mlp: int = 384
+    vision_layers: int = 2
+    vision_width: int = 64
+    vision_heads: int = 4
+    vision_mlp: int = 128
+
+
+BUNDLED = Size()
+
+
+def build_config(size: Size = BUNDLED) -> Qwen3VLConfig:
+    """Configuration of a small Qwen3-VL over the bundled vocabulary; one patch is one token."""
     ids = {word: index for index, word in enumerate(vocabulary())}
+    # Frequencies are split over time, row and column as in the large models (24, 20, 20 of 64).
+    spatial = size.head_dim // 2 * 5 // 16
     return Qwen3VLConfig(
         text_config={
             "vocab_size": len(ids),
-            "hidden_size": WIDTH,
-            "intermediate_size": MLP,
-            "num_hidden_layers": LAYERS,
-            "num_attention_heads": HEADS,
-            "num_key_value_heads": KV_HEADS,
-            "head_dim": HEAD_DIM,
-            "max_position_embeddings": 4096,
+            "hidden_size": size.width,
+            "intermediate_size": size.mlp,
+            "num_hidden_layers": size.layers,
+            "num_attention_heads": size.heads,
+            "num_key_value_heads": size.kv_heads,
+            "head_dim": size.head_dim,
+            "max_position_embeddings": 65536,
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 10000.0,
-                "mrope_section": [6, 5, 5],
+                "mrope_section": [size.head_dim // 2 - 2 * spatial, spatial, spatial],
                 "mrope_interleaved": True,
             },
             "pad_token_id": ids["<|pad|>"],
             "eos_token_id": ids["<|im_end|>"],
         },
         vision_config={
-            "depth": VISION_LAYERS,
-            "hidden_size": VISION_WIDTH,
-            "intermediate_size": VISION_MLP,
-            "num_heads": VISION_HEADS,
+            "depth": size.vision_layers,
+            "hidden_size": size.vision_width,
+            "intermediate_size": size.vision_mlp,
+            "num_heads": size.vision_heads,
             "patch_size": PATCH,
             "spatial_merge_size": 1,
             "temporal_patch_size": 1,
-            "out_hidden_size": WIDTH,
-            "num_position_embeddings": (2 * CELL) ** 2 // 4,
-            "deepstack_visual_indexes": [0, 1],
+            "out_hidden_size": size.width,
+            "num_position_embeddings": 256,
+            "deepstack_visual_indexes": list(range(size.vision_layers)),
         },
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
@@ -58,11 +78,11 @@ def build_config() -> Qwen3VLConfig:
     )
 
 
-def build_model(seed: int = 0) -> Qwen3VLForConditionalGeneration:
-    """A freshly initialised bundled model; ``seed`` fixes its weights without touching the global generator."""
+def build_model(seed: int = 0, size: Size = BUNDLED) -> Qwen3VLForConditionalGeneration:
+    """A freshly initialised model; ``seed`` fixes its weights without touching the global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen3VLForConditionalGeneration(build_config())
+        model = Qwen3VLForConditionalGeneration(build_config(size))
     end = model.config.text_config.eos_token_id
     model.generation_config = GenerationConfig(
         eos_token_id=end, pad_token_id=model.config.text_config.pad_token_id
@@ -70,14 +90,13 @@ def build_model(seed: int = 0) -> Qwen3VLForConditionalGeneration:
     return model
 
 
-def build_image_processor() -> Qwen2VLImageProcessorPil:
-    """Image processor of the bundled model: patches of 8 pixels, 16 to 1,024 of them an image."""
-    side = MAX_CELLS * CELL
+def build_image_processor(max_patches: int = (2 * MAX_CELLS) ** 2) -> Qwen2VLImageProcessorPil:
+    """Image processor of the bundled model: patches of 8 pixels, 16 to ``max_patches`` of them an image."""
     return Qwen2VLImageProcessorPil(
         patch_size=PATCH,
         temporal_patch_size=1,
         merge_size=1,
-        size={"shortest_edge": (4 * PATCH) ** 2, "longest_edge": side**2},
+        size={"shortest_edge": (4 * PATCH) ** 2, "longest_edge": max_patches * PATCH**2},
         image_mean=[0.5, 0.5, 0.5],
         image_std=[0.5, 0.5, 0.5],
     )

@@ -131,9 +131,9 @@ def generate(seed: int, cells: int = 8, n_objects: int | None = None) -> Scene:
             shape=str(shapes[kind % n_shapes]),
             row=int(place // cells),
             col=int(place % cells),
-            dx=round(float(j[0]) * 1.2, 2),
-            dy=round(float(j[1]) * 1.2, 2),
-            size=round(1.0 + float(j[2]) * 0.12, 3),
+            dx=round(float(j[0]) * 0.8, 2),
+            dy=round(float(j[1]) * 0.8, 2),
+            size=round(1.0 + float(j[2]) * 0.08, 3),
         )
         for kind, place, j in zip(kinds, places, jitter, strict=True)
     )
@@ -159,7 +159,7 @@ def _coverage(o: SceneObject) -> np.ndarray:
     """Share of each pixel of the cell covered by the shape: float [CELL, CELL] in 0..1, from a signed distance."""
     y, x = np.mgrid[0:CELL, 0:CELL] + 0.5
     x, y = x - CELL / 2 - o.dx, y - CELL / 2 - o.dy
-    radius = 5.6 * o.size
+    radius = 6.5 * o.size
     distance = (
         np.hypot(x, y) - radius
         if o.shape == "circle"
@@ -176,14 +176,14 @@ def _outline(shape: str) -> np.ndarray:
     if shape == "triangle":
         return np.array([(0.0, -1.0), (1.0, 0.85), (-1.0, 0.85)])
     if shape == "diamond":
-        return np.array([(0.0, -1.15), (0.8, 0.0), (0.0, 1.15), (-0.8, 0.0)])
+        return np.array([(0.0, -1.1), (0.72, 0.0), (0.0, 1.1), (-0.72, 0.0)])
     if shape == "cross":
-        a, b = 0.33, 1.05
+        a, b = 0.3, 1.03
         quarter = [(a, -b), (a, -a), (b, -a)]
         return np.array([p for k in range(4) for p in [_turn(q, k) for q in quarter]])
     if shape == "star":
         angles = np.pi * np.arange(10) / 5 - np.pi / 2
-        radii = np.where(np.arange(10) % 2 == 0, 1.2, 0.5)
+        radii = np.where(np.arange(10) % 2 == 0, 1.12, 0.47)
         return np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
     raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
 

@@ -17,9 +17,13 @@ from tqdm import tqdm
 
 from visionpulse_analysis.attention import route
 from visionpulse_analysis.testbed.batches import KINDS, Batch, make_batch
-from visionpulse_analysis.testbed.model import build_model
+from visionpulse_analysis.testbed.model import build_model, save_bundle
+from visionpulse_analysis.testbed.optimizers import build_optimizers
+from visionpulse_analysis.testbed.vision import pretrain_vision
 
-FIRST_TRAINING_SEED = 1_000_000_000  # evaluation scenes use smaller seeds
+FIRST_VISION_SEED = 900_000_000  # evaluation and study scenes use smaller seeds than either of these
+FIRST_TRAINING_SEED = 1_000_000_000
+VISION_STEPS = 600
 MIX = {"find": 0.35, "compare": 0.25, "count": 0.25, "describe": 0.15}
 
 
@@ -43,10 +47,10 @@ class Stage:
 
 
 PLAN = (
-    Stage("read", 6000, {4: 1.0}, {"describe": 1.0}, 16, 1, (1e-3, 1e-3), {"row": 0.97, "column": 0.97}),
-    Stage("reason", 3000, {4: 1.0}, MIX, 8, 4, (1e-3, 1e-3), {"verdict": 0.98, "row": 0.98, "column": 0.98}),
-    Stage("grow", 2000, {4: 0.25, 6: 0.5, 8: 0.25}, MIX, 8, 4, (1e-3, 1e-3), {"row": 0.97, "column": 0.97}),
-    Stage("settle", 6000, {4: 0.1, 6: 0.2, 8: 0.7}, MIX, 8, 4, (1e-3, 5e-5)),
+    Stage("read", 6000, {4: 1.0}, {"describe": 1.0}, 16, 1, (1.5e-3, 1.5e-3), {"row": 0.97, "column": 0.97}),
+    Stage("reason", 3000, {4: 1.0}, MIX, 8, 4, (1.5e-3, 1.5e-3), {"verdict": 0.98, "row": 0.98, "column": 0.98}),
+    Stage("grow", 2000, {4: 0.25, 6: 0.5, 8: 0.25}, MIX, 8, 4, (1.5e-3, 1.5e-3), {"row": 0.97, "column": 0.97}),
+    Stage("settle", 6000, {4: 0.1, 6: 0.2, 8: 0.7}, MIX, 8, 4, (1.5e-3, 3e-5)),
 )
 
 
@@ -122,6 +126,11 @@ class Trainer:
     ) -> None:
         """Train until the plan ends or ``minutes`` of wall time have passed; saves every ``save_every`` steps."""
         started = last = time.monotonic()
+        if self.state["step"] == 0:
+            self.state["vision"] = pretrain_vision(
+                self.model, steps=VISION_STEPS, seed=self.seed, first_scene=FIRST_VISION_SEED, report=report
+            )
+            self.average.load_state_dict(self.model.state_dict())
         self.model.train()
         total = sum(stage.steps for stage in self.plan)
         with tqdm(total=total, initial=self.state["step"], disable=None, desc="train") as bar:
@@ -207,6 +216,10 @@ class Trainer:
         temporary.write_text(json.dumps({**self.state, "seed": self.seed, "plan": plan}, indent=1))
         temporary.replace(self.folder / "state.json")
 
+    def publish(self, folder: str | Path) -> None:
+        """Write the averaged weights as a model in Hugging Face format."""
+        save_bundle(self.average, folder)
+
     def _restore(self) -> None:
         stored = json.loads((self.folder / "state.json").read_text())
         if stored.pop("seed") != self.seed:
@@ -222,18 +235,6 @@ class Trainer:
                 moments[kind].setdefault(int(index), {})[name] = value
             for kind, optimizer in self.optimizers.items():
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": moments[kind]})
-
-
-def build_optimizers(model) -> dict[str, torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for embeddings, output head, norms and biases."""
-    matrices, plain = [], []
-    for name, parameter in model.named_parameters():
-        inside = ".layers." in name or ".blocks." in name
-        (matrices if inside and parameter.ndim == 2 else plain).append(parameter)
-    return {
-        "muon": torch.optim.Muon(matrices, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-        "adamw": torch.optim.AdamW(plain, betas=(0.9, 0.98), weight_decay=0.01),
-    }
 
 
 def _contiguous(model) -> dict[str, torch.Tensor]:

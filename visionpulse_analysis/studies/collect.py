@@ -1,0 +1,115 @@
+"""Decode a study's samples once and keep the traces, under a hash of everything that they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from visionpulse_analysis.decoding import decode
+from visionpulse_analysis.models import VLM, read_image
+from visionpulse_analysis.pruners.base import Pruner
+from visionpulse_analysis.sampling import Sample as Sampling
+from visionpulse_analysis.store import TraceStore
+from visionpulse_analysis.studies.samples import Sample
+from visionpulse_analysis.traces import Trace
+
+CODE = ("attention", "recording", "decoding", "sampling", "collecting", "models", "patches", "pruners")
+
+
+def cache_folder() -> Path:
+    """Where kept traces lie: ``.cache/traces`` of the project, or ``VISIONPULSE_CACHE``."""
+    return Path(os.environ.get("VISIONPULSE_CACHE", Path(__file__).parents[2] / ".cache" / "traces"))
+
+
+def collect(
+    vlm: VLM,
+    samples: Sequence[Sample],
+    *,
+    pruner: Pruner | None = None,
+    seed: int = 0,
+    sample: Sampling | None = None,
+    layers: Any = "all",
+    heads: Any = "mean",
+    execution: str = "masked",
+    max_new_tokens: int = 160,
+    batch_size: int = 32,
+) -> list[Trace]:
+    """Decode every sample, or read the traces of an earlier run with the same inputs.
+
+    The key is a hash over the weights, the images and questions, every option of the decode, the library versions and
+    the decoding code itself: a changed parameter decodes again exactly what depends on it.
+
+    Parameters
+    ----------
+    seed : int
+        Sample ``i`` is decoded with ``seed * 1_000_003 + i``, so that arms of a comparison share their draws.
+
+    Returns
+    -------
+    list of Trace
+        One per sample, in order.
+    """
+    options = {
+        "pruner": None if pruner is None else pruner.to_dict(),
+        "sample": None if sample is None else sample.to_dict(),
+        "seed": seed,
+        "layers": layers,
+        "heads": heads,
+        "execution": execution,
+        "max_new_tokens": max_new_tokens,
+    }
+    folder = cache_folder() / _key(vlm, samples, options)
+    if not (folder / "complete").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        store = TraceStore(folder, mode="a")
+        for start in range(0, len(samples), 8 * batch_size):
+            part = samples[start : start + 8 * batch_size]
+            # Similar lengths decode together: the slowest row of a batch sets its pace.
+            traces = decode(
+                vlm,
+                [s.image for s in part],
+                [s.question for s in part],
+                pruner=pruner,
+                sample=sample,
+                seed=[seed * 1_000_003 + start + i for i in range(len(part))],
+                layers=layers,
+                heads=heads,
+                execution=execution,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+            )
+            for one, trace in zip(part, traces, strict=True):
+                store.add(trace.with_meta({**trace.meta, "id": one.id}))
+        (folder / "complete").write_text(json.dumps(options, default=str))
+    store = TraceStore(folder)
+    return [store[s.id] for s in samples]
+
+
+def _key(vlm: VLM, samples: Sequence[Sample], options: dict[str, Any]) -> str:
+    digest = hashlib.sha256()
+    versions = {name: version(name) for name in ("torch", "transformers")}
+    digest.update(json.dumps([vlm.weights_hash, options, versions, _code_hash()], default=str).encode())
+    for sample in samples:
+        digest.update(f"{sample.id}\0{sample.question}\0".encode())
+        digest.update(read_image(sample.image).tobytes())
+    return digest.hexdigest()[:24]
+
+
+@cache
+def _code_hash() -> str:
+    """Hash of the source files that decide what a trace holds."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for name in CODE:
+        target = package / name
+        for path in sorted(target.rglob("*.py")) if target.is_dir() else [target.with_suffix(".py")]:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
