@@ -226,9 +226,9 @@ def test_correlation_with_a_constant_is_nan_not_a_number_made_of_rounding():
         correlation(np.full(len(y), 0.1), y, codes, method="spearman"),
     ):
         assert np.isnan([bad.estimate, *bounds(bad)]).all()
-    one_active = np.where(codes == 0, x, 0.1)  # constant in the resamples without sample 0
-    for method in ("pearson", "spearman"):
-        partly = correlation(one_active, y, codes, method=method)
+    for method, level in itertools.product(("pearson", "spearman"), np.linspace(0.1, 1.7, 9)):
+        one_active = np.where(codes == 0, x, level)  # constant in the resamples without sample 0
+        partly = correlation(one_active, y, codes, method=method, n_resamples=20)
         assert np.isfinite(partly.estimate)
         assert np.isnan(bounds(partly)).all()
 

@@ -29,9 +29,7 @@ def layer_similarity(attention: ArrayLike) -> np.ndarray:
         raise ValueError(
             f"attention must be [step, layer, patch] with 1 or more steps; got shape {weights.shape}"
         )
-    largest = weights.max(
-        -1, keepdims=True
-    )  # divided first, so that a tiny row does not underflow when squared
+    largest = weights.max(-1, keepdims=True)  # divided out first: squares of a tiny row underflow
     scaled = np.divide(weights, largest, out=np.full_like(weights, np.nan), where=largest > 0)
     unit = scaled / np.linalg.norm(scaled, axis=-1, keepdims=True)
     cosine = np.clip(np.einsum("slp,smp->slm", unit, unit), 0.0, 1.0)
