@@ -40,10 +40,8 @@ class TraceStore:
 
     Raises
     ------
-    FileNotFoundError
-        mode "r" and there is no store.
-    ValueError
-        The folder holds something else.
+    FileNotFoundError, ValueError
+        mode "r" and there is no store; the folder holds something else.
     StoreVersionError
         It was written in another format version.
     PermissionError
@@ -133,9 +131,8 @@ class TraceStore:
             The trace is damaged or of another version; the message names the file.
         """
         if id not in self:
-            known = self.ids
-            shown = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
-            raise KeyError(f"no trace {id!r} in {self.path}; it has {len(known)} traces: {shown or 'none'}")
+            shown = ", ".join(self.ids[:5] + ["..."] * (len(self) > 5)) or "none"
+            raise KeyError(f"no trace {id!r} in {self.path}; it has {len(self)} traces: {shown}")
         if not self._folder(id).is_dir():
             try:
                 return read_journal(self._journal(id))
