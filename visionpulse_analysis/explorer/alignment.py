@@ -14,7 +14,7 @@ class Alignment:
     Attributes
     ----------
     first, second : list of int
-        The step of each sequence in each column; -1 where it has none. A column with both holds the same token.
+        The step of each sequence in each column, -1 for none; a column with both holds the same token.
     divergence : int or None
         The first column that only one sequence fills; None when the sequences are equal.
     """
@@ -27,7 +27,7 @@ class Alignment:
 def align(first: Sequence, second: Sequence) -> Alignment:
     """Align two token sequences: the common beginning, then the longest matching runs.
 
-    Only equal tokens share a column; a replaced run takes the columns of the first sequence, then those of the second.
+    Only equal tokens share a column; of a replaced run, the first sequence's columns come first.
 
     Examples
     --------

@@ -17,7 +17,7 @@ PICTURE_BYTES = 400_000  # for all pictures of a page together
 def plane(values: np.ndarray) -> str:
     """Compress float16 without loss: high bytes first, then low bytes, zlib, base64.
 
-    Sign and exponent sit in the high byte and repeat a lot; apart from the noisy low bytes they compress better.
+    Sign and exponent sit in the high byte and repeat a lot; away from the noisy low bytes they compress.
     """
     half = np.ascontiguousarray(values, dtype="<f2")
     split = half.view(np.uint8).reshape(-1, 2).T
@@ -26,7 +26,7 @@ def plane(values: np.ndarray) -> str:
 
 def bits(flags: np.ndarray) -> str:
     """Pack booleans eight to a byte (first flag = highest bit), zlib, base64."""
-    return base64.b64encode(zlib.compress(np.packbits(flags), 9)).decode()
+    return base64.b64encode(zlib.compress(np.packbits(flags).tobytes(), 9)).decode()
 
 
 def floats(values: np.ndarray) -> str:

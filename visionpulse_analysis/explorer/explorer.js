@@ -369,6 +369,7 @@ class Explorer {
     this.listen();
     this.paintTheme();
     await this.set({});
+    this.writeLink();
     this.root.dataset.ready = "true";
   }
 
@@ -1204,7 +1205,9 @@ export function mountPage(root, payload, link) {
   return mount(root, payload, {
     link: location.hash || link,
     page: true,
-    onLink: (text) => history.replaceState(null, "", `#${text}`),
+    onLink: (text) => {
+      if (location.protocol !== "about:") history.replaceState(null, "", `#${text}`); // inside a notebook there is no address
+    },
   });
 }
 

@@ -13,8 +13,8 @@ PAGE = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; \
-script-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data: blob:; \
+style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <title>{title}</title>
 <style>
 html {{ background: #fff; }} html[data-theme="dark"] {{ background: #18191d; }} body {{ margin: 0; }}
@@ -40,7 +40,7 @@ mountPage(
 @cache
 def asset(name: str) -> str:
     """Text of ``explorer.js`` or ``explorer.css``."""
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return resources.files(__name__.rpartition(".")[0]).joinpath(name).read_text(encoding="utf-8")
 
 
 def safe_json(value: object) -> str:
@@ -81,7 +81,7 @@ def write(path: str | Path, payload: dict, view: str = "") -> Path:
     """
     path = Path(path)
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist. Create it first.")
+        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}. Create it first.")
     path.write_text(page(payload, view), encoding="utf-8")
     return path
 

@@ -14,10 +14,12 @@ CODE_BYTES = 100_000  # JavaScript, CSS and markup of the offline page
 END_OF_THINKING = "</think>"
 
 
-def pack(trace, pruned=None, *, max_bytes: int = 3_000_000, layer: int | None = None, store: str | None = None) -> dict:
+def pack(
+    trace, pruned=None, *, max_bytes: int = 3_000_000, layer: int | None = None, store: str | None = None
+) -> dict:
     """Build the explorer's payload; attention stays the stored float16, bit for bit.
 
-    Layers are left out, and heads averaged, only when the page would exceed `max_bytes`; `notes` then says so.
+    Layers are left out, and heads averaged, only when the page would exceed `max_bytes`; `notes` says so.
 
     Parameters
     ----------
@@ -101,7 +103,7 @@ def _add_planes(payload: dict, traces: list, layers: list[int], first: int, room
 
 
 def _planes(trace, layers: list[int], heads: list[int] | None) -> list[list[str]]:
-    """One string per layer and head ([step, patch] each); a single "head" when heads are averaged or absent."""
+    """One string per layer and head ([step, patch] each); one "head" when heads are averaged or absent."""
     planes = []
     for layer in layers:
         attention = trace.attention.sel(layer=layer)
@@ -125,7 +127,7 @@ def _mass(trace, layers: list[int], heads: list[int] | None) -> np.ndarray:
 
 
 def _spread(layers: list[int], first: int, count: int) -> list[int]:
-    """Order layers so that any beginning is evenly spread: `first`, then always the one farthest from those taken."""
+    """Order layers so that any beginning is evenly spread: `first`, then always the one farthest away."""
     taken, left = [first], [layer for layer in layers if layer != first]
     while left and len(taken) < count:
         farthest = max(left, key=lambda layer: min(abs(layer - other) for other in taken))
@@ -143,7 +145,7 @@ def _header(trace, name: str) -> dict:
         "answer": tokens.index(END_OF_THINKING) + 1 if END_OF_THINKING in tokens else None,
         "logprobs": encoding.floats(np.asarray(trace.logprobs)),
         "kept": None if trace.kept is None else encoding.bits(np.asarray(trace.kept, dtype=bool)),
-        "budget": None if trace.budget is None else [_or_none(b) for b in np.asarray(trace.budget, dtype=float)],
+        "budget": None if trace.budget is None else _budgets(trace),
     }
 
 
@@ -189,8 +191,11 @@ def _names(traces: list) -> list[str]:
     return ["Pruned" if traces[0].kept is not None else "Dense"]
 
 
-def _or_none(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+def _budgets(trace) -> list[float | None] | None:
+    """Budget of each step; None where the pruner had none."""
+    if trace.budget is None:
+        return None
+    return [None if np.isnan(budget) else float(budget) for budget in trace.budget.values]
 
 
 def _identities(trace) -> list:
@@ -201,12 +206,12 @@ def _shared_layers(traces: list) -> list[int]:
     shared = set.intersection(*({int(layer) for layer in t.attention["layer"].values} for t in traces))
     if not shared:
         recorded = [sorted(int(layer) for layer in t.attention["layer"].values) for t in traces]
-        raise ValueError(f"the traces share no layer: {recorded[0]} and {recorded[1]}. Record both at one layer.")
+        raise ValueError(f"the traces share no layer: {recorded[0]} and {recorded[1]}. Record one in both.")
     return sorted(shared)
 
 
 def _shared_heads(traces: list) -> list[int] | None:
-    recorded = [[int(h) for h in t.attention["head"].values] if "head" in t.attention.dims else None for t in traces]
+    recorded = [t.heads for t in traces]
     return recorded[0] if all(heads == recorded[0] for heads in recorded) else None
 
 
@@ -226,7 +231,7 @@ def _check_same_image(trace, pruned) -> None:
         )
     pairs = zip(trace.images, pruned.images, strict=False)
     if len(trace.images) != len(pruned.images) or any(not np.array_equal(x, y) for x, y in pairs):
-        raise ValueError("the traces show different images. Explore traces of the same image, or each on its own.")
+        raise ValueError("the traces show different images. Explore two of one image, or each on its own.")
 
 
 def _size(value: Any) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 
 import anywidget
 import traitlets
+from IPython.display import HTML
 
 from visionpulse_analysis.explorer import page
 from visionpulse_analysis.explorer.payload import pack
@@ -20,7 +22,7 @@ class Explorer(anywidget.AnyWidget):
     Attributes
     ----------
     view : str
-        What is shown, as in the page's links (``"step=12&layer=3"``). Follows the reader; set it to move the view.
+        What is shown, as in the page's links (``"step=12&layer=3"``). Follows the reader; set it to move.
     """
 
     _esm = page.asset("explorer.js")
@@ -40,6 +42,18 @@ class Explorer(anywidget.AnyWidget):
             If the folder does not exist.
         """
         return page.write(path, json.loads(self.payload), self.view)
+
+    def inline(self, height: int = 1000) -> HTML:
+        """Return the offline page as a notebook output of `height` pixels, at the current `view`.
+
+        It needs no kernel at all, where JupyterLab restores a saved widget only after some kernel has started;
+        but what the reader does in it does not come back to Python.
+        """
+        source = html.escape(page.page(json.loads(self.payload), self.view))
+        return HTML(
+            f'<div><iframe title="VisionPulse explorer" srcdoc="{source}" '
+            f'style="width: 100%; height: {height}px; border: 0"></iframe></div>'
+        )
 
     def __repr__(self) -> str:
         packed = json.loads(self.payload)

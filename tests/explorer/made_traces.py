@@ -78,10 +78,10 @@ def make_trace(
 
 
 def make_pair(steps: int = 40, **options) -> tuple[Trace, Trace]:
-    """Dense and pruned: equal for 20 tokens, then two tokens replaced by one and three others inserted later."""
+    """Dense and pruned: equal for 20 tokens, then two replaced by one and, later, three more put in."""
     dense = make_trace(steps=steps, **options)
     words = [*dense.tokens[:20], "hmm", *dense.tokens[22:26], "wait", "a", "moment", *dense.tokens[26:]]
-    return dense, make_trace(steps=len(words), tokens=words, seed=1, budget=options.pop("budget", 0.1), **options)
+    return dense, make_trace(steps=len(words), tokens=words, seed=1, budget=0.1, **options)
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:

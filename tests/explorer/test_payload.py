@@ -1,0 +1,152 @@
+"""What is packed equals what was recorded; what is left out is said."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import zlib
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from made_traces import AWKWARD, make_pair, make_trace
+
+from visionpulse_analysis.explorer import encoding, explore, page
+from visionpulse_analysis.explorer.alignment import align
+from visionpulse_analysis.explorer.payload import pack
+
+
+def unpack(text: str) -> np.ndarray:
+    split = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
+    return split.reshape(2, -1).T.copy().view("<f2").ravel()
+
+
+def test_every_float16_survives_packing():
+    every = np.arange(65536, dtype=np.uint16).view(np.float16)
+    assert np.array_equal(unpack(encoding.plane(every)).view(np.uint16), every.view(np.uint16))
+
+
+def test_attention_is_packed_bit_for_bit_in_layer_and_head_order():
+    trace = make_trace(heads=(1, 4))
+    packed = pack(trace)
+    assert (packed["layers"], packed["heads"]) == ([2, 3, 5], [1, 4])
+    for i, layer in enumerate(packed["layers"]):
+        for j, head in enumerate(packed["heads"]):
+            stored = trace.attention.sel(layer=layer, head=head).values
+            assert np.array_equal(unpack(packed["traces"][0]["planes"][i][j]), stored.ravel())
+
+
+def test_page_of_1000_steps_and_1000_patches_is_at_most_3_megabytes(tmp_path):
+    trace = make_trace(steps=1000, rows=25, cols=40, layers=(7,), pixels=24)
+    path = explore(trace).save(tmp_path / "large.html")
+    assert path.stat().st_size <= 3_000_000
+    assert pack(trace)["notes"] == []
+
+
+def test_what_does_not_fit_is_left_out_and_said():
+    trace = make_trace(steps=120, rows=16, cols=16, layers=tuple(range(9)))
+    whole, small = pack(trace), pack(trace, max_bytes=420_000)
+    assert whole["notes"] == [] and len(whole["layers"]) == 9
+    assert 1 < len(small["layers"]) < 9
+    assert small["notes"][0].startswith(f"{len(small['layers'])} of 9 layers")
+    assert len(page.page(small)) <= 420_000
+    assert small["layer"] == whole["layer"] and small["layer"] in small["layers"]
+
+
+def test_heads_are_averaged_when_they_do_not_fit_and_that_is_said():
+    trace = make_trace(steps=120, rows=16, cols=16, layers=(0, 1), heads=tuple(range(8)))
+    small = pack(trace, max_bytes=350_000)
+    assert small["heads"] is None
+    assert any("Heads are averaged (all 8" in note for note in small["notes"])
+    mean = trace.attention.sel(layer=small["layers"][0]).values.astype(np.float32).mean(1).astype(np.float16)
+    assert np.array_equal(unpack(small["traces"][0]["planes"][0][0]), mean.ravel())
+
+
+def test_one_layer_is_kept_whatever_it_takes():
+    assert pack(make_trace(layers=(0, 1)), max_bytes=1)["layers"] == [
+        pack(make_trace(layers=(0, 1)))["layer"]
+    ]
+
+
+def test_first_layer_is_the_one_with_most_mass_or_the_one_asked_for():
+    trace = make_trace()
+    most = trace.mass.mean("step")
+    assert pack(trace)["layer"] == int(most.idxmax())
+    assert pack(trace, layer=2)["layer"] == 2
+    with pytest.raises(ValueError, match=r"layer 9 was not recorded; recorded layers: \[2, 3, 5\]"):
+        pack(trace, layer=9)
+
+
+def test_traces_of_other_images_are_refused():
+    with pytest.raises(ValueError, match="different patch grids"):
+        pack(make_trace(), make_trace(rows=4))
+    other = make_trace()
+    other.dataset = other.dataset.assign(pixels=other.dataset["pixels"] + np.uint8(1))
+    with pytest.raises(ValueError, match="different images"):
+        pack(make_trace(), other)
+    with pytest.raises(ValueError, match="share no layer"):
+        pack(make_trace(layers=(1,)), make_trace(layers=(2,)))
+
+
+def test_alignment_pairs_only_equal_tokens_and_keeps_every_step_once():
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        first, second = (rng.integers(0, 4, rng.integers(0, 25)).tolist() for _ in range(2))
+        aligned = align(first, second)
+        assert [step for step in aligned.first if step >= 0] == list(range(len(first)))
+        assert [step for step in aligned.second if step >= 0] == list(range(len(second)))
+        pairs = zip(aligned.first, aligned.second, strict=True)
+        assert all(first[a] == second[b] for a, b in pairs if a >= 0 and b >= 0)
+        same = sum(1 for a, b in zip(first, second, strict=False) if a == b)
+        alone = [c for c, pair in enumerate(zip(aligned.first, aligned.second, strict=True)) if -1 in pair]
+        assert aligned.divergence == (alone[0] if alone else None)
+        assert (aligned.divergence is None) == (first == second and same == len(first))
+
+
+def test_small_pictures_are_exact_and_large_ones_are_reduced_and_said():
+    noise = np.random.default_rng(0).integers(0, 255, (1400, 2000, 3), np.uint8)
+    (exact,), note = encoding.pictures([noise[:64, :64]])
+    assert exact.startswith("data:image/png") and note is None
+    (reduced,), note = encoding.pictures([noise])
+    assert len(reduced) < 1.1 * encoding.PICTURE_BYTES
+    assert note is not None and re.search(r"at most \d+ px", note)
+
+
+def test_no_text_of_a_trace_can_leave_its_script_element(tmp_path):
+    trace = make_trace(steps=len(AWKWARD), tokens=AWKWARD)
+    html = explore(trace).save(tmp_path / "awkward.html").read_text()
+    data = html.split('id="payload">')[1].split("</script>")[0]
+    assert json.loads(data)["traces"][0]["tokens"] == AWKWARD
+    assert not set("<>&\u2028") & set(data)
+
+
+def test_page_names_no_address_outside_itself():
+    assert not re.search(
+        r"(?:https?:)?//[\w-]+\.\w", re.sub(r"[A-Za-z0-9+/=]{200,}", "", page.page(pack(make_trace())))
+    )
+
+
+def test_save_needs_an_existing_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="Create it first"):
+        explore(make_trace()).save(tmp_path / "missing" / "page.html")
+
+
+@pytest.mark.parametrize(
+    ("name", "like"), [("magma", "magma"), ("cividis", "cividis"), ("difference", "berlin")]
+)
+def test_colour_maps_are_those_of_matplotlib(name, like):
+    stops = re.search(rf'{name}: "([0-9a-f]+)"', page.asset("explorer.js"))
+    assert stops is not None
+    given = np.frombuffer(bytes.fromhex(stops[1]), np.uint8).reshape(-1, 3)
+    there = np.linspace(0, 1, len(given))
+    fine = np.linspace(0, 1, 256)
+    drawn = np.stack([np.interp(fine, there, given[:, c]) for c in range(3)], 1)
+    wanted = mpl.colormaps[like](fine)[:, :3] * 255
+    assert np.abs(drawn - wanted).max() < 6  # of 255: 33 stops, joined by straight lines
+
+
+def test_the_command_names_store_and_samples():
+    dense, pruned = make_pair()
+    command = pack(dense, pruned, store="my traces")["command"]
+    assert command == "visionpulse explore 'my traces' --sample dense-0 --pruned pruned-0"
