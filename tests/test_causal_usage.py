@@ -1,0 +1,143 @@
+"""Replayed steps are what a pruner does at decode time, and the smallest K is where passing begins."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+import visionpulse_analysis as vpa
+from visionpulse_analysis.pruners.base import Pruner, Selection, top_k
+from visionpulse_analysis.studies import replay as replay_module
+from visionpulse_analysis.studies.causal_usage import causal_usage, smallest_k
+from visionpulse_analysis.studies.replay import Replay, keep_exactly, keep_top
+
+QUESTION = "where is the red circle ?"
+STEPS = 8
+
+
+@dataclass(frozen=True)
+class TopOnce(Pruner):
+    """Keeps the top ``k`` of the head-mean logits from ``anchor`` on, at one decode step only."""
+
+    name = "top_once"
+    at: int = 1
+    k: int = 5
+    anchor: int = 3
+
+    def start(self, layout):
+        return _TopOnce(self, layout)
+
+
+class _TopOnce(Selection):
+    def __init__(self, pruner, layout):
+        super().__init__(layout)
+        self.pruner = pruner
+
+    def visible(self, view):
+        if view.step != self.pruner.at or view.layer < self.pruner.anchor:
+            return None
+        if view.layer == self.pruner.anchor:
+            scores = view.patch_logits().mean(dim=1)
+            self.kept = top_k(scores, torch.full((len(scores),), self.pruner.k))
+        return self.kept
+
+
+@pytest.fixture(scope="module")
+def trace(vlm):
+    from visionpulse_analysis.testbed.scenes import generate
+
+    return vpa.decode(vlm, generate(3, 6).render(), QUESTION, max_new_tokens=STEPS)
+
+
+@pytest.fixture(scope="module")
+def replay(vlm, trace):
+    return Replay(vlm, trace)
+
+
+def logits_of(vlm, function):
+    """Everything that the head of the model computes while ``function`` runs: list of float32 [row, word]."""
+    seen = []
+    hook = vlm.model.lm_head.register_forward_hook(lambda module, given, out: seen.append(out[0].float()))
+    try:
+        function()
+    finally:
+        hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize("anchor", [0, 3, 7])
+def test_replay_equals_the_pruner_switched_on_for_one_step(vlm, trace, replay, anchor):
+    replayed = logits_of(vlm, lambda: replay.run(replay.steps, anchor, keep_top(5)))[0]
+    dense = logits_of(vlm, lambda: replay.run(replay.steps, anchor, keep_top(replay.n_patches)))[0]
+    for at in replay.steps:
+        pruner = TopOnce(int(at), 5, anchor)
+        decoded = logits_of(
+            vlm,
+            lambda p=pruner: vpa.decode(vlm, trace.images[0], QUESTION, pruner=p, max_new_tokens=STEPS),
+        )
+        assert torch.allclose(replayed[at - 1], decoded[at][-1], atol=1e-4)
+    assert (replayed - dense).abs().max() > 1e-2  # hiding does something here, so the comparison can fail
+
+
+def test_nothing_hidden_is_the_dense_run(trace, replay):
+    chosen = replay.dense.gather(1, torch.from_numpy(trace.token_ids.copy())[:, None])[:, 0].numpy()
+    assert np.abs(chosen - trace.logprobs).max() < 1e-4
+    effect = replay.run(replay.steps, 0, keep_top(replay.n_patches))
+    assert effect.kl.max() < 1e-8 and not effect.changed.any() and effect.kept.all()
+
+
+def test_rows_do_not_see_one_another(replay, monkeypatch):
+    steps = np.array([5, 2, 2, 7])
+    kept = np.random.default_rng(0).random((4, replay.n_patches)) < 0.1
+    together = replay.run(steps, 2, keep_exactly(kept))
+    assert np.array_equal(together.kept, kept)
+    for row, step in enumerate(steps):
+        alone = replay.run(np.array([step]), 2, keep_exactly(kept[row : row + 1]))
+        assert np.isclose(alone.kl[0], together.kl[row], rtol=1e-3, atol=1e-7)
+    monkeypatch.setattr(replay_module, "ROWS", 3)  # in several forwards
+    in_parts = replay.run(steps, 2, keep_exactly(kept))
+    assert np.array_equal(in_parts.kept, kept)
+    assert np.allclose(in_parts.kl, together.kl, rtol=1e-3, atol=1e-7)
+    sizes = np.array([1, 2, 3, 4])
+    assert replay.run(steps, 2, keep_top(sizes)).kept.sum(axis=1).tolist() == sizes.tolist()
+
+
+@pytest.mark.parametrize("level", [1e-4, 5e-4])
+def test_smallest_k_is_a_crossing_found_by_trying_every_k(replay, level):
+    found = smallest_k(replay, 3, level)
+    passes = np.array(
+        [replay.run(replay.steps, 3, keep_top(k)).kl <= level for k in range(1, replay.n_patches + 1)]
+    )
+    for step, k in enumerate(found):
+        assert passes[k - 1, step]
+        assert k == 1 or not passes[k - 2, step]
+        if np.all(np.diff(passes[:, step].astype(int)) >= 0):
+            assert k == 1 + np.argmax(passes[:, step])
+    assert found.min() < found.max()
+
+
+def test_causal_usage_gathers_what_the_replay_says(vlm, trace, replay):
+    (usage,) = causal_usage(vlm, [trace], 3, 5e-4)
+    assert np.array_equal(usage.needed, smallest_k(replay, 3, 5e-4))
+    blind = replay.run(replay.steps, 3, keep_exactly(np.zeros((STEPS - 1, replay.n_patches), bool)))
+    assert np.allclose(usage.blind_kl, blind.kl) and blind.kl.max() > 5e-4
+    twice = np.minimum(2 * usage.needed, usage.n_patches)
+    assert np.array_equal(usage.steady, replay.run(replay.steps, 3, keep_top(twice)).kl <= 5e-4)
+
+
+def test_what_cannot_be_replayed_is_refused(vlm, trace, replay, pictures):
+    pruned = vpa.decode(vlm, pictures[0], QUESTION, pruner=TopOnce(), max_new_tokens=3)
+    with pytest.raises(ValueError, match="decoded with a pruner"):
+        Replay(vlm, pruned)
+    with pytest.raises(ValueError, match="decoded with weights other"):
+        Replay(vlm, trace.with_meta({**trace.meta, "model_hash": "other"}))
+    with pytest.raises(ValueError, match="at least two tokens"):
+        Replay(vlm, vpa.decode(vlm, pictures[0], QUESTION, max_new_tokens=1))
+    for steps in ([0], [STEPS], []):
+        with pytest.raises(ValueError, match="steps must be a list of numbers from 1 to 7"):
+            replay.run(np.array(steps, dtype=int), 3, keep_top(1))
+    with pytest.raises(ValueError, match="has layers 0 to 7"):
+        replay.run(np.array([1]), 8, keep_top(1))
+    with pytest.raises(ValueError, match="level is a KL"):
+        smallest_k(replay, 3, 0.0)

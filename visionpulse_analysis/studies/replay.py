@@ -1,0 +1,211 @@
+"""Run single steps of a dense trace again with patches hidden, everything before them dense.
+
+Attention says where a step looks, not what it uses. Here a decode step of a dense trace is repeated with
+fewer visible patches, and the next-token distribution is compared with the dense one. Only the examined step
+changes: the keys and values of all earlier positions are those of the dense run, as if a pruner had been
+switched on for that one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from visionpulse_analysis.attention import route, stock
+from visionpulse_analysis.models import VLM
+from visionpulse_analysis.pruners.base import top_k
+from visionpulse_analysis.recording import newest_logits, refuse_inexact
+from visionpulse_analysis.similarity import kl_divergence
+from visionpulse_analysis.traces import Trace
+
+ROWS = 256  # examined rows of one forward; more cost memory and are not faster
+
+Choose = Callable[[torch.Tensor, np.ndarray], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What hiding patches did to single steps.
+
+    kl : float64 [row], nats, KL(dense || pruned) of the next-token distribution.
+    changed : bool [row], the most probable token is another one.
+    kept : bool [row, patch], the patches that were visible.
+    """
+
+    kl: np.ndarray
+    changed: np.ndarray
+    kept: np.ndarray
+
+
+class Replay:
+    """A dense trace held open: any of its steps can be run again with patches hidden, many at once.
+
+    Step ``t`` >= 1 is the query that reads token ``t - 1`` and predicts token ``t``; step 0 is prefill, which
+    pruners leave dense, and cannot be examined.
+
+    Parameters
+    ----------
+    vlm : VLM
+        The model that decoded the trace.
+    trace : Trace
+        Decoded without a pruner.
+
+    Raises
+    ------
+    ValueError
+        If the trace was pruned, comes from other weights, or has no step after prefill.
+    """
+
+    def __init__(self, vlm: VLM, trace: Trace):
+        if trace.kept is not None:
+            raise ValueError(
+                "the trace was decoded with a pruner; replay compares with a dense trace: decode without one"
+            )
+        if trace.meta["model_hash"] != vlm.weights_hash:
+            raise ValueError(
+                f"the trace was decoded with weights {trace.meta['model_hash']}, the model has "
+                f"{vlm.weights_hash}; decode again with this model"
+            )
+        if len(trace) < 2:
+            raise ValueError(
+                "the trace has one token, and prefill is never pruned; decode at least two tokens"
+            )
+        self.vlm, self.n_steps = vlm, len(trace)
+        prompt = vlm.prompt(trace.images, trace.question)
+        device = vlm.model.device
+        self.n_prompt = len(prompt.ids)
+        self._tokens = torch.from_numpy(np.array(trace.token_ids[:-1])).to(device)
+        self.places = torch.from_numpy(prompt.grid.position.copy()).to(device)
+        self.keys: dict[int, torch.Tensor] = {}
+        self.values: dict[int, torch.Tensor] = {}
+        ids = torch.cat([prompt.ids.to(device), self._tokens])[None]
+        kinds = (ids == vlm.model.config.image_token_id).int()
+        grid_thw = prompt.grid_thw.to(device)
+        with torch.inference_mode():
+            position, _ = vlm.model.model.get_rope_index(
+                ids, mm_token_type_ids=kinds, image_grid_thw=grid_thw
+            )
+            self._position = position[:, :, self.n_prompt :]
+            with route(vlm.model, self._remember):
+                out = vlm.model(
+                    input_ids=ids,
+                    position_ids=position,
+                    pixel_values=prompt.pixels.to(device, vlm.model.dtype),
+                    image_grid_thw=grid_thw,
+                    use_cache=False,
+                    logits_to_keep=self.n_steps,
+                )
+        self.dense = torch.log_softmax(out.logits[0].float(), dim=-1)  # [step, word]
+
+    @property
+    def n_patches(self) -> int:
+        return len(self.places)
+
+    @property
+    def steps(self) -> np.ndarray:
+        """The steps that can be examined: int64 [step], 1 to the last."""
+        return np.arange(1, self.n_steps)
+
+    def run(self, steps: np.ndarray, layer: int, choose: Choose) -> Effect:
+        """Run steps again with only the chosen patches visible, from ``layer`` on, in that step alone.
+
+        Parameters
+        ----------
+        steps : int [row], 1 to the last step
+            May name a step several times.
+        layer : int
+            Layers below it are dense.
+        choose : callable
+            Gets the head-mean logits float32 [row, patch] of the steps' own queries at ``layer``, the scores
+            by which VisionPulse ranks, and which rows of ``steps`` these are; returns the visible patches
+            bool [row, patch]. See :func:`keep_top` and :func:`keep_exactly`.
+
+        Returns
+        -------
+        Effect
+
+        Raises
+        ------
+        ValueError
+            If a step or the layer does not exist.
+        """
+        steps = np.asarray(steps)
+        if steps.ndim != 1 or not len(steps) or steps.min() < 1 or steps.max() >= self.n_steps:
+            raise ValueError(f"steps must be a list of numbers from 1 to {self.n_steps - 1}, got {steps}")
+        if not 0 <= layer < self.vlm.n_layers:
+            raise ValueError(
+                f"layer {layer}: {self.vlm.name} has layers 0 to {self.vlm.n_layers - 1}, give one of them"
+            )
+        effects = [
+            self._forward(steps, np.arange(start, min(start + ROWS, len(steps))), layer, choose)
+            for start in range(0, len(steps), ROWS)
+        ]
+        return Effect(
+            *(
+                np.concatenate([getattr(effect, name) for effect in effects])
+                for name in ("kl", "changed", "kept")
+            )
+        )
+
+    @torch.inference_mode()
+    def _forward(self, steps: np.ndarray, part: np.ndarray, layer: int, choose: Choose) -> Effect:
+        rows = torch.from_numpy(steps[part] - 1).to(self._tokens.device)
+        attend = _OneStep(self, layer, rows, lambda scores: choose(scores, part))
+        with route(self.vlm.model, attend):
+            out = self.vlm.model(
+                input_ids=self._tokens[rows][None], position_ids=self._position[:, :, rows], use_cache=False
+            )
+        pruned = torch.log_softmax(out.logits[0].float(), dim=-1)
+        dense = self.dense[rows + 1]
+        changed = pruned.argmax(-1) != dense.argmax(-1)
+        kl = kl_divergence(dense.cpu().numpy(), pruned.cpu().numpy())
+        return Effect(kl, changed.cpu().numpy(), attend.kept.cpu().numpy())
+
+    def _remember(self, module, query, key, value, mask, **options):
+        refuse_inexact(options)
+        self.keys[module.layer_idx], self.values[module.layer_idx] = key, value
+        return stock(module, query, key, value, mask, **options)
+
+
+class _OneStep:
+    """Attention of examined rows: each sees the dense past, its own key, and no other row."""
+
+    def __init__(self, replay: Replay, layer: int, rows: torch.Tensor, choose: Callable):
+        self.replay, self.layer, self.choose = replay, layer, choose
+        length = replay.keys[0].shape[2]
+        past = torch.arange(length, device=rows.device)[None] < (replay.n_prompt + rows)[:, None]
+        own = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+        self.visible = torch.cat([past, own], dim=1)
+        self.kept = torch.ones(len(rows), replay.n_patches, dtype=torch.bool, device=rows.device)
+
+    def __call__(self, module, query, key, value, mask, *, scaling=None, **options):
+        replay, layer = self.replay, module.layer_idx
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        if layer == self.layer:
+            one_by_one = query[0].transpose(0, 1)[:, :, None]  # [row, head, 1, dim]
+            patch_keys = replay.keys[layer][:, :, replay.places]
+            scores = newest_logits(module, one_by_one, patch_keys, None, scaling).mean(dim=1)
+            self.kept = self.choose(scores)
+            self.visible[:, replay.places] = self.kept
+        key = torch.cat([replay.keys[layer], key], dim=2)
+        value = torch.cat([replay.values[layer], value], dim=2)
+        return stock(module, query, key, value, self.visible[None, None], scaling=scaling, **options)
+
+
+def keep_top(k: np.ndarray | int) -> Choose:
+    """Keep the ``k`` patches with the highest scores, as the pruner does; one number or int [row]."""
+    sizes = np.asarray(k)
+
+    def choose(scores: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
+        of_rows = sizes[rows] if sizes.ndim else np.full(len(rows), int(sizes))
+        return top_k(scores, torch.from_numpy(of_rows).to(scores.device))
+
+    return choose
+
+
+def keep_exactly(kept: np.ndarray) -> Choose:
+    """Keep given sets, bool [row, patch], whatever the scores; a row may keep nothing."""
+    return lambda scores, rows: torch.from_numpy(kept[rows]).to(scores.device)
