@@ -57,9 +57,7 @@ def make_trace(
         tokens=tokens,
         token_ids=ids,
         logprobs=-rng.exponential(0.2, steps),
-        grid=PatchGrid.from_grid(
-            range(4, 4 + patches), rows, cols, [(rows * pixels, cols * pixels)] * images
-        ),
+        grid=PatchGrid.from_grid(range(4, 4 + patches), rows, cols, [(rows * pixels, cols * pixels)] * images),
         layers=layers,
         heads=heads,
         kept=kept,

@@ -187,12 +187,8 @@ def test_clicking_a_patch_shades_the_steps_that_looked_at_it(explored):
     assert view.page.locator('[data-step="17"]').get_attribute("style") != before
     best = int(looked.argmax())
     first = view.page.locator(".vp-peaks button").first
-    assert first.inner_text().startswith(f"step {best} ") and shows(
-        first.inner_text().split()[-1], looked[best]
-    )
-    red = view.look(
-        "e.strips[0].tokens.map((t) => getComputedStyle(t).backgroundColor.match(/\\d+/g).map(Number))"
-    )
+    assert first.inner_text().startswith(f"step {best} ") and shows(first.inner_text().split()[-1], looked[best])
+    red = view.look("e.strips[0].tokens.map((t) => getComputedStyle(t).backgroundColor.match(/\\d+/g).map(Number))")
     wanted = np.round(63 * looked / looked.max())  # 64 shades from the surface to the warm colour
     distance = 255 - np.array(red)[:, 2]
     assert np.array_equal(np.argsort(distance, kind="stable"), np.argsort(wanted, kind="stable"))
@@ -356,9 +352,7 @@ def test_several_images_are_thumbnails_with_one_scale(explored):
     view.page.locator(".vp-thumbs button").nth(2).click()
     assert view.look("e.ref.photo.toDataURL()") != photo and view.text("high") == high
     view.page.mouse.move(*view.point(1, 1))
-    assert shows(
-        word_after(view.text("value"), "attention "), float(trace.attention.sel(layer=3)[5, 128 + 9])
-    )
+    assert shows(word_after(view.text("value"), "attention "), float(trace.attention.sel(layer=3)[5, 128 + 9]))
 
 
 def test_a_link_restores_the_exact_view(explored):

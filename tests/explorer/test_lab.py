@@ -20,7 +20,10 @@ from nbformat.sign import NotebookNotary
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-SHOW = "from made_traces import make_pair\nimport visionpulse_analysis as vpa\nwidget = vpa.explore(*make_pair(), view='step=5&layer=3')\nwidget"
+SHOW = """from made_traces import make_pair
+import visionpulse_analysis as vpa
+widget = vpa.explore(*make_pair(), view="step=5&layer=3")
+widget"""
 ASK = "print('view is', widget.view)"
 
 
@@ -121,8 +124,7 @@ def test_the_widget_works_and_tells_python_its_view(lab, notebooks, new_page):
     printed = page.locator(".jp-Cell .jp-OutputArea pre", has_text="view is")
     printed.wait_for(timeout=60_000)
     assert (
-        "step=9&layer=5&trace=difference&scale=step&sinks=masked&kept=shown&rows=2-2&cols=3-3"
-        in printed.inner_text()
+        "step=9&layer=5&trace=difference&scale=step&sinks=masked&kept=shown&rows=2-2&cols=3-3" in printed.inner_text()
     )
 
 

@@ -64,9 +64,7 @@ def test_heads_are_averaged_when_they_do_not_fit_and_that_is_said():
 
 
 def test_one_layer_is_kept_whatever_it_takes():
-    assert pack(make_trace(layers=(0, 1)), max_bytes=1)["layers"] == [
-        pack(make_trace(layers=(0, 1)))["layer"]
-    ]
+    assert pack(make_trace(layers=(0, 1)), max_bytes=1)["layers"] == [pack(make_trace(layers=(0, 1)))["layer"]]
 
 
 def test_first_layer_is_the_one_with_most_mass_or_the_one_asked_for():
@@ -132,9 +130,7 @@ def test_save_needs_an_existing_folder(tmp_path):
         explore(make_trace()).save(tmp_path / "missing" / "page.html")
 
 
-@pytest.mark.parametrize(
-    ("name", "like"), [("magma", "magma"), ("cividis", "cividis"), ("difference", "berlin")]
-)
+@pytest.mark.parametrize(("name", "like"), [("magma", "magma"), ("cividis", "cividis"), ("difference", "berlin")])
 def test_colour_maps_are_those_of_matplotlib(name, like):
     stops = re.search(rf'{name}: "([0-9a-f]+)"', page.asset("explorer.js"))
     assert stops is not None

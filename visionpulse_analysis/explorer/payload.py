@@ -14,9 +14,7 @@ CODE_BYTES = 100_000  # JavaScript, CSS and markup of the offline page
 END_OF_THINKING = "</think>"
 
 
-def pack(
-    trace, pruned=None, *, max_bytes: int = 3_000_000, layer: int | None = None, store: str | None = None
-) -> dict:
+def pack(trace, pruned=None, *, max_bytes: int = 3_000_000, layer: int | None = None, store: str | None = None) -> dict:
     """Build the explorer's payload; attention stays the stored float16, bit for bit.
 
     Layers are left out, and heads averaged, only when the page would exceed `max_bytes`; `notes` says so.
@@ -45,13 +43,13 @@ def pack(
     """
     traces = [trace] if pruned is None else [trace, pruned]
     if pruned is not None:
-        _check_same_image(trace, pruned)
-    layers = _shared_layers(traces)
-    first = _most_visual_layer(trace, layers) if layer is None else layer
+        check_same_image(trace, pruned)
+    layers = shared_layers(traces)
+    first = most_visual_layer(trace, layers) if layer is None else layer
     if first not in layers:
         raise ValueError(f"layer {first} was not recorded; recorded layers: {layers}. Choose one of them.")
 
-    alignment = align(*(_identities(t) for t in traces)) if pruned is not None else None
+    alignment = align(*(identities(t) for t in traces)) if pruned is not None else None
     steps = [list(range(len(trace.tokens)))] if alignment is None else [alignment.first, alignment.second]
     panels, pictures, picture_note = _panels(trace)
     payload: dict[str, Any] = {
@@ -78,9 +76,7 @@ def _add_planes(payload: dict, traces: list, layers: list[int], first: int, room
     if heads is not None and len(heads) > 1:
         every_head = sum(_size(_planes(t, [first], heads)) for t in traces)
         if every_head > room:
-            notes.append(
-                f"Heads are averaged (all {len(heads)} of them, rounded to float16) to keep this page small."
-            )
+            notes.append(f"Heads are averaged (all {len(heads)} of them, rounded to float16) to keep this page small.")
             heads = None
     elif heads is None and any("head" in t.attention.dims for t in traces):
         notes.append("The traces hold different heads, so heads are averaged (rounded to float16).")
@@ -198,11 +194,11 @@ def _budgets(trace) -> list[float | None] | None:
     return [None if np.isnan(budget) else float(budget) for budget in trace.budget.values]
 
 
-def _identities(trace) -> list:
+def identities(trace) -> list:
     return np.asarray(trace.token_ids).tolist()
 
 
-def _shared_layers(traces: list) -> list[int]:
+def shared_layers(traces: list) -> list[int]:
     shared = set.intersection(*({int(layer) for layer in t.attention["layer"].values} for t in traces))
     if not shared:
         recorded = [sorted(int(layer) for layer in t.attention["layer"].values) for t in traces]
@@ -215,13 +211,13 @@ def _shared_heads(traces: list) -> list[int] | None:
     return recorded[0] if all(heads == recorded[0] for heads in recorded) else None
 
 
-def _most_visual_layer(trace, layers: list[int]) -> int:
+def most_visual_layer(trace, layers: list[int]) -> int:
     mass = trace.mass.sel(layer=layers)
     others = [dim for dim in mass.dims if dim != "layer"]
     return layers[int(np.argmax(mass.mean(others).values))]
 
 
-def _check_same_image(trace, pruned) -> None:
+def check_same_image(trace, pruned) -> None:
     a, b = trace.grid, pruned.grid
     fields = ("image", "frame", "row", "col", "box", "image_size")
     if len(a) != len(b) or any(not np.array_equal(getattr(a, f), getattr(b, f)) for f in fields):

@@ -46,8 +46,8 @@ class Explorer(anywidget.AnyWidget):
     def inline(self, height: int = 1000) -> HTML:
         """Return the offline page as a notebook output of `height` pixels, at the current `view`.
 
-        It needs no kernel at all, where JupyterLab restores a saved widget only after some kernel has started;
-        but what the reader does in it does not come back to Python.
+        It needs no kernel at all, where JupyterLab restores a saved widget only after some kernel has
+        started; but what the reader does in it does not come back to Python.
         """
         source = html.escape(page.page(json.loads(self.payload), self.view))
         return HTML(

@@ -1,0 +1,70 @@
+"""The paper figure shows what the explorer shows."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from made_traces import SINK, make_pair, make_trace
+
+from visionpulse_analysis import figures
+from visionpulse_analysis.explorer.figure import draw_view
+from visionpulse_analysis.explorer.view import View, read_view
+
+
+def overlay(fig) -> np.ndarray:
+    """RGBA [row, col, 4] of the patches drawn over the picture."""
+    return np.asarray(fig.axes[0].images[1].get_array())
+
+
+def test_a_link_is_read_in_full():
+    link = "#pruned_step=7&layer=5&head=mean&trace=difference&scale=step&sinks=masked&panel=1&rows=2-4&cols=3"
+    assert read_view(link) == View(7, True, 5, "mean", "difference", True, True, False, 1, "magma", (2, 3, 4, 3))
+
+
+@pytest.mark.parametrize("link", ["steps=3", "step=-1", "layer=x", "trace=both", "rows=a&cols=1"])
+def test_a_wrong_link_is_refused(link):
+    with pytest.raises(ValueError, match="view"):
+        read_view(link)
+
+
+def test_overlay_colours_are_those_of_the_step(tmp_path):
+    trace = make_trace()
+    fig = draw_view(trace, view="step=7&layer=3&rows=1-2&cols=1-2")
+    stored = trace.attention.sel(layer=3).values.astype(float)
+    wanted = mpl.colormaps["magma"](trace.grid.to_map(stored[7] / stored.max()))[..., :3]
+    assert np.allclose(overlay(fig)[..., :3], wanted)
+    assert [path.suffix for path in figures.save(fig, "view", folder=tmp_path)] == [".png", ".pdf", ".svg"]
+
+
+def test_difference_is_taken_at_aligned_tokens():
+    dense, pruned = make_pair()
+    drawn = overlay(draw_view(dense, pruned, view="step=30&layer=3&trace=difference&scale=step"))
+    a, b = (t.attention.sel(layer=3).values.astype(float) for t in (dense, pruned))
+    value = b[32] - a[30]
+    share = (value / np.abs(value).max() + 1) / 2
+    assert np.allclose(drawn[..., :3], mpl.colormaps["berlin"](dense.grid.to_map(share))[..., :3])
+
+
+def test_masked_sinks_show_the_bare_picture():
+    trace = make_trace()
+    clear = overlay(draw_view(trace, view="step=7&layer=3&sinks=masked"))[..., 3] == 0
+    assert np.flatnonzero(clear).tolist() == [SINK]
+
+
+def test_kept_patches_are_a_panel_of_their_own():
+    trace = make_trace(budget=0.1)
+    assert len(draw_view(trace, view="step=7&layer=3").axes) + 1 == len(
+        draw_view(trace, view="step=7&layer=3&kept=shown").axes
+    )
+
+
+def test_what_the_traces_do_not_hold_is_refused():
+    with pytest.raises(ValueError, match="layer 4 was not recorded"):
+        draw_view(make_trace(), view="layer=4")
+    with pytest.raises(ValueError, match=r"steps 0\.\.39"):
+        draw_view(make_trace(), view="step=40")
+    with pytest.raises(ValueError, match="no token of the other trace"):
+        draw_view(*make_pair(), view="step=20&trace=difference")
+    with pytest.raises(ValueError, match="none was given"):
+        draw_view(make_trace(), view="trace=pruned")

@@ -1,0 +1,81 @@
+"""Read a link of the explorer (``step=12&layer=3&trace=difference``) in Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import parse_qsl
+
+MODES = ("dense", "pruned", "difference")
+_KNOWN = (
+    *("step", "pruned_step", "layer", "head", "trace", "scale", "sinks"),
+    *("panel", "opacity", "map", "kept", "rows", "cols"),
+)
+
+
+@dataclass(frozen=True)
+class View:
+    """What one link shows. ``"mean"`` averages over layers or heads; None is what the explorer shows first."""
+
+    step: int = 0
+    of_pruned: bool = False  # whether `step` counts the pruned trace's tokens
+    layer: int | str | None = None
+    head: int | str | None = None
+    mode: str = "dense"
+    own_scale: bool = False
+    mask_sinks: bool = False
+    kept: bool = False
+    panel: int = 0
+    map: str = "magma"
+    region: tuple[int, int, int, int] | None = None  # first row, first column, last row, last column
+
+
+def read_view(link: str) -> View:
+    """Parse a link, with or without its ``#``.
+
+    Raises
+    ------
+    ValueError
+        On a part the explorer does not know, or a value that is no number where one is needed.
+    """
+    parts = dict(parse_qsl(link.removeprefix("#"), keep_blank_values=True))
+    unknown = sorted(set(parts) - set(_KNOWN))
+    if unknown:
+        raise ValueError(f"view {link!r} has {unknown[0]!r}; the explorer's links have {', '.join(_KNOWN)}")
+    mode = parts.get("trace", "dense")
+    if mode not in MODES:
+        raise ValueError(f"view has trace={mode!r}, expected one of {', '.join(MODES)}")
+    of_pruned = "pruned_step" in parts
+    return View(
+        step=_whole(parts, "pruned_step" if of_pruned else "step"),
+        of_pruned=of_pruned,
+        layer=_choice(parts, "layer"),
+        head=_choice(parts, "head"),
+        mode=mode,
+        own_scale=parts.get("scale") == "step",
+        mask_sinks=parts.get("sinks") == "masked",
+        kept=parts.get("kept") == "shown",
+        panel=_whole(parts, "panel"),
+        map=parts.get("map", "magma"),
+        region=_region(parts),
+    )
+
+
+def _whole(parts: dict[str, str], name: str) -> int:
+    text = parts.get(name, "0")
+    if not text.isdigit():
+        raise ValueError(f"view has {name}={text!r}, expected a whole number from 0")
+    return int(text)
+
+
+def _choice(parts: dict[str, str], name: str) -> int | str | None:
+    return parts.get(name) if parts.get(name, "mean") == "mean" else _whole(parts, name)
+
+
+def _region(parts: dict[str, str]) -> tuple[int, int, int, int] | None:
+    if "rows" not in parts or "cols" not in parts:
+        return None
+    ends = [part.partition("-") for part in (parts["rows"], parts["cols"])]
+    if not all(low.isdigit() and (high or low).isdigit() for low, _, high in ends):
+        raise ValueError(f"view has rows={parts['rows']}, cols={parts['cols']}; expected e.g. rows=2-4&cols=1-3")
+    (r0, _, r1), (c0, _, c1) = ends
+    return int(r0), int(c0), int(r1 or r0), int(c1 or c0)
