@@ -29,22 +29,25 @@ class Choice:
         return {"kept": self.kept, "budget": self.budget, "k": int(self.kept.sum()), "pruner_mass": self.mass}
 
 
-def choice_of(selection: Selection, step: int, place: int, patches: int) -> Choice:
-    """The choice of a selection for one row of the batch; prefill (step 0) and undecided steps keep everything."""
+def choices_of(selection: Selection, step: int, patches: list[int]) -> list[Choice]:
+    """The choice of a selection for every row of the batch, which has ``patches`` of them.
+
+    Prefill (step 0) and undecided steps keep everything.
+    """
     if step == 0 or selection.kept is None:
-        return Choice(np.ones(patches, bool), 1.0, float("nan"))
-    kept = selection.kept[place, :patches].cpu().numpy()
-    budget = float("nan") if selection.budget is None else float(selection.budget[place])
-    mass = float("nan") if selection.mass is None else float(selection.mass[place])
-    return Choice(kept, budget, mass)
+        return [Choice(np.ones(count, bool), 1.0, float("nan")) for count in patches]
+    kept = selection.kept.cpu().numpy()
+    shares = [
+        [float("nan")] * len(patches) if value is None else value.tolist()
+        for value in (selection.budget, selection.mass)
+    ]
+    return [Choice(row[:count], budget, mass) for row, count, budget, mass in zip(kept, patches, *shares, strict=True)]
 
 
 class Record:
     """The growing record of one row."""
 
-    def __init__(
-        self, vlm: VLM, prompt: Prompt, meta: dict[str, Any], layers: list[int], heads: list[int] | None
-    ):
+    def __init__(self, vlm: VLM, prompt: Prompt, meta: dict[str, Any], layers: list[int], heads: list[int] | None):
         self.vlm, self.prompt, self.meta = vlm, prompt, meta
         self.layers, self.heads = layers, heads
         self.finished = False
@@ -65,9 +68,7 @@ class Record:
             overwrite=overwrite,
         )
 
-    def add(
-        self, token: int, logprob: float, attention: np.ndarray, mass: np.ndarray, choice: Choice | None
-    ) -> None:
+    def add(self, token: int, logprob: float, attention: np.ndarray, mass: np.ndarray, choice: Choice | None) -> None:
         """Take one finished step."""
         step = {
             "token": self.vlm.tokenizer.decode([token]),
@@ -111,9 +112,7 @@ class Record:
 
 
 @contextmanager
-def collecting(
-    records: list[Record], store: TraceStore | None, *, pruned: bool, overwrite: bool
-) -> Iterator[None]:
+def collecting(records: list[Record], store: TraceStore | None, *, pruned: bool, overwrite: bool) -> Iterator[None]:
     """Stream the records to ``store`` if there is one; what an exception interrupts stays readable, and unfinished."""
     try:
         if store is not None:

@@ -13,7 +13,7 @@ import torch
 from transformers import DynamicCache
 
 from visionpulse_analysis.attention import route
-from visionpulse_analysis.collecting import Record, choice_of, collecting
+from visionpulse_analysis.collecting import Record, choices_of, collecting
 from visionpulse_analysis.models import VLM, ImageLike, Prompt
 from visionpulse_analysis.pruners.base import Layout, Pruner
 from visionpulse_analysis.recording import Execution, StepAttention
@@ -94,17 +94,13 @@ def decode(
     """
     single = isinstance(question, str)
     questions = [question] if single else list(question)
-    images = (
-        [image] if single else list(image) if isinstance(image, list | tuple) else [image] * len(questions)
-    )
+    images = [image] if single else list(image) if isinstance(image, list | tuple) else [image] * len(questions)
     if not questions:
         raise ValueError("no question given; pass a string or a list of strings")
     if len(images) != len(questions):
         raise ValueError(f"{len(questions)} questions need as many images, got {len(images)}")
     if max_new_tokens < 1 or batch_size < 1:
-        raise ValueError(
-            f"max_new_tokens and batch_size must be at least 1, got {max_new_tokens} and {batch_size}"
-        )
+        raise ValueError(f"max_new_tokens and batch_size must be at least 1, got {max_new_tokens} and {batch_size}")
     if execution not in ("masked", "gathered"):
         raise ValueError(f"execution must be 'masked' or 'gathered', got {execution!r}")
     seeds = [seed + i for i in range(len(questions))] if isinstance(seed, int) else list(seed)
@@ -154,9 +150,7 @@ def _names(ids: str | Sequence[str] | None, count: int, store: TraceStore | None
         return [None] * count
     listed = [ids] if isinstance(ids, str) else list(ids)
     if len(listed) != count or len(set(listed)) != count:
-        raise ValueError(
-            f"ids must be {count} different names, got {len(listed)} with {len(set(listed))} different"
-        )
+        raise ValueError(f"ids must be {count} different names, got {len(listed)} with {len(set(listed))} different")
     return list(listed)
 
 
@@ -165,16 +159,12 @@ def _layers(vlm: VLM, layers: Any) -> list[int]:
     if isinstance(layers, str):
         known = {"all": list(range(n)), "anchor": [vlm.default_anchor], "none": []}
         if layers not in known:
-            raise ValueError(
-                f"layers must be 'all', 'anchor', 'none', an int or a list of int, got {layers!r}"
-            )
+            raise ValueError(f"layers must be 'all', 'anchor', 'none', an int or a list of int, got {layers!r}")
         return known[layers]
     chosen = [layers] if isinstance(layers, int) else [int(layer) for layer in layers]
     wrong = [layer for layer in chosen if not 0 <= layer < n]
     if wrong or len(set(chosen)) != len(chosen):
-        raise ValueError(
-            f"layers {chosen}: expected different indices from 0 to {n - 1} ({vlm.name} has {n} layers)"
-        )
+        raise ValueError(f"layers {chosen}: expected different indices from 0 to {n - 1} ({vlm.name} has {n} layers)")
     return sorted(chosen)
 
 
@@ -186,18 +176,14 @@ def _heads(vlm: VLM, heads: Any) -> list[int] | None:
         return None if heads == "mean" else list(range(n))
     chosen = [int(head) for head in heads]
     if not chosen or len(set(chosen)) != len(chosen) or any(not 0 <= head < n for head in chosen):
-        raise ValueError(
-            f"heads {chosen}: expected different indices from 0 to {n - 1} ({vlm.name} has {n} heads)"
-        )
+        raise ValueError(f"heads {chosen}: expected different indices from 0 to {n - 1} ({vlm.name} has {n} heads)")
     return chosen
 
 
 class _Run:
     """One left-padded batch, from prefill to the last row's end token."""
 
-    def __init__(
-        self, vlm: VLM, prompts: list[Prompt], records: list[Record], seeds: list[int], options: _Options
-    ):
+    def __init__(self, vlm: VLM, prompts: list[Prompt], records: list[Record], seeds: list[int], options: _Options):
         self.vlm, self.prompts, self.options = vlm, prompts, options
         self.running = list(records)
         device = vlm.model.device
@@ -214,10 +200,10 @@ class _Run:
             places[row, : len(prompt.grid)] = torch.from_numpy(prompt.grid.position + pad)
             present[row, : len(prompt.grid)] = True
         self.ids, self.mask, present = self.ids.to(device), self.mask.to(device), present.to(device)
-        layout = Layout(present, vlm.n_layers, vlm.default_anchor, list(seeds))
+        starts = torch.tensor([self.width - length for length in lengths], device=device)
+        layout = Layout(present, places.to(device), starts, vlm.n_layers, vlm.default_anchor, list(seeds))
         self.attention = StepAttention(
-            places.to(device),
-            present,
+            layout,
             options.layers,
             options.heads,
             options.pruner.start(layout) if options.pruner is not None else None,
@@ -276,13 +262,12 @@ class _Run:
         logprobs = torch.log_softmax(logits, dim=1).gather(1, tokens[:, None])[:, 0].tolist()
         rows, masses = self.attention.take()
         selection, step = self.attention.selection, self.attention.step
+        sizes = [len(record.prompt.grid) for record in self.running]
+        choices = [None] * len(sizes) if selection is None else choices_of(selection, step, sizes)
         for place, (record, token) in enumerate(zip(self.running, tokens.tolist(), strict=True)):
             if not record.finished:
-                patches = len(record.prompt.grid)
-                choice = None if selection is None else choice_of(selection, step, place, patches)
-                record.add(
-                    token, logprobs[place], rows[place, ..., :patches].numpy(), masses[place].numpy(), choice
-                )
+                attention = rows[place, ..., : sizes[place]].numpy()
+                record.add(token, logprobs[place], attention, masses[place].numpy(), choices[place])
                 record.finished = token in self.ends
         return tokens
 

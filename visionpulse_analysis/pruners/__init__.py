@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from visionpulse_analysis.pruners.base import Layout, Pruner, Selection, View
-from visionpulse_analysis.pruners.baselines import KeepAll, Random
+from visionpulse_analysis.pruners.anchored import FixedShare
+from visionpulse_analysis.pruners.base import KNOWN, Layout, Pruner, Selection, View
+from visionpulse_analysis.pruners.baselines import KeepAll, Random, Uniform
+from visionpulse_analysis.pruners.stale import LastStepOnly, PrefillOnce
 from visionpulse_analysis.pruners.visionpulse import VisionPulse
 
 __all__ = [
+    "FixedShare",
     "KeepAll",
+    "LastStepOnly",
     "Layout",
+    "PrefillOnce",
     "Pruner",
     "Random",
     "Selection",
+    "Uniform",
     "View",
     "VisionPulse",
     "list_pruners",
@@ -23,14 +29,7 @@ __all__ = [
 
 def list_pruners() -> dict[str, type[Pruner]]:
     """All pruners by name, including those defined by the user as subclasses of :class:`Pruner`."""
-    found: dict[str, type[Pruner]] = {}
-    waiting = list(Pruner.__subclasses__())
-    while waiting:
-        cls = waiting.pop()
-        waiting += cls.__subclasses__()
-        if cls.name:
-            found[cls.name] = cls
-    return dict(sorted(found.items()))
+    return dict(sorted(KNOWN.items()))
 
 
 def make_pruner(name: str, **parameters: Any) -> Pruner:
@@ -41,10 +40,10 @@ def make_pruner(name: str, **parameters: Any) -> Pruner:
     known = list_pruners()
     if name not in known:
         raise ValueError(f"no pruner {name!r}; known: {', '.join(known)}")
-    try:
-        return known[name](**parameters)
-    except TypeError as error:
-        fields = ", ".join(known[name].__dataclass_fields__)
+    fields = known[name].__dataclass_fields__
+    wrong = [parameter for parameter in parameters if parameter not in fields]
+    if wrong:
         raise ValueError(
-            f"pruner {name!r} takes {fields or 'no parameters'}; got {parameters} ({error})"
-        ) from error
+            f"pruner {name!r} has no parameter {', '.join(map(repr, wrong))}; it takes {', '.join(fields) or 'none'}"
+        )
+    return known[name](**parameters)

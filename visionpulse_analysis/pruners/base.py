@@ -1,27 +1,33 @@
-"""What every pruner is: a frozen dataclass that opens one selection per run.
+"""What every pruner is: a frozen dataclass that opens one selection per batch.
 
-Decoding calls ``pruner.start(layout)`` once per batch and then ``selection.visible(view)`` at every layer of every
-decode step. All state of a run lives in the selection, never in the pruner or the model.
+Decoding calls ``pruner.start(layout)`` once per batch, ``selection.observe_prefill(view)`` at every layer of prefill,
+and ``selection.visible(view)`` at every layer of every decode step. All state of a run lives in the selection, never
+in the pruner or the model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 
 
-@dataclass
+@dataclass(frozen=True)
 class Layout:
-    """What a pruner knows of a batch before decoding.
+    """What a pruner knows of a left-padded batch before decoding.
 
     patches : bool [row, patch], False where a row has fewer patches than the widest one.
+    places : int64 [row, patch], the key position of each patch in the padded batch; any position where ``patches`` is
+        False.
+    starts : int64 [row], the key position of the first token that is not padding.
     seeds : one per row, for pruners that draw.
     """
 
     patches: torch.Tensor
+    places: torch.Tensor
+    starts: torch.Tensor
     n_layers: int
     default_anchor: int
     seeds: list[int]
@@ -31,24 +37,33 @@ class Layout:
         """Number of patches: int64 [row]."""
         return self.patches.sum(dim=1)
 
+    def take(self, rows: torch.Tensor) -> Layout:
+        """Only these rows, int64 [remaining]."""
+        per_row = {name: getattr(self, name)[rows] for name in ("patches", "places", "starts")}
+        return replace(self, **per_row, seeds=[self.seeds[i] for i in rows.tolist()])
+
 
 @dataclass
 class View:
-    """What a pruner sees at one layer of one decode step (step 1 is the first after prefill).
+    """What a pruner sees at one layer of one step: of prefill's last query at step 0, of the newest query afterwards.
 
-    logits() -> float32 [row, head, key] of the newest query over all cached positions, -inf where masked;
-    patch_logits() -> float32 [row, head, patch], -inf at padding. Both are computed on demand.
+    logits() -> float32 [row, head, key] over all cached positions, -inf where masked;
+    patch_logits() -> float32 [row, head, patch], -inf at padding. Both are computed on demand, before anything is
+    hidden.
     """
 
     step: int
     layer: int
-    rows: torch.Tensor
     logits: Callable[[], torch.Tensor]
     patch_logits: Callable[[], torch.Tensor]
 
 
 class Selection:
-    """One run of a pruner. ``kept``, ``mass`` and ``budget`` describe the current step, one entry per row."""
+    """One run of a pruner over one batch. Tensors kept as attributes have one entry per row in front.
+
+    ``kept`` bool [row, patch], ``mass`` and ``budget`` float [row] describe the current step and are recorded; None
+    where there is nothing to say. A new choice is a new tensor, never a change of the old one.
+    """
 
     def __init__(self, layout: Layout):
         self.layout = layout
@@ -56,25 +71,30 @@ class Selection:
         self.mass: torch.Tensor | None = None
         self.budget: torch.Tensor | None = None
 
+    def observe_prefill(self, view: View) -> None:
+        """Look at one layer of prefill, which itself stays dense. Does nothing unless a pruner needs it."""
+
     def visible(self, view: View) -> torch.Tensor | None:
         """Patches visible at this layer and step: bool [row, patch], or None for all of them."""
         raise NotImplementedError
 
     def drop_rows(self, rows: torch.Tensor) -> None:
         """Keep only these rows of the batch, int64 [remaining]; the others have finished."""
-        self.layout.patches = self.layout.patches[rows]
-        self.layout.seeds = [self.layout.seeds[i] for i in rows.tolist()]
-        for name in ("kept", "mass", "budget"):
-            value = getattr(self, name)
-            if value is not None:
+        self.layout = self.layout.take(rows)
+        for name, value in vars(self).items():
+            if isinstance(value, torch.Tensor):
                 setattr(self, name, value[rows])
 
 
 @dataclass(frozen=True)
 class Pruner:
-    """Base of all pruners. Subclasses are frozen dataclasses with a ``name`` and a ``start``."""
+    """Base of all pruners. A subclass is a frozen dataclass with a ``name`` of its own and a ``start``."""
 
     name: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        register(cls)
 
     def start(self, layout: Layout) -> Selection:
         """Open a fresh selection for one batch."""
@@ -89,37 +109,22 @@ class Pruner:
         return f"<table>{rows}</table>"
 
 
-def resolve_anchor(anchor: int | None, layout: Layout) -> int:
-    """The anchor layer: the given one, or the model's default. Raises ValueError when out of range."""
-    layer = layout.default_anchor if anchor is None else anchor
-    if not 0 <= layer < layout.n_layers:
-        raise ValueError(
-            f"anchor layer {layer} is out of range: the model has layers 0 to {layout.n_layers - 1}"
+KNOWN: dict[str, type[Pruner]] = {}
+
+
+def register(cls: type[Pruner]) -> None:
+    """Enter a subclass under its name; without a name it is a base of others and not entered.
+
+    A class defined anew, as when a notebook cell runs again, takes the place of the old one.
+
+    Raises TypeError where the name is that of another pruner.
+    """
+    if not cls.name:
+        return
+    known = KNOWN.get(cls.name)
+    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise TypeError(
+            f"{cls.__qualname__} is named {cls.name!r}, which is the name of {known.__module__}.{known.__qualname__}; "
+            "give it a name of its own"
         )
-    return layer
-
-
-def top_k(scores: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """Mark the k highest scores of each row, ties by lower index.
-
-    scores : float [row, patch], -inf where there is no patch; k : int64 [row]. Returns bool [row, patch] with exactly
-    ``k`` True per row (``k`` is at most the number of patches of the row).
-    """
-    order = torch.sort(scores, dim=1, descending=True, stable=True).indices
-    ranks = torch.arange(scores.shape[1], device=scores.device)
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, ranks[None, :] < k[:, None])
-
-
-def budget_to_k(budget: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """``floor(budget * n)``, at least 1 and at most n: int64 [row].
-
-    Computed in float64 with a guard of 1e-9, so that a budget of 0.29 of 100 patches keeps 29.
-    """
-    k = torch.floor(budget.double() * counts.double() + 1e-9).long()
-    return torch.minimum(k.clamp(min=1), counts)
-
-
-def check_share(name: str, value: float) -> None:
-    """Raise ValueError unless ``value`` is in (0, 1]."""
-    if not 0.0 < value <= 1.0:
-        raise ValueError(f"{name} is a share of the patches in (0, 1], got {value}")
+    KNOWN[cls.name] = cls

@@ -1,4 +1,4 @@
-"""Baselines at equal retention: random selection, and keeping everything."""
+"""Baselines that never look at the attention: everything, a random share, an evenly spaced share."""
 
 from __future__ import annotations
 
@@ -8,62 +8,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from visionpulse_analysis.pruners.base import (
-    Layout,
-    Pruner,
-    Selection,
-    View,
-    budget_to_k,
-    check_share,
-    resolve_anchor,
-    top_k,
-)
-
-
-@dataclass(frozen=True)
-class Random(Pruner):
-    """Keep a random share of the patches from the anchor layer on, drawn afresh at every decode step.
-
-    Parameters
-    ----------
-    budget : float
-        Share of the patches kept, in (0, 1]; rounded down, at least one.
-    anchor_layer : int, optional
-        Zero-based; the model's default anchor if left out.
-    """
-
-    name: ClassVar[str] = "random"
-
-    budget: float = 0.05
-    anchor_layer: int | None = None
-
-    def __post_init__(self) -> None:
-        check_share("budget", self.budget)
-
-    def start(self, layout: Layout) -> Selection:
-        return _RandomSelection(self, layout)
-
-
-class _RandomSelection(Selection):
-    def __init__(self, pruner: Random, layout: Layout):
-        super().__init__(layout)
-        self.pruner, self.anchor = pruner, resolve_anchor(pruner.anchor_layer, layout)
-
-    def visible(self, view: View) -> torch.Tensor | None:
-        if view.layer < self.anchor:
-            return None
-        if view.layer == self.anchor:
-            patches = self.layout.patches
-            draws = [
-                np.random.default_rng([seed, view.step]).random(patches.shape[1])
-                for seed in self.layout.seeds
-            ]
-            scores = torch.from_numpy(np.stack(draws)).to(patches.device).masked_fill(~patches, -torch.inf)
-            self.budget = torch.full(
-                (len(patches),), self.pruner.budget, dtype=torch.float64, device=patches.device
-            )
-            self.kept = top_k(scores, budget_to_k(self.budget, self.layout.counts))
-        return self.kept
+from visionpulse_analysis.pruners.anchored import FixedShare
+from visionpulse_analysis.pruners.base import Layout, Pruner, Selection, View
+from visionpulse_analysis.pruners.choosing import top_k
 
 
 @dataclass(frozen=True)
@@ -81,3 +28,38 @@ class _KeepAllSelection(Selection):
         self.kept = self.layout.patches
         self.budget = torch.ones(len(self.kept), device=self.kept.device)
         return self.kept
+
+
+@dataclass(frozen=True)
+class Random(FixedShare):
+    """Keep a random share of the patches from the anchor layer on, drawn afresh at every decode step.
+
+    A row's draws depend on its seed and the step only, not on the rest of the batch. Parameters as in
+    :class:`FixedShare`.
+    """
+
+    name: ClassVar[str] = "random"
+
+    def keep(self, view: View, layout: Layout, k: torch.Tensor) -> torch.Tensor:
+        patches = layout.patches
+        draws = [np.random.default_rng([seed, view.step]).random(patches.shape[1]) for seed in layout.seeds]
+        scores = torch.from_numpy(np.stack(draws)).to(patches.device)
+        return top_k(scores.masked_fill(~patches, -torch.inf), k)
+
+
+@dataclass(frozen=True)
+class Uniform(FixedShare):
+    """Keep evenly spaced patches from the anchor layer on, the same ones at every step.
+
+    Of ``n`` patches in reading order, image after image, number ``floor((i + 1/2) n / k)`` for i = 0 .. k - 1: the
+    middle of each of ``k`` equal stretches. Parameters as in :class:`FixedShare`.
+    """
+
+    name: ClassVar[str] = "uniform"
+
+    def keep(self, view: View, layout: Layout, k: torch.Tensor) -> torch.Tensor:
+        n, k = layout.counts[:, None], k[:, None]
+        i = torch.arange(layout.patches.shape[1], device=k.device)[None]
+        middles = (2 * i + 1) * n // (2 * k)
+        middles = torch.where(i < k, middles, middles[:, :1])
+        return torch.zeros_like(layout.patches).scatter_(1, middles, True)

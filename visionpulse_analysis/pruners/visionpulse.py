@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from math import isfinite
+from typing import ClassVar, Literal
 
 import torch
 
-from visionpulse_analysis.pruners.base import (
-    Layout,
-    Pruner,
-    Selection,
-    View,
-    budget_to_k,
-    check_share,
-    resolve_anchor,
-    top_k,
-)
+from visionpulse_analysis.pruners.anchored import AnchoredSelection
+from visionpulse_analysis.pruners.base import Layout, Pruner, Selection, View
+from visionpulse_analysis.pruners.blocks import Blocks
+from visionpulse_analysis.pruners.choosing import budget_to_k, check_anchor, check_share, top_k
 
 
 @dataclass(frozen=True)
@@ -38,6 +33,24 @@ class VisionPulse(Pruner):
         Range of the budget, shares of the patches in (0, 1].
     budget : float, optional
         A fixed share instead of the mass-driven one.
+    granularity : "token" or "block"
+        "block" is the authors' GPU variant: whole blocks of the sequence (counted from the row's first real token)
+        are scored by the softmax over blocks, at tau, of the largest logit inside each; the mass sums the blocks that
+        consist of patches; ``ceil(b n / block_size)`` of these are kept, ranked by head-mean share. Blocks that mix
+        text and image are always kept, and the anchor layer itself stays dense.
+    reuse_previous : bool
+        Not in the paper. The layers below the anchor see the set that the previous step chose (prefill's last query, at
+        the first step) instead of everything; the anchor and later layers see the fresh one, which is the one recorded.
+    hysteresis : float
+        Not in the paper. A patch (or block) chosen at the previous step, or by prefill's last query at the first step,
+        is ranked as if its attention were ``exp(hysteresis)`` times as large. 0 changes nothing.
+    block_size : int
+        Tokens per block; only for ``granularity="block"``.
+
+    Raises
+    ------
+    ValueError
+        A parameter is out of range.
     """
 
     name: ClassVar[str] = "visionpulse"
@@ -47,16 +60,27 @@ class VisionPulse(Pruner):
     budget_min: float = 0.01
     budget_max: float = 0.05
     budget: float | None = None
+    granularity: Literal["token", "block"] = "token"
+    reuse_previous: bool = False
+    hysteresis: float = 0.0
+    block_size: int = 64
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        check_anchor(self.anchor_layer)
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature must be above 0 and finite, got {self.temperature}")
         check_share("budget_min", self.budget_min)
         check_share("budget_max", self.budget_max)
         if self.budget is not None:
             check_share("budget", self.budget)
         if self.budget_min > self.budget_max:
             raise ValueError(f"budget_min {self.budget_min} is above budget_max {self.budget_max}")
+        if self.granularity not in ("token", "block"):
+            raise ValueError(f"granularity must be 'token' or 'block', got {self.granularity!r}")
+        if not (isfinite(self.hysteresis) and self.hysteresis >= 0):
+            raise ValueError(f"hysteresis must be 0 or above and finite, got {self.hysteresis}")
+        if self.block_size < 1:
+            raise ValueError(f"block_size must be at least 1, got {self.block_size}")
 
     @classmethod
     def five_percent(cls, anchor_layer: int | None = None) -> VisionPulse:
@@ -72,23 +96,46 @@ class VisionPulse(Pruner):
         return _VisionPulseSelection(self, layout)
 
 
-class _VisionPulseSelection(Selection):
+class _VisionPulseSelection(AnchoredSelection):
     def __init__(self, pruner: VisionPulse, layout: Layout):
-        super().__init__(layout)
-        self.pruner, self.anchor = pruner, resolve_anchor(pruner.anchor_layer, layout)
+        super().__init__(layout, pruner.anchor_layer)
+        self.pruner = pruner
+        self.looks_back = pruner.reuse_previous or pruner.hysteresis > 0
+
+    def observe_prefill(self, view: View) -> None:
+        if self.looks_back and view.layer == self.anchor:
+            self.choose(view)
 
     def visible(self, view: View) -> torch.Tensor | None:
         if view.layer < self.anchor:
-            return None
+            return self.kept if self.pruner.reuse_previous else None
         if view.layer == self.anchor:
-            pruner, scores = self.pruner, view.patch_logits()
-            self.mass = attention_mass(view.logits(), scores, pruner.temperature)
-            if pruner.budget is None:
-                self.budget = self.mass.double().clamp(pruner.budget_min, pruner.budget_max)
-            else:
-                self.budget = torch.full_like(self.mass, pruner.budget, dtype=torch.float64)
-            self.kept = top_k(scores.mean(dim=1), budget_to_k(self.budget, self.layout.counts))
+            self.choose(view)
+            if self.pruner.granularity == "block":
+                return None
         return self.kept
+
+    def choose(self, view: View) -> None:
+        pruner, previous = self.pruner, self.kept if self.looks_back else None
+        if pruner.granularity == "block":
+            blocks = Blocks.of(view.logits(), self.layout, pruner.block_size, pruner.temperature)
+            self.mass = blocks.mass
+            self.budget = self._share(self.mass)
+            self.kept = blocks.keep(self.budget, self.layout, previous, pruner.hysteresis)
+            return
+        logits = view.patch_logits()
+        self.mass = attention_mass(view.logits(), logits, pruner.temperature)
+        self.budget = self._share(self.mass)
+        scores = logits.mean(dim=1)
+        if previous is not None:
+            scores = scores + pruner.hysteresis * previous
+        self.kept = top_k(scores, budget_to_k(self.budget, self.layout.counts))
+
+    def _share(self, mass: torch.Tensor) -> torch.Tensor:
+        """Share of the patches to keep: float64 [row]."""
+        if self.pruner.budget is not None:
+            return torch.full_like(mass, self.pruner.budget, dtype=torch.float64)
+        return mass.double().clamp(self.pruner.budget_min, self.pruner.budget_max)
 
 
 def attention_mass(logits: torch.Tensor, patch_logits: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -1,0 +1,61 @@
+"""Choosing whole blocks of the sequence, as the authors' GPU code of VisionPulse does (their ``visionpulse/triton``).
+
+The sequence of a row, without its padding, is cut into blocks of ``size`` tokens. Only blocks that consist of patches
+can be dropped; blocks that mix text and image are always kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from visionpulse_analysis.pruners.base import Layout
+from visionpulse_analysis.pruners.choosing import top_k
+
+
+@dataclass
+class Blocks:
+    """The blocks of a batch at one step.
+
+    shares : float32 [row, head, block], softmax over all blocks of the largest logit inside each, at a temperature.
+    prunable : bool [row, block], blocks that consist of patches.
+    owner : int64 [row, patch], the block that each patch is in.
+    """
+
+    shares: torch.Tensor
+    prunable: torch.Tensor
+    owner: torch.Tensor
+    size: int
+
+    @classmethod
+    def of(cls, logits: torch.Tensor, layout: Layout, size: int, temperature: float) -> Blocks:
+        """Cut float32 logits [row, head, key], -inf where masked, into blocks."""
+        keys = torch.arange(logits.shape[2], device=logits.device)
+        block = ((keys[None] - layout.starts[:, None]) // size).clamp(min=0)
+        owner = ((layout.places - layout.starts[:, None]) // size).clamp(min=0)
+        n_blocks = -(-logits.shape[2] // size)
+        largest = logits.new_full((*logits.shape[:2], n_blocks), -torch.inf)
+        largest.scatter_reduce_(2, block[:, None].expand_as(logits), logits, "amax")
+        patches = torch.zeros_like(largest[:, 0], dtype=torch.int64)
+        patches.scatter_add_(1, owner, layout.patches.long())
+        return cls(torch.softmax(largest / temperature, dim=-1), patches == size, owner, size)
+
+    @property
+    def mass(self) -> torch.Tensor:
+        """Share of the prunable blocks, maximum over heads: float32 [row] in 0..1."""
+        return (self.shares * self.prunable[:, None]).sum(dim=-1).amax(dim=1).clamp(0.0, 1.0)
+
+    def keep(self, budget: torch.Tensor, layout: Layout, previous: torch.Tensor | None, bonus: float) -> torch.Tensor:
+        """Patches kept, bool [row, patch]: those of the best blocks by head-mean share, and of all mixed blocks.
+
+        ``ceil(budget * n / size)`` of the prunable blocks, at least 1 and at most all; ties by lower index. The share of
+        a block in ``previous`` (patches kept before, bool [row, patch]) counts ``exp(bonus)`` times.
+        """
+        wanted = torch.ceil(budget.double() * layout.counts.double() / self.size - 1e-9).long().clamp(min=1)
+        scores = self.shares.mean(dim=1)
+        if previous is not None and bonus:
+            again = torch.zeros_like(scores).scatter_reduce(1, self.owner, previous.float(), "amax")
+            scores = scores * torch.exp(bonus * again)
+        best = top_k(scores.masked_fill(~self.prunable, -torch.inf), torch.minimum(wanted, self.prunable.sum(dim=1)))
+        return (best | ~self.prunable).gather(1, self.owner) & layout.patches
