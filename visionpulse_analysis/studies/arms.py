@@ -1,0 +1,170 @@
+"""Decode the same samples in several ways ("arms") and keep what came out, without attention.
+
+All arms share one dense prefill: pruners watch it and act from the first decode step on, so every arm starts from the
+same cache. Prefill is more than half of the cost of short traces; the tokens are those of :func:`decode`.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from visionpulse_analysis.attention import route
+from visionpulse_analysis.collecting import Record
+from visionpulse_analysis.decoding import _Options, _Run
+from visionpulse_analysis.models import VLM
+from visionpulse_analysis.pruners.base import Layout, Pruner, Selection, View
+from visionpulse_analysis.sampling import Sample as Sampling
+from visionpulse_analysis.studies.collect import _key, cache_folder
+from visionpulse_analysis.studies.samples import Sample
+
+VERSION = 1  # of the kept files
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one decode gave.
+
+    tokens : the generated tokens, the end token included.
+    finished : False when the limit of tokens cut the trace off.
+    retention : mean share of the patches visible from the anchor on, over the steps after prefill; 1 when dense.
+    overlap : mean Jaccard index of the kept sets of consecutive steps; 1 when dense.
+    """
+
+    tokens: list[str]
+    finished: bool
+    retention: float
+    overlap: float
+
+
+def decode_arms(
+    vlm: VLM,
+    samples: Sequence[Sample],
+    arms: Mapping[str, Pruner | None],
+    *,
+    seeds: Sequence[int] = (0,),
+    sample: Sampling | None = None,
+    max_new_tokens: int = 160,
+    batch_size: int = 32,
+) -> dict[str, list[list[Outcome]]]:
+    """Decode every sample once per arm and seed, or read the outcomes of an earlier run with the same inputs.
+
+    Parameters
+    ----------
+    arms : mapping of name to pruner, or None for dense
+    seeds : sequence of int
+        Sample ``i`` is decoded with ``seed * 1_000_003 + i`` in every arm, as in :func:`collect`: arms share draws.
+    sample : Sample of `sampling`, optional
+        Greedy without one; then one seed says all.
+
+    Returns
+    -------
+    dict
+        arm -> [seed][sample] -> Outcome
+
+    Raises
+    ------
+    ValueError
+        Without samples, arms or seeds.
+    """
+    if not samples or not arms or not seeds:
+        raise ValueError(f"expected samples, arms and seeds, got {len(samples)}, {len(arms)} and {len(seeds)} of them")
+    base = _key(vlm, samples, {"outcomes": VERSION, "max_new_tokens": max_new_tokens})
+    files = {(arm, seed): _file(base, pruner, seed, sample) for arm, pruner in arms.items() for seed in seeds}
+    missing = [job for job, path in files.items() if not path.exists()]
+    fresh: dict[tuple[str, int], list[Outcome]] = {job: [] for job in missing}
+    for start in range(0, len(samples) if missing else 0, batch_size):
+        part = samples[start : start + batch_size]
+        trunk = _Trunk(vlm, part, max_new_tokens)
+        for arm, seed in missing:
+            row_seeds = [seed * 1_000_003 + start + i for i in range(len(part))]
+            fresh[arm, seed] += trunk.branch(arms[arm], sample, row_seeds)
+    for job, outcomes in fresh.items():
+        _write(files[job], outcomes)
+    return {arm: [_read(files[arm, seed]) for seed in seeds] for arm in arms}
+
+
+class _Trunk:
+    """One batch after its dense prefill."""
+
+    def __init__(self, vlm: VLM, samples: Sequence[Sample], max_new_tokens: int):
+        self.vlm, self.max_new_tokens = vlm, max_new_tokens
+        self.prompts = [vlm.prompt(one.image, one.question) for one in samples]
+        run = self._run(_Run, None, None, [0] * len(samples))
+        witness = run.attention.selection = _Witness(run.attention.layout)
+        with torch.inference_mode(), route(vlm.model, run.attention):
+            self.logits, self.position = run._prefill()
+        self.cache, self.views = run.cache, witness.views
+
+    def branch(self, pruner: Pruner | None, sample: Sampling | None, seeds: list[int]) -> list[Outcome]:
+        """Decode all rows from here."""
+        run = self._run(_Branch, pruner, sample, seeds)
+        run.trunk = self
+        records = list(run.running)
+        run.finish()
+        return [_outcome(record) for record in records]
+
+    def _run(self, kind: type[_Run], pruner: Pruner | None, sample: Sampling | None, seeds: list[int]):
+        options = _Options([], None, pruner, "masked", sample, self.max_new_tokens)
+        records = [Record(self.vlm, prompt, {}, [], None) for prompt in self.prompts]
+        return kind(self.vlm, self.prompts, records, seeds, options)
+
+
+class _Witness(Selection):
+    """Keeps what a selection sees of prefill, layer by layer."""
+
+    def __init__(self, layout: Layout):
+        super().__init__(layout)
+        self.views: list[View] = []
+
+    def observe_prefill(self, view: View) -> None:
+        seen = view.logits(), view.patch_logits()
+        self.views.append(View(view.step, view.layer, lambda: seen[0], lambda: seen[1]))
+
+
+class _Branch(_Run):
+    """A run that goes on from a trunk: its selection is shown the prefill, and it gets a copy of the cache."""
+
+    trunk: _Trunk
+
+    def _prefill(self) -> tuple[torch.Tensor, torch.Tensor]:
+        for view in self.trunk.views:
+            if self.attention.selection is not None:
+                self.attention.selection.observe_prefill(view)
+        self.cache = copy.deepcopy(self.trunk.cache)
+        return self.trunk.logits.clone(), self.trunk.position.clone()
+
+
+def _outcome(record: Record) -> Outcome:
+    tokens = [step["token"] for step in record.steps]
+    kept = np.array([step["kept"] for step in record.steps[1:] if "kept" in step])
+    if len(kept) == 0:
+        return Outcome(tokens, record.finished, 1.0, 1.0)
+    both, either = (kept[1:] & kept[:-1]).sum(1), (kept[1:] | kept[:-1]).sum(1)
+    overlap = float((both / either).mean()) if len(kept) > 1 else 1.0
+    return Outcome(tokens, record.finished, float(kept.mean()), overlap)
+
+
+def _file(base: str, pruner: Pruner | None, seed: int, sample: Sampling | None) -> Path:
+    options = [None if given is None else given.to_dict() for given in (pruner, sample)]
+    digest = hashlib.sha256(json.dumps([base, seed, options]).encode())
+    return cache_folder() / f"outcomes-{digest.hexdigest()[:24]}.json"
+
+
+def _write(path: Path, outcomes: list[Outcome]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    draft.write_text(json.dumps([asdict(outcome) for outcome in outcomes]))
+    draft.replace(path)
+
+
+def _read(path: Path) -> list[Outcome]:
+    return [Outcome(**fields) for fields in json.loads(path.read_text())]
