@@ -113,9 +113,7 @@ def test_the_padding_mask_is_kept(models):
     ids = torch.arange(10, 20)[None]
     padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), ids], dim=1)
     mask = torch.tensor([[0] * 3 + [1] * 10])
-    position = torch.cat([torch.zeros(1, 3, dtype=torch.long), torch.arange(10)[None]], dim=1).expand(
-        3, 1, -1
-    )
+    position = torch.cat([torch.zeros(1, 3, dtype=torch.long), torch.arange(10)[None]], dim=1).expand(3, 1, -1)
     with torch.inference_mode(), route(model, stock):
         alone = model(input_ids=ids).logits
         with_padding = model(input_ids=padded, attention_mask=mask, position_ids=position).logits

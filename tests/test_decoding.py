@@ -117,10 +117,10 @@ def test_a_batch_gives_the_traces_of_its_rows(vlm, pictures):
 def test_rows_that_end_early_do_not_disturb_the_others(vlm, pictures, monkeypatch):
     from visionpulse_analysis import decoding
 
-    free = vpa.decode(vlm, [pictures[0]] * 4, QUESTIONS + [QUESTION], max_new_tokens=12, seed=[0] * 4)
+    free = vpa.decode(vlm, [pictures[0]] * 4, [*QUESTIONS, QUESTION], max_new_tokens=12, seed=[0] * 4)
     stop = {free[0].token_ids[2].item()}
     monkeypatch.setattr(decoding, "end_ids", lambda vlm: stop)
-    ended = vpa.decode(vlm, [pictures[0]] * 4, QUESTIONS + [QUESTION], max_new_tokens=12, seed=[0] * 4)
+    ended = vpa.decode(vlm, [pictures[0]] * 4, [*QUESTIONS, QUESTION], max_new_tokens=12, seed=[0] * 4)
     assert ended[0].meta["finished"] and len(ended[0]) <= 3
     for a, b in zip(free, ended, strict=True):
         assert b.tokens == a.tokens[: len(b)]
@@ -211,9 +211,7 @@ class TestStreaming:
             assert a.data_hash == b.data_hash == store[name].data_hash
             assert store[name].meta["complete"] and store[name].meta["id"] == name
 
-    def test_an_interrupted_run_leaves_its_steps_and_the_model_as_it_was(
-        self, vlm, pictures, tmp_path, monkeypatch
-    ):
+    def test_an_interrupted_run_leaves_its_steps_and_the_model_as_it_was(self, vlm, pictures, tmp_path, monkeypatch):
         from visionpulse_analysis import decoding
 
         full = vpa.decode(vlm, pictures[0], QUESTION, max_new_tokens=6)

@@ -6,14 +6,13 @@ import json
 import sys
 from collections.abc import Callable
 from functools import wraps
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False, help="See where a vision-language model looks."
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="See where a vision-language model looks.")
 bench = typer.Typer(no_args_is_help=True, help="Measure speed and memory, as ratios taken side by side.")
 app.add_typer(bench, name="bench")
 
@@ -44,8 +43,16 @@ def command(group: typer.Typer, name: str | None = None) -> Callable:
 
 
 def show(result: Any, as_json: bool, text: str) -> None:
-    """Print ``text``, or ``result`` as JSON."""
-    typer.echo(json.dumps(result, indent=1, allow_nan=False, default=str) if as_json else text)
+    """Print ``text``, or ``result`` as JSON (NaN becomes null)."""
+    typer.echo(json.dumps(_finite(result), indent=1, allow_nan=False, default=str) if as_json else text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def key_values(pairs: list[str] | None) -> dict[str, str]:
@@ -79,9 +86,7 @@ def decode(
     layers: Annotated[str, typer.Option(help='"all", "anchor", or indices such as 3,5.')] = "all",
     heads: Annotated[str, typer.Option(help='"mean", "all", or indices such as 0,2.')] = "mean",
     execution: str = "masked",
-    temperature: Annotated[
-        float | None, typer.Option(help="Sample at this temperature; greedy without it.")
-    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Sample at this temperature; greedy without it.")] = None,
     seed: int = 0,
     max_new_tokens: int = 256,
     store: Annotated[Path | None, typer.Option(help="Stream the trace into this trace store.")] = None,
@@ -172,8 +177,7 @@ def figures(
     else:
         done = [notebooks.run(name, values, out=out, fast=fast)]
     result = [
-        {"notebook": d.name, "executed": str(d.path), "parameters": d.parameters, "seconds": d.seconds}
-        for d in done
+        {"notebook": d.name, "executed": str(d.path), "parameters": d.parameters, "seconds": d.seconds} for d in done
     ]
     show({"notebooks": result}, as_json, "\n".join(f"{d.name}: {d.path} ({d.seconds:.1f} s)" for d in done))
 
@@ -196,19 +200,13 @@ def train(
     seed: int = 0,
     device: str = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
-    publish: Annotated[
-        Path | None, typer.Option(help="Write the averaged weights as a model here at the end.")
-    ] = None,
+    publish: Annotated[Path | None, typer.Option(help="Write the averaged weights as a model here at the end.")] = None,
     as_json: Json = False,
 ) -> None:
     """Train the bundled model, or go on training it."""
-    import torch
-
     from visionpulse_analysis.testbed.training import Trainer
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    trainer = Trainer(folder, seed=seed, device=device)
+    trainer = Trainer(folder, seed=seed, device=device, threads=threads)
     trainer.run(minutes=minutes, report=lambda line: typer.echo(line, err=True))
     if publish is not None:
         trainer.publish(publish)
@@ -224,9 +222,7 @@ def evaluate(
     model: Model = "scenes",
     cells: Annotated[int, typer.Option(help="Scene size of the headline numbers, cells per side.")] = 8,
     limit: Annotated[int | None, typer.Option(help="Only this many scenes of each size.")] = None,
-    controls: Annotated[
-        bool, typer.Option(help="Also measure noise, random patches and the reading horizon.")
-    ] = True,
+    controls: Annotated[bool, typer.Option(help="Also measure noise, random patches and the reading horizon.")] = True,
     as_json: Json = False,
 ) -> None:
     """Score a model on the evaluation set that ships with the project."""
@@ -243,9 +239,7 @@ def evaluate(
 
 @command(bench, "recording")
 def bench_recording(
-    visual_tokens: Annotated[
-        list[int] | None, typer.Option(help="Square numbers; 1024 and 4096 by default.")
-    ] = None,
+    visual_tokens: Annotated[list[int] | None, typer.Option(help="Square numbers; 1024 and 4096 by default.")] = None,
     steps: int = 24,
     rounds: int = 5,
     as_json: Json = False,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
@@ -14,7 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+from transformers.utils import logging as hf_logging
 
 from visionpulse_analysis.patches import PatchGrid
 
@@ -171,9 +174,7 @@ def load(
     """
     source = str(data_folder() / name) if name in BUNDLED else name
     if name in BUNDLED and not Path(source, "config.json").exists():
-        raise ValueError(
-            f"the bundled model {name!r} is not at {source}; set VISIONPULSE_DATA to the data folder"
-        )
+        raise ValueError(f"the bundled model {name!r} is not at {source}; set VISIONPULSE_DATA to the data folder")
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
     except (OSError, ValueError) as error:
@@ -182,17 +183,36 @@ def load(
             f"that can be reached or is in the local cache ({error})"
         ) from error
     check_supported(config, name)
-    model = AutoModelForImageTextToText.from_pretrained(
-        source, revision=revision, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
-    )
+    try:
+        with _quiet(name in BUNDLED):
+            model: Any = AutoModelForImageTextToText.from_pretrained(
+                source, revision=revision, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
+            )
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        image_processor = AutoImageProcessor.from_pretrained(source, revision=revision, backend="pil")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"the weights of {name!r} or its processor files cannot be read: {error}") from error
     target = device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
     return VLM(
         name=name,
         model=model.eval().to(target),
-        tokenizer=AutoTokenizer.from_pretrained(source, revision=revision),
-        image_processor=AutoImageProcessor.from_pretrained(source, revision=revision, backend="pil"),
+        tokenizer=tokenizer,
+        image_processor=image_processor,
         revision=getattr(config, "_commit_hash", None),
     )
+
+
+@contextmanager
+def _quiet(small: bool) -> Iterator[None]:
+    """No progress bar for a model that loads in a blink."""
+    shown = hf_logging.is_progress_bar_enabled()
+    if small:
+        hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
 
 
 def check_supported(config: Any, name: str) -> None:
@@ -216,9 +236,7 @@ def read_image(image: ImageLike) -> np.ndarray:
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-            raise ValueError(
-                f"an image array must be uint8 [row_px, col_px, 3], got {image.dtype} {image.shape}"
-            )
+            raise ValueError(f"an image array must be uint8 [row_px, col_px, 3], got {image.dtype} {image.shape}")
         return image
     if isinstance(image, str | Path):
         path = Path(image)
@@ -238,4 +256,7 @@ def read_image(image: ImageLike) -> np.ndarray:
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         layer = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    if picture.mode.startswith("I"):  # 16-bit greys, which PIL would clip rather than scale
+        grey = np.asarray(picture, dtype=np.float64) / 257
+        return np.clip(grey.round(), 0, 255).astype(np.uint8)[..., None].repeat(3, axis=2)
     return np.asarray(picture.convert("RGB"))

@@ -49,9 +49,7 @@ class Chooser:
         if self.sample.top_k is not None:
             ordered[:, self.sample.top_k :] = 0.0
         levels = ordered.cumsum(dim=1)
-        draws = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in self.generators]).to(
-            logits.device
-        )
+        draws = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in self.generators]).to(logits.device)
         ranks = torch.searchsorted(levels, (draws * levels[:, -1])[:, None], right=True)
         ranks = ranks.clamp(max=(ordered > 0).sum(dim=1, keepdim=True) - 1)
         return words.gather(1, ranks)[:, 0]

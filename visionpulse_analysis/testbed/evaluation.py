@@ -100,9 +100,7 @@ def evaluate(
     result["named"] = {name: {"share": float(np.mean(v)), "n": len(v)} for name, v in statements.items() if v}
     if controls:
         result["control_noise"] = noise_control(vlm, main, batch_size=batch_size)
-        result["control_random_5"] = random_control(
-            vlm, main, find_right, Random(0.05), batch_size=batch_size
-        )
+        result["control_random_5"] = random_control(vlm, main, find_right, Random(0.05), batch_size=batch_size)
         result["anchor"] = vlm.default_anchor
         result["horizon"] = reading_horizon(vlm, main[:100])
     return result
@@ -160,9 +158,7 @@ def reading_horizon(vlm: VLM, items: list[Item]) -> dict[str, list[float]]:
     """
     counts = {kind: np.zeros((vlm.n_layers + 1, 2)) for kind in ("row", "column", "shape")}
     for start in range(0, len(items), 8):
-        batch = pack([(item.scene, _true_traces(item)) for item in items[start : start + 8]]).to(
-            vlm.model.device
-        )
+        batch = pack([(item.scene, _true_traces(item)) for item in items[start : start + 8]]).to(vlm.model.device)
         chosen = batch.target != -100
         is_patch = batch.ids == vlm.model.config.image_token_id
         for cut in range(vlm.n_layers + 1):
@@ -214,10 +210,7 @@ def format_report(result: dict[str, Any]) -> str:
             f"control_random_5 (from layer {result['anchor']}): find {c['dense']:.3f} dense, {c['random']:.3f} random; "
             f"costs {c['cost_points']:.1f} points [{c['low']:.1f}, {c['high']:.1f}]"
         )
-        lines += [
-            f"horizon, {k:6} " + " ".join(f"{v:.2f}" for v in values)
-            for k, values in result["horizon"].items()
-        ]
+        lines += [f"horizon, {k:6} " + " ".join(f"{v:.2f}" for v in values) for k, values in result["horizon"].items()]
     return "\n".join(lines)
 
 

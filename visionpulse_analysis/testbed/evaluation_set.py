@@ -70,14 +70,10 @@ def read_items(path: Path) -> list[Item]:
     stated = path.with_suffix(".sha256").read_text().split()[0]
     found = hashlib.sha256(content).hexdigest()
     if found != stated:
-        raise ValueError(
-            f"{path} was changed: sha256 {found}, expected {stated}; restore it from the repository"
-        )
+        raise ValueError(f"{path} was changed: sha256 {found}, expected {stated}; restore it from the repository")
     items = []
     for line in content.decode().splitlines():
         data = json.loads(line)
-        questions = {
-            task: Question(**{**q, "targets": tuple(q["targets"])}) for task, q in data["questions"].items()
-        }
+        questions = {task: Question(**{**q, "targets": tuple(q["targets"])}) for task, q in data["questions"].items()}
         items.append(Item(Scene.from_dict(data["scene"]), questions))
     return items

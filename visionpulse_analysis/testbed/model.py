@@ -83,10 +83,8 @@ def build_model(seed: int = 0, size: Size = BUNDLED) -> Qwen3VLForConditionalGen
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3VLForConditionalGeneration(build_config(size))
-    end = model.config.text_config.eos_token_id
-    model.generation_config = GenerationConfig(
-        eos_token_id=end, pad_token_id=model.config.text_config.pad_token_id
-    )
+    text = model.config.get_text_config()
+    model.generation_config = GenerationConfig(eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id)
     return model
 
 

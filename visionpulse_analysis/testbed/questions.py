@@ -58,9 +58,7 @@ def ask(scene: Scene, task: str, rng: np.random.Generator) -> Question:
             raise ValueError(f"compare needs two objects, the scene has {n}; use n_objects >= 2")
         first, second = (int(i) for i in rng.choice(n, size=2, replace=False))
         a, b = scene.objects[first], scene.objects[second]
-        asked = str(
-            rng.choice([r for r, (axis, _) in RELATIONS.items() if getattr(a, axis) != getattr(b, axis)])
-        )
+        asked = str(rng.choice([r for r, (axis, _) in RELATIONS.items() if getattr(a, axis) != getattr(b, axis)]))
         axis, sign = RELATIONS[asked]
         holds = np.sign(getattr(a, axis) - getattr(b, axis)) == sign
         link = f"{asked} of" if axis == "col" else asked
@@ -84,9 +82,7 @@ def _count_question(scene: Scene, attribute: str) -> Question:
     members = [i for i, o in enumerate(scene.objects) if attribute in (o.colour, o.shape)]
     key = "shape" if attribute in COLOURS else "colour"
     members.sort(key=lambda i: order.index(getattr(scene.objects[i], key)))
-    return Question(
-        "count", f"how many {attribute} shapes ?", str(len(members)), tuple(members), attribute=attribute
-    )
+    return Question("count", f"how many {attribute} shapes ?", str(len(members)), tuple(members), attribute=attribute)
 
 
 def reason(scene: Scene, question: Question, rng: np.random.Generator) -> list[TokenTruth]:
@@ -99,9 +95,7 @@ def reason(scene: Scene, question: Question, rng: np.random.Generator) -> list[T
     elif question.task == "count":
         body = _enumerate(scene, question)
     else:
-        body = [
-            t for i in rng.permutation(len(scene.objects)) for t in [*_see(scene, int(i)), TokenTruth(".")]
-        ]
+        body = [t for i in rng.permutation(len(scene.objects)) for t in [*_see(scene, int(i)), TokenTruth(".")]]
         body += _words("no more .")
     answer = [TokenTruth(word, "answer") for word in question.answer.split()]
     return [*body, TokenTruth(ANSWER_MARK), *answer, TokenTruth(END_MARK)]
@@ -148,9 +142,7 @@ def _decision(scene: Scene, question: Question) -> list[TokenTruth]:
     a, b = (scene.objects[i] for i in question.targets)
     axis, sign = RELATIONS[str(question.relation)]
     holds = question.answer == "yes"
-    found = next(
-        name for name, (other, s) in RELATIONS.items() if other == axis and s == (sign if holds else -sign)
-    )
+    found = next(name for name, (other, s) in RELATIONS.items() if other == axis and s == (sign if holds else -sign))
     size = "less" if RELATIONS[found][1] < 0 else "more"
     which = 0 if axis == "row" else 1
     return [

@@ -91,8 +91,8 @@ class Scene:
 def generate(seed: int, cells: int = 8, n_objects: int | None = None) -> Scene:
     """Draw a random scene.
 
-    Objects come from a random palette of 4 to 8 colours and 4 to 6 shapes, so that several objects share a colour or a
-    shape with any target and a search needs both.
+    Objects come from a random palette of colours and shapes, large enough to tell them all apart: with few
+    colours only the shape tells two objects apart, with few shapes only the colour, in between it takes both.
 
     Parameters
     ----------
@@ -117,9 +117,8 @@ def generate(seed: int, cells: int = 8, n_objects: int | None = None) -> Scene:
         n_objects = int(rng.integers(low, high + 1))
     if not 1 <= n_objects <= most:
         raise ValueError(f"a {cells} x {cells} scene holds 1 to {most} objects, got {n_objects}")
-    n_colours, n_shapes = int(rng.integers(4, len(COLOURS) + 1)), int(rng.integers(4, len(SHAPES) + 1))
-    if n_colours * n_shapes < 1.25 * n_objects:
-        n_colours, n_shapes = len(COLOURS), len(SHAPES)
+    palettes = [(c, f) for c in range(1, len(COLOURS) + 1) for f in range(1, len(SHAPES) + 1) if c * f >= n_objects]
+    n_colours, n_shapes = palettes[int(rng.integers(len(palettes)))]
     colours = rng.permutation(list(COLOURS))[:n_colours]
     shapes = rng.permutation(SHAPES)[:n_shapes]
     kinds = rng.choice(n_colours * n_shapes, size=n_objects, replace=False)
@@ -160,11 +159,7 @@ def _coverage(o: SceneObject) -> np.ndarray:
     y, x = np.mgrid[0:CELL, 0:CELL] + 0.5
     x, y = x - CELL / 2 - o.dx, y - CELL / 2 - o.dy
     radius = 6.5 * o.size
-    distance = (
-        np.hypot(x, y) - radius
-        if o.shape == "circle"
-        else _polygon_distance(x, y, _outline(o.shape) * radius)
-    )
+    distance = np.hypot(x, y) - radius if o.shape == "circle" else _polygon_distance(x, y, _outline(o.shape) * radius)
     return np.clip(0.5 - distance, 0.0, 1.0)
 
 

@@ -53,9 +53,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     ids = {word: index for index, word in enumerate(vocabulary())}
     core = Tokenizer(models.WordLevel(ids, unk_token="<|unk|>"))
     core.normalizer = normalizers.Lowercase()
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]
-    )
+    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token="<|pad|>",

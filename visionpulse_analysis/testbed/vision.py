@@ -1,4 +1,4 @@
-"""Stage 0 of training: the vision tower learns to name what each patch shows, as large models start from a trained tower.
+"""Stage 0 of training: the vision tower learns to name what each patch shows; large models too start from such a tower.
 
 Only content is taught (colour and shape of the object under a patch), no positions: where things are is left for the
 language model to work out.
@@ -18,7 +18,7 @@ from visionpulse_analysis.testbed.scenes import COLOURS, SHAPES, Scene, generate
 
 
 def patch_labels(scene: Scene) -> np.ndarray:
-    """Colour and shape under each patch: int64 [patch, 2], indices into COLOURS and SHAPES; the last index is "none"."""
+    """Colour and shape under each patch: int64 [patch, 2], indices into COLOURS and SHAPES, the next one for none."""
     side = scene.cells * 2
     labels = np.empty((side, side, 2), np.int64)
     labels[:] = len(COLOURS), len(SHAPES)
@@ -60,11 +60,12 @@ def pretrain_vision(
         occupied = labels[:, 0] < len(COLOURS)
         # Background is nine patches in ten; weigh it so that both classes of patch count the same.
         weight = torch.where(occupied, 0.5 / occupied.float().mean(), 0.5 / (~occupied).float().mean())
-        loss = sum(
-            (cross_entropy(c, labels[:, 0], reduction="none") * weight).mean()
-            + (cross_entropy(s, labels[:, 1], reduction="none") * weight).mean()
-            for c, s in zip(colour, shape, strict=True)
-        )
+        losses = [
+            (cross_entropy(logit, labels[:, i], reduction="none") * weight).mean()
+            for i, both in enumerate((colour, shape))
+            for logit in both
+        ]
+        loss = torch.stack(losses).sum()
         loss.backward()
         for optimizer in optimizers:
             for group in optimizer.param_groups:

@@ -1,0 +1,171 @@
+"""The command line: JSON on standard output, one line of error, files where they were asked for."""
+
+import json
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import visionpulse_analysis as vpa
+from visionpulse_analysis.cli import app, key_values, literals
+
+
+@pytest.fixture
+def call():
+    def run(*words, code=0):
+        result = CliRunner().invoke(app, [str(word) for word in words])
+        assert result.exit_code == code, result.output
+        return result
+
+    return run
+
+
+@pytest.fixture
+def picture(pictures, tmp_path):
+    Image.fromarray(pictures[0]).save(tmp_path / "scene.png")
+    return tmp_path / "scene.png"
+
+
+def test_decode_json(call, picture, scenes_folder, tmp_path):
+    out = call(
+        "decode", picture, "where ?", "--model", scenes_folder, "--max-new-tokens", 5, "--layers", "2,5",
+        "--pruner", "visionpulse", "-p", "budget=0.25", "--out", tmp_path / "trace", "--store", tmp_path / "store",
+        "--id", "one", "--explore", tmp_path / "page.html", "--json",
+    )  # fmt: skip
+    result = json.loads(out.stdout)
+    saved = vpa.Trace.open(tmp_path / "trace")
+    assert result["layers"] == saved.layers == [2, 5]
+    assert result["tokens"] == saved.tokens and result["kept"] == [64, 16, 16, 16, 16]
+    assert result["meta"]["pruner"]["budget"] == 0.25
+    assert vpa.TraceStore(tmp_path / "store")["one"].data_hash == saved.data_hash
+    assert "<html" in (tmp_path / "page.html").read_text()
+    page = json.loads(call("explore", tmp_path / "store", "--out", tmp_path / "again.html", "--json").stdout)
+    assert page["bytes"] == (tmp_path / "again.html").stat().st_size
+
+
+def test_decode_text_and_sampling(call, picture, scenes_folder):
+    words = (
+        "decode",
+        picture,
+        "where ?",
+        "--model",
+        scenes_folder,
+        "--max-new-tokens",
+        4,
+        "--temperature",
+        2.0,
+    )
+    assert call(*words, "--seed", 1).stdout != call(*words, "--seed", 2).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("decode", "missing.png", "where ?", "--model", "MODEL"), "error: no image at missing.png"),
+        (("decode", "PICTURE", " ", "--model", "MODEL"), "error: the question is empty"),
+        (
+            ("decode", "PICTURE", "a", "--model", "MODEL", "--layers", "99"),
+            "expected different indices from 0 to 7",
+        ),
+        (
+            ("decode", "PICTURE", "a", "--model", "MODEL", "--pruner", "magic"),
+            "error: no pruner 'magic'; known:",
+        ),
+        (("decode", "PICTURE", "a", "--model", "no-such"), "error: no model 'no-such'"),
+        (
+            ("decode", "PICTURE", "a", "--model", "MODEL", "--pruner", "random", "-p", "budget"),
+            "expected KEY=VALUE",
+        ),
+        (("explore", "no-store"), "error:"),
+        (("provenance", "PICTURE"), "error:"),
+        (("figures", "99_nothing"), "error:"),
+    ],
+)
+def test_errors_are_one_line(call, picture, scenes_folder, words, message):
+    stand_ins = {"PICTURE": picture, "MODEL": scenes_folder}
+    result = call(*[stand_ins.get(word, word) for word in words], code=2)
+    assert message in result.stderr and "Traceback" not in result.stderr and result.stdout == ""
+
+
+def test_a_trace_id_that_is_not_in_the_store(call, picture, scenes_folder, tmp_path):
+    call(
+        "decode",
+        picture,
+        "a",
+        "--model",
+        scenes_folder,
+        "--max-new-tokens",
+        1,
+        "--store",
+        tmp_path / "s",
+        "--id",
+        "x",
+    )
+    assert "y" in call("explore", tmp_path / "s", "--sample", "y", code=2).stderr
+
+
+def test_provenance(call, tmp_path):
+    from visionpulse_analysis.figures import new_figure, save
+
+    fig, ax = new_figure()
+    ax.plot([0, 1])
+    paths = save(fig, "line", folder=tmp_path, parameters={"n": 3}, seed=5)
+    for path in paths:
+        found = json.loads(call("provenance", path, "--json").stdout)
+        assert found["parameters"] == {"n": 3} and found["seed"] == 5
+
+
+def test_train_and_evaluate(call, tmp_path, monkeypatch):
+    from visionpulse_analysis.testbed import training
+
+    monkeypatch.setattr(training, "VISION_STEPS", 2)
+    tiny = (training.Stage("read", 2, {4: 1.0}, {"describe": 1.0}, 2, 1, (1e-3, 1e-3)),)
+    defaults = dict(training.Trainer.__init__.__kwdefaults__ or {}, plan=tiny)
+    monkeypatch.setattr(training.Trainer.__init__, "__kwdefaults__", defaults)
+    state = json.loads(call("train", "--folder", tmp_path / "run", "--publish", tmp_path / "model", "--json").stdout)
+    assert state["step"] == 2 and state["stage"] == 1
+    scores = json.loads(call("evaluate", "--model", tmp_path / "model", "--limit", 2, "--json").stdout)
+    assert set(scores["tasks"]) == {"find", "compare", "count"}
+    assert scores["tasks"]["find"]["n"] == 2 and len(scores["horizon"]["row"]) == 9
+    assert {"dense", "random", "cost_points"} <= set(scores["control_random_5"])
+    text = call("evaluate", "--model", tmp_path / "model", "--limit", 2, "--no-controls").stdout
+    assert "256 patches  find" in text
+
+
+def test_bench_recording(call):
+    result = json.loads(call("bench", "recording", "--visual-tokens", 64, "--steps", 2, "--rounds", 1, "--json").stdout)
+    assert [row["variant"] for row in result["rows"]] == [
+        "plain",
+        "one_layer",
+        "all_layers",
+        "all_heads",
+        "eager",
+    ]
+    for row in result["rows"]:
+        assert set(row["ratio_to_plain"]) == {"min", "median", "max"} and row["peak_memory_mb"] > 100
+    assert "square number" in call("bench", "recording", "--visual-tokens", 65, code=2).stderr
+
+
+def test_every_command_takes_json():
+    from typer.main import get_command
+
+    def leaves(command: Any, path: tuple[str, ...] = ()):
+        if hasattr(command, "commands"):
+            for name, inner in command.commands.items():
+                yield from leaves(inner, (*path, name))
+        else:
+            yield path, command
+
+    found = dict(leaves(get_command(app)))
+    assert len(found) >= 7
+    for path, command in found.items():
+        assert any("--json" in getattr(p, "opts", ()) for p in command.params), path
+
+
+def test_parameters():
+    assert key_values(["a=1", "b=x=y"]) == {"a": "1", "b": "x=y"}
+    assert literals(["a=1", "b=None", "c=word", "d=[1, 2]"]) == {"a": 1, "b": None, "c": "word", "d": [1, 2]}
+    for wrong in ("a", "=1"):
+        with pytest.raises(ValueError, match="KEY=VALUE"):
+            key_values([wrong])

@@ -1,0 +1,148 @@
+"""Loading models and reading images: what works, and one clear error for what does not."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import visionpulse_analysis as vpa
+from visionpulse_analysis.models import UnsupportedModelError, read_image
+
+
+def test_a_loaded_model_says_what_it_is(vlm, scenes_folder):
+    assert vlm.n_layers == 8 and vlm.default_anchor == 3
+    assert vlm.model.config.text_config._attn_implementation == "sdpa" and not vlm.model.training
+    html = vlm._repr_html_()
+    assert "Qwen3VLForConditionalGeneration" in html and "default anchor layer" in html
+    assert vpa.load(str(scenes_folder)).weights_hash == vlm.weights_hash
+
+
+def test_the_anchor_stated_in_the_configuration_wins(scenes_folder, tmp_path):
+    copy = tmp_path / "anchored"
+    shutil.copytree(scenes_folder, copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "visionpulse_anchor": 2}))
+    assert vpa.load(str(copy)).default_anchor == 2
+
+
+def test_changed_weights_change_the_hash(scenes_folder):
+    other = vpa.load(str(scenes_folder))
+    before = vpa.load(str(scenes_folder)).weights_hash
+    other.model.lm_head.weight.data[0, 0] += 1
+    assert other.weights_hash != before
+
+
+def test_one_bright_cell_maps_to_its_patch(vlm):
+    """Brightness of the pixels that reach each patch, against the patch's place in the grid."""
+    for rows, cols in ((8, 8), (12, 16), (16, 6)):
+        for row, col in ((0, 0), (rows - 1, 1), (2, cols - 1)):
+            picture = np.zeros((rows * 8, cols * 8, 3), np.uint8)
+            picture[row * 8 : row * 8 + 8, col * 8 : col * 8 + 8] = 255
+            prompt = vlm.prompt(picture, "where ?")
+            bright = int(prompt.pixels.mean(dim=1).argmax())
+            grid = prompt.grid
+            assert grid.shape() == (rows, cols)
+            assert (grid.row[bright], grid.col[bright]) == (row, col)
+            assert grid.box[bright].tolist() == [col * 8, row * 8, col * 8 + 8, row * 8 + 8]
+            assert (prompt.ids.numpy()[grid.position] == vlm.model.config.image_token_id).all()
+
+
+def test_merged_patches_and_resized_images_keep_their_place(vlm):
+    """Merge factor 2 and an image that the processor resizes: boxes stay in pixels of the original."""
+    merged = vpa.VLM("merged", vlm.model, vlm.tokenizer, type(vlm.image_processor)(
+        patch_size=8, temporal_patch_size=1, merge_size=2, size={"shortest_edge": 4096, "longest_edge": 16384},
+        image_mean=[0.5] * 3, image_std=[0.5] * 3,
+    ))  # fmt: skip
+    picture = np.zeros((256, 512, 3), np.uint8)
+    picture[64:128, 384:448] = 255
+    prompt = merged.prompt(picture, "where ?")
+    rows, cols = prompt.grid.shape()
+    assert rows * cols == len(prompt.grid) and rows * cols * 4 == int(prompt.grid_thw.prod())
+    brightness = prompt.pixels.reshape(len(prompt.grid), -1).mean(dim=1)
+    left, top, right, bottom = prompt.grid.box[int(brightness.argmax())]
+    assert left < 448 and right > 384 and top < 128 and bottom > 64
+    assert prompt.grid.box[:, 2].max() == 512 and prompt.grid.box[:, 3].max() == 256
+
+
+def test_the_image_changes_the_answer_of_a_model(vlm, pictures):
+    a, b = (vpa.decode(vlm, picture, "where ?", max_new_tokens=1) for picture in (pictures[0], 255 - pictures[0]))
+    assert a.logprobs[0] != b.logprobs[0]
+
+
+class TestBadModels:
+    def test_unknown_names(self):
+        with pytest.raises(ValueError, match=r"no model 'no/such-model'.*'scenes'.*folder.*hub id"):
+            vpa.load("no/such-model")
+
+    def test_a_text_only_model(self, tmp_path):
+        from transformers import Qwen3Config
+
+        Qwen3Config(hidden_size=16, num_hidden_layers=1).save_pretrained(tmp_path)
+        with pytest.raises(UnsupportedModelError, match="without a vision part"):
+            vpa.load(str(tmp_path))
+
+    def test_another_family(self, tmp_path):
+        from transformers import PaliGemmaConfig
+
+        PaliGemmaConfig().save_pretrained(tmp_path)
+        with pytest.raises(UnsupportedModelError, match="family 'paligemma'"):
+            vpa.load(str(tmp_path))
+
+    def test_a_missing_bundled_model(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("VISIONPULSE_DATA", str(tmp_path))
+        with pytest.raises(ValueError, match="VISIONPULSE_DATA"):
+            vpa.load("scenes")
+
+    def test_broken_weights(self, scenes_folder, tmp_path):
+        shutil.copytree(scenes_folder, tmp_path / "broken")
+        weights = tmp_path / "broken" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:1000])
+        with pytest.raises(ValueError, match=r"weights of .*broken.* cannot be read"):
+            vpa.load(str(tmp_path / "broken"))
+
+
+class TestImages:
+    def test_missing(self, vlm, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"no image at .*nothing\.png"):
+            vpa.decode(vlm, tmp_path / "nothing.png", "where ?")
+
+    @pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + b"x" * 50])
+    def test_corrupt(self, vlm, tmp_path, content):
+        path = tmp_path / "bad.png"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"bad\.png is not a readable image"):
+            vpa.decode(vlm, path, "where ?")
+
+    def test_truncated(self, tmp_path):
+        path = tmp_path / "cut.png"
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
+        path.write_bytes(path.read_bytes()[:2000])
+        with pytest.raises(ValueError, match="not a readable image"):
+            read_image(path)
+
+    def test_transparency_becomes_white_and_orientation_is_applied(self, tmp_path):
+        clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+        assert (read_image(clear) == 255).all()
+        turned = Image.new("RGB", (8, 16), "red")
+        exif = turned.getexif()
+        exif[0x0112] = 6
+        turned.save(tmp_path / "turned.jpg", exif=exif)
+        assert read_image(tmp_path / "turned.jpg").shape == (8, 16, 3)
+
+    @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "I;16", "LA"])
+    def test_other_modes(self, mode):
+        picture = Image.new(mode, (8, 8))
+        assert read_image(picture).shape == (8, 8, 3) and read_image(picture).dtype == np.uint8
+
+    def test_sixteen_bit_keeps_its_greys(self):
+        picture = Image.fromarray(np.array([[0, 32768, 65535]] * 3, dtype=np.uint16))
+        assert read_image(picture)[0, :, 0].tolist() == [0, 128, 255]
+
+    def test_a_path_and_its_pixels_give_the_same_trace(self, vlm, pictures, tmp_path):
+        Image.fromarray(pictures[0]).save(tmp_path / "scene.png")
+        by_path = vpa.decode(vlm, tmp_path / "scene.png", "where ?", max_new_tokens=3)
+        assert by_path.data_hash == vpa.decode(vlm, pictures[0], "where ?", max_new_tokens=3).data_hash
+        assert torch.equal(vlm.prompt(str(tmp_path / "scene.png"), "a").pixels, vlm.prompt(pictures[0], "a").pixels)

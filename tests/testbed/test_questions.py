@@ -1,0 +1,160 @@
+"""Questions and traces: every answer and every token follows from the scene."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from visionpulse_analysis.patches import PatchGrid
+from visionpulse_analysis.testbed.questions import TASKS, ask, reason
+from visionpulse_analysis.testbed.scenes import COLOURS, Scene, SceneObject, generate
+from visionpulse_analysis.testbed.tokens import build_tokenizer
+from visionpulse_analysis.testbed.truth import (
+    annotate,
+    answer_is_right,
+    detours,
+    object_patches,
+    score_statements,
+)
+
+SCENE = Scene(
+    4,
+    (SceneObject("red", "circle", 0, 1), SceneObject("red", "star", 2, 3), SceneObject("blue", "star", 3, 0)),
+    seed=0,
+)
+
+
+def independent_answer(scene, text):
+    """Answer a question by reading its words, without the generator's own book-keeping."""
+    words = text.split()
+    by_name = {(o.colour, o.shape): o for o in scene.objects}
+    if words[0] == "where":
+        o = by_name[words[3], words[4]]
+        return f"r{o.row} c{o.col}"
+    if words[0] == "how":
+        return str(sum(words[2] in name for name in by_name))
+    a, b = by_name[words[2], words[3]], by_name[words[-3], words[-2]]
+    holds = {"left": a.col < b.col, "right": a.col > b.col, "above": a.row < b.row, "below": a.row > b.row}
+    return "yes" if holds[words[4]] else "no"
+
+
+@given(seed=st.integers(0, 2**32), cells=st.sampled_from([4, 6, 8]), task=st.sampled_from([*TASKS, "describe"]))
+@settings(max_examples=150, deadline=None)
+def test_answers_and_traces_are_determined_by_the_image(seed, cells, task):
+    scene, rng = generate(seed, cells), np.random.default_rng(seed)
+    question = ask(scene, task, rng)
+    trace = reason(scene, question, rng)
+    words = [t.word for t in trace]
+    if task != "describe":
+        assert question.answer == independent_answer(scene, question.text)
+    assert answer_is_right(question, " ".join(words[words.index("</think>") + 1 : -1]))
+    said = score_statements(scene, words)
+    assert all(said.colour) and all(said.shape) and all(said.position)
+    for truth in trace:
+        if truth.kind in ("colour", "shape", "row", "column"):
+            o = scene.objects[truth.object if truth.object is not None else -1]
+            row, column = o.place
+            assert truth.word == {"colour": o.colour, "shape": o.shape, "row": row, "column": column}[truth.kind]
+    # Reading a trace back finds the same kinds and objects as writing it.
+    for written, read in zip(trace, annotate(scene, words), strict=True):
+        if written.kind != "template" and not (task == "count" and written.object is None):
+            if written.kind != "verdict" or written.object is not None:
+                assert (written.kind, written.object) == (read.kind, read.object)
+
+
+@given(seed=st.integers(0, 2**32), task=st.sampled_from([*TASKS, "describe"]))
+@settings(max_examples=80, deadline=None)
+def test_every_word_is_in_the_vocabulary(seed, task):
+    tokenizer = build_tokenizer()
+    scene, rng = generate(seed, 8), np.random.default_rng(seed)
+    question = ask(scene, task, rng)
+    text = " ".join([question.text, *(t.word for t in reason(scene, question, rng))])
+    ids = tokenizer(text).input_ids
+    assert tokenizer.unk_token_id not in ids
+    assert tokenizer.decode(ids) == text
+
+
+def test_detours_follow_similarity():
+    rng = np.random.default_rng(0)
+    scene = generate(3, 8)
+    question = ask(scene, "find", rng)
+    goal = scene.objects[question.targets[0]]
+    counts = np.zeros(3)
+    for _ in range(600):
+        for index in score_statements(scene, [t.word for t in reason(scene, question, rng)]).seen:
+            o = scene.objects[index]
+            counts[
+                0 if index in question.targets else 1 if o.colour == goal.colour or o.shape == goal.shape else 2
+            ] += 1
+    shared = sum(o.colour == goal.colour or o.shape == goal.shape for o in scene.objects) - 1
+    other = len(scene.objects) - 1 - shared
+    assert counts[0] == 600
+    assert counts[1] / max(shared, 1) > 5 * counts[2] / max(other, 1)
+
+
+def test_about_half_of_the_comparisons_hold():
+    rng = np.random.default_rng(0)
+    answers = [ask(generate(seed, 8), "compare", rng).answer for seed in range(600)]
+    assert 0.42 < answers.count("yes") / 600 < 0.58
+
+
+def test_at_least_forty_percent_of_a_trace_is_determined_by_text():
+    rng = np.random.default_rng(0)
+    visual = total = 0
+    for seed in range(150):
+        scene = generate(seed, 8)
+        for task in TASKS:
+            trace = reason(scene, ask(scene, task, rng), rng)
+            visual += sum(t.kind in ("colour", "shape", "row", "column") for t in trace)
+            total += len(trace)
+    assert visual / total < 0.6
+
+
+class TestTruth:
+    WORDS: list[str] = list(
+        "look for the red star . see red circle at r0 c1 , no . see red star at r2 c0 , yes . </think> r2 c0 <|im_end|>".split()
+    )
+
+    def test_statements(self):
+        said = score_statements(SCENE, self.WORDS)
+        assert said.colour == [True, True] and said.shape == [True, True]
+        assert said.position == [True, False] and said.seen == [0, 1]
+
+    def test_things_that_are_not_there(self):
+        said = score_statements(SCENE, list("see green star at r0 c0 , see blue circle at r1 c1 , see".split()))
+        assert said.colour == [False, True] and said.shape == [False] and said.position == [] and said.seen == []
+
+    def test_annotation(self):
+        truths = annotate(SCENE, self.WORDS)
+        shown = [(t.word, t.kind, t.object) for t in truths if t.kind != "template"]
+        assert shown == [
+            ("red", "colour", 0), ("circle", "shape", 0), ("r0", "row", 0), ("c1", "column", 0), ("no", "verdict", 0),
+            ("red", "colour", 1), ("star", "shape", 1), ("r2", "row", 1), ("c0", "column", 1), ("yes", "verdict", 1),
+            ("r2", "answer", None), ("c0", "answer", None), ("<|im_end|>", "answer", None),
+        ]  # fmt: skip
+
+    def test_detours(self):
+        question = ask(SCENE, "find", np.random.default_rng(0))
+        words = self.WORDS
+        assert detours(SCENE, question, words) == sum(i != question.targets[0] for i in (0, 1))
+
+    def test_object_patches_are_the_cells(self):
+        grid = PatchGrid.from_grid(range(64), 8, 8, [(64, 64)])
+        where = object_patches(SCENE, grid)
+        for index, o in enumerate(SCENE.objects):
+            expected = (grid.row // 2 == o.row) & (grid.col // 2 == o.col)
+            assert np.array_equal(where[index], expected) and expected.sum() == 4
+
+    def test_object_patches_on_another_grid(self):
+        coarse = PatchGrid.from_grid(range(4), 2, 2, [(64, 64)])
+        assert object_patches(SCENE, coarse).tolist() == [
+            [True, False, False, False], [False, False, False, True], [False, False, True, False]
+        ]  # fmt: skip
+
+
+def test_bad_questions():
+    with pytest.raises(ValueError, match="unknown task 'sing'"):
+        ask(SCENE, "sing", np.random.default_rng(0))
+    with pytest.raises(ValueError, match="needs two objects"):
+        ask(Scene(4, SCENE.objects[:1], 0), "compare", np.random.default_rng(0))
+    assert set(COLOURS) >= {o.colour for o in SCENE.objects}
