@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
+import tempfile
 from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from visionpulse_analysis.decoding import decode
-from visionpulse_analysis.models import VLM, read_image
+from visionpulse_analysis.decoding import decode, end_ids
+from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.sampling import Sample as Sampling
 from visionpulse_analysis.store import TraceStore
@@ -43,8 +43,8 @@ def collect(
 ) -> list[Trace]:
     """Decode every sample, or read the traces of an earlier run with the same inputs.
 
-    The key is a hash over the weights, the images and questions, every option of the decode, the library versions and
-    the decoding code itself: a changed parameter decodes again exactly what depends on it.
+    The key is a hash over the weights and configuration, every prompt as the model sees it, every option of
+    the decode, the library versions and the decoding code: what a change touches is decoded again.
 
     Parameters
     ----------
@@ -54,8 +54,15 @@ def collect(
     Returns
     -------
     list of Trace
-        One per sample, in order.
+        One per sample, in order; ``meta["id"]`` is the sample's.
+
+    Raises
+    ------
+    ValueError
+        Two samples share an id, or `decode` refuses an option. Nothing has been decoded then.
     """
+    if len({one.id for one in samples}) != len(samples):
+        raise ValueError(f"{len(samples)} samples share ids; give each its own")
     options = {
         "pruner": None if pruner is None else pruner.to_dict(),
         "sample": None if sample is None else sample.to_dict(),
@@ -66,40 +73,54 @@ def collect(
         "max_new_tokens": max_new_tokens,
     }
     folder = cache_folder() / _key(vlm, samples, options)
-    if not (folder / "complete").exists():
-        shutil.rmtree(folder, ignore_errors=True)
+    if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        store = TraceStore(folder, mode="a")
-        for start in range(0, len(samples), 8 * batch_size):
-            part = samples[start : start + 8 * batch_size]
-            # Similar lengths decode together: the slowest row of a batch sets its pace.
-            traces = decode(
-                vlm,
-                [s.image for s in part],
-                [s.question for s in part],
-                pruner=pruner,
-                sample=sample,
-                seed=[seed * 1_000_003 + start + i for i in range(len(part))],
-                layers=layers,
-                heads=heads,
-                execution=execution,
-                max_new_tokens=max_new_tokens,
-                batch_size=batch_size,
-            )
-            for one, trace in zip(part, traces, strict=True):
-                store.add(trace.with_meta({**trace.meta, "id": one.id}))
-        (folder / "complete").write_text(json.dumps(options, default=str))
+        # The folder gets its name when it is whole: what a killed run leaves is never found.
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unfinished-") as unfinished:
+            store = TraceStore(Path(unfinished) / "traces", mode="a")
+            # In parts, so that not all traces are in memory at once.
+            for start in range(0, len(samples), 8 * batch_size):
+                part = samples[start : start + 8 * batch_size]
+                traces = decode(
+                    vlm,
+                    [s.image for s in part],
+                    [s.question for s in part],
+                    pruner=pruner,
+                    sample=sample,
+                    seed=[seed * 1_000_003 + start + i for i in range(len(part))],
+                    layers=layers,
+                    heads=heads,
+                    execution=execution,
+                    max_new_tokens=max_new_tokens,
+                    batch_size=batch_size,
+                )
+                for one, trace in zip(part, traces, strict=True):
+                    store.add(trace.with_meta({**trace.meta, "id": one.id}))
+            try:
+                store.path.rename(folder)
+            except OSError:
+                if not folder.exists():  # else another process was faster with the same traces
+                    raise
     store = TraceStore(folder)
     return [store[s.id] for s in samples]
 
 
+def traces_hash(traces: Sequence[Trace]) -> str:
+    """sha256 (hex) over the data of several traces, for the provenance of a figure."""
+    return hashlib.sha256("".join(trace.data_hash for trace in traces).encode()).hexdigest()
+
+
 def _key(vlm: VLM, samples: Sequence[Sample], options: dict[str, Any]) -> str:
-    digest = hashlib.sha256()
     versions = {name: version(name) for name in ("torch", "transformers")}
-    digest.update(json.dumps([vlm.weights_hash, options, versions, _code_hash()], default=str).encode())
+    model = [vlm.name, vlm.weights_hash, vlm.model.device, vlm.default_anchor, vlm.model.config.to_dict()]
+    ends = sorted(end_ids(vlm))
+    # Samples are keyed as the model sees them: a changed template or image processor changes the prompt.
+    digest = hashlib.sha256(json.dumps([model, ends, options, versions, _code_hash()], default=str).encode())
     for sample in samples:
-        digest.update(f"{sample.id}\0{sample.question}\0".encode())
-        digest.update(read_image(sample.image).tobytes())
+        prompt = vlm.prompt(sample.image, sample.question)
+        digest.update(f"{sample.id}\0{sample.question}\0{prompt.grid_thw.tolist()}\0".encode())
+        for array in (prompt.ids.numpy(), prompt.pixels.numpy(), *prompt.images):
+            digest.update(array.tobytes())
     return digest.hexdigest()[:24]
 
 

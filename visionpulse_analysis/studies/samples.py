@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from visionpulse_analysis.models import read_image
 from visionpulse_analysis.testbed.questions import TASKS, Question, ask
 from visionpulse_analysis.testbed.scenes import Scene, generate
 
@@ -54,4 +56,27 @@ def image_samples(folder: str | Path, question: str) -> list[Sample]:
     found = sorted(path for path in Path(folder).glob("*") if path.suffix.lower() in kinds)
     if not found:
         raise FileNotFoundError(f"no image ({', '.join(kinds)}) in {folder}")
-    return [Sample(path.stem, path, question) for path in found]
+    # Numbered, because ids are file names: "a.png" and "a.jpg" differ, spaces are not allowed.
+    return [
+        Sample(f"image-{number:04d}-{re.sub('[^A-Za-z0-9]+', '-', path.stem)[:80]}", path, question)
+        for number, path in enumerate(found)
+    ]
+
+
+def one_sample(image: str = "", question: str = "", *, seed: int = 0, task: str = "find") -> Sample:
+    """One's own image and question, or a generated scene where the path ``image`` is empty.
+
+    A scene depends on ``seed`` alone; an empty ``question`` becomes one of ``task`` about it.
+
+    Raises ValueError for an image without a question, FileNotFoundError for a missing image.
+    """
+    if image:
+        if not question.strip():
+            raise ValueError(f"the image {image} comes without a question; ask something")
+        return Sample("own-image", read_image(image), question)
+    scene_seed = FIRST_STUDY_SEED + 1_000_000 * seed
+    scene = generate(scene_seed)
+    if question.strip():
+        return Sample(f"scene-{scene_seed}-own-question", scene.render(), question, scene)
+    asked = ask(scene, task, np.random.default_rng([scene_seed, 5]))
+    return Sample(f"scene-{scene_seed}-{task}", scene.render(), asked.text, scene, asked)

@@ -1,8 +1,8 @@
-"""Is visual evidence step-dependent? Masses, overlaps of critical sets, and whether attention meets the object named."""
+"""Is visual evidence step-dependent? Masses over steps, and how the critical patches change between them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,154 +10,206 @@ import numpy as np
 
 from visionpulse_analysis.measures import (
     coverage,
-    jaccard,
     jaccard_null,
     overlap_by_lag,
-    relevance_hit,
+    overlap_with_first,
     top_set,
 )
 from visionpulse_analysis.statistics import Interval, cluster_bootstrap
-from visionpulse_analysis.studies.samples import Sample
-from visionpulse_analysis.testbed.truth import annotate, object_patches
 from visionpulse_analysis.traces import Trace
 
-KINDS = ("template", "verdict", "number", "answer", "colour", "shape", "row", "column")
+MOST_POINTS = 150  # of a curve over steps: every point is an interval of its own
 
 
-@dataclass
+@dataclass(frozen=True)
 class StepDependence:
     """Results over samples; every interval resamples samples, never steps.
 
-    mass : per kind of token (known for scenes only), image mass of the steps that produce it.
-    lag_overlap : Jaccard index of the critical sets of steps t and t + lag, for lag 1, 2, ...
-    prefill_overlap, prefill_coverage : by step, Jaccard index with the prefill's critical set, and the share of the
-        step's image mass that this set still holds.
-    null : Jaccard index expected of random sets of the same size; null_coverage : their expected coverage.
-    on_object : per kind of visual token, share of the image mass on the patches of the object that the step names;
-        chance : the share of the patches that these are.
+    A step's *critical set* is the ``fraction`` of the patches with the most attention. The attention of step
+    ``t`` is that of the query which produces token ``t``; step 0 is the prefill.
+
+    Attributes
+    ----------
+    steps : list of int
+        The steps of all lists by step: as far as half of the samples reach, evenly spaced
+        where these are more than 150.
+    mass : list of Interval [step]
+        Image mass, 0..1.
+    text_share : Interval
+        Share of the steps that are text-dominated: image mass below ``text_below``.
+    half_mass_share : Interval
+        Smallest share of a trace's steps that together hold half of its image mass; 0.5 when all are alike.
+    words : dict of word -> Interval
+        Image mass of the steps that produce a word, most visual first; words that enough samples use.
+    lag_overlap : list of Interval [lag - 1]
+        Jaccard index of the critical sets of steps t and t + lag.
+    prefill_overlap : list of Interval [step]
+        Jaccard index with the prefill's critical set.
+    prefill_coverage, own_coverage : list of Interval [step]
+        Share of a step's image mass on the prefill's critical set, and on its own: the most that any set of
+        that size can hold.
+    later_overlap, later_coverage, later_own : Interval
+        Means of the last three over all steps but the prefill.
+    null_overlap, null_coverage : float
+        What random sets of the same size give, exactly.
     """
 
     layer: int
     fraction: float
-    mass: dict[str, Interval]
+    text_below: float
+    n_samples: int
+    n_steps: int
+    steps: list[int]
+    mass: list[Interval]
+    mean_mass: Interval
+    text_share: Interval
+    half_mass_share: Interval
+    words: dict[str, Interval]
     lag_overlap: list[Interval]
     prefill_overlap: list[Interval]
     prefill_coverage: list[Interval]
-    null: float
+    own_coverage: list[Interval]
+    later_overlap: Interval
+    later_coverage: Interval
+    later_own: Interval
+    null_overlap: float
     null_coverage: float
-    on_object: dict[str, Interval]
-    top_on_object: dict[str, Interval]
-    chance: float
 
     def numbers(self) -> dict[str, Any]:
         """Headline numbers, JSON-ready."""
+        single = {name: value for name, value in vars(self).items() if isinstance(value, Interval)}
         return {
             "layer": self.layer,
             "fraction": self.fraction,
-            "mass": {kind: i.to_dict() for kind, i in self.mass.items()},
+            "text_below": self.text_below,
+            "n_samples": self.n_samples,
+            "n_steps": self.n_steps,
+            **{name: interval.to_dict() for name, interval in single.items()},
             "consecutive_overlap": self.lag_overlap[0].to_dict(),
-            "overlap_null": self.null,
-            "prefill_coverage_mean": float(np.mean([i.estimate for i in self.prefill_coverage[1:]])),
-            "coverage_null": self.null_coverage,
-            "on_object": {kind: i.to_dict() for kind, i in self.on_object.items()},
-            "top_on_object": {kind: i.to_dict() for kind, i in self.top_on_object.items()},
-            "chance": self.chance,
+            "null_overlap": self.null_overlap,
+            "null_coverage": self.null_coverage,
         }
 
 
 def step_dependence(
     traces: Sequence[Trace],
-    samples: Sequence[Sample],
     layer: int,
     *,
     fraction: float = 0.05,
-    max_lag: int = 10,
+    text_below: float = 0.5,
+    max_lag: int = 30,
+    n_resamples: int = 1000,
 ) -> StepDependence:
-    """Measure how the critical patches (top ``fraction`` of a step's attention) change from step to step.
+    """Measure the image mass of every step and how the critical sets change from step to step.
 
     Parameters
     ----------
-    traces, samples : aligned; the samples' scenes give the truth where they have one
+    traces : one per sample, each with two steps or more
     layer : model index of a recorded layer
+    fraction : share of the patches that makes a critical set, in (0, 1]
+    text_below : a step with less image mass than this is called text-dominated
+    max_lag : largest distance between compared steps
+    n_resamples : of every interval
+
+    Raises
+    ------
+    ValueError
+        No trace is given, or one has a single step, without a later step to compare.
+    IndexError
+        The layer was not recorded.
     """
+    short = [trace.meta.get("id", number) for number, trace in enumerate(traces) if len(trace) < 2]
+    if not len(traces) or short:
+        raise ValueError(f"expected traces of two steps or more; got {len(traces)}, too short: {short[:5]}")
     rows = [rows_of(trace, layer) for trace in traces]
+    masses = [masses_of(trace, layer) for trace in traces]
     sets = [top_set(row, fraction=fraction) for row in rows]
-    longest = max(len(row) for row in rows)
-    lags = [overlap_by_lag(s, min(max_lag, len(s) - 1)) for s in sets]
-    n = rows[0].shape[-1]
-    k = int(sets[0][0].sum())
-    by_kind, on_object, top_on, chances = _against_truth(traces, samples, rows)
+    size = [(row.shape[-1], int(one[0].sum())) for row, one in zip(rows, sets, strict=True)]
+    lags = [overlap_by_lag(one, max_lag)[1:] for one in sets]
+    overlap = [overlap_with_first(one) for one in sets]
+    covered = [coverage(row, one[0]) for row, one in zip(rows, sets, strict=True)]
+    own = [coverage(row, one) for row, one in zip(rows, sets, strict=True)]
+
+    def mean(columns: Iterable[np.ndarray]) -> Interval:
+        return mean_over_samples(columns, n_resamples)
+
+    reached = sorted(len(trace) for trace in traces)
+    common = reached[(len(traces) - 1) // 2]
+    steps = list(range(0, common, -(-common // MOST_POINTS)))
+
+    def by_step(columns: list[np.ndarray]) -> list[Interval]:
+        return [mean(column[t : t + 1] for column in columns) for t in steps]
+
     return StepDependence(
         layer=layer,
         fraction=fraction,
-        mass={kind: _mean(by_kind[kind]) for kind in KINDS if len(by_kind[kind][0])},
+        text_below=text_below,
+        n_samples=len(traces),
+        n_steps=sum(map(len, masses)),
+        steps=steps,
+        mass=by_step(masses),
+        mean_mass=mean(masses),
+        text_share=mean((mass < text_below).astype(float) for mass in masses),
+        half_mass_share=mean(np.array([_half_mass_share(mass)]) for mass in masses),
+        words=_words(traces, masses, n_resamples),
         lag_overlap=[
-            _mean(_gather([lag[d : d + 1] for lag in lags]))
-            for d in range(1, max_lag + 1)
-            if any(len(lag) > d for lag in lags)
+            mean(lag[d : d + 1] for lag in lags) for d in range(max_lag) if any(np.isfinite(lag[d]) for lag in lags)
         ],
-        prefill_overlap=_by_step([jaccard(s, s[:1]) for s in sets], longest, len(traces)),
-        prefill_coverage=_by_step(
-            [coverage(row, s[0]) for row, s in zip(rows, sets, strict=True)], longest, len(traces)
-        ),
-        null=jaccard_null(n, k, k).mean,
-        null_coverage=k / n,
-        on_object={kind: _mean(on_object[kind]) for kind in KINDS if len(on_object[kind][0])},
-        top_on_object={kind: _mean(top_on[kind]) for kind in KINDS if len(top_on[kind][0])},
-        chance=float(np.mean(chances)) if chances else float("nan"),
+        prefill_overlap=by_step(overlap),
+        prefill_coverage=by_step(covered),
+        own_coverage=by_step(own),
+        later_overlap=mean(one[1:] for one in overlap),
+        later_coverage=mean(one[1:] for one in covered),
+        later_own=mean(one[1:] for one in own),
+        null_overlap=float(np.mean([jaccard_null(n, k, k).mean for n, k in size])),
+        null_coverage=float(np.mean([k / n for n, k in size])),
     )
 
 
 def rows_of(trace: Trace, layer: int) -> np.ndarray:
-    """Attention of every step at one layer, head mean: float32 [step, patch]."""
+    """Attention of every step at one layer, head mean: float32 [step, patch].
+
+    Raises IndexError when the layer was not recorded.
+    """
     if layer not in trace.layers:
         raise IndexError(f"layer {layer} was not recorded; recorded layers: {trace.layers}")
-    rows = trace.attention.values[:, trace.layers.index(layer)].astype(np.float32)
+    rows = trace.attention[:, trace.layers.index(layer)].values.astype(np.float32)
     return rows if trace.heads is None else rows.mean(axis=1)
 
 
-Pairs = tuple[list[float], list[int]]
+def masses_of(trace: Trace, layer: int) -> np.ndarray:
+    """Image mass of every step at one layer, head mean: float64 [step], before rounding to float16."""
+    mass = trace.mass[:, trace.layers.index(layer)].values.astype(np.float64)
+    return mass if trace.heads is None else mass.mean(axis=1)
 
 
-def _against_truth(traces: Sequence[Trace], samples: Sequence[Sample], rows: list[np.ndarray]):
-    """Values and sample numbers by kind of token: mass, share of mass on the object, top patch on the object."""
-    mass: dict[str, Pairs] = {kind: ([], []) for kind in KINDS}
-    share: dict[str, Pairs] = {kind: ([], []) for kind in KINDS}
-    top: dict[str, Pairs] = {kind: ([], []) for kind in KINDS}
-    chances: list[float] = []
-    for number, (trace, sample, row) in enumerate(zip(traces, samples, rows, strict=True)):
-        if sample.scene is None:
-            continue
-        where = object_patches(sample.scene, trace.grid)
-        for step, truth in enumerate(annotate(sample.scene, trace.tokens)):
-            mass[truth.kind][0].append(float(row[step].sum()))
-            mass[truth.kind][1].append(number)
-            if truth.object is None:
-                continue
-            relevance = relevance_hit(row[step], where[truth.object])
-            for pairs, value in ((share, relevance.share), (top, relevance.hit)):
-                pairs[truth.kind][0].append(float(value))
-                pairs[truth.kind][1].append(number)
-            chances.append(float(where[truth.object].mean()))
-    return mass, share, top, chances
+def mean_over_samples(columns: Iterable[np.ndarray], n_resamples: int = 1000) -> Interval:
+    """Mean of all values, with an interval that resamples samples.
+
+    ``columns`` holds one array of values per sample; NaN is left out. Raises ValueError when nothing is.
+    """
+    listed = [np.asarray(column, dtype=np.float64) for column in columns]
+    values = np.concatenate(listed)
+    owners = np.repeat(np.arange(len(listed)), [len(column) for column in listed])
+    defined = np.isfinite(values)
+    return cluster_bootstrap(values[defined], owners[defined], n_resamples=n_resamples)
 
 
-def _mean(pairs: Pairs) -> Interval:
-    return cluster_bootstrap(np.array(pairs[0]), np.array(pairs[1]))
+def _half_mass_share(mass: np.ndarray) -> float:
+    """Smallest share of the steps that hold half of all mass, the last one in part; NaN without mass."""
+    held = np.concatenate([[0.0], np.cumsum(np.sort(mass)[::-1])])
+    return float(np.interp(held[-1] / 2, held, np.arange(len(held))) / len(mass)) if held[-1] > 0 else np.nan
 
 
-def _gather(per_sample: list[np.ndarray]) -> Pairs:
-    values = [float(v) for sample in per_sample for v in sample if np.isfinite(v)]
-    owners = [number for number, sample in enumerate(per_sample) for v in sample if np.isfinite(v)]
-    return values, owners
-
-
-def _by_step(per_sample: list[np.ndarray], longest: int, n_samples: int) -> list[Interval]:
-    """Mean over samples at each step that at least half of them (and two) reach."""
-    curves = []
-    for step in range(longest):
-        pairs = _gather([sample[step : step + 1] for sample in per_sample])
-        if len(pairs[0]) < max(2, n_samples / 2):
-            break
-        curves.append(_mean(pairs))
-    return curves
+def _words(traces: Sequence[Trace], masses: list[np.ndarray], n_resamples: int) -> dict[str, Interval]:
+    """Mass by produced word, over the words that a tenth of the samples (and two) use; the highest first."""
+    tokens = [np.array([token.strip() or token for token in trace.tokens]) for trace in traces]
+    users: dict[str, int] = {}
+    for word in (word for one in tokens for word in set(one.tolist())):
+        users[word] = users.get(word, 0) + 1
+    known = {
+        word: mean_over_samples([mass[one == word] for mass, one in zip(masses, tokens, strict=True)], n_resamples)
+        for word, count in users.items()
+        if count >= max(2, len(traces) / 10)
+    }
+    return dict(sorted(known.items(), key=lambda item: -item[1].estimate))

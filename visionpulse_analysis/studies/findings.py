@@ -1,0 +1,65 @@
+"""The answers of step dependence in sentences, every number computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from visionpulse_analysis.statistics import Interval
+from visionpulse_analysis.studies.object_attention import ObjectAttention
+from visionpulse_analysis.studies.step_dependence import StepDependence
+
+
+def step_findings(study: StepDependence, truth: ObjectAttention | None) -> str:
+    """Say what was found, as Markdown; without ``truth`` the sentences about named objects are left out, and say so."""
+    words = list(study.words)
+    top = f"{100 * study.fraction:g} %"
+    lines = [
+        f"Over {study.n_samples} samples and {study.n_steps:,} steps, at layer {study.layer}:",
+        f"- On average {_of(study.mean_mass)} of the attention goes to the image. {_of(study.text_share)} of the "
+        f"steps are text-dominated (image mass below {study.text_below:g}); half of a trace's image mass lies in "
+        f"{_of(study.half_mass_share)} of its steps (50 % if all steps were alike).",
+    ]
+    if words:
+        lines.append(
+            f"- Most visual: {_words(words[:4])}. Most text-bound: {_words(words[-4:][::-1])} (mean image mass of the "
+            "steps that produce the word)."
+        )
+    lines += [
+        f"- The critical sets (top {top}) of neighbouring steps overlap by {_plain(study.lag_overlap[0])}, of "
+        f"prefill and later steps by {_plain(study.later_overlap)} (Jaccard index; random sets: "
+        f"{study.null_overlap:.3f}).",
+        f"- The prefill's top {top} holds {_of(study.later_coverage)} of a later step's image mass, the step's own "
+        f"top {top} {_of(study.later_own)}, random sets {study.null_coverage:.1%}.",
+    ]
+    if truth is None:
+        lines.append("- What these traces name is not known, so nothing can be said about named objects.")
+    else:
+        lines.append(
+            f"- Where a step names an object of the scene, {_of(truth.share_named)} of its image mass lies on that "
+            f"object ({_of(truth.other_named)} on another one, mean; {truth.chance:.1%} if spread evenly), and the "
+            f"patch with the most attention is on it in {_of(truth.hit_named)} of the steps. {truth.unknown:.0%} "
+            "of the naming steps name something that is not in the scene and are left out."
+        )
+    return "\n".join(lines)
+
+
+def step_numbers(study: StepDependence, truth: ObjectAttention | None) -> dict[str, Any]:
+    """All headline numbers in one mapping, JSON-ready."""
+    return {**study.numbers(), "objects": None if truth is None else truth.numbers()}
+
+
+def _of(interval: Interval) -> str:
+    return f"{interval.estimate:.1%}{_range(interval, '{:.1%}')}"
+
+
+def _plain(interval: Interval) -> str:
+    return f"{interval.estimate:.3f}{_range(interval, '{:.3f}')}"
+
+
+def _range(interval: Interval, form: str) -> str:
+    known = interval.low == interval.low  # NaN: no interval
+    return f" [{form.format(interval.low)}, {form.format(interval.high)}]" if known else ""
+
+
+def _words(words: list[str]) -> str:
+    return ", ".join(f"`{word.strip() or repr(word)}`" for word in words)

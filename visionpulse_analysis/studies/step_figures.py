@@ -1,0 +1,190 @@
+"""The figures of step dependence: pages and panels, drawn through `visionpulse_analysis.figures`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+
+from visionpulse_analysis import figures
+from visionpulse_analysis.figures import DOUBLE, SINGLE
+from visionpulse_analysis.figures.style import GREY
+from visionpulse_analysis.statistics import Interval
+from visionpulse_analysis.studies.object_attention import ObjectAttention, named_objects
+from visionpulse_analysis.studies.samples import Sample
+from visionpulse_analysis.studies.step_dependence import StepDependence, masses_of, rows_of
+from visionpulse_analysis.testbed.scenes import CELL, Scene
+from visionpulse_analysis.traces import Trace
+
+
+def steps_to_show(trace: Trace, sample: Sample, layer: int, count: int = 6) -> list[int]:
+    """Choose steps worth a picture by a rule that does not look at where the attention falls.
+
+    With a scene: of every mention of an object the step with the most image mass, mentions evenly spaced where
+    there are more than ``count``; where there are fewer, other steps that name objects, then any, by mass.
+    """
+    mass, named = masses_of(trace, layer), named_objects(trace, sample)
+    mentions: list[list[int]] = []
+    for step in (step for step, index in enumerate(named) if index is not None):
+        if mentions and step - mentions[-1][-1] <= 2 and named[step] == named[mentions[-1][-1]]:
+            mentions[-1].append(step)
+        else:
+            mentions.append([step])
+    best = [max(mention, key=lambda step: mass[step]) for mention in mentions]
+    if len(best) > count:
+        return [best[i] for i in np.linspace(0, len(best) - 1, count).round().astype(int)]
+    rest = sorted(set(range(len(trace))) - set(best), key=lambda step: (named[step] is None, -mass[step], step))
+    return sorted(best + rest[: count - len(best)])
+
+
+def cell_boxes(scene: Scene | None, objects: list[int]) -> np.ndarray:
+    """Cells of objects in pixels, left, top, right, bottom: float64 [object, 4]."""
+    places = [] if scene is None else [scene.objects[index] for index in objects]
+    corners = [(CELL * o.col, CELL * o.row) for o in places]
+    return np.array([(x, y, x + CELL, y + CELL) for x, y in corners], dtype=float).reshape(-1, 4)
+
+
+def draw_example(
+    fig: Figure | SubFigure | None,
+    trace: Trace,
+    sample: Sample,
+    layer: int,
+    steps: list[int],
+    *,
+    scale: str = "absolute",
+    columns: int = 6,
+) -> list[Axes]:
+    """Draw the attention of some steps on the image, the cell of the object that each one names outlined."""
+    named = named_objects(trace, sample)
+    rows = rows_of(trace, layer)
+    return figures.overlay_strip(
+        fig,
+        trace.images[0],
+        trace.grid.to_map(rows[steps]),
+        [figures.step_title(step, trace.tokens[step]) for step in steps],
+        boxes=[cell_boxes(sample.scene, [i for i in (named[step],) if i is not None]) for step in steps],
+        scale=scale,
+        columns=columns,
+    )
+
+
+def draw_mass(ax: Axes, trace: Trace, layer: int, steps: list[int], text_below: float) -> Axes:
+    """Draw the image mass over the tokens of one trace, the text-dominated steps on a plain ground."""
+    mass = masses_of(trace, layer)
+    kinds = np.where(mass < text_below, "text", "visual").tolist()
+    return figures.draw_mass_curve(ax, mass, trace.tokens, marked_steps=steps, kinds=kinds)
+
+
+def draw_overlap(ax: Axes, study: StepDependence) -> Axes:
+    """Draw the overlap of critical sets by their distance in steps, with the null of random sets."""
+    lags = np.arange(1, len(study.lag_overlap) + 1)
+    _curve(ax, lags, study.lag_overlap, "two steps")
+    _level(ax, lags, study.null_overlap, "random sets")
+    ax.set(xlabel="distance in steps", ylabel=f"overlap of top {100 * study.fraction:g} % (Jaccard)")
+    ax.set_ylim(0, None)
+    return ax
+
+
+def draw_coverage(ax: Axes, study: StepDependence) -> Axes:
+    """Draw how much of each step's image mass its own critical set, the prefill's and a random one hold."""
+    _curve(ax, study.steps, study.own_coverage, "own")
+    _curve(ax, study.steps, study.prefill_coverage, "prefill's")
+    _level(ax, study.steps, study.null_coverage, "random")
+    ax.set(xlabel="step", ylabel=f"image mass in top {100 * study.fraction:g} %")
+    ax.set_ylim(0, None)
+    return ax
+
+
+def draw_object_share(ax: Axes, truth: ObjectAttention) -> Axes:
+    """Draw by kind of token how much of the image mass lies on the object named, and on one that is not."""
+    _intervals(
+        ax,
+        truth.share,
+        xlabel="share of image mass",
+        reference=truth.chance,
+        null_low=[0.0] * len(truth.share),
+        null_high=[truth.other[kind].estimate for kind in truth.share],
+        null_label="an object not named",
+    )
+    ax.set_xlim(0, None)
+    return ax
+
+
+def draw_object_layers(ax: Axes, truth: ObjectAttention) -> Axes:
+    """Draw the share of the image mass on the object named, by kind of token and layer."""
+    return figures.draw_matrix(
+        ax,
+        truth.by_layer,
+        [str(layer) for layer in truth.layers],
+        list(truth.share),
+        vmin=0,
+        vmax=float(np.nanmax(truth.by_layer)),
+        label="share of image mass",
+        xlabel="layer",
+    )
+
+
+def draw_words(ax: Axes, study: StepDependence, most: int = 24) -> Axes:
+    """Draw the image mass of the steps that produce a word; the two ends where there are many words."""
+    names = list(study.words)
+    names = names if len(names) <= most else [*names[: most // 2], *names[-most // 2 :]]
+    chosen = {figures.token_label(name): study.words[name] for name in names}
+    return _intervals(ax, chosen, xlabel="visual attention mass", reference=study.text_below)
+
+
+def draw_kinds(ax: Axes, truth: ObjectAttention, text_below: float) -> Axes:
+    """Draw the image mass of the steps by the kind of token they produce."""
+    by_mass = dict(sorted(truth.mass.items(), key=lambda item: -item[1].estimate))
+    return _intervals(ax, by_mass, xlabel="visual attention mass", reference=text_below)
+
+
+def headline(trace: Trace, sample: Sample, study: StepDependence, truth: ObjectAttention | None) -> Figure:
+    """Make the page of the question: one trace's pictures and mass curve, and the answers over all samples."""
+    steps = steps_to_show(trace, sample, study.layer)
+    height, width = trace.images[0].shape[:2]
+    fig, (top, middle, bottom) = figures.new_page(DOUBLE, [1.05 * height / width + 0.85, 2.2, 2.3])
+    axes = [draw_example(top, trace, sample, study.layer, steps)[0]]
+    with figures.style():
+        axes += [middle.subplots(), *bottom.subplots(1, 3)]
+    draw_mass(axes[1], trace, study.layer, steps, study.text_below)
+    draw_overlap(axes[2], study)
+    draw_coverage(axes[3], study)
+    if truth is None:
+        draw_words(axes[4], study, most=10)
+    else:
+        draw_object_share(axes[4], truth)
+    for ax in axes[1:4] if truth is None else axes[1:]:
+        figures.draw_legend(ax)
+    # Beside the legends, which begin at the left edge of the Axes.
+    for letter, ax, x in zip("abcde", axes, (0, -0.05, -0.2, -0.2, -0.25), strict=True):
+        ax.set_title(letter, loc="left", x=x, y=1.0, fontweight="bold")
+    return fig
+
+
+def single(draw: Callable[..., Any], *args: Any, height: float = 2.2, legend: bool = True, **options: Any) -> Figure:
+    """Draw one panel as a figure of its own, one column wide."""
+    fig, ax = figures.new_figure(SINGLE, height)
+    draw(ax, *args, **options)
+    if legend:
+        figures.draw_legend(ax)
+    return fig
+
+
+def _curve(ax: Axes, x: Sequence[int] | np.ndarray, intervals: list[Interval], label: str) -> None:
+    y, low, high = (np.array([getattr(i, end) for i in intervals]) for end in ("estimate", "low", "high"))
+    # Without an interval (equal values, or one sample) the band closes on the line.
+    figures.draw_line_band(ax, x, y, np.where(np.isnan(low), y, low), np.where(np.isnan(high), y, high), label)
+
+
+def _level(ax: Axes, x: Sequence[int] | np.ndarray, value: float, label: str) -> None:
+    figures.draw_line_band(ax, x, np.full(len(x), value), label=label, colour=GREY, dashed=True)
+
+
+def _intervals(ax: Axes, named: dict[str, Interval], **options) -> Axes:
+    estimate = [i.estimate for i in named.values()]
+    low = [i.estimate if np.isnan(i.low) else i.low for i in named.values()]
+    high = [i.estimate if np.isnan(i.high) else i.high for i in named.values()]
+    return figures.draw_interval(ax, list(named), estimate, low, high, **options)
