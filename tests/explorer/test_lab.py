@@ -15,8 +15,8 @@ from typing import NamedTuple
 import nbformat
 import papermill
 import pytest
-from conftest import Explored
 from nbformat.sign import NotebookNotary
+from open_page import Explored
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

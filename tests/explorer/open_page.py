@@ -1,0 +1,64 @@
+"""What the tests do with an explorer that is open in a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+
+class Explored:
+    """A saved explorer, open in the browser."""
+
+    def __init__(self, page, path: Path) -> None:
+        self.page, self.url = page, path.as_uri()
+
+    def open(self, link: str = "") -> Explored:
+        self.page.goto("about:blank")
+        self.page.goto(f"{self.url}#{link}" if link else self.url)
+        self.page.wait_for_selector("[data-ready]")
+        return self
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.page.keyboard.press(key)
+
+    def text(self, name: str) -> str:
+        return self.page.locator(f'[data-ref="{name}"]').inner_text()
+
+    def look(self, expression: str):
+        """Evaluate JavaScript with `e` = the explorer in the page."""
+        return self.page.evaluate(f"((e) => {expression})(document.querySelector('.vp-explorer').explorer)")
+
+    def settled(self, expression: str, value) -> None:
+        """Wait until an expression of the explorer has a value (a layer may have to be decoded first)."""
+        for _ in range(100):
+            found = self.look(expression)
+            if found == value:
+                return
+            self.page.wait_for_timeout(50)
+        raise AssertionError(f"{expression} is {found!r}, expected {value!r}")
+
+    def pixels(self, name: str) -> np.ndarray:
+        """uint8 [patch, 4]: colour and opacity of a canvas, 3 pixels inside the corner of each patch."""
+        return np.array(
+            self.look(
+                f"((c) => {{ const all = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
+                " const at = (x, y) => 4 * ((y + 3) * c.width + x + 3);"
+                " return e.stageRects.map(([, x, y]) => [...all.slice(at(x, y), at(x, y) + 4)]); })"
+                f"(e.ref.{name})"
+            )
+        )
+
+    @property
+    def view(self) -> dict:
+        return self.look("({...e.view})")
+
+    def heat(self) -> str:
+        """What the heat canvas holds, as a PNG data URL."""
+        return self.look("e.ref.heat.toDataURL()")
+
+    def point(self, row: float, col: float, rows: int = 8, cols: int = 8) -> tuple[float, float]:
+        """Page coordinates of the middle of a patch."""
+        box = self.page.locator('[data-ref="stage"]').bounding_box()
+        return box["x"] + (col + 0.5) * box["width"] / cols, box["y"] + (row + 0.5) * box["height"] / rows
