@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.pruners.base import Pruner, Selection, top_k
+from visionpulse_analysis.pruners.base import Pruner, Selection
+from visionpulse_analysis.pruners.choosing import top_k
 from visionpulse_analysis.studies import replay as replay_module
 from visionpulse_analysis.studies.causal_usage import causal_usage, smallest_k
 from visionpulse_analysis.studies.replay import Replay, keep_exactly, keep_top

@@ -7,7 +7,7 @@ import numpy as np
 from visionpulse_analysis.patches import PatchGrid
 from visionpulse_analysis.traces import Trace, create_trace
 
-SENTENCE = "look for the red circle . see blue cross at r2 c5 , no . see red circle at r0 c2 , yes .".split()
+SENTENCE = "look for the red circle . see blue cross r2 c5 , no . see red circle r0 c2 , yes .".split()
 AWKWARD = ["<script>alert(1)</script>", '"quoted"', "it's", "&amp;", "</script>", "a\nb", ""]
 SINK = 5
 

@@ -112,7 +112,7 @@ def test_at_least_forty_percent_of_a_trace_is_determined_by_text():
 
 class TestTruth:
     WORDS: list[str] = list(
-        "look for the red star . see red circle at r0 c1 , no . see red star at r2 c0 , yes . </think> r2 c0 <|im_end|>".split()
+        "look for the red star . see red circle r0 c1 , no . see red star r2 c0 , yes . </think> r2 c0 <|im_end|>".split()
     )
 
     def test_statements(self):
@@ -121,7 +121,7 @@ class TestTruth:
         assert said.position == [True, False] and said.seen == [0, 1]
 
     def test_things_that_are_not_there(self):
-        said = score_statements(SCENE, list("see green star at r0 c0 , see blue circle at r1 c1 , see".split()))
+        said = score_statements(SCENE, list("see green star r0 c0 , see blue circle r1 c1 , see".split()))
         assert said.colour == [False, True] and said.shape == [False] and said.position == [] and said.seen == []
 
     def test_annotation(self):

@@ -112,7 +112,6 @@ def _see(scene: Scene, index: int) -> list[TokenTruth]:
         TokenTruth("see"),
         TokenTruth(o.colour, "colour", index),
         TokenTruth(o.shape, "shape", index),
-        TokenTruth("at"),
         TokenTruth(row, "row", index),
         TokenTruth(column, "column", index),
     ]

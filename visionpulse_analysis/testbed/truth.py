@@ -46,11 +46,11 @@ def annotate(scene: Scene, words: list[str]) -> list[TokenTruth]:
             truths.append(TokenTruth(word, "colour", current))
         elif word in SHAPES and place == 2:
             truths.append(TokenTruth(word, "shape", current))
-        elif place == 4 or place == 5:
-            truths.append(TokenTruth(word, "row" if place == 4 else "column", current))
-        elif place == 7 and word in ("yes", "no"):
+        elif place == 3 or place == 4:
+            truths.append(TokenTruth(word, "row" if place == 3 else "column", current))
+        elif place == 6 and word in ("yes", "no"):
             truths.append(TokenTruth(word, "verdict", current))
-        elif place == 7 and word.isdigit():
+        elif place == 6 and word.isdigit():
             truths.append(TokenTruth(word, "number", current))
         else:
             truths.append(TokenTruth(word))
@@ -59,13 +59,13 @@ def annotate(scene: Scene, words: list[str]) -> list[TokenTruth]:
 
 
 def score_statements(scene: Scene, words: list[str]) -> Statements:
-    """Score every ``see <colour> <shape> at <row> <column>`` of a trace."""
+    """Score every ``see <colour> <shape> <row> <column>`` of a trace."""
     result = Statements()
     for index in (i for i, word in enumerate(words) if word == "see"):
-        said = words[index + 1 : index + 6]
-        if len(said) < 5:
+        said = words[index + 1 : index + 5]
+        if len(said) < 4:
             continue
-        colour, shape, _, row, column = said
+        colour, shape, row, column = said
         exists = any(o.colour == colour for o in scene.objects)
         result.colour.append(exists)
         found = scene.index_of(colour, shape)
