@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from visionpulse_analysis.pruners.anchored import FixedShare
@@ -40,10 +41,10 @@ def make_pruner(name: str, **parameters: Any) -> Pruner:
     known = list_pruners()
     if name not in known:
         raise ValueError(f"no pruner {name!r}; known: {', '.join(known)}")
-    fields = known[name].__dataclass_fields__
-    wrong = [parameter for parameter in parameters if parameter not in fields]
+    taken = [field.name for field in fields(known[name])]
+    wrong = [parameter for parameter in parameters if parameter not in taken]
     if wrong:
         raise ValueError(
-            f"pruner {name!r} has no parameter {', '.join(map(repr, wrong))}; it takes {', '.join(fields) or 'none'}"
+            f"pruner {name!r} has no parameter {', '.join(map(repr, wrong))}; it takes {', '.join(taken) or 'none'}"
         )
     return known[name](**parameters)

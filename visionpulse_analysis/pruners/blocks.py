@@ -49,7 +49,7 @@ class Blocks:
     def keep(self, budget: torch.Tensor, layout: Layout, previous: torch.Tensor | None, bonus: float) -> torch.Tensor:
         """Patches kept, bool [row, patch]: those of the best blocks by head-mean share, and of all mixed blocks.
 
-        ``ceil(budget * n / size)`` of the prunable blocks, at least 1 and at most all; ties by lower index. The share of
+        ``ceil(budget * n / size)`` of the prunable blocks, at least 1, at most all; ties by lower index. The share of
         a block in ``previous`` (patches kept before, bool [row, patch]) counts ``exp(bonus)`` times.
         """
         wanted = torch.ceil(budget.double() * layout.counts.double() / self.size - 1e-9).long().clamp(min=1)

@@ -1,0 +1,142 @@
+"""Random batches for the tests of the pruners, and each rule stated a second time: in numpy loops, row by row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import torch
+
+from visionpulse_analysis.pruners import Layout, View
+
+LAYERS, HEADS = 5, 4
+
+
+@dataclass
+class Batch:
+    """Left-padded rows: ``places[row]`` are unpadded positions of the patches, ``lengths[row]`` the prompt lengths."""
+
+    places: list[np.ndarray]
+    lengths: list[int]
+
+    @property
+    def width(self) -> int:
+        return max(self.lengths)
+
+    def layout(self) -> Layout:
+        widest = max(map(len, self.places))
+        patches = torch.zeros(len(self.places), widest, dtype=torch.bool)
+        places = torch.zeros(len(self.places), widest, dtype=torch.int64)
+        starts = torch.tensor([self.width - length for length in self.lengths])
+        for row, own in enumerate(self.places):
+            patches[row, : len(own)] = True
+            places[row, : len(own)] = torch.from_numpy(own) + starts[row]
+        return Layout(patches, places, starts, LAYERS, LAYERS // 2, list(range(10, 10 + len(self.places))))
+
+
+def random_batch(rng: np.random.Generator, rows: int = 3) -> Batch:
+    """Rows with one or two images of different sizes and text around them."""
+    places, lengths = [], []
+    for _ in range(rows):
+        before, between, after, first, second = rng.integers((1, 1, 1, 9, 0), (9, 6, 9, 60, 40))
+        end = before + first + between
+        places.append(np.concatenate([np.arange(before, before + first), np.arange(end, end + second)]))
+        lengths.append(int(end + second + after))
+    return Batch(places, lengths)
+
+
+def random_logits(rng: np.random.Generator, batch: Batch, steps: int, scale: float = 6.0) -> list[list[torch.Tensor]]:
+    """Logits [step][layer] -> float32 [row, head, key], -inf at padding; multiples of 1/4: exact sums, common ties."""
+    result = []
+    for step in range(steps):
+        layers = []
+        for _ in range(LAYERS):
+            values = rng.normal(size=(len(batch.places), HEADS, batch.width + step)) * scale
+            values = (np.round(values * 4) / 4).astype(np.float32)
+            for row, length in enumerate(batch.lengths):
+                values[row, :, : batch.width - length] = -np.inf
+            layers.append(torch.from_numpy(values))
+        result.append(layers)
+    return result
+
+
+def view_of(step: int, layer: int, logits: torch.Tensor, layout: Layout) -> View:
+    def patch_logits() -> torch.Tensor:
+        index = layout.places[:, None].expand(-1, logits.shape[1], -1)
+        return logits.gather(2, index).masked_fill(~layout.patches[:, None], -torch.inf)
+
+    return View(step, layer, lambda: logits, patch_logits)
+
+
+def run(pruner, layout: Layout, logits: list[list[torch.Tensor]]):
+    """Walk through a decode. Returns the selection after each step's record: dicts of what each layer saw."""
+    selection, steps = pruner.start(layout), []
+    for layer in range(LAYERS):
+        selection.observe_prefill(view_of(0, layer, logits[0][layer], layout))
+    for step in range(1, len(logits)):
+        seen = [selection.visible(view_of(step, layer, logits[step][layer], layout)) for layer in range(LAYERS)]
+        steps.append({"seen": seen, "kept": selection.kept, "mass": selection.mass, "budget": selection.budget})
+    return steps
+
+
+def row_logits(logits: torch.Tensor, batch: Batch, row: int) -> np.ndarray:
+    """float64 [head, key] of one row without its padding."""
+    return logits[row, :, batch.width - batch.lengths[row] :].double().numpy()
+
+
+def slow_top(scores: list[float], k: int) -> set[int]:
+    return set(sorted(range(len(scores)), key=lambda patch: (-scores[patch], patch))[:k])
+
+
+def slow_k(budget: float, n: int) -> int:
+    """Floor in exact decimal arithmetic: 0.29 means 29/100."""
+    return max(1, min(n, int(Fraction(repr(float(budget))) * n)))
+
+
+def slow_mass(logits: np.ndarray, places: np.ndarray, tau: float) -> float:
+    masses = []
+    for head in logits:
+        weights = [np.exp((value - head.max()) / tau) for value in head]
+        masses.append(sum(weights[place] for place in places) / sum(weights))
+    return float(np.float32(max(masses)))
+
+
+def slow_share(mass: float, pruner) -> float:
+    if pruner.budget is not None:
+        return pruner.budget
+    return min(max(mass, pruner.budget_min), pruner.budget_max)
+
+
+def slow_tokens(logits: np.ndarray, places: np.ndarray, pruner, previous: set[int]) -> tuple[float, set[int]]:
+    """Mass and kept patches of one row at one step."""
+    mass = slow_mass(logits, places, pruner.temperature)
+    scores = [sum(head[place] for head in logits) / len(logits) for place in places]
+    scores = [score + (pruner.hysteresis if patch in previous else 0.0) for patch, score in enumerate(scores)]
+    return mass, slow_top(scores, slow_k(slow_share(mass, pruner), len(places)))
+
+
+def slow_blocks(logits: np.ndarray, places: np.ndarray, pruner, previous: set[int]) -> tuple[float, set[int]]:
+    size, where = pruner.block_size, {int(place): patch for patch, place in enumerate(places)}
+    blocks = [range(at, min(at + size, logits.shape[1])) for at in range(0, logits.shape[1], size)]
+    shares = []
+    for head in logits:
+        weights = [np.exp((max(head[key] for key in block) - head.max()) / pruner.temperature) for block in blocks]
+        shares.append([weight / sum(weights) for weight in weights])
+    pure = [len(block) == size and all(key in where for key in block) for block in blocks]
+    mass = max(sum(share for share, is_pure in zip(head, pure, strict=True) if is_pure) for head in shares)
+    ceiling = -int(-Fraction(repr(float(slow_share(mass, pruner)))) * len(places) / size // 1)
+    scores = {}
+    for number, block in enumerate(blocks):
+        if pure[number]:
+            again = any(where[key] in previous for key in block)
+            bonus = np.exp(pruner.hysteresis) if again else 1.0
+            scores[number] = bonus * sum(head[number] for head in shares) / len(shares)
+    best = sorted(scores, key=lambda number: (-scores[number], number))[: max(1, ceiling)]
+    kept = {where[key] for number in best for key in blocks[number]}
+    mixed = {where[key] for number, block in enumerate(blocks) if not pure[number] for key in block if key in where}
+    return mass, kept | mixed
+
+
+def as_sets(kept: torch.Tensor) -> list[set[int]]:
+    return [set(np.flatnonzero(row).tolist()) for row in kept.numpy()]

@@ -1,0 +1,280 @@
+"""Each pruner against an independent slow statement of its rule, on random logits (slow_pruners.py)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from slow_pruners import (
+    LAYERS,
+    Batch,
+    as_sets,
+    random_batch,
+    random_logits,
+    row_logits,
+    run,
+    slow_blocks,
+    slow_k,
+    slow_tokens,
+    slow_top,
+    view_of,
+)
+
+import visionpulse_analysis as vpa
+from visionpulse_analysis.pruners import FixedShare, KeepAll, LastStepOnly, PrefillOnce, Random, Uniform, VisionPulse
+from visionpulse_analysis.pruners.base import KNOWN
+from visionpulse_analysis.pruners.choosing import budget_to_k, top_k
+
+SEEDS = range(6)
+ANCHOR = LAYERS // 2
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=7, max_size=7), min_size=1, max_size=4), st.data())
+def test_top_k_keeps_exactly_k_and_resolves_ties_by_index(scores, data):
+    k = [data.draw(st.integers(0, 7)) for _ in scores]
+    kept = top_k(torch.tensor(scores, dtype=torch.float32), torch.tensor(k))
+    assert as_sets(kept) == [slow_top(row, count) for row, count in zip(scores, k, strict=True)]
+
+
+@given(st.integers(1, 1000), st.integers(1, 5000))
+def test_the_budget_is_rounded_down_but_never_to_nothing(thousandths, n):
+    budget = thousandths / 1000
+    k = budget_to_k(torch.tensor([budget], dtype=torch.float64), torch.tensor([n]))
+    assert k.item() == slow_k(budget, n) == max(1, thousandths * n // 1000)
+
+
+VISIONPULSE = [
+    VisionPulse.five_percent(),
+    VisionPulse.ten_percent(),
+    VisionPulse(temperature=3.0, budget_min=0.02, budget_max=0.9),
+    VisionPulse(0, budget=0.29),
+    VisionPulse(LAYERS - 1, temperature=6.0, budget_max=0.9),
+    VisionPulse(temperature=2.0, budget_max=0.5, reuse_previous=True),
+    VisionPulse(temperature=2.0, budget_max=0.5, hysteresis=3.0),
+    VisionPulse(granularity="block", block_size=8, temperature=2.0, budget_max=0.5),
+    VisionPulse(granularity="block", block_size=4, budget=0.3, hysteresis=1.5),
+    VisionPulse(granularity="block", block_size=8, temperature=4.0, budget_max=0.6, reuse_previous=True),
+]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("pruner", VISIONPULSE, ids=repr)
+def test_visionpulse_follows_its_rule(pruner, seed):
+    rng = np.random.default_rng(seed)
+    batch = random_batch(rng)
+    layout, logits = batch.layout(), random_logits(rng, batch, steps=5)
+    anchor = ANCHOR if pruner.anchor_layer is None else pruner.anchor_layer
+    slow = slow_blocks if pruner.granularity == "block" else slow_tokens
+    first_sparse = anchor + 1 if pruner.granularity == "block" else anchor
+    previous = [
+        slow(row_logits(logits[0][anchor], batch, row), places, pruner, set())[1]
+        for row, places in enumerate(batch.places)
+    ]
+    for step, made in enumerate(run(pruner, layout, logits), start=1):
+        expected = [
+            slow(row_logits(logits[step][anchor], batch, row), places, pruner, previous[row])
+            for row, places in enumerate(batch.places)
+        ]
+        assert as_sets(made["kept"]) == [kept for _, kept in expected]
+        assert np.allclose(made["mass"].numpy(), [mass for mass, _ in expected], rtol=1e-5, atol=1e-7)
+        for layer, seen in enumerate(made["seen"]):
+            if layer >= first_sparse:
+                assert as_sets(seen) == [kept for _, kept in expected]
+            elif layer < anchor and pruner.reuse_previous:
+                assert as_sets(seen) == previous
+            else:
+                assert seen is None
+        previous = [kept for _, kept in expected]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("kind", [Random, Uniform, PrefillOnce, LastStepOnly])
+def test_baselines_follow_their_rules(kind, seed):
+    rng = np.random.default_rng(seed)
+    batch, budget, steps = random_batch(rng), float(rng.choice([0.01, 0.1, 0.29, 0.5, 1.0])), 4
+    layout, logits = batch.layout(), random_logits(rng, batch, steps)
+    made = run(kind(budget), layout, logits)
+    ranked_at = {PrefillOnce: lambda step: 0, LastStepOnly: lambda step: step - 1}
+    for step in range(1, steps):
+        assert made[step - 1]["seen"][:ANCHOR] == [None] * ANCHOR
+        assert all(seen is made[step - 1]["kept"] for seen in made[step - 1]["seen"][ANCHOR:])
+        assert made[step - 1]["budget"].tolist() == [budget] * len(batch.places)
+        for row, places in enumerate(batch.places):
+            kept, n = as_sets(made[step - 1]["kept"])[row], len(places)
+            k = slow_k(budget, n)
+            assert len(kept) == k and max(kept) < n
+            if kind is Uniform:
+                assert kept == {int((i + 0.5) * n / k) for i in range(k)}
+            if kind in ranked_at:
+                at = row_logits(logits[ranked_at[kind](step)][ANCHOR], batch, row)
+                assert kept == slow_top([sum(head[place] for head in at) for place in places], k)
+
+
+def test_uniform_gaps_differ_by_one_at_most():
+    batch = Batch([np.arange(2, 2 + 97)], [110])
+    for k in range(1, 98):
+        kept = sorted(
+            as_sets(run(Uniform(k / 97), batch.layout(), random_logits(np.random.default_rng(0), batch, 2))[0]["kept"])[
+                0
+            ]
+        )
+        assert len(kept) == k
+        gaps = np.diff(kept)
+        assert k < 2 or gaps.max() - gaps.min() <= 1
+
+
+def test_random_draws_depend_on_seed_and_step_only():
+    rng = np.random.default_rng(0)
+    batch = Batch([np.arange(3, 63)] * 3, [70] * 3)
+    logits = random_logits(rng, batch, 4)
+    made = [as_sets(step["kept"]) for step in run(Random(0.2), batch.layout(), logits)]
+    others = [as_sets(step["kept"]) for step in run(Random(0.2), batch.layout(), random_logits(rng, batch, 4))]
+    assert made == others
+    different = {frozenset(kept) for step in made for kept in step}
+    assert len(different) == 9
+    same_seed = replace(batch.layout(), seeds=[10, 10, 11])
+    first, second, third = as_sets(run(Random(0.2), same_seed, logits)[0]["kept"])
+    assert first == second != third
+
+
+@pytest.mark.parametrize(
+    "pruner", [*VISIONPULSE, Random(0.2), Uniform(0.2), PrefillOnce(0.2), LastStepOnly(0.2)], ids=repr
+)
+def test_rows_that_finish_take_their_state_with_them(pruner):
+    rng = np.random.default_rng(3)
+    batch = random_batch(rng, rows=4)
+    layout, logits = batch.layout(), random_logits(rng, batch, 6)
+    whole = run(pruner, layout, logits)
+    rows, selection = torch.tensor([1, 3]), pruner.start(layout)
+    for step in range(len(logits)):
+        if step == 3:
+            selection.drop_rows(rows)
+        now = [layer if step < 3 else layer[rows] for layer in logits[step]]
+        views = [view_of(step, layer, now[layer], selection.layout) for layer in range(LAYERS)]
+        for view in views:
+            selection.observe_prefill(view) if step == 0 else selection.visible(view)
+        if step >= 3:
+            assert torch.equal(selection.kept, whole[step - 1]["kept"][rows])
+            assert torch.equal(selection.budget, whole[step - 1]["budget"][rows])
+
+
+@pytest.mark.parametrize(
+    "pruner", [p for p in VISIONPULSE if p.granularity == "token"] + [PrefillOnce(0.2), LastStepOnly(0.2)], ids=repr
+)
+def test_permuted_patches_permute_the_kept_set(pruner):
+    rng = np.random.default_rng(1)
+    batch = random_batch(rng, rows=1)
+    logits = [
+        [layer + torch.rand(layer.shape) / 8 for layer in step] for step in random_logits(rng, batch, 4)
+    ]  # no ties
+    layout, order = batch.layout(), torch.from_numpy(rng.permutation(len(batch.places[0])))
+    moved = replace(layout, places=layout.places[:, order])
+    for made, again in zip(run(pruner, layout, logits), run(pruner, moved, logits), strict=True):
+        assert torch.equal(again["kept"], made["kept"][:, order])
+
+
+def test_an_image_without_a_whole_block_keeps_everything():
+    batch = Batch([np.arange(3, 60)], [64])
+    made = run(VisionPulse(granularity="block"), batch.layout(), random_logits(np.random.default_rng(0), batch, 2))
+    assert made[0]["kept"].all() and made[0]["mass"].item() == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameters", "message"),
+    [
+        (VisionPulse, {"temperature": 0}, "temperature must be above 0"),
+        (VisionPulse, {"temperature": float("nan")}, "temperature must be above 0"),
+        (VisionPulse, {"temperature": float("inf")}, "finite"),
+        (VisionPulse, {"budget_min": 0.0}, r"budget_min is a share of the patches in \(0, 1\], got 0.0"),
+        (VisionPulse, {"budget_max": 1.01}, "budget_max is a share"),
+        (VisionPulse, {"budget_min": 0.2, "budget_max": 0.1}, "budget_min 0.2 is above budget_max 0.1"),
+        (VisionPulse, {"budget": 5}, "budget is a share"),
+        (VisionPulse, {"anchor_layer": -1}, "anchor_layer is a zero-based layer index"),
+        (VisionPulse, {"anchor_layer": 2.0}, "anchor_layer is a zero-based layer index"),
+        (VisionPulse, {"granularity": "patch"}, "'token' or 'block', got 'patch'"),
+        (VisionPulse, {"hysteresis": -0.1}, "hysteresis must be 0 or above"),
+        (VisionPulse, {"hysteresis": float("inf")}, "hysteresis must be 0 or above"),
+        (VisionPulse, {"block_size": 0}, "block_size must be at least 1"),
+        *(
+            (kind, {"budget": value}, "budget is a share")
+            for kind in (Random, Uniform, PrefillOnce, LastStepOnly)
+            for value in (0, -1, 1.5, float("nan"), "5", True)
+        ),
+        *((kind, {"anchor_layer": -2}, "zero-based") for kind in (Random, Uniform, PrefillOnce, LastStepOnly)),
+    ],
+)
+def test_bad_parameters(kind, parameters, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**parameters)
+
+
+def test_an_anchor_beyond_the_model_is_refused_before_decoding():
+    layout = random_batch(np.random.default_rng(0)).layout()
+    for kind in (VisionPulse, Random, PrefillOnce):
+        with pytest.raises(
+            ValueError, match=f"anchor layer {LAYERS} is out of range: the model has layers 0 to {LAYERS - 1}"
+        ):
+            kind(anchor_layer=LAYERS).start(layout)
+
+
+class TestNames:
+    def test_presets_are_those_of_the_paper(self):
+        five, ten = VisionPulse.five_percent(), VisionPulse.ten_percent(17)
+        assert (five.temperature, five.budget_min, five.budget_max, five.anchor_layer) == (0.1, 0.01, 0.05, None)
+        assert (ten.temperature, ten.budget_min, ten.budget_max, ten.anchor_layer) == (0.4, 0.05, 0.10, 17)
+
+    def test_every_pruner_is_listed_and_comes_back_from_its_dict(self):
+        assert set(vpa.list_pruners()) >= {
+            "keep_all",
+            "last_step_only",
+            "prefill_once",
+            "random",
+            "uniform",
+            "visionpulse",
+        }
+        for pruner in [KeepAll(), Uniform(0.3, 2), *VISIONPULSE]:
+            assert vpa.make_pruner(**pruner.to_dict()) == pruner
+
+    def test_unknown_names_and_parameters(self):
+        with pytest.raises(ValueError, match=r"no pruner 'fastest'; known: .*visionpulse"):
+            vpa.make_pruner("fastest")
+        with pytest.raises(ValueError, match="no parameter 'share'; it takes budget, anchor_layer"):
+            vpa.make_pruner("uniform", share=0.1)
+        with pytest.raises(ValueError, match="budget is a share"):
+            vpa.make_pruner("uniform", budget=2.0)
+
+    def test_a_pruner_of_ones_own(self):
+        def define():
+            @dataclass(frozen=True)
+            class First(FixedShare):
+                """Keep the first patches."""
+
+                name: ClassVar[str] = "first"
+
+                def keep(self, view, layout, k):
+                    return torch.arange(layout.patches.shape[1])[None] < k[:, None]
+
+            return First
+
+        try:
+            old, new = define(), define()  # as when a notebook cell runs again
+            assert vpa.list_pruners()["first"] is new is not old
+            made = vpa.make_pruner("first", budget=0.5)
+            batch = random_batch(np.random.default_rng(0))
+            kept = run(made, batch.layout(), random_logits(np.random.default_rng(0), batch, 2))[0]["kept"]
+            assert as_sets(kept) == [set(range(slow_k(0.5, len(places)))) for places in batch.places]
+        finally:
+            KNOWN.pop("first", None)
+
+    def test_a_name_belongs_to_one_pruner(self):
+        with pytest.raises(TypeError, match="'visionpulse', which is the name of visionpulse_analysis"):
+
+            class Mine(VisionPulse):
+                pass
+
+        assert vpa.list_pruners()["visionpulse"] is VisionPulse
