@@ -16,7 +16,7 @@ import torch
 
 from visionpulse_analysis.attention import route, stock
 from visionpulse_analysis.models import VLM
-from visionpulse_analysis.pruners.base import top_k
+from visionpulse_analysis.pruners.choosing import top_k
 from visionpulse_analysis.recording import newest_logits, refuse_inexact
 from visionpulse_analysis.similarity import kl_divergence
 from visionpulse_analysis.traces import Trace
@@ -70,9 +70,7 @@ class Replay:
                 f"{vlm.weights_hash}; decode again with this model"
             )
         if len(trace) < 2:
-            raise ValueError(
-                "the trace has one token, and prefill is never pruned; decode at least two tokens"
-            )
+            raise ValueError("the trace has one token, and prefill is never pruned; decode at least two tokens")
         self.vlm, self.n_steps = vlm, len(trace)
         prompt = vlm.prompt(trace.images, trace.question)
         device = vlm.model.device
@@ -85,9 +83,7 @@ class Replay:
         kinds = (ids == vlm.model.config.image_token_id).int()
         grid_thw = prompt.grid_thw.to(device)
         with torch.inference_mode():
-            position, _ = vlm.model.model.get_rope_index(
-                ids, mm_token_type_ids=kinds, image_grid_thw=grid_thw
-            )
+            position, _ = vlm.model.model.get_rope_index(ids, mm_token_type_ids=kinds, image_grid_thw=grid_thw)
             self._position = position[:, :, self.n_prompt :]
             with route(vlm.model, self._remember):
                 out = vlm.model(
@@ -144,10 +140,7 @@ class Replay:
             for start in range(0, len(steps), ROWS)
         ]
         return Effect(
-            *(
-                np.concatenate([getattr(effect, name) for effect in effects])
-                for name in ("kl", "changed", "kept")
-            )
+            *(np.concatenate([getattr(effect, name) for effect in effects]) for name in ("kl", "changed", "kept"))
         )
 
     @torch.inference_mode()

@@ -1,0 +1,43 @@
+"""Intervals and curves of a study, drawn through `visionpulse_analysis.figures`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from visionpulse_analysis import figures
+from visionpulse_analysis.statistics import Interval, ShapeNull
+
+
+def draw_named(ax: Axes, named: Mapping[str, Interval], nulls: Sequence[ShapeNull | None] = (), **options) -> Axes:
+    """Draw one interval per row; a missing interval closes on its point, an undefined estimate leaves its row out.
+
+    nulls : as many as intervals, or none; their bands become grey bars (none where undefined).
+    """
+    defined = [i for i, interval in enumerate(named.values()) if np.isfinite(interval.estimate)]
+    if not defined:
+        raise ValueError(f"no estimate is defined among {list(named)}: there is nothing to draw")
+    names, intervals = [list(named)[i] for i in defined], [list(named.values())[i] for i in defined]
+    if nulls:
+        # An undefined band is drawn with no width, at its point.
+        bands = [_band(nulls[i], interval.estimate) for i, interval in zip(defined, intervals, strict=True)]
+        options |= {"null_low": [band[0] for band in bands], "null_high": [band[1] for band in bands]}
+    return figures.draw_interval(ax, names, *_ends(intervals), **options)
+
+
+def draw_curve(ax: Axes, x: Sequence[float], intervals: Sequence[Interval], label: str, **options) -> Axes:
+    """Draw estimates over x with their band; a missing interval closes on the line."""
+    return figures.draw_line_band(ax, np.asarray(x, dtype=float), *_ends(intervals), label=label, **options)
+
+
+def _ends(intervals: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Estimates, lower and upper ends: three float64 [interval]."""
+    estimate = np.array([interval.estimate for interval in intervals])
+    low, high = (np.array([getattr(interval, end) for interval in intervals]) for end in ("low", "high"))
+    return estimate, np.where(np.isnan(low), estimate, low), np.where(np.isnan(high), estimate, high)
+
+
+def _band(null: ShapeNull | None, point: float) -> tuple[float, float]:
+    return (point, point) if null is None or np.isnan(null.low) else (null.low, null.high)

@@ -1,0 +1,142 @@
+"""Mass and usage in sentences and tables, every number computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from visionpulse_analysis.measures import PAPER_THRESHOLDS
+from visionpulse_analysis.studies.mass_usage import CAUSAL, SHAPES, MassUsage, Relation
+from visionpulse_analysis.studies.object_attention import KINDS
+from visionpulse_analysis.studies.samples import Sample
+from visionpulse_analysis.testbed.truth import annotate
+from visionpulse_analysis.traces import Trace
+
+PAPER_R = (0.82, 0.95)  # arXiv 2605.31457: Pearson r(mass, active count) over its thresholds
+
+
+def survivors(result: MassUsage) -> str:
+    """State in one paragraph what the correlation of mass and usage is worth, from the numbers alone."""
+    published = result.paper + result.multiples
+    r = [relation.pooled.estimate for relation in published if np.isfinite(relation.pooled.estimate)]
+    undefined = len(published) - len(r)
+    text = [f"At layer {result.layer}, no active count varies: r(mass, active count) is undefined."]
+    if r:
+        text = [f"At layer {result.layer}, r(mass, active count) is {min(r):.2f} to {max(r):.2f} over all steps"]
+        text[0] += f" (undefined at {undefined} thresholds, where the count never varies)." if undefined else "."
+        text.append(
+            "Against the same masses with shapes exchanged between the steps of a sample it lies "
+            f"{_against_null(result, 'pooled')} over all steps, and {_against_null(result, 'within')} within samples."
+        )
+    text.append(_direction(result.shapes, "On the normalised rows, steps with more mass spread it over"))
+    if result.causal:
+        text.append(_direction(result.causal[:1], "What a step needs is the test: steps with more mass need"))
+        if _sign(result.causal[0]) > 0:
+            text.append("So the claim survives: mass tells, within a trace, how many patches the step needs.")
+        else:
+            text.append("So the claim does not survive here: r is arithmetic, more mass is not more patches needed.")
+    return " ".join(text)
+
+
+def transfers(result: MassUsage) -> str:
+    """Say what of the paper's finding transfers to these traces and what does not."""
+    uniform = [threshold * n for threshold in PAPER_THRESHOLDS for n in result.n_patches]
+    r = [relation.pooled.estimate for relation in result.paper]
+    inside = [value for value in r if PAPER_R[0] <= value <= PAPER_R[1]]
+    size = {len(r): "transfers", 0: "does not transfer"}.get(len(inside), "transfers in part")
+    text = [
+        f"The size of the published correlation {size}: at {len(inside)} of {len(r)} thresholds r lies in the paper's "
+        f"range. The thresholds themselves do not carry over: they were chosen for 1280 patches or more, where they "
+        f"are 0.6 to 2.6 times the uniform level 1/n; here they are {min(uniform):.2f} to {max(uniform):.2f} times it."
+    ]
+    if result.causal:
+        sign = _sign(result.causal[0])
+        found = {1: "holds here as well", -1: "is reversed here", 0: "is not seen here"}[sign]
+        text.append(f"Its reading, that steps with more mass use more patches, {found} when use is what a step needs.")
+    return " ".join(text)
+
+
+def paper_table(result: MassUsage) -> pd.DataFrame:
+    """What the paper reports beside what was measured here."""
+    level = f"{result.level:g} nats"
+    rows = {
+        "patches per image": ("1280 or more", " to ".join(map(str, sorted({*_ends(result.n_patches)})))),
+        "r(mass, active count), its thresholds": (
+            f"{PAPER_R[0]} to {PAPER_R[1]}",
+            _range(result.paper, lambda r: r.pooled.estimate),
+        ),
+        "the same within samples": ("not reported", _range(result.paper, lambda r: r.within.estimate)),
+        "the same with shapes exchanged": ("not reported", _range(result.paper, _null_mean)),
+        "r at multiples of 1/n": ("not reported", _range(result.multiples, lambda r: r.pooled.estimate)),
+        "r at multiples of 1/n, shapes exchanged": ("not reported", _range(result.multiples, _null_mean)),
+        "r(mass, scale-free usage) within samples": (
+            "not reported",
+            _range(result.shapes, lambda r: r.within.estimate),
+        ),
+    }
+    for relation in result.causal[:1]:
+        rows["r(mass, patches needed) within samples"] = ("not reported", str(relation.within))
+    for share, interval in result.enough.items():
+        published = {0.05: "98.2 % of full accuracy", 0.1: "no loss of average accuracy"}.get(share, "not reported")
+        rows[f"{100 * share:g} % of the patches are enough"] = (
+            published,
+            f"{100 * interval.estimate:.0f} % of the steps, alone, within {level}",
+        )
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["paper", "here"])
+
+
+def table_by_kind(result: MassUsage, traces: Sequence[Trace], samples: Sequence[Sample]) -> pd.DataFrame:
+    """Mean mass and usage by kind of token; empty where no kinds are known."""
+    names = ["mass", *(name for name in (*SHAPES, *CAUSAL) if name in result.columns)]
+    kinds = np.concatenate(
+        [
+            [t.kind for t in annotate(sample.scene, trace.tokens)] if sample.scene else [""] * len(trace)
+            for trace, sample in zip(traces, samples, strict=True)
+        ]
+    )
+    rows = {
+        kind: {"steps": int((kinds == kind).sum()), **{n: _mean(result.columns[n][kinds == kind]) for n in names}}
+        for kind in KINDS
+        if (kinds == kind).any()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").round(2)
+
+
+def _against_null(result: MassUsage, kind: str) -> str:
+    nulls = [getattr(relation, f"{kind}_null") for relation in result.paper + result.multiples]
+    nulls = [null for null in nulls if null is not None and np.isfinite(null.p)]
+    above, below = sum(n.r > n.high for n in nulls), sum(n.r < n.low for n in nulls)
+    return f"above the null band at {above} and below it at {below} of {len(nulls)} thresholds"
+
+
+def _direction(relations: Sequence[Relation], start: str) -> str:
+    signs = {_sign(relation) for relation in relations}
+    r = ", ".join(f"{relation.within.estimate:.2f}" for relation in relations)
+    word = {1: "more patches", -1: "fewer patches", 0: "neither more nor fewer patches"}
+    verdict = word[signs.pop()] if len(signs) == 1 else "more or fewer patches depending on the measure"
+    return f"{start} {verdict} (r within samples: {r})."
+
+
+def _sign(relation: Relation) -> int:
+    """1 or -1 where the interval of the within-sample r excludes 0, else 0."""
+    return int(relation.within.low > 0) - int(relation.within.high < 0)
+
+
+def _null_mean(relation: Relation) -> float:
+    return float("nan") if relation.pooled_null is None else relation.pooled_null.mean
+
+
+def _range(relations: Iterable[Relation], value: Callable[[Relation], float]) -> str:
+    values = [v for v in map(value, relations) if np.isfinite(v)]
+    return f"{min(values):.2f} to {max(values):.2f}" if values else "undefined: the count never varies"
+
+
+def _ends(values: Sequence[int]) -> tuple[int, int]:
+    return min(values), max(values)
+
+
+def _mean(values: np.ndarray) -> float:
+    defined = values[np.isfinite(values)]
+    return float(defined.mean()) if len(defined) else float("nan")
