@@ -107,9 +107,7 @@ def test_rows_do_not_see_one_another(replay, monkeypatch):
 @pytest.mark.parametrize("level", [1e-4, 5e-4])
 def test_smallest_k_is_a_crossing_found_by_trying_every_k(replay, level):
     found = smallest_k(replay, 3, level)
-    passes = np.array(
-        [replay.run(replay.steps, 3, keep_top(k)).kl <= level for k in range(1, replay.n_patches + 1)]
-    )
+    passes = np.array([replay.run(replay.steps, 3, keep_top(k)).kl <= level for k in range(1, replay.n_patches + 1)])
     for step, k in enumerate(found):
         assert passes[k - 1, step]
         assert k == 1 or not passes[k - 2, step]

@@ -1,0 +1,201 @@
+"""Layers and anchors: averages in the stated order, what matters found where it was put, sentences that follow."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import visionpulse_analysis as vpa
+from visionpulse_analysis.patches import PatchGrid
+from visionpulse_analysis.statistics import Interval
+from visionpulse_analysis.studies import layer_figures, layer_report
+from visionpulse_analysis.studies.anchors import Anchors, compare_anchors, relevant_patches, squares
+from visionpulse_analysis.studies.layers import horizon, layer_maps
+from visionpulse_analysis.studies.replay import Effect, Replay, keep_exactly, keep_top
+from visionpulse_analysis.studies.samples import Sample, scene_samples
+from visionpulse_analysis.testbed.questions import reason
+from visionpulse_analysis.traces import create_trace
+
+LEVEL = 1e-4  # nats: the fixture's random weights depend little on the image
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return scene_samples(3, seed=4, cells=4)
+
+
+@pytest.fixture(scope="module")
+def traces(vlm, samples):
+    return vpa.decode(vlm, [s.image for s in samples], [s.question for s in samples], max_new_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def anchors(vlm, traces):
+    return compare_anchors(vlm, traces, [0, 3, 7], level=LEVEL, most_steps=3, n_resamples=50)
+
+
+def interval(estimate, low=None, high=None):
+    low, high = estimate - 0.01 if low is None else low, estimate + 0.01 if high is None else high
+    return Interval(estimate, low, high, 5, 50, 0.95, "made")
+
+
+def made(attention, words=None):
+    """A trace with this attention [step, layer, patch] on 2 x 2 patches."""
+    steps, layers, _ = attention.shape
+    return create_trace(
+        attention=attention.astype(np.float16),
+        mass=attention.sum(-1).astype(np.float32),
+        tokens=words or ["see"] * steps,
+        token_ids=np.zeros(steps, np.int64),
+        logprobs=np.zeros(steps, np.float32),
+        grid=PatchGrid.from_grid(np.arange(4), [2], [2], [(16, 16)]),
+        layers=list(range(layers)),
+        meta={"id": "made"},
+    )
+
+
+def test_similarity_is_averaged_within_samples_first():
+    same = np.tile([0.5, 0.0, 0.0, 0.25], (2, 2, 1))  # two layers alike at two steps
+    apart = np.tile([[0.5, 0, 0, 0], [0, 0.5, 0, 0]], (8, 1, 1))  # two layers with nothing in common at eight
+    own = [Sample("a", None, "what ?"), Sample("b", None, "what ?")]
+    maps = layer_maps([made(same), made(apart)], own)
+    assert maps.similarity[0, 1] == pytest.approx(0.5)  # not 2 / 10
+    assert maps.adjacent.estimate == pytest.approx(0.5)
+    assert maps.mass_by_step.shape == (8, 2) and maps.mass_by_step[:3, 0] == pytest.approx([0.625, 0.625, 0.5])
+    assert maps.mass[0].estimate == pytest.approx((2 * 0.75 + 8 * 0.5) / 10)
+    assert maps.kinds == [] and len(layer_figures.mass_figure(maps).axes) == 2  # the map and its colour bar
+
+
+def test_mass_by_kind_is_that_of_the_kind(samples, rng):
+    truths = reason(samples[0].scene, samples[0].truth, rng)[:-1]  # without the end mark
+    kinds = np.array([truth.kind for truth in truths])
+    attention = np.arange(1, len(kinds) + 1)[:, None, None] * np.full((len(kinds), 2, 4), 0.001)
+    maps = layer_maps([made(attention, [truth.word for truth in truths])], samples[:1])
+    assert set(maps.kinds) == set(kinds)
+    for kind, mass in zip(maps.kinds, maps.mass_by_kind, strict=True):
+        assert np.allclose(mass, 0.004 * (1 + np.flatnonzero(kinds == kind)).mean(), rtol=1e-3)
+
+
+def test_maps_refuse_what_does_not_fit(samples):
+    one = made(np.full((2, 1, 4), 0.1))
+    with pytest.raises(ValueError, match="two or more layers"):
+        layer_maps([one], samples[:1])
+    with pytest.raises(ValueError, match="one trace per sample"):
+        layer_maps([made(np.full((2, 2, 4), 0.1))], samples)
+    with pytest.raises(ValueError, match="0 traces"):
+        layer_maps([], [])
+
+
+def test_squares_are_two_by_two_patches_of_one_image():
+    grid = PatchGrid.from_grid(np.arange(16 + 6), [4, 2], [4, 3], [(32, 32), (16, 24)])
+    number = squares(grid)
+    assert sorted(np.bincount(number).tolist()) == [2, 4, 4, 4, 4, 4]  # an odd column makes a smaller one
+    for index in range(number.max() + 1):
+        inside = number == index
+        assert len(set(grid.image[inside])) == 1
+        assert np.ptp(grid.row[inside]) <= 1 and np.ptp(grid.col[inside]) <= 1
+
+
+def test_the_relevant_set_is_the_square_whose_removal_moves_most():
+    grid = PatchGrid.from_grid(np.arange(64), [8], [8], [(64, 64)])
+    number = squares(grid)
+
+    class Planted:
+        """Step s depends on square 3 s, and weakly on square 1."""
+
+        n_patches = 64
+
+        def run(self, steps, layer, choose):
+            assert layer == 0
+            kept = choose(torch.zeros(len(steps), 64), np.arange(len(steps))).numpy()
+            lost = [[not row[number == s].any() for s in (3 * step, 1)] for step, row in zip(steps, kept, strict=True)]
+            return Effect(np.array(lost) @ [1.0, 0.1], np.array(lost)[:, 0], kept)
+
+    planted: Any = Planted()
+    steps = np.array([1, 4, 2])
+    one = relevant_patches(planted, grid, steps, 0.07)  # 1 of 16 squares
+    assert np.array_equal(one, number[None] == 3 * steps[:, None])
+    two = relevant_patches(planted, grid, steps, 0.125)
+    assert np.array_equal(two, one | (number[None] == 1))
+
+
+def test_anchors_agree_with_a_slow_replay(vlm, traces, anchors):
+    top, none, reads = [], [], []
+    for trace in traces:
+        replay = Replay(vlm, trace)
+        for step in replay.steps:
+            nothing = keep_exactly(np.zeros((1, replay.n_patches), bool))
+            reads.append(replay.run(np.array([step]), 0, nothing).kl[0] > LEVEL)
+        steps = replay.steps[np.array(reads[-len(replay.steps) :])]
+        chosen = steps[np.linspace(0, len(steps) - 1, 3).round().astype(int)] if len(steps) > 3 else steps
+        for step in chosen:
+            top.append(replay.run(np.array([step]), 3, keep_top(3)).kl[0])  # 5 % of 64 patches
+            none.append(replay.run(np.array([step]), 3, keep_exactly(np.zeros((1, 64), bool))).changed[0])
+    assert anchors.reading.estimate == pytest.approx(np.mean(reads))
+    assert anchors.top_kl[1].estimate == pytest.approx(np.mean(top), rel=1e-3)
+    assert anchors.none[1].estimate == pytest.approx(np.mean(none))
+    assert anchors.overlap_null == pytest.approx(3 / 64)
+    for top, random, gain in zip(anchors.top, anchors.random, anchors.gain, strict=True):
+        assert gain.estimate == pytest.approx(random.estimate - top.estimate)
+    assert all(1 / 64 <= i.estimate <= 1 for i in anchors.needed)
+
+
+def test_anchors_refuse_what_cannot_be_compared(vlm, traces):
+    with pytest.raises(ValueError, match="0 layers"):
+        compare_anchors(vlm, traces, [])
+    with pytest.raises(ValueError, match="no step reads the image"):
+        compare_anchors(vlm, traces, [3], level=50.0)
+    with pytest.raises(ValueError, match=r"fraction 1\.5"):
+        compare_anchors(vlm, traces, [3], fraction=1.5)
+
+
+def planted(anchors: Anchors, top, random, none) -> Anchors:
+    return replace(
+        anchors,
+        default=3,
+        top=[interval(v) for v in top],
+        random=[interval(v) for v in random],
+        none=[interval(v) for v in none],
+        gain=[interval(r - t) for t, r in zip(top, random, strict=True)],
+    )
+
+
+def test_the_verdict_follows_the_numbers(anchors):
+    good = planted(anchors, [0.4, 0.02, 0.01], [0.7, 0.5, 0.01], [0.9, 0.6, 0.02])
+    assert good.suitable() == [3]  # layer 0 does harm, layer 7 is no better than chance
+    text = layer_report.verdict(good)
+    assert "the layers 3:" in text and "layer 3, is one of them" in text and "From layer 7 on" in text
+    assert "transfers: the default" in layer_report.transfers(good)
+
+    moved = planted(anchors, [0.02, 0.3, 0.2], [0.7, 0.5, 0.3], [0.9, 0.6, 0.4])
+    text = layer_report.verdict(moved)
+    assert moved.suitable() == [0] and "is not one of them" in text and "At every layer some" in text
+    assert "here layers 0 do" in layer_report.transfers(moved)
+
+    none = planted(anchors, [0.5, 0.4, 0.3], [0.5, 0.4, 0.3], [0.5, 0.4, 0.4])
+    assert "No layer would do" in layer_report.verdict(
+        none
+    ) and "least harm is done at layer 7" in layer_report.verdict(none)
+    assert "does not transfer at this tolerance" in layer_report.transfers(none)
+
+
+def test_horizon_is_for_models_that_speak_the_scenes(vlm):
+    curve = horizon(vlm, 2, cells=4)
+    assert curve is not None and {len(values) for values in curve.values()} == {vlm.n_layers + 1}
+
+    other: Any = SimpleNamespace(tokenizer=SimpleNamespace(get_vocab=lambda: {"see": 0}))
+    assert horizon(other) is None
+
+
+def test_the_page_has_its_panels_and_the_table_its_rows(traces, samples, anchors):
+    maps = layer_maps(traces, samples)
+    table = layer_report.paper_table(maps, anchors)
+    assert table.loc["anchor layer", "here"] == "3 of 8 by default" and len(table) == 7
+    with_horizon = layer_figures.anchors_page(anchors, {"row": [0.1] * 9})
+    without = layer_figures.anchors_page(anchors)
+    assert [sum(ax.get_visible() for ax in page.axes) for page in (with_horizon, without)] == [4, 3]
+    assert np.allclose(with_horizon.axes[0].lines[0].get_ydata(), [i.estimate for i in anchors.top])
+    layer_figures.similarity_figure(maps)
