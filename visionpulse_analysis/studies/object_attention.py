@@ -95,16 +95,13 @@ def object_attention(
     """
     if len(traces) != len(samples):
         raise ValueError(f"{len(traces)} traces and {len(samples)} samples: expected one trace per sample")
-    known = [
-        _known(trace, sample, layer) for trace, sample in zip(traces, samples, strict=True) if sample.scene
-    ]
+    known = [_known(trace, sample, layer) for trace, sample in zip(traces, samples, strict=True) if sample.scene]
     if not any(one["named"].any() for one in known):
         return None
 
     def by_kind(column: str, kinds: Sequence[str]) -> dict[str, Interval]:
         return {
-            kind: mean_over_samples([one[column][one["kind"] == kind] for one in known], n_resamples)
-            for kind in kinds
+            kind: mean_over_samples([one[column][one["kind"] == kind] for one in known], n_resamples) for kind in kinds
         }
 
     def over_named(column: str) -> Interval:
@@ -158,9 +155,7 @@ def _known(trace: Trace, sample: Sample, layer: int) -> dict[str, np.ndarray]:
     rows = rows_of(trace, layer)
     relevance = relevance_hit(rows, target)
     n_others = len(scene.objects) - 1
-    on_objects = (
-        coverage(rows[:, None], where[None, :-1]).sum(axis=1) if n_others else np.full(len(rows), np.nan)
-    )
+    on_objects = coverage(rows[:, None], where[None, :-1]).sum(axis=1) if n_others else np.full(len(rows), np.nan)
     # All layers at once: a stored trace is read from disk again at every access.
     attention = trace.attention.values
     attention = attention if trace.heads is None else attention.astype(np.float32).mean(axis=2)

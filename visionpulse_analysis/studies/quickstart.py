@@ -25,7 +25,7 @@ def quickstart_page(trace: Trace, sample: Sample, layer: int, *, text_below: flo
     height, width = trace.images[0].shape[:2]
     strip = figures.token_strip_height(trace.tokens, DOUBLE - 0.1)
     top_height = 2.9 * height / width + 0.75
-    fig, (top, middle, bottom) = figures.new_page(DOUBLE, [top_height, strip + 0.32, 2.1])
+    fig, (top, middle, bottom) = figures.new_page(DOUBLE, [top_height, strip + 0.32, 2.4])
     with figures.style():
         left, right = top.subfigures(1, 2, width_ratios=[1, 1.45])
         picture, words, curve = left.subplots(), middle.subplots(), bottom.subplots()

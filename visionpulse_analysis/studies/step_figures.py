@@ -24,7 +24,8 @@ def steps_to_show(trace: Trace, sample: Sample, layer: int, count: int = 6) -> l
     """Choose steps worth a picture by a rule that does not look at where the attention falls.
 
     With a scene: of every mention of an object the step with the most image mass, mentions evenly spaced where
-    there are more than ``count``; where there are fewer, other steps that name objects, then any, by mass.
+    there are more than ``count``. Where there are fewer, further steps that name objects, then any, by image mass
+    and not side by side if possible.
     """
     mass, named = masses_of(trace, layer), named_objects(trace, sample)
     mentions: list[list[int]] = []
@@ -36,8 +37,12 @@ def steps_to_show(trace: Trace, sample: Sample, layer: int, count: int = 6) -> l
     best = [max(mention, key=lambda step: mass[step]) for mention in mentions]
     if len(best) > count:
         return [best[i] for i in np.linspace(0, len(best) - 1, count).round().astype(int)]
-    rest = sorted(set(range(len(trace))) - set(best), key=lambda step: (named[step] is None, -mass[step], step))
-    return sorted(best + rest[: count - len(best)])
+    by_mass = sorted(range(len(trace)), key=lambda step: (named[step] is None, -mass[step], step))
+    for apart in (3, 1):  # neighbours show much the same, and their numbers collide on the curve
+        for step in by_mass:
+            if len(best) < count and all(abs(step - other) >= apart for other in best):
+                best.append(step)
+    return sorted(best)
 
 
 def cell_boxes(scene: Scene | None, objects: list[int]) -> np.ndarray:
@@ -145,7 +150,7 @@ def headline(trace: Trace, sample: Sample, study: StepDependence, truth: ObjectA
     """Make the page of the question: one trace's pictures and mass curve, and the answers over all samples."""
     steps = steps_to_show(trace, sample, study.layer)
     height, width = trace.images[0].shape[:2]
-    fig, (top, middle, bottom) = figures.new_page(DOUBLE, [1.05 * height / width + 0.85, 2.2, 2.3])
+    fig, (top, middle, bottom) = figures.new_page(DOUBLE, [1.05 * height / width + 0.85, 2.5, 2.3])
     axes = [draw_example(top, trace, sample, study.layer, steps)[0]]
     with figures.style():
         axes += [middle.subplots(), *bottom.subplots(1, 3)]
@@ -158,9 +163,17 @@ def headline(trace: Trace, sample: Sample, study: StepDependence, truth: ObjectA
         draw_object_share(axes[4], truth)
     for ax in axes[1:4] if truth is None else axes[1:]:
         figures.draw_legend(ax)
-    # Beside the legends, which begin at the left edge of the Axes.
-    for letter, ax, x in zip("abcde", axes, (0, -0.05, -0.2, -0.2, -0.25), strict=True):
-        ax.set_title(letter, loc="left", x=x, y=1.0, fontweight="bold")
+    for letter, ax, x in zip("abcde", axes, (0, -24, -24, -24, -34), strict=True):
+        # Beside the legends, which begin at the left edge of the Axes; x in points.
+        ax.annotate(
+            letter,
+            (0, 1),
+            (x, 5),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            fontsize=10,
+            fontweight="bold",
+        )
     return fig
 
 
