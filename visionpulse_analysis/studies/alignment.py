@@ -88,8 +88,9 @@ def first_divergences(
     steps = np.array([found[number].divergence for number in apart], dtype=int)
     at_kind: dict[str, Interval] = {}
     all_kinds: dict[str, float] = {}
-    if apart and all(sample.scene is not None for sample in samples):
-        kinds = [[t.kind for t in annotate(s.scene, list(a))] for s, a in zip(samples, dense, strict=True)]
+    scenes = [sample.scene for sample in samples if sample.scene is not None]
+    if apart and len(scenes) == len(samples):
+        kinds = [[truth.kind for truth in annotate(scene, list(a))] for scene, a in zip(scenes, dense, strict=True)]
         # A dense trace that has ended has no token there: only the pruned one goes on.
         first = [(kinds[n] + ["end"])[step] for n, step in zip(apart, steps, strict=True)]
         together = [kind for of_sample in kinds for kind in of_sample]
@@ -136,9 +137,9 @@ def draw_strips(bands: Sequence[SubFigure], comparison: Comparison) -> None:
     ):
         with figures.style():
             ax = band.subplots()
+            ax.set_title(f"{name}: {len(tokens)} tokens, {len(alone)} of them only here", loc="left")
         first = comparison.divergence
         marked = [first] if first is not None and first < len(tokens) else []
-        ax.set_title(f"{name}: {len(tokens)} tokens, {len(alone)} of them only here", loc="left", fontweight="bold")
         shade = np.isin(np.arange(len(tokens)), alone).astype(float)
         figures.draw_token_strip(ax, tokens, shade, vmin=0, vmax=2, marked_steps=marked)
 

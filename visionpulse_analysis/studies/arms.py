@@ -98,7 +98,7 @@ class _Trunk:
     def __init__(self, vlm: VLM, samples: Sequence[Sample], max_new_tokens: int):
         self.vlm, self.max_new_tokens = vlm, max_new_tokens
         self.prompts = [vlm.prompt(one.image, one.question) for one in samples]
-        run = self._run(_Run, None, None, [0] * len(samples))
+        run = _Run(vlm, self.prompts, self.records(), [0] * len(samples), self.options(None, None))
         witness = run.attention.selection = _Witness(run.attention.layout)
         with torch.inference_mode(), route(vlm.model, run.attention):
             self.logits, self.position = run._prefill()
@@ -106,16 +106,15 @@ class _Trunk:
 
     def branch(self, pruner: Pruner | None, sample: Sampling | None, seeds: list[int]) -> list[Outcome]:
         """Decode all rows from here."""
-        run = self._run(_Branch, pruner, sample, seeds)
-        run.trunk = self
-        records = list(run.running)
-        run.finish()
+        records = self.records()
+        _Branch(self, records, seeds, self.options(pruner, sample)).finish()
         return [_outcome(record) for record in records]
 
-    def _run(self, kind: type[_Run], pruner: Pruner | None, sample: Sampling | None, seeds: list[int]):
-        options = _Options([], None, pruner, "masked", sample, self.max_new_tokens)
-        records = [Record(self.vlm, prompt, {}, [], None) for prompt in self.prompts]
-        return kind(self.vlm, self.prompts, records, seeds, options)
+    def records(self) -> list[Record]:
+        return [Record(self.vlm, prompt, {}, [], None) for prompt in self.prompts]
+
+    def options(self, pruner: Pruner | None, sample: Sampling | None) -> _Options:
+        return _Options([], None, pruner, "masked", sample, self.max_new_tokens)
 
 
 class _Witness(Selection):
@@ -133,7 +132,9 @@ class _Witness(Selection):
 class _Branch(_Run):
     """A run that goes on from a trunk: its selection is shown the prefill, and it gets a copy of the cache."""
 
-    trunk: _Trunk
+    def __init__(self, trunk: _Trunk, records: list[Record], seeds: list[int], options: _Options):
+        super().__init__(trunk.vlm, trunk.prompts, records, seeds, options)
+        self.trunk = trunk
 
     def _prefill(self) -> tuple[torch.Tensor, torch.Tensor]:
         for view in self.trunk.views:

@@ -12,7 +12,8 @@ from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.statistics import Interval, cluster_bootstrap, paired_difference
 from visionpulse_analysis.studies.arms import decode_arms
 from visionpulse_analysis.studies.samples import Sample
-from visionpulse_analysis.studies.trace_length import DENSE, Arm, Change, compare, measure
+from visionpulse_analysis.studies.trace_length import DENSE, Change, compare
+from visionpulse_analysis.studies.trace_measures import Arm, measure
 
 SELECTIONS = {
     "VisionPulse": "visionpulse",
@@ -129,7 +130,7 @@ def measure_frontier(vlm: VLM, samples: Sequence[Sample], arms: Mapping[str, Pru
             retention=float(arm.retention.mean()),
             overlap=float(sum(o.overlap for o in runs[name][0]) / len(samples)),
             length=cluster_bootstrap(arm.length[0], ids),
-            accuracy=None if arm.right is None else cluster_bootstrap(arm.right[0].astype(float), ids),
+            accuracy=None if arm.truth is None else cluster_bootstrap(arm.truth.right[0].astype(float), ids),
             change=compare(measured[DENSE], arm),
         )
     return Frontier(points, measured, {name: [o.tokens for o in run[0]] for name, run in runs.items()})
@@ -137,10 +138,17 @@ def measure_frontier(vlm: VLM, samples: Sequence[Sample], arms: Mapping[str, Pru
 
 def advantage(frontier: Frontier, arm: str, over: str) -> Interval | None:
     """Accuracy of one arm minus that of another, paired by sample; None without ground truth."""
-    first, second = frontier.arms[arm].right, frontier.arms[over].right
+    first, second = frontier.arms[arm].truth, frontier.arms[over].truth
     if first is None or second is None:
         return None
-    return paired_difference(second[0].astype(float), first[0].astype(float))
+    return paired_difference(second.right[0].astype(float), first.right[0].astype(float))
+
+
+def advantage_numbers(frontier: Frontier, budget: float) -> dict[str, Any]:
+    """Accuracy of VisionPulse minus that of every other selection at the same fixed budget, JSON-ready."""
+    share = f"{100 * budget:g} %"
+    gains = {other: advantage(frontier, f"VisionPulse {share}", f"{other} {share}") for other in SELECTIONS}
+    return {other: gain.to_dict() for other, gain in gains.items() if gain is not None and other != "VisionPulse"}
 
 
 def flatten(groups: Mapping[str, Mapping[Any, Any]]) -> dict[str, Pruner]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from visionpulse_analysis import figures
 from visionpulse_analysis.figures import DOUBLE
 from visionpulse_analysis.statistics import Interval
-from visionpulse_analysis.studies.trace_length import DENSE, PURPOSES, Arm, Change, compare
+from visionpulse_analysis.studies.drawing import draw_named
+from visionpulse_analysis.studies.trace_length import DENSE, Change, ScoredChange, compare
+from visionpulse_analysis.studies.trace_measures import PURPOSES, Arm
 
 # arXiv 2605.31457: change of trace length and share of full accuracy; at prefill: FastV, LOOK-M and VisionZip at 10 %.
 PAPER = {
@@ -20,6 +22,7 @@ PAPER = {
     "VisionPulse 10 %": ("-12.3 %", "no loss of average accuracy"),
     "at prefill 10 %": ("+54 to +63 %", "20 to 84 %, by benchmark and method"),
 }
+WORDS = {-1: "shorter", 1: "longer"}
 Changes = Mapping[str, Mapping[str, Change]]  # [decoding][arm]
 
 
@@ -38,7 +41,7 @@ def length_by_task(measured: Mapping[str, Arm], tasks: Sequence[str], name: str)
 
 def show(interval: Interval | None, scale: float = 100.0, unit: str = " %", sign: bool = True) -> str:
     """An interval as text, such as ``-11.2 % [-14.0, -8.1]``."""
-    if interval is None:
+    if interval is None or np.isnan(interval.estimate):
         return "not known"
     first = f"{scale * interval.estimate:{'+' if sign else ''}.1f}{unit}"
     if np.isnan(interval.low):
@@ -59,13 +62,13 @@ def table(changes: Changes) -> pd.DataFrame:
                 ),
                 "cut off": f"{100 * c.unfinished:.1f} %",
             }
-            if c.accuracy is not None:
+            if c.truth is not None:
                 row |= {
-                    "accuracy": show(c.accuracy, sign=False),
-                    "change, points": show(c.accuracy_change, unit=""),
-                    "p": f"{c.p:.2g}",
-                    "length, both right": show(c.length_both_right),
-                    "detours": show(c.detours, 1, "", sign=False),
+                    "accuracy": show(c.truth.accuracy, sign=False),
+                    "change, points": show(c.truth.change, unit=""),
+                    "p": f"{c.truth.p:.2g}",
+                    "length, both right": show(c.truth.length_both_right),
+                    "detours": show(c.truth.detours, 1, "", sign=False),
                 }
             rows[f"{name}, {decoding}"] = row
     return pd.DataFrame.from_dict(rows, orient="index")
@@ -82,7 +85,7 @@ def paper_table(changes: Changes) -> pd.DataFrame:
                     "length, paper": length,
                     "length, here": show(c.length),
                     "share of full accuracy, paper": accuracy,
-                    "share of full accuracy, here": show(c.accuracy_ratio, sign=False),
+                    "share of full accuracy, here": show(c.truth and c.truth.ratio, sign=False),
                 }
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -91,10 +94,13 @@ def verdicts(changes: Changes, decoding: str) -> list[str]:
     """What transfers and what does not, each sentence chosen by its interval."""
     arms, lines = changes[decoding], []
     for name, c in arms.items():
-        lines.append(f"{name}: {_about_length(c)}" + ("" if c.accuracy_ratio is None else _about_accuracy(c)))
+        lines.append(
+            f"{name}: {_about_length(c, 1 if name.startswith('at prefill') else -1)}"
+            + ("" if c.truth is None else f" {_about_accuracy(c.truth)}")
+        )
     pulse, once = arms.get("VisionPulse 10 %"), arms.get("at prefill 10 %")
-    if pulse is not None and once is not None and pulse.accuracy is not None and once.accuracy is not None:
-        worse = once.accuracy_change.high < pulse.accuracy_change.low and once.length.low > pulse.length.high
+    if pulse and once and pulse.truth and once.truth:
+        worse = once.truth.change.high < pulse.truth.change.low and once.length.low > pulse.length.high
         lines.append(
             "The paper's ordering transfers: pruning once at prefill costs more accuracy and gives longer traces than "
             "choosing afresh at every step."
@@ -105,35 +111,41 @@ def verdicts(changes: Changes, decoding: str) -> list[str]:
     return lines
 
 
-def _about_length(c: Change) -> str:
+def _about_length(c: Change, reported: int) -> str:
+    """The sign found beside the sign that the paper reports: -1 shorter, 1 longer."""
+    found = -1 if c.length.high < 0 else 1 if c.length.low > 0 else 0
     shown = show(c.length)
-    if c.length.high < 0:
-        return f"traces get shorter ({shown}), as the paper reports; "
-    if c.length.low > 0:
-        return f"traces get longer ({shown}); the paper's shortening does not transfer; "
-    return f"no change of length can be told ({shown}); the paper's shortening is not seen; "
+    if found == 0:
+        return f"no change of length can be told ({shown}); the paper reports {WORDS[reported]} traces."
+    if found == reported:
+        return f"traces get {WORDS[found]} ({shown}), as the paper reports."
+    return f"traces get {WORDS[found]} ({shown}); that the paper's get {WORDS[reported]} does not transfer."
 
 
-def _about_accuracy(c: Change) -> str:
-    shown = show(c.accuracy_ratio, sign=False)
-    if c.accuracy_ratio.low >= 0.98:
-        return f"accuracy is kept ({shown} of dense)."
-    if c.accuracy_ratio.high < 0.98:
-        return f"accuracy is lost ({shown} of dense)."
-    return f"whether 98 % of dense accuracy are kept is open ({shown})."
+def _about_accuracy(c: ScoredChange) -> str:
+    shown = show(c.ratio, sign=False)
+    if c.ratio.low >= 0.98:
+        return f"Accuracy is kept ({shown} of dense)."
+    if c.ratio.high < 0.98:
+        return f"Accuracy is lost ({shown} of dense)."
+    return f"Whether 98 % of dense accuracy are kept is open ({shown})."
 
 
 def headline(changes: Changes) -> Figure:
     """Change of length, the same over pairs both right, and of accuracy: a row for every arm and way of decoding."""
     rows = {f"{name}, {how}": c for how, arms in changes.items() for name, c in arms.items()}
     names = sorted(rows, key=lambda name: list(changes[next(iter(changes))]).index(name.rsplit(", ", 1)[0]))
-    panels = {"change of length (%)": {n: rows[n].length for n in names}}
-    if all(c.accuracy_change is not None for c in rows.values()):
-        panels["length, both right (%)"] = {n: rows[n].length_both_right for n in names}
-        panels["change of accuracy (points)"] = {n: rows[n].accuracy_change for n in names}
+    panels: dict[str, dict[str, Interval | None]] = {"change of length (%)": {n: rows[n].length for n in names}}
+    known = {n: rows[n].truth for n in names}
+    scored = {n: truth for n, truth in known.items() if truth is not None}
+    if len(scored) == len(names):
+        # Rows are shared, so an arm without a pair that is right both times costs the panel.
+        if all(truth.length_both_right for truth in scored.values()):
+            panels["length, both right (%)"] = {n: truth.length_both_right for n, truth in scored.items()}
+        panels["change of accuracy (points)"] = {n: truth.change for n, truth in scored.items()}
     fig, axes = figures.new_figure(DOUBLE, 0.22 * len(names) + 0.6, 1, len(panels), sharey=True)
     for ax, (label, values) in zip(np.atleast_1d(axes), panels.items(), strict=True):
-        draw_intervals(ax, values, scale=100, reference=0, xlabel=label)
+        draw_named(ax, _percent(values), reference=0, xlabel=label)
     return fig
 
 
@@ -150,40 +162,40 @@ def spread(dense: Arm, arms: Mapping[str, Arm], by_task: Mapping[str, Change] | 
     first.set_yscale("symlog", linthresh=10)
     figures.draw_legend(first)
     for ax in rest:
-        lengths = {f"{task}, {c.n_pairs} pairs": c.length for task, c in by_task.items()}
-        draw_intervals(ax, lengths, scale=100, reference=0, xlabel="change of length (%)")
+        lengths = {f"{task}, {c.n_pairs} pairs": c.length for task, c in (by_task or {}).items()}
+        draw_named(ax, _percent(lengths), reference=0, xlabel="change of length (%)")
     return fig
 
 
-def reasons(arms: Mapping[str, Arm], changes: Mapping[str, Change]) -> Figure:
-    """Why traces change: detours per trace by arm, and the change of tokens by what they are spent on."""
-    fig, axes = figures.new_figure(DOUBLE, 2.3, 1, 1 + len(changes), width_ratios=[1.25] + [1.0] * len(changes))
-    means = {DENSE: float(arms[DENSE].detours.mean()), **{n: c.detours for n, c in changes.items()}}
-    draw_intervals(
-        axes[0],
-        {n: c.detours for n, c in changes.items()},
-        reference=means[DENSE],
-        xlabel="detours per trace",
-    )
-    spans = [i for c in changes.values() for i in c.words.values()]
-    low, high = min(_end(i, "low") for i in spans), max(_end(i, "high") for i in spans)
-    margin = 0.08 * max(high - low, 1e-9)
-    for ax, (name, change) in zip(axes[1:], changes.items(), strict=True):
-        draw_intervals(ax, {p: change.words[p] for p in PURPOSES}, reference=0, xlabel="tokens per trace")
-        ax.set_title(name)
-        ax.set_xlim(low - margin, high + margin)
+def reasons(changes: Mapping[str, Change]) -> Figure | None:
+    """Why traces change: detours per trace by arm, and the change of tokens by what they are spent on.
+
+    None where answers are unknown.
+    """
+    scored = {name: c.truth for name, c in changes.items() if c.truth is not None}
+    if not scored:
+        return None
+    fig, axes = figures.new_figure(DOUBLE, 2.4, 1, 1 + len(scored), width_ratios=[1.25] + [1.0] * len(scored))
+    dense = next(iter(scored.values())).dense_detours.estimate
+    draw_named(axes[0], {n: c.detours for n, c in scored.items()}, reference=dense, xlabel="detours per trace")
+    for ax, (name, c) in zip(axes[1:], scored.items(), strict=True):
+        draw_named(ax, {purpose: c.words[purpose] for purpose in PURPOSES}, reference=0, xlabel="tokens")
+        method, _, share = name.rpartition(" ")[0].rpartition(" ")
+        with figures.style():
+            ax.set_title(f"{method}\n{share} %")
         if ax is not axes[1]:
             ax.set_yticklabels([])
+    ends = np.array([ax.get_xlim() for ax in axes[1:]])
+    for ax in axes[1:]:
+        ax.set_xlim(ends.min(), ends.max())
     return fig
 
 
-def draw_intervals(ax: Axes, named: Mapping[str, Interval | None], *, scale: float = 1.0, **options: object) -> Axes:
-    """Draw named intervals; a value without an interval (too few samples, all equal) is a bare point."""
-    known = {name: i for name, i in named.items() if i is not None}
-    ends = [[scale * _end(i, end) for i in known.values()] for end in ("estimate", "low", "high")]
-    return figures.draw_interval(ax, list(known), *ends, **options)
+def scaled(interval: Interval, factor: float = 100.0) -> Interval:
+    """The same interval in other units, by default in percent."""
+    ends = {name: factor * getattr(interval, name) for name in ("estimate", "low", "high")}
+    return replace(interval, **ends)
 
 
-def _end(interval: Interval, name: str) -> float:
-    value = getattr(interval, name)
-    return interval.estimate if np.isnan(value) else value
+def _percent(named: Mapping[str, Interval | None]) -> dict[str, Interval]:
+    return {name: scaled(interval) for name, interval in named.items() if interval is not None}

@@ -1,0 +1,193 @@
+"""Comparing lengths: slow computations of what the study reports, and identities between its parts."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from visionpulse_analysis.sampling import Sample as Sampling
+from visionpulse_analysis.studies import trace_length
+from visionpulse_analysis.studies import trace_length_report as report
+from visionpulse_analysis.studies.arms import Outcome, decode_arms
+from visionpulse_analysis.studies.samples import Sample, scene_samples
+from visionpulse_analysis.studies.trace_length import compare, measure_ways
+from visionpulse_analysis.studies.trace_measures import PURPOSES, answer_of, arms_hash, measure, words_by_purpose
+from visionpulse_analysis.testbed.questions import reason
+from visionpulse_analysis.testbed.scenes import COLOURS, SHAPES
+from visionpulse_analysis.testbed.truth import detours
+
+SAMPLES = scene_samples(12)
+
+
+def outcomes(seed: int, errors: float) -> list[Outcome]:
+    """True traces, some with a wrong answer."""
+    found = []
+    for number, sample in enumerate(SAMPLES):
+        rng = np.random.default_rng([seed, number])
+        words = [truth.word for truth in reason(sample.scene, sample.truth, rng)]
+        if rng.random() < errors:
+            words[-2] = "wrong"
+        found.append(Outcome(words, True, 0.05, 0.3))
+    return found
+
+
+@pytest.fixture(scope="module")
+def arms():
+    return measure(SAMPLES, [outcomes(s, 0.1) for s in (0, 1)]), measure(SAMPLES, [outcomes(s, 0.6) for s in (2, 3)])
+
+
+def test_true_traces_are_right_and_their_words_add_up():
+    arm = measure(SAMPLES, [outcomes(5, 0.0)])
+    assert arm.truth.right.all()
+    np.testing.assert_array_equal(arm.truth.words.sum(axis=0), arm.length)
+    assert (arm.truth.words[PURPOSES.index("objects not there")] == 0).all()
+
+
+def test_in_true_traces_every_inspection_costs_the_same_words():
+    for sample, outcome in zip(SAMPLES, outcomes(5, 0.0), strict=True):
+        spent = dict(zip(PURPOSES, words_by_purpose(sample.scene, sample.truth, outcome.tokens), strict=True))
+        start = outcome.tokens.index("see")
+        one = outcome.tokens.index(".", start) + 1 - start
+        assert spent["detours"] == one * detours(sample.scene, sample.truth, outcome.tokens)
+        assert spent["objects asked for"] == one * len(sample.truth.targets)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("look for it .", (0, 0, 0, 4)),
+        ("see {target} at r0 c0 , yes . </think> r0 c0", (9, 0, 0, 3)),
+        ("see {other} see {target} </think>", (3, 3, 0, 1)),
+        ("see {nobody} at r0 c0 </think> r0", (0, 0, 6, 2)),
+        ("see see", (0, 0, 0, 2)),
+        ("see at r0 .", (0, 0, 0, 4)),
+    ],
+)
+def test_words_by_purpose_of_broken_traces(words, expected):
+    sample = SAMPLES[0]
+    scene, target = sample.scene, sample.truth.targets[0]
+    other = next(o.name for i, o in enumerate(scene.objects) if i != target)
+    every = {f"{c} {s}" for c in COLOURS for s in SHAPES}
+    nobody = sorted(every - {o.name for o in scene.objects})[0]
+    text = words.format(target=scene.objects[target].name, other=other, nobody=nobody)
+    assert words_by_purpose(scene, sample.truth, text.split()) == expected
+
+
+@pytest.mark.parametrize(
+    ("tokens", "answer"),
+    [("a </think> r0 c1 <|im_end|>", "r0 c1"), ("a </think>", ""), ("a r0 c1", ""), ("</think> 3", "3")],
+)
+def test_answer_of(tokens, answer):
+    assert answer_of(tokens.split()) == answer
+
+
+def test_compare_agrees_with_counting_pair_by_pair(arms):
+    dense, pruned = arms
+    change = compare(dense, pruned)
+    pairs = [(seed, number) for seed in range(2) for number in range(len(SAMPLES))]
+    longer = [int(pruned.length[p]) - int(dense.length[p]) for p in pairs]
+    assert change.n_pairs == len(pairs)
+    assert change.tokens.estimate == pytest.approx(sum(longer) / len(pairs))
+    assert change.length.estimate == pytest.approx(sum(longer) / sum(dense.length[p] for p in pairs))
+    shares = (change.shorter.estimate, change.equal.estimate, change.longer.estimate)
+    assert shares == pytest.approx([sum(np.sign(d) == s for d in longer) / len(pairs) for s in (-1, 0, 1)])
+    truth, right = change.truth, [(bool(dense.truth.right[p]), bool(pruned.truth.right[p])) for p in pairs]
+    assert truth.lost == sum(a and not b for a, b in right)
+    assert truth.won == sum(b and not a for a, b in right)
+    assert truth.change.estimate == pytest.approx((truth.won - truth.lost) / len(pairs))
+    assert truth.ratio.estimate == pytest.approx(sum(b for _, b in right) / sum(a for a, _ in right))
+    assert truth.n_both_right == sum(a and b for a, b in right)
+    both = [p for p, (a, b) in zip(pairs, right, strict=True) if a and b]
+    lengths = [sum(arm.length[p] for p in both) for arm in arms]
+    assert truth.length_both_right.estimate == pytest.approx(lengths[1] / lengths[0] - 1)
+
+
+def test_the_changes_by_purpose_add_up_to_the_change_of_length(arms):
+    change = compare(*arms)
+    assert sum(i.estimate for i in change.truth.words.values()) == pytest.approx(change.tokens.estimate)
+    assert change.truth.detour_change.estimate == pytest.approx(
+        change.truth.detours.estimate - change.truth.dense_detours.estimate
+    )
+
+
+def test_intervals_resample_samples_not_pairs(arms):
+    change = compare(*arms)
+    assert change.length.n_clusters == len(SAMPLES)
+    assert change.truth.change.n_values == 2 * len(SAMPLES)
+
+
+def test_an_arm_against_itself_changes_nothing(arms):
+    change = compare(arms[0], arms[0])
+    assert (change.tokens.estimate, change.length.estimate, change.equal.estimate) == (0, 0, 1)
+    assert (change.truth.lost, change.truth.won, change.truth.p) == (0, 0, 1)
+
+
+def test_one_task_alone_is_the_comparison_of_its_samples(arms):
+    by_task = report.length_by_task(
+        {"dense": arms[0], "VisionPulse 5 %": arms[1]}, [s.truth.task for s in SAMPLES], "VisionPulse 5 %"
+    )
+    total = sum(c.tokens.estimate * c.n_pairs for c in by_task.values())
+    assert list(by_task) == ["find", "compare", "count"]
+    assert total == pytest.approx(compare(*arms).tokens.estimate * 2 * len(SAMPLES))
+
+
+def test_pairs_need_the_same_shape(arms):
+    one_seed = measure(SAMPLES, [outcomes(0, 0.1)])
+    with pytest.raises(ValueError, match=r"\(2, 12\) and \(1, 12\)"):
+        compare(arms[0], one_seed)
+
+
+def test_without_known_answers_lengths_remain():
+    unknown = [Sample(s.id, s.image, s.question) for s in SAMPLES]
+    before, after = measure(unknown, [outcomes(0, 0.1)]), measure(unknown, [outcomes(1, 0.1)])
+    change = compare(before, after)
+    assert before.truth is None and change.truth is None
+    changes = {"greedy": {"VisionPulse 5 %": change}}
+    assert len(report.headline(changes).axes) == 1
+    assert report.reasons(changes["greedy"]) is None
+    assert "accuracy" not in report.table(changes)
+    assert "ccuracy" not in report.verdicts(changes, "greedy")[0]
+
+
+def test_the_prefill_arms_keep_what_their_twins_kept(vlm, tmp_path, monkeypatch):
+    monkeypatch.setenv("VISIONPULSE_CACHE", str(tmp_path))
+    small = scene_samples(2, cells=4)
+    ways = {"sampled": {"seeds": [0, 1], "sample": Sampling(2.0)}}
+    measured = measure_ways(vlm, small, ways, max_new_tokens=6)["sampled"]
+    assert list(measured) == ["dense", "VisionPulse 5 %", "VisionPulse 10 %", "at prefill 5 %", "at prefill 10 %"]
+    for share in ("5 %", "10 %"):
+        kept = [measured[f"{method} {share}"].retention.mean() * 64 for method in ("VisionPulse", "at prefill")]
+        assert kept[1] == max(1, int(round(kept[0] / 64, 4) * 64))  # whole patches, rounded down
+    dense = decode_arms(vlm, small, {"dense": None}, seeds=[0, 1], sample=Sampling(2.0), max_new_tokens=6)["dense"]
+    np.testing.assert_array_equal(measured["dense"].length, [[len(o.tokens) for o in run] for run in dense])
+
+
+def test_the_hash_knows_every_array(arms):
+    dense, pruned = arms
+    first = arms_hash({"a": dense, "b": pruned})
+    assert first == arms_hash({"b": pruned, "a": dense})
+    changed = trace_length.Arm(pruned.length, pruned.retention, ~pruned.finished, pruned.truth)
+    assert first != arms_hash({"a": dense, "b": changed})
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(-0.2, -0.1, "shorter"), (0.1, 0.2, "longer"), (-0.1, 0.1, "no change of length can be told")],
+)
+def test_the_sentence_follows_the_interval(arms, low, high, words):
+    change = compare(*arms)
+    shown = replace(change, length=replace(change.length, estimate=(low + high) / 2, low=low, high=high))
+    sentence = report.verdicts({"greedy": {"VisionPulse 5 %": shown}}, "greedy")[0]
+    assert words in sentence.split("(")[0]
+    assert ("as the paper reports" in sentence) == (words == "shorter")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(0.985, 1.01, "Accuracy is kept"), (0.8, 0.9, "Accuracy is lost"), (0.9, 1.0, "is open")],
+)
+def test_the_verdict_on_accuracy_follows_the_interval(arms, low, high, words):
+    change = compare(*arms)
+    truth = replace(change.truth, ratio=replace(change.truth.ratio, low=low, high=high))
+    shown = {"greedy": {"VisionPulse 5 %": replace(change, truth=truth)}}
+    assert words in report.verdicts(shown, "greedy")[0]

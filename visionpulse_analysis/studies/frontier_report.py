@@ -1,0 +1,233 @@
+"""Figures, tables and sentences of the frontier, and of one sample step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from visionpulse_analysis import figures
+from visionpulse_analysis.figures import DOUBLE, SINGLE
+from visionpulse_analysis.pruners.base import Pruner
+from visionpulse_analysis.statistics import Interval
+from visionpulse_analysis.studies.alignment import Comparison, Divergences, draw_strips, strips_height
+from visionpulse_analysis.studies.drawing import draw_curve, draw_named
+from visionpulse_analysis.studies.frontier import Frontier, Point, advantage
+from visionpulse_analysis.studies.trace_length_report import scaled, show
+from visionpulse_analysis.traces import Trace
+
+
+def steps_to_show(pruned: Trace, count: int = 6) -> list[int]:
+    """Steps at which the pruner acts whose kept sets differ most from those shown before, in order.
+
+    Starts with the first pruned step and adds the step farthest (by Jaccard index) from all chosen, so that the
+    pictures show how the choice moves, not the same one six times.
+    """
+    kept = kept_of(pruned)
+    chosen = [min(1, len(kept) - 1)]
+    while len(chosen) < min(count, len(kept) - 1):
+        both = (kept[:, None] & kept[None, chosen]).sum(-1)
+        either = (kept[:, None] | kept[None, chosen]).sum(-1)
+        closest = (both / np.maximum(either, 1)).max(axis=1)
+        closest[[0, *chosen]] = np.inf
+        chosen.append(int(np.argmin(closest)))
+    return sorted(chosen)
+
+
+def kept_of(pruned: Trace) -> np.ndarray:
+    """Visible patches, bool [step, patch]; raises ValueError for a dense trace."""
+    if pruned.kept is None:
+        raise ValueError("the trace is dense: nothing was dropped, so there is nothing to show step by step")
+    return np.asarray(pruned.kept.values)
+
+
+def mass_of(pruned: Trace) -> np.ndarray:
+    """The mass that the pruner measured, float [step]; step 0, where none is measured, repeats step 1."""
+    if pruned.pruner_mass is None:
+        raise ValueError("the pruner of this trace measures no attention mass; use VisionPulse")
+    seen = np.array(pruned.pruner_mass.values)
+    seen[0] = seen[1] if len(seen) > 1 else 0.0
+    return seen
+
+
+def step_page(pruned: Trace, comparison: Comparison, steps: list[int]) -> Figure:
+    """Draw one sample: kept patches of some steps, mass and budget over all, dense over pruned tokens."""
+    kept, seen = kept_of(pruned), mass_of(pruned)
+    height, width = pruned.images[0].shape[:2]
+    picture = (DOUBLE / len(steps) - 0.08) * height / width + 0.45
+    fig, (top, middle, *strips) = figures.new_page(DOUBLE, [picture, 2.5, *strips_height(comparison)])
+    with figures.style():
+        panels = np.atleast_1d(top.subplots(1, len(steps)))
+        budget, curve = middle.subplots(2, 1, sharex=True, height_ratios=[0.6, 1])
+        for ax, step in zip(panels, steps, strict=True):
+            ax.set_title(figures.step_title(step, pruned.tokens[step]), parse_math=False)
+    for ax, step in zip(panels, steps, strict=True):
+        figures.draw_kept(ax, pruned.images[0], pruned.grid.to_map(kept[step]))
+    figures.draw_line_band(budget, np.arange(1, len(kept)), 100 * kept[1:].mean(axis=1))
+    budget.set(ylim=(0, 115 * kept[1:].mean(axis=1).max()), ylabel="kept (%)")
+    figures.draw_mass_curve(curve, seen, pruned.tokens, marked_steps=steps)
+    curve.set_ylabel("mass at anchor")
+    draw_strips(strips, comparison)
+    return fig
+
+
+def _line(points: list[Point], intervals: list[Interval]) -> tuple[list[float], list[float], list[float], list[float]]:
+    """One arm of `draw_frontier`: retention, estimate, low, high; a missing interval closes on its point."""
+    low, high = (
+        [i.estimate if np.isnan(end) else end for i, end in zip(intervals, ends, strict=True)]
+        for ends in ([i.low for i in intervals], [i.high for i in intervals])
+    )
+    return [p.retention for p in points], [i.estimate for i in intervals], low, high
+
+
+def frontier_page(frontier: Frontier, groups: Mapping[str, Mapping[str, Pruner]]) -> Figure:
+    """Draw accuracy (where it is known) and the paired change of length against retention, one line per selection."""
+    points = {label: list(frontier.group(group).values()) for label, group in groups.items()}
+    length = {label: _line(ps, [scaled(p.change.length) for p in ps]) for label, ps in points.items()}
+    known = frontier.dense.accuracy
+    fig, axes = figures.new_figure(DOUBLE, 2.7, 1, 1 if known is None else 2)
+    *first, last = np.atleast_1d(axes)
+    for ax in first:
+        accuracy = {label: _line(ps, [p.accuracy for p in ps if p.accuracy]) for label, ps in points.items()}
+        figures.draw_frontier(ax, accuracy, dense=known and known.estimate)
+    figures.draw_frontier(last, length, dense=0.0, ylabel="change of length (%)", ylim=None)
+    figures.draw_legend([*first, last])
+    return fig
+
+
+def anchor_figure(frontier: Frontier, anchors: Mapping[str, Mapping[int, tuple[str, Pruner]]], default: int) -> Figure:
+    """Draw what happens when the same share is kept from another layer on; the default anchor is marked."""
+    value = "length" if frontier.dense.accuracy is None else "accuracy"
+    fig, ax = figures.new_figure(SINGLE, 2.4)
+    for label, by_layer in anchors.items():
+        draw_curve(ax, list(by_layer), [getattr(frontier.points[name], value) for name, _ in by_layer.values()], label)
+    layers = [min(map(min, anchors.values())), max(map(max, anchors.values()))]
+    dense = getattr(frontier.dense, value).estimate
+    figures.draw_line_band(ax, layers, [dense, dense], label="dense", colour="#8c8c8c", dashed=True)
+    ax.axvline(default, color="#8c8c8c", linewidth=0.6)
+    ax.set(xlabel="pruned from this layer on (line: default)", ylabel=value if value == "accuracy" else "tokens")
+    ax.set_ylim(0, 1.02 if value == "accuracy" else None)
+    figures.draw_legend(ax)
+    return fig
+
+
+def knob_figure(frontier: Frontier, plain: str, knobs: Mapping[str, Pruner]) -> Figure:
+    """Draw the knobs against the plain pruner at the same budget: accuracy and length, paired with dense."""
+    points = {f"plain, {plain.rsplit(' ', 2)[-2]} %": frontier.points[plain], **frontier.group(knobs)}
+    panels = {"change of length (%)": {n: scaled(p.change.length) for n, p in points.items()}}
+    scored = {n: p.change.truth for n, p in points.items()}
+    if frontier.dense.accuracy is not None:
+        panels["change of accuracy (points)"] = {n: scaled(truth.change) for n, truth in scored.items() if truth}
+    fig, axes = figures.new_figure(DOUBLE, 0.24 * len(points) + 0.6, 1, len(panels), sharey=True)
+    for ax, (label, intervals) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+        draw_named(ax, intervals, reference=0, xlabel=label)
+    return fig
+
+
+def divergence_figure(found: Divergences) -> Figure:
+    """Draw at which step pruned traces leave the dense ones, and at what kind of token where that is known."""
+    fig, axes = figures.new_figure(DOUBLE, 2.0, 1, 2 if found.at_kind else 1)
+    first, *rest = np.atleast_1d(axes)
+    # One bin per step as long as that can be read.
+    edges = np.arange(-0.5, found.steps.max() + 1.5, max(1, found.steps.max() // 30))
+    edges = np.append(edges, found.steps.max() + 0.5) if edges[-1] < found.steps.max() else edges
+    figures.draw_histogram(first, found.steps, edges, xlabel="first step that differs", ylabel="samples")
+    for ax in rest:
+        none = np.zeros(len(found.at_kind))
+        base = np.array([found.all_kinds.get(kind, 0.0) for kind in found.at_kind])
+        draw_named(
+            ax,
+            found.at_kind,
+            null_low=none,
+            null_high=base,
+            null_label="share among all tokens",
+            xlabel="share of first differences",
+        )
+        figures.draw_legend(ax)
+    return fig
+
+
+def table(points: Mapping[str, Point]) -> pd.DataFrame:
+    """One row per arm."""
+    rows = {}
+    for name, p in points.items():
+        rows[name] = {
+            "kept": f"{100 * p.retention:.1f} %",
+            "tokens": show(p.length, 1, "", sign=False),
+            "length against dense": show(p.change.length),
+            "overlap of consecutive sets": f"{p.overlap:.2f}",
+        }
+        if p.accuracy is not None:
+            rows[name] |= {"accuracy, %": show(p.accuracy, unit="", sign=False)}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def advantage_table(frontier: Frontier, budgets: list[float], over: list[str]) -> pd.DataFrame:
+    """Accuracy of VisionPulse minus that of other selections at equal retention, in points."""
+    return pd.DataFrame(
+        {
+            f"{100 * budget:g} % kept": {
+                f"VisionPulse minus {other}": show(
+                    advantage(frontier, f"VisionPulse {100 * budget:g} %", f"{other} {100 * budget:g} %"),
+                    unit=" points",
+                )
+                for other in over
+            }
+            for budget in budgets
+        }
+    )
+
+
+def verdicts(frontier: Frontier, budgets: list[float], knobs: Mapping[str, Pruner]) -> list[str]:
+    """What transfers and what does not, each sentence chosen by its interval."""
+    lines = []
+    for budget in budgets:
+        name = f"VisionPulse {100 * budget:g} %"
+        gain = advantage(frontier, name, f"random {100 * budget:g} %")
+        if gain is None:
+            return ["Without known answers only lengths can be compared; accuracy is left out."]
+        lines.append(f"At {100 * budget:g} % kept, {_about_gain(scaled(gain))}")
+        late = advantage(frontier, name, f"last step only {100 * budget:g} %")
+        if late is not None:
+            lines.append(f"At {100 * budget:g} % kept, {_about_late(scaled(late))}")
+    plain = f"VisionPulse {100 * budgets[0]:g} %"
+    for knob in knobs:
+        change = advantage(frontier, knob, plain)
+        if change is not None:
+            lines.append(f"{knob} at {100 * budgets[0]:g} %: {_about_knob(scaled(change))}")
+    return lines
+
+
+def _points(interval: Interval) -> str:
+    return show(interval, 1, " points")
+
+
+def _about_gain(gain: Interval) -> str:
+    if gain.low >= 20:
+        return f"the selection matters: VisionPulse beats random selection by {_points(gain)}, at least 20."
+    if gain.low > 0:
+        return f"VisionPulse beats random selection, by {_points(gain)}."
+    return (
+        f"VisionPulse is not shown to beat random selection ({_points(gain)}): here the model needs little of the "
+        "image from the anchor on, or the selection misses what it needs."
+    )
+
+
+def _about_late(gain: Interval) -> str:
+    if gain.low > 0:
+        return (
+            f"choosing afresh is worth {_points(gain)} over the choice of the step before: evidence moves step by step."
+        )
+    return f"the choice of the step before does as well, as far as can be told ({_points(gain)})."
+
+
+def _about_knob(change: Interval) -> str:
+    if np.isnan(change.low):
+        return "changes no answer."
+    if change.high < 0:
+        return f"costs accuracy ({_points(change)})."
+    if change.low > 0:
+        return f"gains accuracy ({_points(change)})."
+    return f"no difference of accuracy can be told ({_points(change)})."
