@@ -11,7 +11,7 @@ from visionpulse_analysis.testbed import training
 from visionpulse_analysis.testbed.batches import make_batch, pack, patches_of
 from visionpulse_analysis.testbed.model import build_image_processor, build_model
 from visionpulse_analysis.testbed.questions import ask, reason
-from visionpulse_analysis.testbed.scenes import generate
+from visionpulse_analysis.testbed.scenes import COLOURS, SHAPES, generate
 from visionpulse_analysis.testbed.training import MIX, Stage, Trainer, hidden_states, scores
 from visionpulse_analysis.testbed.vision import patch_labels, pretrain_vision
 
@@ -74,12 +74,13 @@ def test_patches_are_those_of_the_image_processor():
     assert np.allclose(patches_of(image), expected, atol=1e-6)
 
 
-def test_patch_labels_name_the_objects():
+def test_patch_labels_say_what_is_where():
     scene = generate(2, 4)
-    labels = patch_labels(scene).reshape(8, 8, 2)
+    labels = patch_labels(scene).reshape(8, 8, 4)
     assert ((labels[..., 0] < 8).sum(), (labels[..., 1] < 6).sum()) == (4 * len(scene.objects),) * 2
-    o = scene.objects[0]
-    assert (labels[2 * o.row, 2 * o.col] == labels[2 * o.row + 1, 2 * o.col + 1]).all()
+    for o in scene.objects:
+        for patch in labels[2 * o.row : 2 * o.row + 2, 2 * o.col : 2 * o.col + 2].reshape(4, 4):
+            assert patch.tolist() == [list(COLOURS).index(o.colour), SHAPES.index(o.shape), o.row, o.col]
 
 
 def test_vision_pretraining_touches_the_tower_only():

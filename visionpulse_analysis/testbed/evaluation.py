@@ -76,6 +76,7 @@ def evaluate(
     if not main:
         raise ValueError(f"no scene of {cells} x {cells} cells in the evaluation set")
     result: dict[str, Any] = {"model": vlm.name, "weights": vlm.weights_hash, "sizes": {}, "tasks": {}}
+    result["main_patches"] = (2 * cells) ** 2
     statements: dict[str, list[bool]] = {"colour": [], "shape": [], "position": []}
     find_right = np.zeros(0)
     for size in sorted({item.scene.cells for item in items}):

@@ -24,7 +24,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "star")
 MAX_CELLS = 16
-OBJECTS_PER_SIZE = {4: (4, 8), 6: (6, 12), 8: (7, 14), 16: (20, 40)}  # inclusive ranges, by cells per side
+OBJECTS_PER_SIZE = {4: (2, 8), 6: (6, 12), 8: (7, 14), 16: (20, 40)}  # inclusive ranges, by cells per side
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from visionpulse_analysis.testbed.vision import pretrain_vision
 
 FIRST_VISION_SEED = 900_000_000  # evaluation and study scenes use smaller seeds than either of these
 FIRST_TRAINING_SEED = 1_000_000_000
-VISION_STEPS = 600
+VISION_STEPS = 900
 MIX = {"find": 0.35, "compare": 0.25, "count": 0.25, "describe": 0.15}
 
 
@@ -34,8 +34,7 @@ class Stage:
 
     sizes : cells per side -> weight. tasks : task -> weight. A step draws ``images`` scenes of one size with
     ``questions`` questions each. ``rate`` : learning rate at the start and the end (cosine between). ``until`` :
-    leave early once these kinds of token reach this teacher-forced accuracy (running mean). ``positions`` : strengthen
-    the vision tower's position table by vectors of this size at the start of the stage; see :func:`add_positions`.
+    leave early once these kinds of token reach this teacher-forced accuracy (running mean).
     """
 
     name: str
@@ -46,15 +45,12 @@ class Stage:
     questions: int
     rate: tuple[float, float]
     until: dict[str, float] = field(default_factory=dict)
-    positions: float = 0.0
 
 
 PLAN = (
-    Stage("read", 6000, {4: 1.0}, {"describe": 1.0}, 16, 1, (1.5e-3, 1.5e-3), {"column": 0.5}),
-    Stage("reason", 3000, {4: 1.0}, MIX, 8, 4, (1.5e-3, 1.5e-3), {"answer": 0.99}),
-    Stage("locate", 3000, {4: 1.0}, MIX, 8, 4, (1.5e-3, 1.5e-3), {"row": 0.94, "column": 0.94}, 0.2),
-    Stage("grow", 2000, {4: 0.25, 6: 0.5, 8: 0.25}, MIX, 8, 4, (1.5e-3, 1.5e-3), {"row": 0.94, "column": 0.94}),
-    Stage("settle", 6000, {4: 0.1, 6: 0.2, 8: 0.7}, MIX, 8, 4, (1.5e-3, 3e-5)),
+    Stage("read", 3000, {4: 0.6, 6: 0.4}, {"describe": 1.0}, 16, 1, (1.5e-3, 1.5e-3), {"row": 0.9, "column": 0.9}),
+    Stage("reason", 3000, {4: 0.5, 6: 0.3, 8: 0.2}, MIX, 8, 4, (1.5e-3, 1.5e-3), {"answer": 0.97, "row": 0.97}),
+    Stage("settle", 2500, {4: 0.1, 6: 0.2, 8: 0.7}, MIX, 8, 4, (1.5e-3, 2e-5)),
 )
 
 
@@ -176,9 +172,6 @@ class Trainer:
     def _step(self, stage: Stage) -> float:
         state = self.state
         rng = np.random.default_rng([self.seed, state["step"]])
-        if stage.positions and state["step_in_stage"] == 0:
-            for model in (self.model, self.average):
-                add_positions(model, stage.positions, self.seed)
         sizes = list(stage.sizes)
         cells = int(rng.choice(sizes, p=np.array([stage.sizes[s] for s in sizes]) / sum(stage.sizes.values())))
         first = FIRST_TRAINING_SEED + 64 * state["step"]
@@ -248,21 +241,6 @@ class Trainer:
                 moments[kind].setdefault(int(index), {})[name] = value
             for kind, optimizer in self.optimizers.items():
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": moments[kind]})
-
-
-def add_positions(model, size: float, seed: int) -> None:
-    """Add a random vector of standard deviation ``size`` per row and per column to the vision tower's position table.
-
-    A model that starts with strong positions reads them in its first layer, and nothing is left to prune after that. One
-    that starts with weak ones learns to look late, in its upper layers, and keeps that habit when the positions get strong.
-    """
-    table = model.model.visual.pos_embed.weight
-    side = model.model.visual.num_grid_per_side
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randn(side, 1, table.shape[1], generator=generator) * size
-    columns = torch.randn(1, side, table.shape[1], generator=generator) * size
-    with torch.no_grad():
-        table += (rows + columns).reshape(table.shape).to(table.device)
 
 
 def _contiguous(model) -> dict[str, torch.Tensor]:
