@@ -50,6 +50,12 @@ def cell_patches(o):
     return [SIDE * (2 * o.row + i) + 2 * o.col + j for i in (0, 1) for j in (0, 1)]
 
 
+def known_truth(traces, samples, layer, **options):
+    truth = object_attention(traces, samples, layer, **options)
+    assert truth is not None
+    return truth
+
+
 def random_traces(rng, count=4, layers=2):
     return [
         trace_of(rng.dirichlet(np.full(SIDE**2, 0.3), (len(WORDS), layers)) * rng.uniform(0.1, 0.9, (len(WORDS), 1, 1)))
@@ -150,7 +156,7 @@ def test_attention_on_the_named_object_is_all_on_it():
             attention[step, 0] = 0
             attention[step, 0, cell_patches(OBJECTS[index])] = 0.2
     samples = [sample_of("a"), sample_of("b")]
-    truth = object_attention([trace_of(attention)] * 2, samples, 2)
+    truth = known_truth([trace_of(attention)] * 2, samples, 2)
     assert list(truth.share) == ["colour", "shape", "row", "column", "verdict"]
     assert {i.estimate for i in truth.share.values()} == {i.estimate for i in truth.hit.values()} == {1}
     assert truth.share_named.estimate == 1
@@ -164,7 +170,7 @@ def test_attention_on_the_named_object_is_all_on_it():
 
 def test_truth_equals_a_slow_computation(rng):
     traces, samples = random_traces(rng, 3), [sample_of(str(i)) for i in range(3)]
-    truth = object_attention(traces, samples, 5, text_below=0.4)
+    truth = known_truth(traces, samples, 5, text_below=0.4)
     share, other, hit = [], [], []
     for trace in traces:
         for row, index in zip(trace.attention.values[:, 1].astype(float), NAMED, strict=True):
@@ -187,7 +193,7 @@ def test_objects_that_are_not_in_the_scene_are_left_out_and_counted(rng):
     without = sample_of("without", OBJECTS[::2])
     trace = trace_of(rng.dirichlet(np.ones(64), (len(WORDS), 1)))
     assert named_objects(trace, without) == [0 if index == 0 else None for index in NAMED]
-    assert object_attention([trace], [without], 2).unknown == pytest.approx(4 / 9)  # 5 of the circle, 4 of the cross
+    assert known_truth([trace], [without], 2).unknown == pytest.approx(4 / 9)  # 5 of the circle, 4 of the cross
 
 
 def test_without_truth_there_is_none(rng):
@@ -237,7 +243,7 @@ def test_shown_steps_are_those_that_name_objects_with_the_most_mass():
 
 
 def test_cells_are_outlined_where_the_object_is_drawn():
-    scene = sample_of().scene
+    scene = Scene(4, OBJECTS, seed=1)
     ((left, top, right, bottom),) = step_figures.cell_boxes(scene, [1])
     image = scene.render()[int(top) : int(bottom), int(left) : int(right)]
     assert image[8, 8].tolist() == [40, 80, 200]  # the middle of the blue cross

@@ -15,6 +15,7 @@ from typing import Any
 from visionpulse_analysis.decoding import decode, end_ids
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners.base import Pruner
+from visionpulse_analysis.recording import Execution
 from visionpulse_analysis.sampling import Sample as Sampling
 from visionpulse_analysis.store import TraceStore
 from visionpulse_analysis.studies.samples import Sample
@@ -37,7 +38,7 @@ def collect(
     sample: Sampling | None = None,
     layers: Any = "all",
     heads: Any = "mean",
-    execution: str = "masked",
+    execution: Execution = "masked",
     max_new_tokens: int = 160,
     batch_size: int = 32,
 ) -> list[Trace]:

@@ -27,7 +27,7 @@ def quickstart_page(trace: Trace, sample: Sample, layer: int, *, text_below: flo
     top_height = 2.9 * height / width + 0.75
     fig, (top, middle, bottom) = figures.new_page(DOUBLE, [top_height, strip + 0.32, 2.4])
     with figures.style():
-        left, right = top.subfigures(1, 2, width_ratios=[1, 1.45])
+        left, right = top.subfigures(1, 2, width_ratios=[1, 1.45], squeeze=False)[0]
         picture, words, curve = left.subplots(), middle.subplots(), bottom.subplots()
         answer = trace.answer or "none within the limit of tokens"
         picture.set_title(f"{trace.question}\nanswer: {answer}", parse_math=False)
