@@ -32,7 +32,7 @@ def eager_rows(vlm, picture, trace):
         vlm.model.set_attn_implementation({"text_config": "sdpa"})
     first = len(prompt.ids) - 1
     rows = torch.stack(out.attentions, dim=1)[0]  # [layer, head, query, key]
-    return rows[:, :, first:, :][..., prompt.grid.position].permute(2, 0, 1, 3).numpy(), out.logits[0, first:]
+    return rows[:, :, first:, :][..., prompt.grid.position.copy()].permute(2, 0, 1, 3).numpy(), out.logits[0, first:]
 
 
 def test_rows_equal_those_of_eager_attention(vlm, pictures):
