@@ -92,6 +92,18 @@ def test_visionpulse_follows_its_rule(pruner, seed):
         previous = [kept for _, kept in expected]
 
 
+@pytest.mark.parametrize("granularity", ["token", "block"])
+def test_the_budget_stays_within_its_range(granularity):
+    batch = Batch([np.arange(4, 4 + 96)], [120])
+    pruner = VisionPulse(granularity=granularity, block_size=4, temperature=1.0, budget_min=0.25, budget_max=0.75)
+    for boost, budget in ((-200.0, 0.25), (200.0, 0.75)):
+        logits = random_logits(np.random.default_rng(0), batch, 2)
+        logits[1][ANCHOR][:, :, 4:100] += boost
+        made = run(pruner, batch.layout(), logits)[0]
+        assert made["budget"].item() == budget and made["kept"].sum() == 96 * budget
+        assert made["mass"].item() == (boost > 0)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("kind", [Random, Uniform, PrefillOnce, LastStepOnly])
 def test_baselines_follow_their_rules(kind, seed):
