@@ -24,12 +24,13 @@ def verdict(anchors: Anchors, tolerance: float = 0.05) -> str:
         best = anchors.layers[int(np.argmin([i.estimate for i in anchors.top]))]
         text = [f"No layer would do by the rule that {rule}; the least harm is done at layer {best}."]
     if anchors.default in anchors.layers:
-        where = "is one of them" if anchors.default in fits else "is not one of them"
+        where = "is" if anchors.default in fits else "is not"
         place = anchors.layers.index(anchors.default)
         text.append(
-            f"The default anchor, layer {anchors.default}, {where}: there {100 * anchors.top[place].estimate:.0f} % "
-            f"of these tokens change with its own choice, {100 * anchors.random[place].estimate:.0f} % with random "
-            f"patches and {100 * anchors.none[place].estimate:.0f} % with none."
+            f"The default anchor, layer {anchors.default}, {where} among those that would do: there "
+            f"{100 * anchors.top[place].estimate:.0f} % of these tokens change with its own choice, "
+            f"{100 * anchors.random[place].estimate:.0f} % with random patches and "
+            f"{100 * anchors.none[place].estimate:.0f} % with none."
         )
     free = [layer for layer, i in zip(anchors.layers, anchors.none, strict=True) if i.estimate <= tolerance]
     text.append(
@@ -64,8 +65,8 @@ def paper_table(maps: LayerMaps, anchors: Anchors, tolerance: float = 0.05) -> p
     }
     if place is not None:
         rows[f"{percent} of the patches, chosen at the anchor"] = (
-            "98.2 % of full accuracy at up to 5 %, whole traces",
-            f"{100 * (1 - anchors.top[place].estimate):.0f} % of the image-dependent tokens stay, each step alone",
+            "98.2 % of full accuracy (<= 5 %, whole traces)",
+            f"{100 * (1 - anchors.top[place].estimate):.0f} % of image-dependent tokens unchanged",
         )
         rows["the same, random patches"] = (
             "not reported",

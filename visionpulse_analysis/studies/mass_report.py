@@ -14,6 +14,7 @@ from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.testbed.truth import annotate
 from visionpulse_analysis.traces import Trace
 
+PAPER_PATCHES = 1280  # the least for which its thresholds were chosen
 PAPER_R = (0.82, 0.95)  # arXiv 2605.31457: Pearson r(mass, active count) over its thresholds
 
 
@@ -36,7 +37,9 @@ def survivors(result: MassUsage) -> str:
         if _sign(result.causal[0]) > 0:
             text.append("So the claim survives: mass tells, within a trace, how many patches the step needs.")
         else:
-            text.append("So the claim does not survive here: r is arithmetic, more mass is not more patches needed.")
+            text.append(
+                "So the claim does not survive here: whatever r is, more mass does not mean more patches needed."
+            )
     return " ".join(text)
 
 
@@ -48,12 +51,13 @@ def transfers(result: MassUsage) -> str:
     size = {len(r): "transfers", 0: "does not transfer"}.get(len(inside), "transfers in part")
     text = [
         f"The size of the published correlation {size}: at {len(inside)} of {len(r)} thresholds r lies in the paper's "
-        f"range. The thresholds themselves do not carry over: they were chosen for 1280 patches or more, where they "
-        f"are 0.6 to 2.6 times the uniform level 1/n; here they are {min(uniform):.2f} to {max(uniform):.2f} times it."
+        f"range. The thresholds do not carry over: they were chosen for {PAPER_PATCHES} patches or more, "
+        f"{min(PAPER_THRESHOLDS) * PAPER_PATCHES:.1f} to {max(PAPER_THRESHOLDS) * PAPER_PATCHES:.1f} times the uniform "
+        f"level 1/n there; here they are {min(uniform):.2f} to {max(uniform):.2f} times it."
     ]
     if result.causal:
         sign = _sign(result.causal[0])
-        found = {1: "holds here as well", -1: "is reversed here", 0: "is not seen here"}[sign]
+        found = {1: "holds here too", -1: "is reversed here", 0: "is not seen here"}[sign]
         text.append(f"Its reading, that steps with more mass use more patches, {found} when use is what a step needs.")
     return " ".join(text)
 
@@ -62,7 +66,7 @@ def paper_table(result: MassUsage) -> pd.DataFrame:
     """What the paper reports beside what was measured here."""
     level = f"{result.level:g} nats"
     rows = {
-        "patches per image": ("1280 or more", " to ".join(map(str, sorted({*_ends(result.n_patches)})))),
+        "patches per image": (f"{PAPER_PATCHES} or more", " to ".join(map(str, sorted({*_ends(result.n_patches)})))),
         "r(mass, active count), its thresholds": (
             f"{PAPER_R[0]} to {PAPER_R[1]}",
             _range(result.paper, lambda r: r.pooled.estimate),
