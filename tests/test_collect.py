@@ -106,6 +106,13 @@ def test_changed_samples_are_decoded_again(vlm, samples, decoded, change):
     assert all(np.array_equal(t.images[0], s.image) for t, s in zip(traces, changed, strict=True))
 
 
+def test_images_that_look_alike_after_resizing_keep_their_own_traces(vlm, decoded):
+    for side in (64, 66):
+        grey = Sample("grey", np.full((side, side, 3), 128, np.uint8), "where is the red circle ?")
+        assert collect(vlm, [grey], **SHORT)[0].images[0].shape == (side, side, 3)
+    assert len(decoded) == 2
+
+
 def test_changed_weights_or_settings_of_the_model_decode_again(vlm, samples, decoded):
     collect(vlm, samples, **SHORT)
     weights = dataclasses.replace(vlm, model=copy.deepcopy(vlm.model))

@@ -54,6 +54,13 @@ def test_what_does_not_fit_is_left_out_and_said():
     assert small["layer"] == whole["layer"] and small["layer"] in small["layers"]
 
 
+def test_layers_that_compress_worse_than_the_first_still_keep_to_the_size():
+    trace = make_trace(steps=120, rows=16, cols=16, layers=tuple(range(9)))
+    trace.dataset["attention"][:, 0] = 0
+    small = pack(trace, layer=0, max_bytes=420_000)
+    assert len(page.page(small)) <= 420_000 and 1 < len(small["layers"]) < 9
+
+
 def test_heads_are_averaged_when_they_do_not_fit_and_that_is_said():
     trace = make_trace(steps=120, rows=16, cols=16, layers=(0, 1), heads=tuple(range(8)))
     small = pack(trace, max_bytes=350_000)

@@ -121,7 +121,7 @@ def _key(vlm: VLM, samples: Sequence[Sample], options: dict[str, Any]) -> str:
         prompt = vlm.prompt(sample.image, sample.question)
         digest.update(f"{sample.id}\0{sample.question}\0{prompt.grid_thw.tolist()}\0".encode())
         for array in (prompt.ids.numpy(), prompt.pixels.numpy(), *prompt.images):
-            digest.update(array.tobytes())
+            digest.update(f"{array.shape}".encode() + array.tobytes())
     return digest.hexdigest()[:24]
 
 
