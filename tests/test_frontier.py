@@ -93,7 +93,8 @@ def test_the_advantage_is_ours_minus_theirs(measured):
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "words"), [(25, 40, "at least 20"), (5, 40, "beats random selection, by"), (-5, 40, "not shown to beat")]
+    ("low", "high", "words"),
+    [(25, 40, "at least 20"), (5, 40, "beats random selection, by"), (-5, 40, "not shown to beat")],
 )
 def test_the_sentence_follows_the_interval(measured, monkeypatch, low, high, words):
     one = replace(measured.dense.length, estimate=(low + high) / 200, low=low / 100, high=high / 100)
