@@ -35,9 +35,7 @@ def overlay() -> Any:
 def mass() -> Any:
     kinds = ["visual"] * 9 + ["text"] * 9
     curve = np.linspace(1, 0, 18)
-    return panel(
-        figures.draw_mass_curve, curve, TOKENS, marked_steps=[0, 6], kinds=kinds, legend=True, width=DOUBLE
-    )
+    return panel(figures.draw_mass_curve, curve, TOKENS, marked_steps=[0, 6], kinds=kinds, legend=True, width=DOUBLE)
 
 
 def strip() -> Any:
@@ -90,9 +88,7 @@ GALLERY: dict[str, Callable[[], Any]] = {
     "histogram": lambda: panel(
         figures.draw_histogram, {"dense": HALF, "pruned": STEPS / 18}, 5, xlabel="x", legend=True
     ),
-    "scatter": lambda: panel(
-        figures.draw_scatter, np.linspace(0, 1, 600), np.ones(600), xlabel="x", ylabel="y"
-    ),
+    "scatter": lambda: panel(figures.draw_scatter, np.linspace(0, 1, 600), np.ones(600), xlabel="x", ylabel="y"),
     "matrix": matrix,
     "tokens": tokens,
 }

@@ -91,13 +91,17 @@ def change_pixel(samples):
     "change",
     [
         change_pixel,
+        lambda samples: [dataclasses.replace(one, id=f"{one.id}-again") for one in samples],
+        lambda samples: [dataclasses.replace(one, question="where is the dog ?") for one in samples],
         lambda samples: [dataclasses.replace(samples[0], question="where is the red circle ? ?"), *samples[1:]],
         lambda samples: samples[:2],
         lambda samples: samples[::-1],
     ],
-    ids=["pixel", "question", "fewer", "order"],
+    ids=["pixel", "ids", "unknown word", "question", "fewer", "order"],
 )
 def test_changed_samples_are_decoded_again(vlm, samples, decoded, change):
+    # A word that the model does not know: its prompt is the same for every such word.
+    samples = [dataclasses.replace(one, question="where is the cat ?") for one in samples]
     collect(vlm, samples, **SHORT)
     changed = change(samples)
     traces = collect(vlm, changed, **SHORT)

@@ -79,9 +79,7 @@ def test_commit_hooks_use_the_pinned_tools():
     hooks = [hook for repo in config["repos"] for hook in repo["hooks"]]
     assert {hook["id"] for hook in hooks} == {"ruff-check", "ruff-format", "nbstripout"}
     for hook in hooks:
-        assert hook["entry"].startswith(".venv/bin/"), (
-            "a hook with its own copy could differ from constraints.txt"
-        )
+        assert hook["entry"].startswith(".venv/bin/"), "a hook with its own copy could differ from constraints.txt"
         assert package(hook["entry"].removeprefix(".venv/bin/")) in constraints()
 
 
@@ -89,9 +87,7 @@ def test_every_arithmetic_room_is_under_its_import_contract():
     """import-linter refuses a module that does not exist yet, so a new one must be added by hand."""
     contracts = {contract["id"]: contract for contract in PYPROJECT["tool"]["importlinter"]["contracts"]}
     rooms = [
-        room
-        for room in ("costs", "measures", "statistics")
-        if (ROOT / f"visionpulse_analysis/{room}.py").exists()
+        room for room in ("costs", "measures", "statistics") if (ROOT / f"visionpulse_analysis/{room}.py").exists()
     ]
     listed = contracts["arithmetic"]["source_modules"] if rooms else []
     assert sorted(listed) == [f"visionpulse_analysis.{room}" for room in rooms]

@@ -1,5 +1,7 @@
 """The supported families, each as a tiny random model built from its own configuration, with merged patches."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,7 @@ QUESTION = "where is the red circle ?"
 PATCH, MERGE = 4, 2
 
 
-def text(**extra):
+def text(**extra) -> Any:
     return {
         "vocab_size": len(IDS), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
@@ -30,7 +32,7 @@ def text(**extra):
     }  # fmt: skip
 
 
-def tokens():
+def tokens() -> Any:
     return {
         "image_token_id": IDS["<|image_pad|>"], "video_token_id": IDS["<|video_pad|>"],
         "vision_start_token_id": IDS["<|vision_start|>"], "vision_end_token_id": IDS["<|vision_end|>"],
@@ -119,7 +121,9 @@ def test_rows_are_those_of_eager_attention(family, photos):
                 )
         finally:
             family.model.set_attn_implementation({"text_config": "sdpa"})
-        rows = torch.stack(out.attentions, 1)[0][:, :, len(prompt.ids) - 1 :, prompt.grid.position.copy()].permute(2, 0, 1, 3)
+        rows = torch.stack(out.attentions, 1)[0][:, :, len(prompt.ids) - 1 :, prompt.grid.position.copy()].permute(
+            2, 0, 1, 3
+        )
         assert np.abs(trace.mass.values - rows.sum(-1).numpy()).max() < 1e-6
         assert np.abs(trace.attention.values - rows.numpy()).max() <= np.spacing(np.float16(rows.max())) / 2 + 1e-6
         assert trace.token_ids.tolist() == out.logits[0, len(prompt.ids) - 1 :].argmax(-1).tolist()

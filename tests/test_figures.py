@@ -52,9 +52,7 @@ def test_overlay_colour_is_the_blend_of_map_and_image():
     share = np.clip(HEAT / 0.1, 0, 1)
     alpha = (0.2 + 0.7 * share)[..., None]
     blend = 255 * matplotlib.colormaps[HEAT_CMAP](share)[..., :3] * alpha + 200 * (1 - alpha)
-    np.testing.assert_allclose(
-        patches(pixels), blend[:, :, None] + np.zeros((200, 1)), atol=2
-    )  # 8-bit blending
+    np.testing.assert_allclose(patches(pixels), blend[:, :, None] + np.zeros((200, 1)), atol=2)  # 8-bit blending
 
 
 def test_a_place_without_a_patch_shows_the_bare_image():
@@ -133,9 +131,7 @@ def test_everything_is_inside_the_page(kind):
     assert box.x0 > -0.01 and box.y0 > -0.01 and box.x1 < width + 0.01 and box.y1 < height + 0.01, box
 
 
-@pytest.mark.parametrize(
-    ("count", "all_named"), [(20, True), (40, True), (80, True), (120, True), (1000, False)]
-)
+@pytest.mark.parametrize(("count", "all_named"), [(20, True), (40, True), (80, True), (120, True), (1000, False)])
 def test_tokens_under_the_mass_curve_do_not_overlap(count, all_named):
     tokens, marked = (TOKENS * 60)[:count], [2, 6, count - 1]
     fig, ax = new_figure(DOUBLE, 2.3)
@@ -164,9 +160,7 @@ def test_tokens_of_a_strip_stay_apart_and_in_order():
 
 def test_marked_steps_carry_their_number_and_visual_steps_their_tint():
     _, ax = new_figure(DOUBLE, 2.3)
-    figures.draw_mass_curve(
-        ax, [0.9, 0.2, 0.8], ["a", "b", "c"], marked_steps=[2], kinds=["visual", "text", "visual"]
-    )
+    figures.draw_mass_curve(ax, [0.9, 0.2, 0.8], ["a", "b", "c"], marked_steps=[2], kinds=["visual", "text", "visual"])
     assert [(text.get_text(), text.xy) for text in ax.texts] == [("2", (2, 0.8))]
     assert [(span.get_x(), span.get_width()) for span in ax.patches] == [(-0.5, 1), (1.5, 1)]
     assert ax.get_legend_handles_labels()[1] == ["visual step"]
@@ -192,10 +186,7 @@ def test_strip_shares_the_scale_only_when_asked_to():
     assert figures.scale_limits(maps, "per_step") == [(0, 0.14), (0, pytest.approx(0.014))]
     assert figures.scale_limits([HEAT * 0], "absolute") == [(0, 1)]
     shared, own = (
-        [
-            np.asarray(ax.images[1].get_array())
-            for ax in figures.overlay_strip(None, IMAGE, maps, ["", ""], scale=name)
-        ]
+        [np.asarray(ax.images[1].get_array()) for ax in figures.overlay_strip(None, IMAGE, maps, ["", ""], scale=name)]
         for name in ("absolute", "per_step")
     )
     np.testing.assert_allclose(own[0], own[1], atol=1e-9)

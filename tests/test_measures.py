@@ -80,9 +80,7 @@ def test_patches_for_share_is_the_smallest_such_number(attention, share):
     for row in attention.reshape(-1, attention.shape[-1]):
         if row.sum() > 0:
             falling = sorted(row, reverse=True)
-            slow = next(
-                k for k in range(1, len(row) + 1) if sum(falling[:k]) >= share * sum(falling) * (1 - 1e-12)
-            )
+            slow = next(k for k in range(1, len(row) + 1) if sum(falling[:k]) >= share * sum(falling) * (1 - 1e-12))
             assert measures.patches_for_share(row, share) == slow
 
 
@@ -144,9 +142,7 @@ def test_layer_similarity_leaves_out_steps_without_mass_and_survives_tiny_rows()
     attention[:, 0] = 0
     assert np.isnan(measures.layer_similarity(attention)[0]).all()
     tiny = random_rows(3, 2, 8) * 1e-200
-    np.testing.assert_allclose(
-        measures.layer_similarity(tiny), measures.layer_similarity(random_rows(3, 2, 8))
-    )
+    np.testing.assert_allclose(measures.layer_similarity(tiny), measures.layer_similarity(random_rows(3, 2, 8)))
 
 
 def test_kl_divergence_limits_and_known_cases():

@@ -33,9 +33,7 @@ def known():
 def test_names_and_defaults_are_those_of_the_executed_cell(known):
     scope = {}
     exec("from typing import Literal\n" + CELL, scope)
-    assert {name: parameter.default for name, parameter in known.items()} == {
-        name: scope[name] for name in known
-    }
+    assert {name: parameter.default for name, parameter in known.items()} == {name: scope[name] for name in known}
     assert list(known) == [line.split()[0].rstrip(":") for line in CELL.splitlines()]
 
 
@@ -89,9 +87,7 @@ def test_values_that_do_not_fit(known, name, given, expected):
 
 
 def test_an_unknown_name_lists_the_known_ones_with_defaults_and_the_closest(known):
-    with pytest.raises(
-        ValueError, match=r"unknown parameter 'n_sample'\. Did you mean 'n_samples'\?"
-    ) as caught:
+    with pytest.raises(ValueError, match=r"unknown parameter 'n_sample'\. Did you mean 'n_samples'\?") as caught:
         check_parameters(known, {"n_sample": 3})
     for parameter in known.values():
         assert f"{parameter.name} = {parameter.default!r}" in str(caught.value)

@@ -13,9 +13,7 @@ from visionpulse_analysis import notebooks
 from visionpulse_analysis.notebook_parameters import read_parameters
 
 TITLE = new_markdown_cell("# Does it run?")
-PARAMETERS = new_code_cell(
-    'n = 3\nlayer: int | None = None\nout = "figures"', metadata={"tags": ["parameters"]}
-)
+PARAMETERS = new_code_cell('n = 3\nlayer: int | None = None\nout = "figures"', metadata={"tags": ["parameters"]})
 WRITE = new_code_cell(
     "import json, pathlib, sys\n"
     "pathlib.Path(out).mkdir(parents=True, exist_ok=True)\n"
@@ -121,9 +119,7 @@ def test_find(folder, name):
 
 
 def test_find_names_the_closest(folder):
-    with pytest.raises(
-        ValueError, match=r"'wroks'\. Did you mean '00_works'\? Available: 00_works, 01_fails"
-    ):
+    with pytest.raises(ValueError, match=r"'wroks'\. Did you mean '00_works'\? Available: 00_works, 01_fails"):
         notebooks.find("wroks", folder)
 
 

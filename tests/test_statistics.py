@@ -49,9 +49,7 @@ def slow_bootstrap(values, labels, statistic, n_resamples, seed):
     return [statistic(np.concatenate([members[i] for i in draw])) for draw in draws]
 
 
-@pytest.mark.parametrize(
-    "statistic", [np.mean, np.median, lambda v: v.mean()], ids=["mean", "median", "slow mean"]
-)
+@pytest.mark.parametrize("statistic", [np.mean, np.median, lambda v: v.mean()], ids=["mean", "median", "slow mean"])
 def test_bootstrap_equals_a_slow_loop_over_the_same_draws(statistic):
     values, codes = clustered(np.random.default_rng(1), 9)
     labels = [f"scene-{code}" for code in codes]
@@ -80,9 +78,7 @@ def test_expanded_is_wider_by_the_t_factor_for_a_normal_mean():
     assert np.diff(bounds(wide)) / np.diff(bounds(narrow)) == pytest.approx(factor, rel=0.03)
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 5), st.integers(-50, 50)), min_size=1, max_size=40), st.integers(-9, 9)
-)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(-50, 50)), min_size=1, max_size=40), st.integers(-9, 9))
 @settings(max_examples=50)
 def test_bootstrap_shifts_and_scales_with_the_values_and_ignores_their_order(pairs, shift):
     codes, values = np.array(pairs).T
@@ -198,9 +194,7 @@ def test_correlation_estimates_equal_scipy_and_the_definition():
         assert correlation(x, y, codes, kind="within", method=method).estimate == pytest.approx(by_hand)
 
 
-@pytest.mark.parametrize(
-    ("method", "reference"), [("pearson", stats.pearsonr), ("spearman", stats.spearmanr)]
-)
+@pytest.mark.parametrize(("method", "reference"), [("pearson", stats.pearsonr), ("spearman", stats.spearmanr)])
 def test_pooled_correlation_interval_equals_the_generic_bootstrap(method, reference):
     x, y, codes = correlated()
     fast = correlation(x, y, codes, method=method, n_resamples=200, seed=4)
@@ -274,9 +268,7 @@ def test_permutation_test_rejects_a_true_null_at_its_level_and_steps_would_not()
     for simulation in range(n):
         difference, codes = clustered(rng, 20)
         zero = np.zeros_like(difference)
-        by_cluster += (
-            permutation_test(zero, difference, codes, n_permutations=399, seed=simulation).p <= level
-        )
+        by_cluster += permutation_test(zero, difference, codes, n_permutations=399, seed=simulation).p <= level
         by_step += (
             permutation_test(zero, difference, n_permutations=399, seed=simulation).p <= level
             if simulation < 200
@@ -314,9 +306,7 @@ def test_shape_null_equals_a_slow_loop_over_the_same_permutations():
     samples = traces(np.random.default_rng(11))
     null = np.array(list(slow_shape_null(samples, 0.01, 50, seed=2)))
     result = shape_permutation_null(samples, 0.01, n_permutations=50, seed=2)
-    assert [result.mean, result.low, result.high] == pytest.approx(
-        [null.mean(), *np.quantile(null, [0.025, 0.975])]
-    )
+    assert [result.mean, result.low, result.high] == pytest.approx([null.mean(), *np.quantile(null, [0.025, 0.975])])
     extreme = min((null >= result.r).sum(), (null <= result.r).sum())
     assert result.p == pytest.approx(min(1, 2 * (extreme + 1) / 51))
 
@@ -337,9 +327,7 @@ def test_shape_null_observes_the_correlation_of_mass_and_active_count(kind, rela
 @pytest.mark.parametrize("scope", ["within", "across"])
 def test_shape_null_rejects_a_true_null_at_its_level(scope):
     rng, level, n = np.random.default_rng(20260604), 0.05, 1500
-    results = [
-        shape_permutation_null(traces(rng), 0.01, scope=scope, n_permutations=199, seed=i) for i in range(n)
-    ]
+    results = [shape_permutation_null(traces(rng), 0.01, scope=scope, n_permutations=199, seed=i) for i in range(n)]
     rejected = np.mean([result.p <= level for result in results])
     assert abs(rejected - level) <= 3 * np.sqrt(level * (1 - level) / n)
     assert np.mean([result.r for result in results]) > 0.7  # a large r, and still nothing beyond the null

@@ -216,9 +216,7 @@ def test_a_disk_that_fills_while_streaming(store: TraceStore, monkeypatch) -> No
         return real(file, data[: len(data) // 2])
 
     monkeypatch.setattr(journal.os, "write", half)
-    with pytest.raises(
-        OSError, match=r"No space left.*free some space.*the 2 steps before stay readable"
-    ) as caught:
+    with pytest.raises(OSError, match=r"No space left.*free some space.*the 2 steps before stay readable") as caught:
         writer.append(**step(2))
     monkeypatch.undo()
     assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(store.path / ".full.journal")
@@ -341,9 +339,7 @@ def test_a_step_that_does_not_fit_writes_nothing(store: TraceStore) -> None:
     assert_same(writer.close(), expected("x", 2, complete=True))
 
 
-@pytest.mark.parametrize(
-    "id", ["", ".hidden", "../x", "a/b", "a\\b", "a b", "ä", "a\n", "x" * 201, "..", None, 3]
-)
+@pytest.mark.parametrize("id", ["", ".hidden", "../x", "a/b", "a\\b", "a b", "ä", "a\n", "x" * 201, "..", None, 3])
 def test_ids_that_are_no_safe_file_names_are_refused(store: TraceStore, id) -> None:
     with pytest.raises((ValueError, TypeError), match=r"no trace id|must be str"):
         store.writer(id, **header())
@@ -387,9 +383,7 @@ def test_reading_mode_adds_nothing(store: TraceStore) -> None:
 
 def test_a_folder_that_may_not_be_written(store: TraceStore, monkeypatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(
-        PermissionError, match="may not be written; open it with mode='r' or choose another folder"
-    ):
+    with pytest.raises(PermissionError, match="may not be written; open it with mode='r' or choose another folder"):
         TraceStore(store.path, mode="a")
     assert TraceStore(store.path).ids == []
 
@@ -423,9 +417,7 @@ def test_no_store_a_strange_folder_a_damaged_store_another_version(store: TraceS
         TraceStore(store.path)
     for mode in ["r", "a"]:
         root.write_text(content.replace('"format_version": 1', '"format_version": 99'))
-        with pytest.raises(
-            StoreVersionError, match="has format version 99, this package reads version 1; open it"
-        ):
+        with pytest.raises(StoreVersionError, match="has format version 99, this package reads version 1; open it"):
             TraceStore(store.path, mode)  # pyright: ignore[reportArgumentType]
 
 

@@ -66,11 +66,7 @@ def test_what_was_given_is_what_is_read_also_from_disk(heads: bool, pruned: bool
         np.testing.assert_array_equal(one.token_ids, given["token_ids"])
         np.testing.assert_array_equal(one.logprobs, given["logprobs"])
         assert (one.tokens, one.layers, one.heads) == (given["tokens"], LAYERS, given["heads"])
-        assert (
-            one.prompt_tokens == given["prompt_tokens"]
-            and one.question == "where <b> ?"
-            and len(one) == STEPS
-        )
+        assert one.prompt_tokens == given["prompt_tokens"] and one.question == "where <b> ?" and len(one) == STEPS
         assert one.grid.equals(given["grid"])
         assert one.meta == {**given["meta"], "complete": True, "format_version": 1}
         for mine, original in zip(one.images, given["images"], strict=True):
@@ -178,9 +174,7 @@ def test_text_falls_back_to_the_tokens() -> None:
     assert make().text == "<think> red </b>é</think> r0 c2" and make().answer == "r0 c2"
 
 
-@pytest.mark.parametrize(
-    "name", ["attention", "mass", "token_ids", "logprobs", "kept", "budget", "k", "pruner_mass"]
-)
+@pytest.mark.parametrize("name", ["attention", "mass", "token_ids", "logprobs", "kept", "budget", "k", "pruner_mass"])
 def test_hash_sees_every_array(name: str) -> None:
     changed = np.array(arguments()[name])
     changed.flat[-1] = not changed.flat[-1] if changed.dtype == bool else changed.flat[-1] + 1
@@ -212,9 +206,7 @@ def test_with_meta_changes_only_provenance() -> None:
 
 def test_html_shows_the_trace_and_escapes_every_text() -> None:
     evil = "<script>alert('x')</script>"
-    trace = make(
-        tokens=[evil] * 5, meta={"question": evil, "model": evil, "pruner": {"name": evil}, "finished": True}
-    )
+    trace = make(tokens=[evil] * 5, meta={"question": evil, "model": evil, "pruner": {"name": evil}, "finished": True})
     html = trace._repr_html_()
     assert "<script" not in html and html.count("&lt;script&gt;") == 5 + 3
     assert "data:image/png;base64," in html and "step 5, layer 2, patch 14" in html and "True" in html
@@ -323,9 +315,7 @@ def test_a_file_cut_at_any_place_is_one_error_naming_it(tmp_path: Path) -> None:
         for cut in [0, size // 2, size - 1]:
             shutil.copytree(tmp_path / "good", tmp_path / "bad")
             (tmp_path / "bad" / name).write_bytes((tmp_path / "good" / name).read_bytes()[:cut])
-            with pytest.raises(
-                ValueError, match=f"{re.escape(str(tmp_path / 'bad' / name.parent))}.* damaged"
-            ):
+            with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path / 'bad' / name.parent))}.* damaged"):
                 everything(tmp_path / "bad")
             shutil.rmtree(tmp_path / "bad")
 
@@ -383,9 +373,7 @@ def edit(path: Path, **attributes) -> None:
         ({"meta": None}, ValueError, "damaged"),
     ],
 )
-def test_edited_metadata_is_one_clear_error(
-    attributes: dict, error: type, message: str, tmp_path: Path
-) -> None:
+def test_edited_metadata_is_one_clear_error(attributes: dict, error: type, message: str, tmp_path: Path) -> None:
     make().save(tmp_path / "t")
     edit(tmp_path / "t", **attributes)
     with pytest.raises(error, match=message):

@@ -64,9 +64,7 @@ def bootstrap_interval(
         resampled = evaluate(np.bincount(cells.ravel(), minlength=n * n_resamples).reshape(n_resamples, n))
         if np.isfinite(resampled).all() and np.ptp(resampled) > 1e-12 * np.abs(resampled).max():
             low, high = np.quantile(resampled, _levels(evaluate, resampled, estimate, n, confidence, method))
-    return Interval(
-        estimate, float(low), float(high), n, len(codes), confidence, f"cluster bootstrap, {method}"
-    )
+    return Interval(estimate, float(low), float(high), n, len(codes), confidence, f"cluster bootstrap, {method}")
 
 
 def _levels(

@@ -15,9 +15,7 @@ def attention_array(attention: ArrayLike, name: str = "attention", ndim: int = 1
         )
     if (array < 0).any():
         where, value = _first(array, array < 0)
-        raise ValueError(
-            f"{name} holds softmax weights, expected >= 0; got {value} at {where}. Logits need a softmax."
-        )
+        raise ValueError(f"{name} holds softmax weights, expected >= 0; got {value} at {where}. Logits need a softmax.")
     return array
 
 
@@ -30,9 +28,7 @@ def finite_array(values: ArrayLike, name: str) -> np.ndarray:
     bad = ~np.isfinite(array)
     if bad.any():
         where, value = _first(array, bad)
-        raise ValueError(
-            f"{name} must be finite; got {int(bad.sum())} NaN or infinite, the first {value} at {where}"
-        )
+        raise ValueError(f"{name} must be finite; got {int(bad.sum())} NaN or infinite, the first {value} at {where}")
     return array
 
 
@@ -50,15 +46,11 @@ def bool_array(values: ArrayLike, name: str) -> np.ndarray:
 def same_patches(a: np.ndarray, b: np.ndarray, names: str) -> None:
     """Raise ValueError unless both arrays have the same number of patches and broadcastable leading axes."""
     if a.shape[-1] != b.shape[-1]:
-        raise ValueError(
-            f"{names} must have the same patches on the last axis; got shapes {a.shape} and {b.shape}"
-        )
+        raise ValueError(f"{names} must have the same patches on the last axis; got shapes {a.shape} and {b.shape}")
     try:
         np.broadcast_shapes(a.shape, b.shape)
     except ValueError:
-        raise ValueError(
-            f"{names} must broadcast against each other; got shapes {a.shape} and {b.shape}"
-        ) from None
+        raise ValueError(f"{names} must broadcast against each other; got shapes {a.shape} and {b.shape}") from None
 
 
 def _first(array: np.ndarray, bad: np.ndarray) -> tuple[list[int], float]:

@@ -32,9 +32,7 @@ def cluster_codes(clusters: ArrayLike, n_values: int) -> np.ndarray:
     """Return the cluster of each value as codes 0 to n_clusters - 1, in the sorted order of the labels."""
     labels = np.asarray(clusters)
     if labels.shape != (n_values,):
-        raise ValueError(
-            f"clusters must hold one label per value, shape ({n_values},); got shape {labels.shape}"
-        )
+        raise ValueError(f"clusters must hold one label per value, shape ({n_values},); got shape {labels.shape}")
     if labels.dtype.kind == "f" and np.isnan(labels).any():
         raise ValueError("clusters holds NaN labels; name the sample of every value")
     return np.unique(labels, return_inverse=True)[1]

@@ -83,9 +83,7 @@ def _resampled_pearson(x: np.ndarray, y: np.ndarray, codes: np.ndarray) -> Calla
     return lambda times: pearson_from_sums(times @ sums)
 
 
-def _resampled_spearman(
-    x: np.ndarray, y: np.ndarray, codes: np.ndarray
-) -> Callable[[np.ndarray], np.ndarray]:
+def _resampled_spearman(x: np.ndarray, y: np.ndarray, codes: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """Return draws [resample, cluster] -> Spearman's r, by mid-ranks of the repeated values (no sorting)."""
     places = [np.unique(values, return_inverse=True)[1] for values in (x, y)]
 

@@ -197,9 +197,7 @@ def centre_of_mass(attention: ArrayLike, row: ArrayLike, col: ArrayLike) -> np.n
     shape = normalise(attention)
     place = np.stack([finite_array(row, "row"), finite_array(col, "col")], -1)
     if place.shape != (shape.shape[-1], 2):
-        raise ValueError(
-            f"row and col must be [patch] with {shape.shape[-1]} patches; got {place.shape[:-1]}"
-        )
+        raise ValueError(f"row and col must be [patch] with {shape.shape[-1]} patches; got {place.shape[:-1]}")
     return shape @ place
 
 

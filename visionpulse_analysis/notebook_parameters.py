@@ -65,9 +65,7 @@ def parameters_cell(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Return the one code cell tagged ``parameters``; raise ValueError when there is not exactly one."""
     cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     if len(cells) != 1 or cells[0].cell_type != "code":
-        raise ValueError(
-            f"expected exactly one code cell tagged 'parameters', found {len(cells)} tagged cells"
-        )
+        raise ValueError(f"expected exactly one code cell tagged 'parameters', found {len(cells)} tagged cells")
     return cells[0]
 
 
@@ -140,9 +138,7 @@ def _read_annotation(node: ast.expr) -> tuple[Any, ...]:
             return choices if isinstance(choices, tuple) else (choices,)
         case ast.Subscript(value=ast.Name(id=name)) if name in _TYPES:
             return (_TYPES[name],)
-    raise ValueError(
-        f"annotation {ast.unparse(node)!r} is not one of {', '.join(_TYPES)}, None, Literal, or a | b"
-    )
+    raise ValueError(f"annotation {ast.unparse(node)!r} is not one of {', '.join(_TYPES)}, None, Literal, or a | b")
 
 
 def _literal_or_text(text: str) -> Any:

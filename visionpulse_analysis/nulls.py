@@ -169,9 +169,7 @@ def shape_permutation_null(
     if not rows or any(row.ndim != 2 for row in rows) or sum(len(row) for row in rows) == 0:
         raise ValueError("attention must be a list of arrays [step, patch] with at least one step")
     if scope == "across" and len(set(sizes)) > 1:
-        raise ValueError(
-            f'scope "across" needs the same number of patches in every sample; got {sorted(set(sizes))}'
-        )
+        raise ValueError(f'scope "across" needs the same number of patches in every sample; got {sorted(set(sizes))}')
     if not threshold > 0 or n_permutations < 1:
         raise ValueError(f"threshold must be > 0 and n_permutations >= 1; got {threshold}, {n_permutations}")
 
@@ -191,9 +189,7 @@ def shape_permutation_null(
         count = np.zeros((len(order), len(mass)))
         count[:, live] = _count_above(shapes, order, level)
         count -= np.repeat(np.add.reduceat(count, first, axis=1) / size, size, axis=1)
-        sums = np.zeros(
-            (len(order), 6)
-        )  # n, x, y, xx, yy, xy as in `moments`; x and y are 0: both are centred
+        sums = np.zeros((len(order), 6))  # n, x, y, xx, yy, xy as in `moments`; x and y are 0: both are centred
         sums[:, 0], sums[:, 3] = len(mass), centred_mass @ centred_mass
         sums[:, 4], sums[:, 5] = np.square(count).sum(1), count @ centred_mass
         return pearson_from_sums(sums)

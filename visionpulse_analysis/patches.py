@@ -58,16 +58,12 @@ class PatchGrid:
         self._set("box", np.float32, (count, 4), "[patch, 4]")
         self._set("image_size", np.int32, (len(np.atleast_1d(self.image_size)), 2), "[n_images, 2]")
         if count and self.image.max() >= self.n_images:
-            raise ValueError(
-                f"PatchGrid.image is {self.image.max()}, but there are {self.n_images} image sizes"
-            )
+            raise ValueError(f"PatchGrid.image is {self.image.max()}, but there are {self.n_images} image sizes")
         if len(np.unique(self.position)) != count:
             raise ValueError("PatchGrid.position must be unique: two patches share a place in the sequence")
         cells = np.stack([self.image, self.frame, self.row, self.col], axis=1)
         if len(np.unique(cells, axis=0)) != count:
-            raise ValueError(
-                "PatchGrid: two patches share one (image, frame, row, col); give tiles their own frame"
-            )
+            raise ValueError("PatchGrid: two patches share one (image, frame, row, col); give tiles their own frame")
         extents = _extents(cells)
         frames = extents if self.frames is None else np.atleast_1d(self.frames)
         object.__setattr__(self, "frames", frames)
@@ -228,9 +224,7 @@ class PatchGrid:
             raise IndexError(f"the mask must be [patch] of shape {(len(self),)}, got {chosen.shape}")
         chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64).reshape(-1)
         if chosen.size and (chosen.min() < 0 or chosen.max() >= len(self)):
-            raise IndexError(
-                f"patch indices must lie in 0..{len(self) - 1}, got {chosen.min()}..{chosen.max()}"
-            )
+            raise IndexError(f"patch indices must lie in 0..{len(self) - 1}, got {chosen.min()}..{chosen.max()}")
         columns = {name: getattr(self, name)[chosen] for name in [*_INDICES, "box"]}
         return PatchGrid(**columns, image_size=self.image_size, frames=self.frames)
 

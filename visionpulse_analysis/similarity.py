@@ -26,9 +26,7 @@ def layer_similarity(attention: ArrayLike) -> np.ndarray:
     """
     weights = attention_array(attention, ndim=3)
     if weights.ndim != 3 or weights.shape[0] == 0:
-        raise ValueError(
-            f"attention must be [step, layer, patch] with 1 or more steps; got shape {weights.shape}"
-        )
+        raise ValueError(f"attention must be [step, layer, patch] with 1 or more steps; got shape {weights.shape}")
     largest = weights.max(-1, keepdims=True)  # divided out first: squares of a tiny row underflow
     scaled = np.divide(weights, largest, out=np.full_like(weights, np.nan), where=largest > 0)
     unit = scaled / np.linalg.norm(scaled, axis=-1, keepdims=True)
@@ -57,13 +55,9 @@ def kl_divergence(logp: ArrayLike, logq: ArrayLike) -> np.ndarray:
     """
     log_p, log_q = _log_probabilities(logp, "logp"), _log_probabilities(logq, "logq")
     if log_p.shape[-1] != log_q.shape[-1]:
-        raise ValueError(
-            f"logp and logq must have the same tokens; got shapes {log_p.shape} and {log_q.shape}"
-        )
+        raise ValueError(f"logp and logq must have the same tokens; got shapes {log_p.shape} and {log_q.shape}")
     p = np.exp(log_p)
-    ratio = np.subtract(
-        log_p, log_q, out=np.zeros(np.broadcast_shapes(log_p.shape, log_q.shape)), where=p > 0
-    )
+    ratio = np.subtract(log_p, log_q, out=np.zeros(np.broadcast_shapes(log_p.shape, log_q.shape)), where=p > 0)
     return np.maximum((p * ratio).sum(-1), 0.0)
 
 
@@ -74,7 +68,5 @@ def _log_probabilities(values: ArrayLike, name: str) -> np.ndarray:
     total = logsumexp(array, axis=-1, keepdims=True)
     if not (np.abs(total) <= 1e-2).all():
         worst = total[~(np.abs(total) <= 1e-2)][0]
-        raise ValueError(
-            f"{name} must be log-probabilities (log-sum-exp 0); got a row with {worst}. Use log_softmax."
-        )
+        raise ValueError(f"{name} must be log-probabilities (log-sum-exp 0); got a row with {worst}. Use log_softmax.")
     return array - total

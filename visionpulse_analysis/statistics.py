@@ -88,9 +88,7 @@ def cluster_bootstrap(
 
     def evaluate(times: np.ndarray) -> np.ndarray:
         if statistic is np.mean and len(columns) == 1:
-            total, count = np.moveaxis(
-                times @ cluster_sums(codes, columns[0], np.ones_like(columns[0])), -1, 0
-            )
+            total, count = np.moveaxis(times @ cluster_sums(codes, columns[0], np.ones_like(columns[0])), -1, 0)
             return total / count
         drawn = (np.repeat(np.arange(len(codes)), row[codes]) for row in times)
         return np.array([float(statistic(*(column[rows] for column in columns))) for rows in drawn])

@@ -67,14 +67,10 @@ class TraceStore:
         try:
             attributes = json.loads(root.read_text("utf-8"))["attributes"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{root} is damaged ({error}); restore it (the traces beside it are untouched)"
-            ) from error
+            raise ValueError(f"{root} is damaged ({error}); restore it (the traces beside it are untouched)") from error
         check_format(attributes, KIND, self.path)
         if mode == "a" and not os.access(self.path, os.W_OK):
-            raise PermissionError(
-                f"{self.path} may not be written; open it with mode='r' or choose another folder"
-            )
+            raise PermissionError(f"{self.path} may not be written; open it with mode='r' or choose another folder")
 
     def _create(self, root: Path) -> None:
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
@@ -154,9 +150,7 @@ class TraceStore:
         """
         id = trace.meta.get("id", "")
         if not trace.meta.get("complete"):
-            raise ValueError(
-                f"trace {id!r} is incomplete; keep it with trace.save(path), a store takes whole traces"
-            )
+            raise ValueError(f"trace {id!r} is incomplete; keep it with trace.save(path), a store takes whole traces")
         with self._claim(id, overwrite):
             trace.save(self._folder(id), overwrite=overwrite)
             self._journal(id).unlink(missing_ok=True)
@@ -221,9 +215,7 @@ class TraceStore:
         if self.mode != "a":
             raise ValueError(f"{self.path} was opened with mode='r'; open it with mode='a' to add traces")
         if not isinstance(id, str) or not _ID.fullmatch(id):
-            raise ValueError(
-                f"{id!r} is no trace id: 1 to 200 letters, digits, '.', '_' or '-', no leading dot"
-            )
+            raise ValueError(f"{id!r} is no trace id: 1 to 200 letters, digits, '.', '_' or '-', no leading dot")
         folder, journal = self._folder(id), self._journal(id)
         try:
             lock = (self.path / ".lock").open("a")
@@ -232,14 +224,10 @@ class TraceStore:
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if journal.exists() and is_being_written(journal):
-                raise FileExistsError(
-                    f"trace {id!r} in {self.path} is being written by another writer right now"
-                )
+                raise FileExistsError(f"trace {id!r} in {self.path} is being written by another writer right now")
             if not overwrite and (folder.exists() or journal.exists()):
                 state = "" if folder.exists() else " (incomplete)"
-                raise FileExistsError(
-                    f"trace {id!r}{state} exists in {self.path}; pass overwrite=True to replace it"
-                )
+                raise FileExistsError(f"trace {id!r}{state} exists in {self.path}; pass overwrite=True to replace it")
             yield
 
     def _folder(self, id: str) -> Path:

@@ -72,7 +72,11 @@ def lab(notebooks, tmp_path_factory):
         yield Lab(f"http://127.0.0.1:{port}/lab/tree/{{}}?token={token}&reset", home / "data")
     finally:
         server.terminate()
-        server.wait(30)
+        try:
+            server.wait(60)  # it ends its kernels first
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
         log.close()
 
 

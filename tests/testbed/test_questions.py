@@ -111,9 +111,8 @@ def test_at_least_forty_percent_of_a_trace_is_determined_by_text():
 
 
 class TestTruth:
-    WORDS: list[str] = list(
-        "look for the red star . see red circle r0 c1 , no . see red star r2 c0 , yes . </think> r2 c0 <|im_end|>".split()
-    )
+    SEARCH = "look for the red star . see red circle r0 c1 , no . see red star r2 c0 , yes ."
+    WORDS: list[str] = list(f"{SEARCH} </think> r2 c0 <|im_end|>".split())
 
     def test_statements(self):
         said = score_statements(SCENE, self.WORDS)

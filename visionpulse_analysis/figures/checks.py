@@ -25,9 +25,7 @@ def check_map(values: np.ndarray, name: str = "heat_map") -> np.ndarray:
             "one value per patch becomes a map with grid.to_map(values)"
         )
     if np.isinf(values).any() or np.isnan(values).all():
-        raise ValueError(
-            f"{name} has infinite values or nothing but NaN; NaN marks the places without a patch"
-        )
+        raise ValueError(f"{name} has infinite values or nothing but NaN; NaN marks the places without a patch")
     return values
 
 
@@ -48,18 +46,14 @@ def check_vector(
     if not np.isfinite(values).all():
         raise ValueError(f"{name} has values that are NaN or infinite; leave those items out")
     if values.min() < low or values.max() > high:
-        raise ValueError(
-            f"{name} runs from {values.min():.4g} to {values.max():.4g}, expected {low:g} to {high:g}"
-        )
+        raise ValueError(f"{name} runs from {values.min():.4g} to {values.max():.4g}, expected {low:g} to {high:g}")
     return values
 
 
 def check_limits(vmin: float, vmax: float) -> None:
     """Raise ValueError unless vmin < vmax and both are finite."""
     if not (np.isfinite(vmin) and np.isfinite(vmax) and vmin < vmax):
-        raise ValueError(
-            f"scale limits vmin={vmin!r}, vmax={vmax!r}: expected finite vmin < vmax, see scale_limits"
-        )
+        raise ValueError(f"scale limits vmin={vmin!r}, vmax={vmax!r}: expected finite vmin < vmax, see scale_limits")
 
 
 def check_count(items: Sequence[object], name: str, expected: int) -> None:

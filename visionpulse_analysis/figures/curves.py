@@ -118,9 +118,7 @@ def draw_line_band(
         check_bracket(y, *ends)
     # Points get dots while they can be told apart.
     marker = "o" if len(x) <= 40 and not dashed else ""
-    (line,) = ax.plot(
-        x, y, label=label, color=colour, marker=marker, markersize=2.5, linestyle="--" if dashed else "-"
-    )
+    (line,) = ax.plot(x, y, label=label, color=colour, marker=marker, markersize=2.5, linestyle="--" if dashed else "-")
     if ends is not None:
         ax.fill_between(x, *ends, color=line.get_color(), alpha=0.2, linewidth=0)
     return ax
@@ -130,9 +128,7 @@ def _shade(ax: Axes, visual: np.ndarray) -> None:
     edges = np.flatnonzero(np.diff(np.concatenate([[0], visual.astype(int), [0]])))
     label = "visual step"
     for start, end in zip(edges[::2], edges[1::2], strict=True):
-        ax.axvspan(
-            start - 0.5, end - 0.5, 0, 1 / 1.14, color=_VISUAL_TINT, linewidth=0, zorder=0, label=label
-        )
+        ax.axvspan(start - 0.5, end - 0.5, 0, 1 / 1.14, color=_VISUAL_TINT, linewidth=0, zorder=0, label=label)
         label = "_"  # one legend entry for all of them
 
 

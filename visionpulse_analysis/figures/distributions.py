@@ -57,9 +57,7 @@ def draw_histogram(
     for index, (name, data) in enumerate(checked.items()):
         colour = f"C{index}"
         counts, _ = np.histogram(data, edges)
-        ax.stairs(
-            counts, edges, fill=True, color=colour, alpha=0.35 if len(checked) > 1 else 0.8, linewidth=0
-        )
+        ax.stairs(counts, edges, fill=True, color=colour, alpha=0.35 if len(checked) > 1 else 0.8, linewidth=0)
         ax.stairs(counts, edges, color=colour, linewidth=1, label=name or None)
     if reference is not None:
         ax.axvline(reference, color=INK, linewidth=0.8, linestyle="--")
@@ -69,9 +67,7 @@ def draw_histogram(
 
 
 @style()
-def draw_scatter(
-    ax: Axes, x: Vector, y: Vector, *, xlabel: str, ylabel: str, label: str | None = None
-) -> Axes:
+def draw_scatter(ax: Axes, x: Vector, y: Vector, *, xlabel: str, ylabel: str, label: str | None = None) -> Axes:
     """Draw pairs of values as dots, fainter and smaller the more there are.
 
     Parameters
@@ -95,8 +91,6 @@ def draw_scatter(
     y = check_vector(y, "y", length=len(x))
     many = len(x) > 500
     # Thousands of dots as shapes would make a PDF of megabytes: they become one picture inside it.
-    ax.scatter(
-        x, y, s=4 if many else 10, alpha=0.25 if many else 0.7, linewidths=0, rasterized=many, label=label
-    )
+    ax.scatter(x, y, s=4 if many else 10, alpha=0.25 if many else 0.7, linewidths=0, rasterized=many, label=label)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     return ax

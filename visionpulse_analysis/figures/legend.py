@@ -35,9 +35,7 @@ def draw_legend(axes: Axes | Sequence[Axes] | np.ndarray) -> None:
     labels, handles = list(entries), list(entries.values())
     if len(several) == 1:
         columns = _columns(labels, laid_out_points(several[0])[0])
-        several[0].legend(
-            handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2
-        )
+        several[0].legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2)
     else:
         figure = several[0].figure
         columns = _columns(labels, figure.get_window_extent().width / figure.get_dpi() * 72)

@@ -142,9 +142,7 @@ def draw_kept(ax: Axes, image: np.ndarray, kept_map: np.ndarray) -> Axes:
 
 
 @style()
-def draw_boxes(
-    ax: Axes, boxes: np.ndarray, labels: Sequence[str] | None = None, *, colour: str = "white"
-) -> Axes:
+def draw_boxes(ax: Axes, boxes: np.ndarray, labels: Sequence[str] | None = None, *, colour: str = "white") -> Axes:
     """Outline rectangles on an image that is already drawn, for example the cells of ground-truth objects.
 
     Parameters

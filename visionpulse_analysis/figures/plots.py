@@ -143,9 +143,7 @@ def draw_frontier(
         )
     smallest = min(x.min() for x, *_ in lines.values())
     ticks = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1]
-    ax.set(
-        xscale="log", xlim=(smallest * 0.85, 1.12), xlabel="patches kept (mean over steps, %)", ylabel=ylabel
-    )
+    ax.set(xscale="log", xlim=(smallest * 0.85, 1.12), xlabel="patches kept (mean over steps, %)", ylabel=ylabel)
     ax.set_xticks([tick for tick in ticks if tick >= smallest * 0.85])
     ax.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}"))
     ax.xaxis.set_minor_locator(NullLocator())

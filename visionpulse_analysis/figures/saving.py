@@ -57,9 +57,7 @@ def save(
         If the name could leave the folder or has an ending, or if the provenance cannot be written as JSON.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-        raise ValueError(
-            f"figure name {name!r}: expected letters, digits, '-', '_', '.'; the folder is folder=..."
-        )
+        raise ValueError(f"figure name {name!r}: expected letters, digits, '-', '_', '.'; the folder is folder=...")
     if name.lower().endswith((".png", ".pdf", ".svg")):
         raise ValueError(f"figure name {name!r} has an ending: leave it out, all three formats are written")
     text = describe(name, parameters, seed, data_hash, numbers)

@@ -43,9 +43,7 @@ def scale_limits(maps: Iterable[np.ndarray], scale: str) -> list[tuple[float, fl
     if not maps:
         raise ValueError("no maps: scale_limits needs at least one [row, col] array")
     if any(np.nanmin(values) < 0 for values in maps):
-        raise ValueError(
-            "a map has negative values, so it is no share of attention; choose vmin and vmax yourself"
-        )
+        raise ValueError("a map has negative values, so it is no share of attention; choose vmin and vmax yourself")
     largest = [float(np.nanmax(values)) for values in maps]
     if scale == "absolute":
         largest = [max(largest)] * len(maps)
@@ -94,9 +92,7 @@ def draw_colour_bar(
     flat = shades[:, :3] * shades[:, 3:] + (1 - shades[:, 3:])
     several = [axes] if isinstance(axes, Axes) else list(np.asarray(axes, dtype=object).ravel())
     mappable = ScalarMappable(Normalize(vmin, vmax), ListedColormap(flat))
-    size = {"right": {"aspect": 18, "pad": 0.02}, "bottom": {"aspect": 32, "pad": 0.04, "shrink": 0.5}}[
-        location
-    ]
+    size = {"right": {"aspect": 18, "pad": 0.02}, "bottom": {"aspect": 32, "pad": 0.04, "shrink": 0.5}}[location]
     bar = several[0].figure.colorbar(mappable, ax=several, fraction=0.05, location=location, **size)
     bar.locator = MaxNLocator(5)
     bar.update_ticks()
@@ -105,9 +101,7 @@ def draw_colour_bar(
     return bar
 
 
-def colours(
-    values: np.ndarray, vmin: float, vmax: float, alpha: tuple[float, float], cmap: str
-) -> np.ndarray:
+def colours(values: np.ndarray, vmin: float, vmax: float, alpha: tuple[float, float], cmap: str) -> np.ndarray:
     """Return float RGBA [..., 4]: the colour map, with an opacity that grows with the value; NaN is clear."""
     check_limits(vmin, vmax)
     low, high = alpha

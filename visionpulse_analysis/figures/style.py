@@ -82,9 +82,7 @@ def new_figure(
         If a size or a count is not positive.
     """
     if not (width > 0 and height > 0 and rows >= 1 and cols >= 1):
-        raise ValueError(
-            f"figure of {width} x {height} inches with {rows} x {cols} Axes: all four must be positive"
-        )
+        raise ValueError(f"figure of {width} x {height} inches with {rows} x {cols} Axes: all four must be positive")
     with style():
         fig = PaperFigure(figsize=(width, height))
         axes = fig.subplots(

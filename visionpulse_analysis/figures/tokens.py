@@ -124,9 +124,7 @@ def draw_token_strip(
 def token_strip_height(tokens: Sequence[str], width: float) -> float:
     """Return the height in inches of a figure `width` inches wide that holds nothing but the token strip."""
     if isinstance(tokens, str) or len(tokens) == 0 or not width > 0.5:
-        raise ValueError(
-            f"tokens {tokens!r} at width {width}: expected a list of tokens and half an inch or more"
-        )
+        raise ValueError(f"tokens {tokens!r} at width {width}: expected a list of tokens and half an inch or more")
     pads = 2 * 0.04  # inches, from the style
     rows = _lay_out(tokens, (width - pads) * 72)[-1][1] + 1
     return rows * _LINE / 72 + pads

@@ -1,4 +1,4 @@
-"""Stage 0 of training: the vision tower learns what each patch shows and where it is; large models too start from such a tower.
+"""Stage 0 of training: the vision tower learns what each patch shows and where it is, before anything else is learned.
 
 Patches are labelled one by one. Finding the object that a question asks for, and everything after that, is left for the
 language model to learn.

@@ -93,7 +93,5 @@ def create_trace(
 def _image(index: int, image: np.ndarray) -> np.ndarray:
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise TypeError(
-            f"images[{index}] must be uint8 [row_px, col_px, 3], got {array.dtype} of shape {array.shape}"
-        )
+        raise TypeError(f"images[{index}] must be uint8 [row_px, col_px, 3], got {array.dtype} of shape {array.shape}")
     return array

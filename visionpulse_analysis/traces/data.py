@@ -93,9 +93,7 @@ def to_parts(dataset: xr.Dataset) -> tuple[dict[str, np.ndarray], dict[str, Any]
     two tables of float64, which holds every int32, float32 and token id exactly.
     """
     columns = [name for name in STEP_COLUMNS if name in dataset]
-    arrays = {
-        name: dataset[name].values for name in ("attention", "mass", "kept", "pixels") if name in dataset
-    }
+    arrays = {name: dataset[name].values for name in ("attention", "mass", "kept", "pixels") if name in dataset}
     arrays["steps"] = np.stack([dataset[name].values.astype(np.float64) for name in columns], axis=1)
     patches = [dataset[name].values for name in GRID_COLUMNS]
     arrays["patches"] = np.column_stack([*patches, dataset["box"].values]).astype(np.float64)
@@ -186,9 +184,7 @@ def json_copy(value: Any, name: str, only: type | None = None) -> Any:
         wrong = [key for key in value if not isinstance(key, str)]
         if wrong:
             raise TypeError(f"{name}: keys must be str, got {wrong[0]!r}")
-        return {
-            json_copy(key, f"{name} key"): json_copy(item, f"{name}[{key!r}]") for key, item in value.items()
-        }
+        return {json_copy(key, f"{name} key"): json_copy(item, f"{name}[{key!r}]") for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [json_copy(item, f"{name}[{i}]") for i, item in enumerate(value)]
     if type(value) is str:

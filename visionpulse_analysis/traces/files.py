@@ -60,9 +60,7 @@ def disk_error(error: OSError, path: Path, kept: str) -> OSError:
     return OSError(error.errno, f"cannot write ({error.strerror or error}); {advice}; {kept}", str(path))
 
 
-def write_group(
-    path: Path, arrays: Mapping[str, np.ndarray], attributes: dict[str, Any], overwrite: bool
-) -> None:
+def write_group(path: Path, arrays: Mapping[str, np.ndarray], attributes: dict[str, Any], overwrite: bool) -> None:
     """Write one zarr v3 group with one chunk per array (several along the first axis above 16 MiB).
 
     The group is built in a hidden sibling folder, its attributes written last, and renamed into place:
@@ -79,9 +77,7 @@ def write_group(
         if not overwrite:
             raise FileExistsError(f"{path} exists; pass overwrite=True to replace it, or choose another path")
         if _read_attributes(path).get("kind") != KIND:
-            raise FileExistsError(
-                f"{path} exists and is not a {KIND}: it is not replaced; choose another path"
-            )
+            raise FileExistsError(f"{path} exists and is not a {KIND}: it is not replaced; choose another path")
     temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,9 +122,7 @@ def _move_into_place(temporary: Path, path: Path, overwrite: bool) -> None:
         if old.exists():
             old.rename(path)
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise FileExistsError(
-                f"{path} was made by another process in the meantime; nothing was written"
-            ) from error
+            raise FileExistsError(f"{path} was made by another process in the meantime; nothing was written") from error
         raise
     shutil.rmtree(old, ignore_errors=True)
 
@@ -201,6 +195,4 @@ class StoredArray(BackendArray):
             raise self._damaged(f"a chunk cannot be decoded: {error}") from error
 
     def _damaged(self, why: str) -> ValueError:
-        return ValueError(
-            f"{self.folder} is damaged ({why}); restore it, or delete the trace and record it again"
-        )
+        return ValueError(f"{self.folder} is damaged ({why}); restore it, or delete the trace and record it again")

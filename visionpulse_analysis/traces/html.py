@@ -30,8 +30,7 @@ def trace_html(
     """
     rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in facts.items())
     shown = "".join(
-        f"<code title='step {step}'>{escape(token)}</code> "
-        for step, token in enumerate(tokens[:_MAX_TOKENS])
+        f"<code title='step {step}'>{escape(token)}</code> " for step, token in enumerate(tokens[:_MAX_TOKENS])
     )
     more = f"and {len(tokens) - _MAX_TOKENS} more" if len(tokens) > _MAX_TOKENS else ""
     return (
@@ -51,6 +50,4 @@ def _thumbnail(image: np.ndarray, width: int) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return (
-        f"<img alt='' width='{width}' style='image-rendering:pixelated' src='data:image/png;base64,{data}'>"
-    )
+    return f"<img alt='' width='{width}' style='image-rendering:pixelated' src='data:image/png;base64,{data}'>"

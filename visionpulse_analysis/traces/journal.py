@@ -114,9 +114,7 @@ class TraceWriter:
             raise ValueError(f"the writer of {self._target} is closed already")
         trace = read_journal(self._journal)
         if len(trace) != self._steps:
-            raise ValueError(
-                f"{self._journal} was changed: it holds {len(trace)} steps, {self._steps} were written"
-            )
+            raise ValueError(f"{self._journal} was changed: it holds {len(trace)} steps, {self._steps} were written")
         trace = trace.with_meta({**trace.meta, **(meta or {}), "complete": True})
         trace.save(self._target, overwrite=self._overwrite)
         self._journal.unlink(missing_ok=True)
@@ -188,9 +186,7 @@ def read_journal(path: Path) -> Trace:
         tokens: list[str] = []
         for payload in records:
             if len(payload) < dtype.itemsize:
-                raise ValueError(
-                    f"{path} is damaged (a step is too short); delete it and record the trace again"
-                )
+                raise ValueError(f"{path} is damaged (a step is too short); delete it and record the trace again")
             steps[len(tokens)] = np.frombuffer(payload[: dtype.itemsize], dtype)[0]
             tokens.append(payload[dtype.itemsize :].decode("utf-8"))
     columns = {name: steps[name][: len(tokens)] for name in dtype.names or ()}
@@ -234,9 +230,7 @@ def _encode_header(header: Trace) -> bytes:
 
 def _decode_header(payload: bytes, path: Path) -> Trace:
     if not payload:
-        raise ValueError(
-            f"{path} was killed before its first step; delete it, or write again with overwrite=True"
-        )
+        raise ValueError(f"{path} was killed before its first step; delete it, or write again with overwrite=True")
     try:
         with np.load(io.BytesIO(payload), allow_pickle=False) as file:
             parts = dict(file)

@@ -30,9 +30,7 @@ class Trace:
     def __init__(self, dataset: xr.Dataset) -> None:
         missing = {"attention", "mass", "token", "token_id", "logprob", "box"} - set(dataset.variables)
         if missing or "meta" not in dataset.attrs:
-            raise ValueError(
-                f"not the dataset of a trace: {sorted(missing) or 'meta'} missing; use create_trace"
-            )
+            raise ValueError(f"not the dataset of a trace: {sorted(missing) or 'meta'} missing; use create_trace")
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -225,9 +223,7 @@ class Trace:
         try:
             return cls(from_parts(variables, attributes))
         except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-            raise ValueError(
-                f"{path} is damaged: {error}; restore it, or delete it and record it again"
-            ) from error
+            raise ValueError(f"{path} is damaged: {error}; restore it, or delete it and record it again") from error
 
     def _repr_html_(self) -> str:
         sizes = ", ".join(f"{name} {size}" for name, size in self.attention.sizes.items())
