@@ -67,7 +67,7 @@ def draw_changes(ax: Axes, anchors: Anchors) -> Axes:
     """Draw how many tokens change when a step sees few patches from a layer on, chosen there, at random, or none."""
     for name, label in (("top", "chosen there"), ("random", "random"), ("none", "no patch")):
         draw_curve(ax, anchors.layers, getattr(anchors, name), label)
-    ax.set(xlabel="pruned from layer", ylabel="tokens changed (share)", ylim=(0, 1))
+    ax.set(xlabel="pruned from layer", ylabel="tokens changed (share)", ylim=(0, 1.02))
     return ax
 
 
