@@ -96,6 +96,18 @@ def test_masked_equals_gathered(model, pictures, logits, pruner):
         assert not np.isnan(a.budget.values).any()
 
 
+@pytest.mark.parametrize("pruner", [VisionPulse.five_percent(), PrefillOnce(0.1), LastStepOnly(0.1)], ids=repr)
+def test_masked_equals_gathered_without_padding(vlm, pictures, logits, pruner):
+    """One row alone: the model passes no mask at all."""
+    runs = []
+    for execution in ("masked", "gathered"):
+        logits.clear()
+        trace = vpa.decode(vlm, pictures[1], QUESTIONS[0], max_new_tokens=6, pruner=pruner, execution=execution)
+        runs.append((torch.stack(logits), trace.kept.values))
+    assert (runs[0][0] - runs[1][0]).abs().max() < 1e-5
+    assert np.array_equal(runs[0][1], runs[1][1])
+
+
 @pytest.mark.parametrize("execution", ["masked", "gathered"])
 @pytest.mark.parametrize("pruner", EVERYTHING, ids=repr)
 def test_a_whole_budget_equals_dense_bit_for_bit(model, pictures, logits, pruner, execution):
