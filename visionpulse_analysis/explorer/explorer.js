@@ -988,7 +988,7 @@ class Explorer {
     click("closeHelp", () => ref.help.close());
     click("copyLink", () => this.copy(ref.link, this.page ? location.href.split("#")[0] + ref.link.textContent : ref.link.textContent));
     click("copyCommand", () => this.copy(ref.command, ref.command.textContent));
-    click("savePng", () => savePng(this).then((name) => { ref.told.textContent = `Saved ${name}.`; }));
+    click("savePng", () => { ref.told.textContent = `Saved ${savePng(this)}.`; });
     for (const name of ["row0", "row1", "col0", "col1"]) this.on(ref[name], "change", () => this.readRegion(name));
     this.listenStage();
     this.listenCurve();
@@ -1133,7 +1133,7 @@ class Explorer {
 const PAPER = { "--vp-muted": "#52525b", "--vp-rule": "#e4e4e7", "--vp-line-dense": "#1d4ed8", "--vp-line-pruned": "#b45309", "--vp-warn": "#b91c1c" };
 
 /** Draw the view on white, twice the size of a screen, and hand it to the browser as a download. */
-async function savePng(explorer) {
+function savePng(explorer) {
   const { data, view, ref } = explorer, panel = data.panels[view.panel];
   const canvas = make("canvas"), context = canvas.getContext("2d"), margin = 48, wide = 860;
   const tall = Math.min(1100, Math.round((wide * panel.height) / panel.width)), across = Math.round((tall * panel.width) / panel.height);
@@ -1183,7 +1183,8 @@ async function savePng(explorer) {
   write(data.about, left, 636, 20, PAPER["--vp-muted"]);
   write(`#${viewToText(data, view)}`, margin, canvas.height - 20, 18, PAPER["--vp-muted"]);
 
-  const blob = await new Promise((done) => canvas.toBlob(done, "image/png"));
+  // Encoded at once: toBlob waits for an idle moment, which on a busy machine may take a minute.
+  const blob = new Blob([bytes(canvas.toDataURL("image/png").split(",")[1])], { type: "image/png" });
   const name = `${data.traces[0].id || "trace"}_${viewToText(data, view)}`.replace(/[^\w.-]+/g, "_") + ".png";
   const link = make("a", "", { download: name });
   link.href = URL.createObjectURL(blob);
