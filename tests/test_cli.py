@@ -42,6 +42,12 @@ def test_decode_json(call, picture, scenes_folder, tmp_path):
     assert "<html" in (tmp_path / "page.html").read_text()
     page = json.loads(call("explore", tmp_path / "store", "--out", tmp_path / "again.html", "--json").stdout)
     assert page["bytes"] == (tmp_path / "again.html").stat().st_size
+    drawn = call("explore", tmp_path / "store", "--view", "step=2&layer=5", "--figure", tmp_path / "view.pdf", "--json")
+    written = json.loads(drawn.stdout)["figures"]
+    assert {path.rsplit(".", 1)[1] for path in written} == {"png", "pdf", "svg"}
+    assert (
+        "error" in call("explore", tmp_path / "store", "--view", "step=99", "--figure", tmp_path / "v", code=2).stderr
+    )
 
 
 def test_decode_text_and_sampling(call, picture, scenes_folder):

@@ -143,6 +143,8 @@ def explore(
     pruned: Annotated[
         str | None, typer.Option(help="Id of a pruned trace of the same sample, shown beside it.")
     ] = None,
+    view: Annotated[str, typer.Option(help='A link of the explorer, such as "step=12&layer=3".')] = "",
+    figure: Annotated[Path | None, typer.Option(help="Draw the view as a paper figure instead.")] = None,
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("explorer.html"),
     as_json: Json = False,
 ) -> None:
@@ -153,7 +155,22 @@ def explore(
     if not len(traces):
         raise ValueError(f"the store {store} is empty")
     first = traces[sample if sample is not None else traces.ids[0]]
-    path = vpa.explore(first, None if pruned is None else traces[pruned]).save(out)
+    second = None if pruned is None else traces[pruned]
+    if figure is not None:
+        from visionpulse_analysis.explorer.figure import draw_view
+        from visionpulse_analysis.figures import save
+
+        about = {"store": str(store), "sample": first.meta.get("id"), "pruned": pruned, "view": view}
+        written = save(
+            draw_view(first, second, view),
+            figure.stem,
+            folder=figure.parent,
+            parameters=about,
+            data_hash=first.data_hash,
+        )
+        show({"figures": [str(path) for path in written]}, as_json, "\n".join(f"wrote {path}" for path in written))
+        return
+    path = vpa.explore(first, second, view=view, store=str(store)).save(out)
     show({"page": str(path), "bytes": Path(path).stat().st_size}, as_json, f"wrote {path}")
 
 

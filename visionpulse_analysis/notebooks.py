@@ -185,6 +185,7 @@ def _execute(plan: _Plan) -> Executed:
                 language="python",
                 kernel_manager_class=_RunningPython,
                 progress_bar=sys.stderr.isatty(),
+                start_timeout=300,  # a busy machine starts a kernel slowly
             )
     except PapermillExecutionError as error:
         first_line = error.source.strip().partition("\n")[0]
