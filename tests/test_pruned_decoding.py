@@ -108,6 +108,17 @@ def test_masked_equals_gathered_without_padding(vlm, pictures, logits, pruner):
     assert np.array_equal(runs[0][1], runs[1][1])
 
 
+@pytest.mark.parametrize("pruner", PRUNERS, ids=repr)
+def test_a_padded_batch_equals_its_rows(vlm, pictures, logits, pruner):
+    together, expected = decode(vlm, pictures, logits, pruner=pruner, seed=4)
+    for row in range(3):
+        logits.clear()
+        alone = vpa.decode(vlm, pictures[row], QUESTIONS[row], max_new_tokens=6, pruner=pruner, seed=4 + row)
+        assert np.array_equal(alone.kept.values, together[row].kept.values)
+        # All rows take every step: none ends, so that the batch is never cut.
+        assert len(alone) == 6 and (torch.cat(logits) - expected[:, row]).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("execution", ["masked", "gathered"])
 @pytest.mark.parametrize("pruner", EVERYTHING, ids=repr)
 def test_a_whole_budget_equals_dense_bit_for_bit(model, pictures, logits, pruner, execution):

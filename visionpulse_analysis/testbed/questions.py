@@ -142,13 +142,9 @@ def _decision(scene: Scene, question: Question) -> list[TokenTruth]:
     axis, sign = RELATIONS[str(question.relation)]
     holds = question.answer == "yes"
     found = next(name for name, (other, s) in RELATIONS.items() if other == axis and s == (sign if holds else -sign))
-    size = "less" if RELATIONS[found][1] < 0 else "more"
     which = 0 if axis == "row" else 1
-    return [
-        *_words(f"{a.place[which]} is {size} than {b.place[which]} so"),
-        TokenTruth(found, "verdict"),
-        TokenTruth("."),
-    ]
+    # Both places are written before the decision: what is compared then stands side by side.
+    return [*_words(f"{a.place[which]} then {b.place[which]} so"), TokenTruth(found, "verdict"), TokenTruth(".")]
 
 
 def _enumerate(scene: Scene, question: Question) -> list[TokenTruth]:

@@ -25,7 +25,7 @@ from visionpulse_analysis.testbed.vision import pretrain_vision
 FIRST_VISION_SEED = 900_000_000  # evaluation and study scenes use smaller seeds than either of these
 FIRST_TRAINING_SEED = 1_000_000_000
 VISION_STEPS = 900
-MIX = {"find": 0.35, "compare": 0.25, "count": 0.25, "describe": 0.15}
+MIX = {"find": 0.3, "compare": 0.35, "count": 0.25, "describe": 0.1}
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Stage:
 PLAN = (
     Stage("read", 3000, {4: 0.6, 6: 0.4}, {"describe": 1.0}, 16, 1, (1.5e-3, 1.5e-3), {"row": 0.9, "column": 0.9}),
     Stage("reason", 600, {4: 0.4, 6: 0.3, 8: 0.3}, MIX, 8, 4, (1.5e-3, 1.5e-3)),
-    Stage("settle", 1300, {4: 0.1, 6: 0.15, 8: 0.75}, MIX, 8, 4, (1.5e-3, 2e-5)),
+    Stage("settle", 1400, {4: 0.1, 6: 0.15, 8: 0.75}, MIX, 8, 4, (1.5e-3, 2e-5)),
 )
 
 

@@ -1,0 +1,128 @@
+"""The README's table of findings, written from the numbers that the notebooks stored inside their figures.
+
+``python -m visionpulse_analysis.studies.findings_table`` copies the headline figures into ``figures/readme`` and
+rewrites the table between its two marks in the README; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from visionpulse_analysis.figures import read_provenance
+
+ROOT = Path(__file__).parents[2]
+KEPT = ROOT / "figures" / "readme"
+BEGIN, END = "<!-- findings", "<!-- end of findings -->"
+HEADLINES = {
+    "00_quickstart": "What does one trace look like?",
+    "01_step_dependence": "Is visual evidence step-dependent?",
+    "02_attention_mass_and_usage": "Does attention mass predict how many patches are used?",
+    "03_trace_length": "Does pruning shorten the trace without losing accuracy?",
+    "04_visionpulse_at_work": "What does the pruner do, and what does it cost?",
+    "05_layers": "Where does the model read, and which layer can prune?",
+}
+
+
+def share(interval: dict[str, Any]) -> str:
+    """An interval of shares in per cent: "21.3 % [20.6, 22.0]"."""
+    bounds = "" if interval["low"] is None else f" [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
+    return f"{100 * interval['estimate']:.1f} %{bounds}"
+
+
+def plain(interval: dict[str, Any]) -> str:
+    """An interval as it is: "0.21 [0.20, 0.22]"."""
+    bounds = "" if interval["low"] is None else f" [{interval['low']:.2f}, {interval['high']:.2f}]"
+    return f"{interval['estimate']:.2f}{bounds}"
+
+
+def found_00(n: dict[str, Any]) -> str:
+    return (
+        f"In one trace of {n['steps']} steps the image holds {100 * n['least_mass']:.0f} to "
+        f"{100 * n['most_mass']:.0f} % of the attention, depending on the step."
+    )
+
+
+def found_01(n: dict[str, Any]) -> str:
+    hits, chance = n["objects"]["hit_by_kind"]["row"]["estimate"], n["objects"]["chance"]
+    return (
+        f"Yes. The top 5 % of one step and of the next overlap by {plain(n['consecutive_overlap'])} (Jaccard; random "
+        f"sets {n['null_overlap']:.3f}). The prefill's top 5 % holds {share(n['later_coverage'])} of a later step's "
+        f"image mass, the step's own {share(n['later_own'])}. While it writes a row, the strongest patch lies on the "
+        f"object named in {100 * hits:.1f} % of the steps (chance {100 * chance:.1f} %)."
+    )
+
+
+def found_02(n: dict[str, Any]) -> str:
+    relation = n["r"]["above 1/n"]
+    null = relation["null"]["pooled"]
+    causal = [r["pooled"] for name, r in n["r"].items() if "causal" in name or "needed" in name]
+    tail = f" With the patches that a step causally needs: r = {plain(causal[0])}." if causal else ""
+    return (
+        f"r(mass, patches above 1/n) = {plain(relation['pooled'])}; the same shapes dealt out at random give "
+        f"{null['low']:.2f} to {null['high']:.2f}.{tail}"
+    )
+
+
+def found_03(n: dict[str, Any]) -> str:
+    arm = n["sampled"]["VisionPulse 5 %"]
+    truth = arm["truth"]
+    return (
+        f"Sampled, with {100 * arm['retention']:.1f} % of the patches: {share(arm['length'])} of length against dense, "
+        f"accuracy {share(truth['accuracy'])} against {share(truth['dense_accuracy'])}."
+    )
+
+
+def found_04(n: dict[str, Any]) -> str:
+    five, ten = (n["advantage"][budget]["random"] for budget in ("5 %", "10 %"))
+    return (
+        f"At equal retention VisionPulse answers {share(five)} more questions right than random selection with 5 % of "
+        f"the patches, and {share(ten)} with 10 %."
+    )
+
+
+def found_05(n: dict[str, Any]) -> str:
+    suitable = ", ".join(str(layer) for layer in n["suitable"]) or "none"
+    return f"Default anchor: layer {n['default']}; layers whose own choice of 5 % would do: {suitable}."
+
+
+FOUND = {
+    "00_quickstart": found_00,
+    "01_step_dependence": found_01,
+    "02_attention_mass_and_usage": found_02,
+    "03_trace_length": found_03,
+    "04_visionpulse_at_work": found_04,
+    "05_layers": found_05,
+}
+
+
+def findings_table(folder: Path = KEPT) -> str:
+    """The table, from the figures of a folder."""
+    rows = ["| notebook | asks | found |", "|---|---|---|"]
+    for name, question in HEADLINES.items():
+        numbers = read_provenance(folder / f"{name}.png")["numbers"]
+        rows.append(f"| [`{name}`](notebooks/{name}.ipynb) | {question} | {FOUND[name](numbers)} |")
+    return "\n".join(rows)
+
+
+def with_table(readme: str, table: str) -> str:
+    """The README with the table between its marks; raises ValueError where a mark is missing."""
+    begin, end = readme.find(BEGIN), readme.find(END)
+    if begin < 0 or end < begin:
+        raise ValueError(f"the README has lost its marks {BEGIN!r} and {END!r}; put them back")
+    first_line = readme[begin:].split("\n", 1)[0]
+    return f"{readme[:begin]}{first_line}\n{table}\n{readme[end:]}"
+
+
+def main(figures: Path = ROOT / "figures") -> None:
+    """Keep the headline figures and rewrite the README."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    for name in HEADLINES:
+        shutil.copyfile(figures / f"{name}.png", KEPT / f"{name}.png")
+    readme = ROOT / "README.md"
+    readme.write_text(with_table(readme.read_text(), findings_table()))
+
+
+if __name__ == "__main__":
+    main()
