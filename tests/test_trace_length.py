@@ -174,15 +174,24 @@ def test_the_hash_knows_every_array(arms):
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "words"),
-    [(-0.2, -0.1, "shorter"), (0.1, 0.2, "longer"), (-0.1, 0.1, "no change of length can be told")],
+    ("low", "high", "right", "words", "agrees"),
+    [
+        (-0.2, -0.1, 1.0, "traces get shorter", True),
+        (-0.2, -0.1, 0.9, "traces get shorter", False),  # short and wrong is not the finding
+        (0.1, 0.2, 1.0, "traces get longer", False),
+        (-0.1, 0.1, 1.0, "no change of length can be told", False),
+    ],
 )
-def test_the_sentence_follows_the_interval(arms, low, high, words):
+def test_the_sentence_follows_the_interval(arms, low, high, right, words, agrees):
     change = compare(*arms)
-    shown = replace(change, length=replace(change.length, estimate=(low + high) / 2, low=low, high=high))
+    shown = replace(
+        change,
+        length=replace(change.length, estimate=(low + high) / 2, low=low, high=high),
+        truth=replace(change.truth, ratio=replace(change.truth.ratio, estimate=right, low=right, high=right)),
+    )
     sentence = report.verdicts({"greedy": {"VisionPulse 5 %": shown}}, "greedy")[0]
     assert words in sentence.split("(")[0]
-    assert ("as the paper reports" in sentence) == (words == "shorter")
+    assert (", as the paper reports" in sentence) == agrees
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,8 @@ def _about_length(c: Change, reported: int) -> str:
     shown = show(c.length)
     if found == 0:
         return f"no change of length can be told ({shown}); the paper reports {WORDS[reported]} traces."
+    if found == reported == -1 and c.truth is not None and c.truth.ratio.high < 0.98:
+        return f"traces get shorter ({shown}), but right answers go with them: not what the paper reports."
     if found == reported:
         return f"traces get {WORDS[found]} ({shown}), as the paper reports."
     return f"traces get {WORDS[found]} ({shown}); that the paper's get {WORDS[reported]} does not transfer."
