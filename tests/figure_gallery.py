@@ -10,7 +10,7 @@ from visionpulse_analysis.figures import DOUBLE, SINGLE, new_figure
 
 IMAGE = np.full((30, 100, 3), 200, np.uint8)  # with 3 x 5 patches a patch is 10 px high and 20 px wide
 HEAT = np.random.default_rng(0).permutation(15).reshape(3, 5) / 100
-TOKENS = "<think> look for the red circle . see blue cross r2 c5 , no . </think> r0".split()
+TOKENS = "<think> look for the red circle . see blue cross r2 c5 , no . </think> r0 c2".split()
 
 STEPS, HALF = np.arange(18), np.full(18, 0.5)
 LOW, MIDDLE, HIGH = [0.1, 0.2, 0.3], [0.2, 0.3, 0.4], [0.3, 0.4, 0.5]

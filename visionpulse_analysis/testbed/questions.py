@@ -143,8 +143,14 @@ def _decision(scene: Scene, question: Question) -> list[TokenTruth]:
     holds = question.answer == "yes"
     found = next(name for name, (other, s) in RELATIONS.items() if other == axis and s == (sign if holds else -sign))
     which = 0 if axis == "row" else 1
-    # Both places are written before the decision: what is compared then stands side by side.
-    return [*_words(f"{a.place[which]} then {b.place[which]} so"), TokenTruth(found, "verdict"), TokenTruth(".")]
+    # What is compared is written side by side before each decision.
+    return [
+        *_words(f"{a.place[which]} then {b.place[which]} so"),
+        TokenTruth(found, "verdict"),
+        *_words(f". {question.relation} ?"),
+        TokenTruth(question.answer, "verdict"),
+        TokenTruth("."),
+    ]
 
 
 def _enumerate(scene: Scene, question: Question) -> list[TokenTruth]:
