@@ -217,13 +217,14 @@ def train(
     seed: int = 0,
     device: str = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    start: Annotated[Path | None, typer.Option(help="A published model to go on from, in a new folder.")] = None,
     publish: Annotated[Path | None, typer.Option(help="Write the averaged weights as a model here at the end.")] = None,
     as_json: Json = False,
 ) -> None:
     """Train the bundled model, or go on training it."""
     from visionpulse_analysis.testbed.training import Trainer
 
-    trainer = Trainer(folder, seed=seed, device=device, threads=threads)
+    trainer = Trainer(folder, seed=seed, device=device, threads=threads, start=start)
     trainer.run(minutes=minutes, report=lambda line: typer.echo(line, err=True))
     if publish is not None:
         trainer.publish(publish)

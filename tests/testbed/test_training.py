@@ -124,3 +124,14 @@ def test_training_scenes_are_not_evaluation_scenes():
     assert sum(SIZES.values()) < VALIDATION_SEED < VALIDATION_SEED + 10_000 < FIRST_STUDY_SEED
     assert FIRST_STUDY_SEED < training.FIRST_VISION_SEED
     assert training.FIRST_VISION_SEED + 24 * training.VISION_STEPS < training.FIRST_TRAINING_SEED
+
+
+def test_a_new_run_goes_on_from_a_published_model(tmp_path, short_vision):
+    first = Trainer(tmp_path / "first", plan=TINY, seed=3)
+    first.run(minutes=1e-9, report=lambda line: None)
+    first.publish(tmp_path / "model")
+    second = Trainer(tmp_path / "second", plan=TINY, seed=4, start=tmp_path / "model")
+    for name, value in first.average.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
+    second.run(minutes=1e-9, report=lambda line: None)
+    assert "taken from" in second.state["vision"]

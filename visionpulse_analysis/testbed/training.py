@@ -50,7 +50,7 @@ class Stage:
 PLAN = (
     Stage("read", 3000, {4: 0.6, 6: 0.4}, {"describe": 1.0}, 16, 1, (1.5e-3, 1.5e-3), {"row": 0.9, "column": 0.9}),
     Stage("reason", 600, {4: 0.4, 6: 0.3, 8: 0.3}, MIX, 8, 4, (1.5e-3, 1.5e-3)),
-    Stage("settle", 1400, {4: 0.1, 6: 0.15, 8: 0.75}, MIX, 8, 4, (1.5e-3, 2e-5)),
+    Stage("settle", 1550, {4: 0.1, 6: 0.15, 8: 0.75}, MIX, 8, 4, (1.5e-3, 2e-5)),
 )
 
 
@@ -100,7 +100,8 @@ def scores(model, batch: Batch) -> tuple[torch.Tensor, dict[str, tuple[int, int]
 class Trainer:
     """Runs a plan from where its folder left off.
 
-    Every batch is a function of (seed, step), so a resumed run sees the data it would have seen.
+    Every batch is a function of (seed, step), so a resumed run sees the data it would have seen. ``start`` names a
+    published model to go on from where the folder is new; its vision tower is then not trained by itself again.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Trainer:
         seed: int = 0,
         device: str = "cpu",
         threads: int | None = None,
+        start: str | Path | None = None,
     ):
         if threads is not None:
             torch.set_num_threads(threads)
@@ -130,13 +132,17 @@ class Trainer:
         }
         if (self.folder / "state.json").exists():
             self._restore()
+        elif start is not None:
+            for model in (self.model, self.average):
+                model.load_state_dict(load_file(Path(start) / "model.safetensors"))
+            self.state["vision"] = f"taken from {start}"
 
     def run(
         self, *, minutes: float | None = None, save_every: int = 200, report: Callable[[str], None] = print
     ) -> None:
         """Train until the plan ends or ``minutes`` of wall time have passed; saves every ``save_every`` steps."""
         started = last = time.monotonic()
-        if self.state["step"] == 0:
+        if "vision" not in self.state:
             self.state["vision"] = pretrain_vision(
                 self.model, steps=VISION_STEPS, seed=self.seed, first_scene=FIRST_VISION_SEED, report=report
             )
