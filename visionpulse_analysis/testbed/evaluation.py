@@ -100,7 +100,7 @@ def evaluate(
             result["tasks"] = scores
     result["named"] = {name: {"share": float(np.mean(v)), "n": len(v)} for name, v in statements.items() if v}
     if controls:
-        result["control_noise"] = noise_control(vlm, main, batch_size=batch_size)
+        result["control_noise"] = noise_control(vlm, main[:200], batch_size=batch_size)
         result["control_random_5"] = random_control(vlm, main, find_right, Random(0.05), batch_size=batch_size)
         result["anchor"] = vlm.default_anchor
         result["horizon"] = reading_horizon(vlm, main[:100])
