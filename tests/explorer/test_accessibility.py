@@ -64,7 +64,7 @@ def test_theme_follows_the_system_until_it_is_chosen(explored):
     theme = view.page.locator(".vp-explorer")
     assert theme.get_attribute("data-theme") == "light"
     view.page.emulate_media(color_scheme="dark")
-    assert theme.get_attribute("data-theme") == "dark"
+    view.page.wait_for_selector('.vp-explorer[data-theme="dark"]')  # the browser tells the page in its own time
     view.page.locator('[data-ref="theme"]').click()
     assert theme.get_attribute("data-theme") == "light" and view.text("theme") == "Theme: light"
 

@@ -60,7 +60,8 @@ Where the model reads the image: accuracy of the words it reads off the image wh
 
 ## Limits
 
-It knows {words} words, eight colours, six shapes and one kind of background, and nothing else; a photograph means nothing to it. Word
+Its verdicts are its weak spot: in a comparison it finds both objects and says which way they lie, but whether that is what was asked
+(the last yes or no) it has hardly begun to learn, as the scores show. It knows {words} words, eight colours, six shapes and one kind of background, and nothing else; a photograph means nothing to it. Word
 order outside the three questions is out of its range. Weights: {size:.1f} MB, {parameters:,} parameters, hash `{weights}`.
 """
 

@@ -1,0 +1,47 @@
+"""The model card holds the stored scores, and the stored scores are those of the shipped weights and evaluation set."""
+
+import json
+
+import visionpulse_analysis as vpa
+from visionpulse_analysis.models import data_folder
+from visionpulse_analysis.testbed.evaluation import evaluate, evaluation_items
+
+
+def stored():
+    return json.loads((data_folder() / "scenes" / "evaluation.json").read_text())
+
+
+def test_the_scores_are_of_these_weights():
+    assert stored()["weights"] == vpa.load("scenes").weights_hash
+
+
+def test_the_card_shows_the_stored_scores():
+    card = (data_folder() / "README.md").read_text()
+    for patches, tasks in stored()["sizes"].items():
+        for task, s in tasks.items():
+            assert (
+                f"| {patches} | {task} | {s['accuracy']:.3f} | [{s['low']:.3f}, {s['high']:.3f}] | {s['n']} |" in card
+            )
+    assert (data_folder() / "evaluation" / "scenes.sha256").read_text().split()[0] in card
+
+
+def test_scoring_again_agrees_with_the_stored_scores():
+    items = [item for item in evaluation_items() if item.scene.cells == 8][:24]
+    again = evaluate(vpa.load("scenes"), items, controls=False)["tasks"]
+    for task, s in stored()["tasks"].items():
+        assert abs(again[task]["accuracy"] - s["accuracy"]) < 0.35, task
+    assert again["find"]["accuracy"] > 0.9
+
+
+def test_weights_are_small():
+    assert sum(path.stat().st_size for path in (data_folder() / "scenes").glob("*.safetensors")) <= 16e6
+
+
+def test_evidence_is_read_above_the_default_anchor():
+    """The control of the test bed: random patches from the anchor on must cost find accuracy."""
+    from visionpulse_analysis.pruners import Random
+    from visionpulse_analysis.testbed.evaluation import ask_all, random_control, right_answers
+
+    vlm, items = vpa.load("scenes"), [item for item in evaluation_items() if item.scene.cells == 8][:48]
+    dense = right_answers(items, "find", ask_all(vlm, items, "find"))
+    assert random_control(vlm, items, dense, Random(0.05))["cost_points"] >= 20
