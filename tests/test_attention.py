@@ -46,11 +46,13 @@ def test_route_calls_every_layer_and_changes_nothing(models):
     assert torch.equal(before, inside)
     assert torch.equal(before, run(model))
     assert calls == list(range(8))
+    assert state_of(model)[:3] == ("sdpa", "sdpa", "sdpa")
 
 
 def test_route_restores_after_an_exception(models):
     model, _ = models
     before = state_of(model)
+    assert before[1] == "sdpa"  # else there would be nothing to restore
     with pytest.raises(RuntimeError, match="boom"), route(model, recorder([])):
         assert state_of(model) != before
         raise RuntimeError("boom")
