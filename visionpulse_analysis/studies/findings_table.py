@@ -69,16 +69,16 @@ def found_03(n: dict[str, Any]) -> str:
     arm = n["sampled"]["VisionPulse 5 %"]
     truth = arm["truth"]
     return (
-        f"Sampled, with {100 * arm['retention']:.1f} % of the patches: {share(arm['length'])} of length against dense, "
-        f"accuracy {share(truth['accuracy'])} against {share(truth['dense_accuracy'])}."
+        f"Sampled, with {100 * arm['retention']:.1f} % of the patches: the length changes by {share(arm['length'])}, "
+        f"accuracy is {share(truth['accuracy'])} against {share(truth['dense_accuracy'])} dense."
     )
 
 
 def found_04(n: dict[str, Any]) -> str:
     five, ten = (n["advantage"][budget]["random"] for budget in ("5 %", "10 %"))
     return (
-        f"At equal retention VisionPulse answers {share(five)} more questions right than random selection with 5 % of "
-        f"the patches, and {share(ten)} with 10 %."
+        f"Of all questions it answers {share(five)} more right than random selection of equally many patches, with 5 % "
+        f"of them kept, and {share(ten)} more with 10 %."
     )
 
 
