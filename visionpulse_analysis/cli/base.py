@@ -1,0 +1,75 @@
+"""What every command shares: the app and its groups, errors in one line, JSON output, KEY=VALUE arguments."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from math import isfinite
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="See where a vision-language model looks.")
+bench = typer.Typer(no_args_is_help=True, help="Measure speed and memory, as ratios taken side by side.")
+app.add_typer(bench, name="bench")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+Parameters = Annotated[list[str] | None, typer.Option("-p", "--parameter", metavar="KEY=VALUE")]
+Model = Annotated[str, typer.Option(help='"scenes", a folder, or a hub id.')]
+
+
+def command(group: typer.Typer, name: str | None = None) -> Callable:
+    """Register a command whose errors end in one line on standard error and exit code 2."""
+
+    def register(function: Callable) -> Callable:
+        @wraps(function)
+        def run(*args: Any, **options: Any) -> None:
+            try:
+                function(*args, **options)
+            except (ValueError, OSError, KeyError, IndexError, RuntimeError) as error:
+                if "--traceback" in sys.argv:
+                    raise
+                message = error.args[0] if isinstance(error, KeyError) and error.args else error
+                typer.echo(f"error: {message}", err=True)
+                raise typer.Exit(2) from error
+
+        group.command(name)(run)
+        return function
+
+    return register
+
+
+def show(result: Any, as_json: bool, text: str) -> None:
+    """Print ``text``, or ``result`` as JSON (NaN becomes null)."""
+    typer.echo(json.dumps(_finite(result), indent=1, allow_nan=False, default=str) if as_json else text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def key_values(pairs: list[str] | None) -> dict[str, str]:
+    """Split KEY=VALUE arguments; raises ValueError for one without a key or an equals sign."""
+    wrong = [pair for pair in pairs or [] if not pair.partition("=")[0].strip() or "=" not in pair]
+    if wrong:
+        raise ValueError(f"expected KEY=VALUE, got {wrong[0]!r}")
+    return {pair.partition("=")[0].strip(): pair.partition("=")[2] for pair in pairs or []}
+
+
+def literals(pairs: list[str] | None) -> dict[str, Any]:
+    """KEY=VALUE arguments with values read as Python literals where they are."""
+    from ast import literal_eval
+
+    values: dict[str, Any] = {}
+    for key, text in key_values(pairs).items():
+        try:
+            values[key] = literal_eval(text)
+        except (ValueError, SyntaxError):
+            values[key] = text
+    return values

@@ -1,0 +1,45 @@
+"""Draw the figures and read what they were made from: ``figures`` and ``provenance``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from visionpulse_analysis.cli.base import Json, Parameters, app, command, key_values, show
+
+
+@command(app)
+def figures(
+    name: Annotated[
+        str | None, typer.Argument(help="A notebook, such as 01 or step_dependence; all without it.")
+    ] = None,
+    parameter: Parameters = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Small and quick, into figures/fast/.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run the notebooks and write every figure."""
+    from visionpulse_analysis import notebooks
+
+    values = key_values(parameter)
+    if name is None:
+        silent = (lambda line: None) if as_json else typer.echo
+        done = notebooks.run_all(values, out=out, fast=fast, report=silent)
+    else:
+        done = [notebooks.run(name, values, out=out, fast=fast)]
+    result = [
+        {"notebook": d.name, "executed": str(d.path), "parameters": d.parameters, "seconds": d.seconds} for d in done
+    ]
+    show({"notebooks": result}, as_json, "\n".join(f"{d.name}: {d.path} ({d.seconds:.1f} s)" for d in done))
+
+
+@command(app)
+def provenance(file: Path, as_json: Json = False) -> None:
+    """Print what a figure was made from: parameters, versions, seed, data hash, numbers."""
+    from visionpulse_analysis.figures import read_provenance
+
+    found = read_provenance(file)
+    show(found, as_json, json.dumps(found, indent=1))

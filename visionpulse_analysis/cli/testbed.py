@@ -1,0 +1,57 @@
+"""Train the bundled model and score it: ``train`` and ``evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from visionpulse_analysis.cli.base import Json, Model, app, command, show
+
+
+@command(app)
+def train(
+    folder: Annotated[Path, typer.Option(help="Checkpoints; training goes on from what is there.")] = Path(
+        "runs/scenes"
+    ),
+    minutes: Annotated[float | None, typer.Option(help="Stop after this much time.")] = None,
+    seed: int = 0,
+    device: str = "cpu",
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    start: Annotated[Path | None, typer.Option(help="A published model to go on from, in a new folder.")] = None,
+    publish: Annotated[Path | None, typer.Option(help="Write the averaged weights as a model here at the end.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train the bundled model, or go on training it."""
+    from visionpulse_analysis.testbed.training import Trainer
+
+    trainer = Trainer(folder, seed=seed, device=device, threads=threads, start=start)
+    trainer.run(minutes=minutes, report=lambda line: typer.echo(line, err=True))
+    if publish is not None:
+        trainer.publish(publish)
+    show(
+        trainer.state,
+        as_json,
+        f"step {trainer.state['step']}, {trainer.state['seconds'] / 60:.1f} minutes in all",
+    )
+
+
+@command(app)
+def evaluate(
+    model: Model = "scenes",
+    cells: Annotated[int, typer.Option(help="Scene size of the headline numbers, cells per side.")] = 8,
+    limit: Annotated[int | None, typer.Option(help="Only this many scenes of each size.")] = None,
+    controls: Annotated[bool, typer.Option(help="Also measure noise, random patches and the reading horizon.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Score a model on the evaluation set that ships with the project."""
+    import visionpulse_analysis as vpa
+    from visionpulse_analysis.testbed import evaluation
+
+    items = evaluation.evaluation_items()
+    if limit is not None:
+        sizes = sorted({item.scene.cells for item in items})
+        items = [i for size in sizes for i in [x for x in items if x.scene.cells == size][:limit]]
+    result = evaluation.evaluate(vpa.load(model), items, cells=cells, controls=controls)
+    show(result, as_json, evaluation.format_report(result))

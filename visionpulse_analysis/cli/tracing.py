@@ -1,0 +1,108 @@
+"""Record traces and look at them: ``decode`` and ``explore``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from visionpulse_analysis.cli.base import Json, Model, Parameters, app, command, literals, show
+
+
+@command(app)
+def decode(
+    image: Path,
+    question: str,
+    model: Model = "scenes",
+    pruner: Annotated[str | None, typer.Option(help="A pruner's name; its parameters follow as -p.")] = None,
+    parameter: Parameters = None,
+    layers: Annotated[str, typer.Option(help='"all", "anchor", or indices such as 3,5.')] = "all",
+    heads: Annotated[str, typer.Option(help='"mean", "all", or indices such as 0,2.')] = "mean",
+    execution: str = "masked",
+    temperature: Annotated[float | None, typer.Option(help="Sample at this temperature; greedy without it.")] = None,
+    seed: int = 0,
+    max_new_tokens: int = 256,
+    store: Annotated[Path | None, typer.Option(help="Stream the trace into this trace store.")] = None,
+    id: Annotated[str, typer.Option(help="Name of the trace in the store.")] = "trace",
+    out: Annotated[Path | None, typer.Option(help="Save the trace here.")] = None,
+    explore: Annotated[Path | None, typer.Option(help="Write the explorer page here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Ask a question about an image and record where the model looks at every step."""
+    import visionpulse_analysis as vpa
+    from visionpulse_analysis.sampling import Sample
+
+    trace = vpa.decode(
+        vpa.load(model),
+        image,
+        question,
+        layers=_indices(layers),
+        heads=_indices(heads),
+        pruner=vpa.make_pruner(pruner, **literals(parameter)) if pruner else None,
+        execution=execution,
+        sample=None if temperature is None else Sample(temperature),
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        store=None if store is None else vpa.TraceStore(store, mode="a"),
+        ids=None if store is None else id,
+    )
+    if out is not None:
+        trace.save(out)
+    if explore is not None:
+        vpa.explore(trace).save(explore)
+    result = {
+        "answer": trace.answer,
+        "thinking": trace.thinking,
+        "finished": trace.meta["finished"],
+        "tokens": trace.tokens,
+        "mass": trace.mass.values.tolist(),
+        "layers": trace.layers,
+        "kept": None if trace.k is None else trace.k.values.tolist(),
+        "patches": len(trace.grid),
+        "meta": trace.meta,
+    }
+    show(result, as_json, f"{trace.thinking}\n{trace.answer}")
+
+
+def _indices(text: str) -> Any:
+    """A word such as "all", or a list of indices."""
+    return [int(part) for part in text.split(",")] if text.replace(",", "").strip().isdigit() else text
+
+
+@command(app)
+def explore(
+    store: Path,
+    sample: Annotated[str | None, typer.Option(help="Id of the trace; the first one without it.")] = None,
+    pruned: Annotated[
+        str | None, typer.Option(help="Id of a pruned trace of the same sample, shown beside it.")
+    ] = None,
+    view: Annotated[str, typer.Option(help='A link of the explorer, such as "step=12&layer=3".')] = "",
+    figure: Annotated[Path | None, typer.Option(help="Draw the view as a paper figure instead.")] = None,
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("explorer.html"),
+    as_json: Json = False,
+) -> None:
+    """Write the explorer page of stored traces: one file that works with the network off."""
+    import visionpulse_analysis as vpa
+
+    traces = vpa.TraceStore(store)
+    if not len(traces):
+        raise ValueError(f"the store {store} is empty")
+    first = traces[sample if sample is not None else traces.ids[0]]
+    second = None if pruned is None else traces[pruned]
+    if figure is not None:
+        from visionpulse_analysis.explorer.figure import draw_view
+        from visionpulse_analysis.figures import save
+
+        about = {"store": str(store), "sample": first.meta.get("id"), "pruned": pruned, "view": view}
+        written = save(
+            draw_view(first, second, view),
+            figure.stem,
+            folder=figure.parent,
+            parameters=about,
+            data_hash=first.data_hash,
+        )
+        show({"figures": [str(path) for path in written]}, as_json, "\n".join(f"wrote {path}" for path in written))
+        return
+    path = vpa.explore(first, second, view=view, store=str(store)).save(out)
+    show({"page": str(path), "bytes": Path(path).stat().st_size}, as_json, f"wrote {path}")
