@@ -7,17 +7,20 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from visionpulse_analysis.testbed import training
-from visionpulse_analysis.testbed.batches import make_batch, pack, patches_of
+from visionpulse_analysis.testbed import publishing, training
+from visionpulse_analysis.testbed.batches import KINDS, READ_OFF_THE_IMAGE, make_batch, make_drill, pack, patches_of
+from visionpulse_analysis.testbed.horizon import reading_anchor
 from visionpulse_analysis.testbed.model import build_image_processor, build_model
-from visionpulse_analysis.testbed.questions import ask, reason
+from visionpulse_analysis.testbed.publishing import publish
+from visionpulse_analysis.testbed.questions import TASKS, ask, reason
 from visionpulse_analysis.testbed.scenes import COLOURS, SHAPES, generate
+from visionpulse_analysis.testbed.tokens import vocabulary
 from visionpulse_analysis.testbed.training import MIX, Stage, Trainer, hidden_states, scores
 from visionpulse_analysis.testbed.vision import patch_labels, pretrain_vision
 
 TINY = (
     Stage("read", 3, {4: 1.0}, {"describe": 1.0}, 2, 1, (1e-3, 1e-3)),
-    Stage("reason", 3, {4: 0.5, 6: 0.5}, MIX, 2, 2, (1e-3, 1e-4)),
+    Stage("reason", 4, {4: 0.5, 6: 0.5}, MIX, 2, 2, (1e-3, 1e-4), drills=0.5),
 )
 
 
@@ -49,7 +52,46 @@ def test_the_fast_attention_equals_the_masked_one(rng):
     chosen = batch.target != -100
     expected = cross_entropy(model.lm_head(hidden_states(model, batch)[chosen]), batch.target[chosen])
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
-    assert sum(n for _, n in counts.values()) == int(chosen.sum())
+    assert sum(counts[kind][1] for kind in KINDS) == int(chosen.sum())
+
+
+def test_accuracy_by_task_is_that_of_its_answers(rng):
+    model = build_model(0)
+    scene = generate(5, 6)
+    for conversation in conversations(scene, rng, 3):
+        _, counts = scores(model, pack([(scene, [conversation])]))
+        question = conversation[0]
+        assert {task: counts[task][1] for task in TASKS} == {
+            task: len(question.answer.split()) if task == question.task else 0 for task in TASKS
+        }
+
+
+def test_a_drill_has_no_image_and_a_loss_only_on_what_the_text_determines(rng):
+    batch = make_drill(rng, list(range(24)))
+    assert batch.pixels is None and batch.grid_thw is None
+    chosen = batch.target != -100
+    supervised = {KINDS[kind] for kind in batch.kind[chosen].tolist()}
+    assert supervised == {"template", "verdict", "answer"} and not supervised & set(READ_OFF_THE_IMAGE)
+    image_token = build_model(0).config.image_token_id
+    assert not (batch.ids == image_token).any()
+    words = np.array(vocabulary())[batch.target[chosen & (batch.kind == KINDS.index("verdict"))].numpy()]
+    # Both verdicts are common: a drill in which every object is the one looked for teaches nothing.
+    assert min((words == "yes").mean(), (words == "no").mean()) > 0.2
+
+
+def test_the_loss_of_a_drill_is_that_of_the_unpadded_conversation(rng):
+    model = build_model(0)
+    together = make_drill(rng, [1, 2])
+    with torch.no_grad():
+        loss, _ = scores(model, together)
+        alone = []
+        for row in range(2):
+            length = int((together.ids[row] != 0).sum())
+            logits = model(input_ids=together.ids[row : row + 1, :length]).logits[0]
+            target = together.target[row, :length]
+            alone.append((logits[target != -100], target[target != -100]))
+    expected = cross_entropy(torch.cat([x for x, _ in alone]), torch.cat([t for _, t in alone]))
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_a_packed_row_is_the_prompt_that_decoding_builds(vlm, rng):
@@ -101,11 +143,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, short_vision):
     whole.run(report=lambda line: None)
     parts = Trainer(tmp_path / "parts", plan=TINY, seed=3)
     parts.run(minutes=1e-9, report=lambda line: None)
-    assert 0 < parts.state["step"] < 6
+    assert 0 < parts.state["step"] < 7
     while parts.state["stage"] < len(TINY):
         parts = Trainer(tmp_path / "parts", plan=TINY, seed=3)
         parts.run(minutes=1e-9, report=lambda line: None)
-    assert parts.state["step"] == whole.state["step"] == 6
+    assert parts.state["step"] == whole.state["step"] == 7
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, parts.model.state_dict()[name]), name
     assert json.loads((tmp_path / "parts" / "state.json").read_text())["stage"] == 2
@@ -126,12 +168,23 @@ def test_training_scenes_are_not_evaluation_scenes():
     assert training.FIRST_VISION_SEED + 24 * training.VISION_STEPS < training.FIRST_TRAINING_SEED
 
 
-def test_a_new_run_goes_on_from_a_published_model(tmp_path, short_vision):
+def test_a_new_run_goes_on_from_a_published_model(tmp_path, short_vision, monkeypatch):
     first = Trainer(tmp_path / "first", plan=TINY, seed=3)
     first.run(minutes=1e-9, report=lambda line: None)
-    first.publish(tmp_path / "model")
+    monkeypatch.setattr(publishing, "ANCHOR_SCENES", 2)
+    publish(first, tmp_path / "model")
+    provenance = json.loads((tmp_path / "model" / "training.json").read_text())
+    assert (provenance["seed"], provenance["step"]) == (3, first.state["step"])
     second = Trainer(tmp_path / "second", plan=TINY, seed=4, start=tmp_path / "model")
     for name, value in first.average.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name]), name
     second.run(minutes=1e-9, report=lambda line: None)
     assert "taken from" in second.state["vision"]
+
+
+def test_the_anchor_is_the_last_layer_before_half_of_the_reading():
+    rows = [0.1, 0.1, 0.2, 0.4, 0.9, 0.9]
+    assert reading_anchor({"row": rows, "column": rows}) == 3
+    late = [0.1, 0.1, 0.1, 0.1, 0.1, 0.9]
+    assert reading_anchor({"row": late, "column": late}) == 4
+    assert reading_anchor({"row": rows, "column": [0.1, 0.9, 0.9, 0.9, 0.9, 0.9]}) == 1

@@ -24,12 +24,13 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train the bundled model, or go on training it."""
+    from visionpulse_analysis.testbed.publishing import publish as publish_model
     from visionpulse_analysis.testbed.training import Trainer
 
     trainer = Trainer(folder, seed=seed, device=device, threads=threads, start=start)
     trainer.run(minutes=minutes, report=lambda line: typer.echo(line, err=True))
     if publish is not None:
-        trainer.publish(publish)
+        publish_model(trainer, publish)
     show(
         trainer.state,
         as_json,
@@ -43,15 +44,23 @@ def evaluate(
     cells: Annotated[int, typer.Option(help="Scene size of the headline numbers, cells per side.")] = 8,
     limit: Annotated[int | None, typer.Option(help="Only this many scenes of each size.")] = None,
     controls: Annotated[bool, typer.Option(help="Also measure noise, random patches and the reading horizon.")] = True,
+    card: Annotated[bool, typer.Option("--card", help="Store the bundled model's scores and write its card.")] = False,
     as_json: Json = False,
 ) -> None:
     """Score a model on the evaluation set that ships with the project."""
     import visionpulse_analysis as vpa
-    from visionpulse_analysis.testbed import evaluation
+    from visionpulse_analysis.testbed import evaluation, publishing
+
+    if card and (model != "scenes" or limit is not None):
+        raise ValueError(
+            "--card stores the bundled model's scores on the whole evaluation set; drop --model and --limit"
+        )
 
     items = evaluation.evaluation_items()
     if limit is not None:
         sizes = sorted({item.scene.cells for item in items})
         items = [i for size in sizes for i in [x for x in items if x.scene.cells == size][:limit]]
     result = evaluation.evaluate(vpa.load(model), items, cells=cells, controls=controls)
+    if card:
+        publishing.write_card(result)
     show(result, as_json, evaluation.format_report(result))

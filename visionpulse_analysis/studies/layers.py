@@ -14,8 +14,8 @@ from visionpulse_analysis.statistics import Interval
 from visionpulse_analysis.studies.object_attention import KINDS
 from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.studies.step_dependence import mean_over_samples
-from visionpulse_analysis.testbed.evaluation import reading_horizon
 from visionpulse_analysis.testbed.evaluation_set import build_items
+from visionpulse_analysis.testbed.horizon import reading_horizon
 from visionpulse_analysis.testbed.tokens import vocabulary
 from visionpulse_analysis.testbed.truth import annotate
 from visionpulse_analysis.traces import Trace
@@ -96,7 +96,7 @@ def layer_maps(traces: Sequence[Trace], samples: Sequence[Sample], *, n_resample
 def horizon(vlm: VLM, n: int = 24, *, cells: int = 8) -> dict[str, list[float]] | None:
     """Accuracy of visual tokens when the image is cut off from a layer on, on ``n`` new scenes.
 
-    See :func:`~visionpulse_analysis.testbed.evaluation.reading_horizon`; None for a model that does not speak the
+    See :func:`~visionpulse_analysis.testbed.horizon.reading_horizon`; None for a model that does not speak the
     vocabulary of the scenes, because its own words have no known truth.
     """
     words = vlm.tokenizer.get_vocab()

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from visionpulse_analysis.attention import route, stock
 from visionpulse_analysis.decoding import decode
 from visionpulse_analysis.models import VLM, data_folder
 from visionpulse_analysis.pruners import Pruner, Random
 from visionpulse_analysis.statistics import paired_difference, proportion_interval
-from visionpulse_analysis.testbed.batches import KINDS, pack
 from visionpulse_analysis.testbed.evaluation_set import Item, read_items
-from visionpulse_analysis.testbed.questions import TASKS, Question, TokenTruth, reason
-from visionpulse_analysis.testbed.training import hidden_states
+from visionpulse_analysis.testbed.horizon import reading_horizon
+from visionpulse_analysis.testbed.questions import TASKS
 from visionpulse_analysis.testbed.truth import answer_is_right, score_statements
 from visionpulse_analysis.traces import Trace
 
@@ -144,52 +140,6 @@ def random_control(
     }
 
 
-@torch.inference_mode()
-def reading_horizon(vlm: VLM, items: list[Item]) -> dict[str, list[float]]:
-    """Where the model reads the image: accuracy of visual tokens when the image is cut off from a layer on.
-
-    The model is fed the true traces of the find and count questions; entry ``a`` is the share of row, column and shape
-    tokens it then predicts right when text may not attend to patches in layers ``a`` and above. The last entry, at
-    ``n_layers``, is uncut.
-
-    Returns
-    -------
-    dict
-        kind of token -> list of n_layers + 1 accuracies in 0..1.
-    """
-    counts = {kind: np.zeros((vlm.n_layers + 1, 2)) for kind in ("row", "column", "shape")}
-    for start in range(0, len(items), 8):
-        batch = pack([(item.scene, _true_traces(item)) for item in items[start : start + 8]]).to(vlm.model.device)
-        chosen = batch.target != -100
-        is_patch = batch.ids == vlm.model.config.image_token_id
-        for cut in range(vlm.n_layers + 1):
-            with route(vlm.model, _blind_from(cut, batch.prefix, is_patch)):
-                logits = vlm.model.lm_head(hidden_states(vlm.model, batch)[chosen])
-            right = logits.argmax(-1) == batch.target[chosen]
-            for kind, count in counts.items():
-                of_kind = batch.kind[chosen] == KINDS.index(kind)
-                count[cut] += (int((right & of_kind).sum()), int(of_kind.sum()))
-    return {kind: (count[:, 0] / count[:, 1]).round(4).tolist() for kind, count in counts.items()}
-
-
-def _true_traces(item: Item) -> list[tuple[Question, list[TokenTruth]]]:
-    rng = np.random.default_rng([item.scene.seed, 4])
-    asked = [item.questions["find"], item.questions["count"]]
-    return [(question, reason(item.scene, question, rng)) for question in asked]
-
-
-def _blind_from(cut: int, prefix: int, is_patch: torch.Tensor):
-    """Attention in which rows after the prefix do not see patches from layer ``cut`` on."""
-
-    def attend(module, query, key, value, mask, **options):
-        if module.layer_idx >= cut:
-            mask = mask.clone()
-            mask[:, :, prefix:] &= ~is_patch[:, None, None]
-        return stock(module, query, key, value, mask, **options)
-
-    return attend
-
-
 def format_report(result: dict[str, Any]) -> str:
     """The result of :func:`evaluate` as text for a terminal."""
     lines = [f"model {result['model']} (weights {result['weights']})", ""]
@@ -213,11 +163,3 @@ def format_report(result: dict[str, Any]) -> str:
         )
         lines += [f"horizon, {k:6} " + " ".join(f"{v:.2f}" for v in values) for k, values in result["horizon"].items()]
     return "\n".join(lines)
-
-
-def write_evaluation_set(folder: Path) -> str:
-    """Write the evaluation set; returns its sha256."""
-    from visionpulse_analysis.testbed.evaluation_set import SIZES, build_items, write_items
-
-    folder.mkdir(parents=True, exist_ok=True)
-    return write_items(build_items(SIZES), folder / "scenes.jsonl")

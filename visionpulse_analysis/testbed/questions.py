@@ -85,13 +85,18 @@ def _count_question(scene: Scene, attribute: str) -> Question:
     return Question("count", f"how many {attribute} shapes ?", str(len(members)), tuple(members), attribute=attribute)
 
 
-def reason(scene: Scene, question: Question, rng: np.random.Generator) -> list[TokenTruth]:
-    """Write one reasoning trace with its answer, from the first token after ``<think>`` to the end mark."""
+def reason(
+    scene: Scene, question: Question, rng: np.random.Generator, *, target_weight: float = WEIGHT_TARGET
+) -> list[TokenTruth]:
+    """Write one reasoning trace with its answer, from the first token after ``<think>`` to the end mark.
+
+    A lower ``target_weight`` gives a searcher who looks at more objects before the target.
+    """
     if question.task == "find":
-        body = _search(scene, question.targets[0], rng)
+        body = _search(scene, question.targets[0], rng, target_weight)
     elif question.task == "compare":
-        first, second = question.targets
-        body = _search(scene, first, rng) + _search(scene, second, rng) + _decision(scene, question)
+        searches = [token for target in question.targets for token in _search(scene, target, rng, target_weight)]
+        body = searches + _decision(scene, question)
     elif question.task == "count":
         body = _enumerate(scene, question)
     else:
@@ -117,12 +122,12 @@ def _see(scene: Scene, index: int) -> list[TokenTruth]:
     ]
 
 
-def _search(scene: Scene, target: int, rng: np.random.Generator) -> list[TokenTruth]:
+def _search(scene: Scene, target: int, rng: np.random.Generator, target_weight: float) -> list[TokenTruth]:
     goal = scene.objects[target]
     tokens = _words(f"look for the {goal.name} .")
     left = list(range(len(scene.objects)))
     while True:
-        weights = np.array([_similarity(scene, i, target) for i in left])
+        weights = np.array([target_weight if i == target else _similarity(scene, i, target) for i in left])
         seen = left.pop(int(rng.choice(len(left), p=weights / weights.sum())))
         verdict = "yes" if seen == target else "no"
         tokens += [*_see(scene, seen), TokenTruth(","), TokenTruth(verdict, "verdict", seen), TokenTruth(".")]
@@ -131,8 +136,6 @@ def _search(scene: Scene, target: int, rng: np.random.Generator) -> list[TokenTr
 
 
 def _similarity(scene: Scene, index: int, target: int) -> float:
-    if index == target:
-        return WEIGHT_TARGET
     o, goal = scene.objects[index], scene.objects[target]
     return WEIGHT_SHARED if o.colour == goal.colour or o.shape == goal.shape else WEIGHT_OTHER
 

@@ -17,14 +17,15 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from tqdm import tqdm
 
 from visionpulse_analysis.attention import route
-from visionpulse_analysis.testbed.batches import KINDS, Batch, make_batch
-from visionpulse_analysis.testbed.model import build_model, save_bundle
+from visionpulse_analysis.testbed.batches import ALL_TASKS, KINDS, Batch, make_batch, make_drill
+from visionpulse_analysis.testbed.model import build_model
 from visionpulse_analysis.testbed.optimizers import build_optimizers
 from visionpulse_analysis.testbed.vision import pretrain_vision
 
 FIRST_VISION_SEED = 900_000_000  # evaluation and study scenes use smaller seeds than either of these
 FIRST_TRAINING_SEED = 1_000_000_000
 VISION_STEPS = 900
+DRILL_ROWS = 64
 MIX = {"find": 0.3, "compare": 0.35, "count": 0.25, "describe": 0.1}
 
 
@@ -34,7 +35,8 @@ class Stage:
 
     sizes : cells per side -> weight. tasks : task -> weight. A step draws ``images`` scenes of one size with
     ``questions`` questions each. ``rate`` : learning rate at the start and the end (cosine between). ``until`` :
-    leave early once these kinds of token reach this teacher-forced accuracy (running mean).
+    leave early once these kinds of token reach this teacher-forced accuracy (running mean). ``drills`` : share of
+    the steps that are drills, without images.
     """
 
     name: str
@@ -45,12 +47,13 @@ class Stage:
     questions: int
     rate: tuple[float, float]
     until: dict[str, float] = field(default_factory=dict)
+    drills: float = 0.0
 
 
 PLAN = (
     Stage("read", 3000, {4: 0.6, 6: 0.4}, {"describe": 1.0}, 16, 1, (1.5e-3, 1.5e-3), {"row": 0.9, "column": 0.9}),
-    Stage("reason", 600, {4: 0.4, 6: 0.3, 8: 0.3}, MIX, 8, 4, (1.5e-3, 1.5e-3)),
-    Stage("settle", 1550, {4: 0.1, 6: 0.15, 8: 0.75}, MIX, 8, 4, (1.5e-3, 2e-5)),
+    Stage("reason", 800, {4: 0.4, 6: 0.3, 8: 0.3}, MIX, 8, 4, (1.5e-3, 1.5e-3), drills=0.4),
+    Stage("settle", 2000, {4: 0.1, 6: 0.15, 8: 0.75}, MIX, 8, 4, (1.5e-3, 2e-5), drills=0.1),
 )
 
 
@@ -84,16 +87,19 @@ def shared_prefix_attention(prefix: int):
 
 
 def scores(model, batch: Batch) -> tuple[torch.Tensor, dict[str, tuple[int, int]]]:
-    """Loss (mean cross-entropy over supervised tokens, nats) and teacher-forced (right, total) by kind of token."""
+    """Loss (mean cross-entropy over supervised tokens, nats) and teacher-forced (right, total).
+
+    By kind of token, and by task over its answer tokens.
+    """
     with route(model, shared_prefix_attention(batch.prefix)):
         hidden = hidden_states(model, batch)
     chosen = batch.target != -100
     logits, target, kind = model.lm_head(hidden[chosen]), batch.target[chosen], batch.kind[chosen]
     right = logits.argmax(-1) == target
-    counts = {}
-    for index, name in enumerate(KINDS):
-        of_kind = kind == index
-        counts[name] = (int((right & of_kind).sum()), int(of_kind.sum()))
+    answers, task = kind == KINDS.index("answer"), batch.task[chosen]
+    groups = {name: kind == index for index, name in enumerate(KINDS)}
+    groups |= {name: answers & (task == index) for index, name in enumerate(ALL_TASKS)}
+    counts = {name: (int((right & members).sum()), int(members.sum())) for name, members in groups.items()}
     return cross_entropy(logits.float(), target), counts
 
 
@@ -117,6 +123,7 @@ class Trainer:
         if threads is not None:
             torch.set_num_threads(threads)
         self.folder, self.plan, self.seed, self.device = Path(folder), plan, seed, device
+        self.threads = torch.get_num_threads()
         self.model: Any = build_model(seed)
         self.model.to(device)
         self.average: Any = build_model(seed).requires_grad_(False)
@@ -181,7 +188,11 @@ class Trainer:
         sizes = list(stage.sizes)
         cells = int(rng.choice(sizes, p=np.array([stage.sizes[s] for s in sizes]) / sum(stage.sizes.values())))
         first = FIRST_TRAINING_SEED + 64 * state["step"]
-        batch = make_batch(rng, list(range(first, first + stage.images)), cells, stage.tasks, stage.questions)
+        # Drawn only where there are drills: each draw is part of what makes a run repeatable.
+        if stage.drills and rng.random() < stage.drills:
+            batch = make_drill(rng, list(range(first, first + DRILL_ROWS)))
+        else:
+            batch = make_batch(rng, list(range(first, first + stage.images)), cells, stage.tasks, stage.questions)
         progress = state["step_in_stage"] / max(stage.steps, 1)
         rate = stage.rate[1] + (stage.rate[0] - stage.rate[1]) * 0.5 * (1 + math.cos(math.pi * progress))
         for optimizer in self.optimizers.values():
@@ -228,10 +239,6 @@ class Trainer:
         temporary.write_text(json.dumps({**self.state, "seed": self.seed, "plan": plan}, indent=1))
         temporary.replace(self.folder / "state.json")
 
-    def publish(self, folder: str | Path) -> None:
-        """Write the averaged weights as a model in Hugging Face format."""
-        save_bundle(self.average, folder)
-
     def _restore(self) -> None:
         stored = json.loads((self.folder / "state.json").read_text())
         if stored.pop("seed") != self.seed:
@@ -254,4 +261,5 @@ def _contiguous(model) -> dict[str, torch.Tensor]:
 
 
 def _show(running: dict[str, float]) -> str:
-    return " ".join(f"{kind} {value:.3f}" for kind, value in running.items() if kind != "template")
+    shown = [*ALL_TASKS, "row", "column", "verdict"]
+    return " ".join(f"{name} {running[name]:.3f}" for name in shown if name in running)

@@ -1,0 +1,76 @@
+"""Where a model reads the image, by layer: the control without which no pruning result means anything."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from visionpulse_analysis.attention import route, stock
+from visionpulse_analysis.models import VLM
+from visionpulse_analysis.testbed.batches import KINDS, pack
+from visionpulse_analysis.testbed.evaluation_set import Item
+from visionpulse_analysis.testbed.questions import Question, TokenTruth, reason
+from visionpulse_analysis.testbed.training import hidden_states
+
+PLACES = ("row", "column")
+
+
+def reading_anchor(horizon: dict[str, list[float]]) -> int:
+    """The last layer before most of the reading.
+
+    The highest layer ``a`` for which at most half of the accuracy of rows and columns (their mean, from blind to
+    uncut) is reached when the layers from ``a`` on do not see the image.
+
+    Parameters
+    ----------
+    horizon : the result of :func:`reading_horizon`
+    """
+    places = np.mean([horizon[kind] for kind in PLACES], axis=0)
+    half = (places[0] + places[-1]) / 2
+    return int(np.flatnonzero(places[:-1] <= half).max())
+
+
+@torch.inference_mode()
+def reading_horizon(vlm: VLM, items: list[Item]) -> dict[str, list[float]]:
+    """Where the model reads the image: accuracy of visual tokens when the image is cut off from a layer on.
+
+    The model is fed the true traces of the find and count questions; entry ``a`` is the share of row, column and shape
+    tokens it then predicts right when text may not attend to patches in layers ``a`` and above. The last entry, at
+    ``n_layers``, is uncut.
+
+    Returns
+    -------
+    dict
+        kind of token -> list of n_layers + 1 accuracies in 0..1.
+    """
+    counts = {kind: np.zeros((vlm.n_layers + 1, 2)) for kind in ("row", "column", "shape")}
+    for start in range(0, len(items), 8):
+        batch = pack([(item.scene, _true_traces(item)) for item in items[start : start + 8]]).to(vlm.model.device)
+        chosen = batch.target != -100
+        is_patch = batch.ids == vlm.model.config.image_token_id
+        for cut in range(vlm.n_layers + 1):
+            with route(vlm.model, _blind_from(cut, batch.prefix, is_patch)):
+                logits = vlm.model.lm_head(hidden_states(vlm.model, batch)[chosen])
+            right = logits.argmax(-1) == batch.target[chosen]
+            for kind, count in counts.items():
+                of_kind = batch.kind[chosen] == KINDS.index(kind)
+                count[cut] += (int((right & of_kind).sum()), int(of_kind.sum()))
+    return {kind: (count[:, 0] / count[:, 1]).round(4).tolist() for kind, count in counts.items()}
+
+
+def _true_traces(item: Item) -> list[tuple[Question, list[TokenTruth]]]:
+    rng = np.random.default_rng([item.scene.seed, 4])
+    asked = [item.questions["find"], item.questions["count"]]
+    return [(question, reason(item.scene, question, rng)) for question in asked]
+
+
+def _blind_from(cut: int, prefix: int, is_patch: torch.Tensor):
+    """Attention in which rows after the prefix do not see patches from layer ``cut`` on."""
+
+    def attend(module, query, key, value, mask, **options):
+        if module.layer_idx >= cut:
+            mask = mask.clone()
+            mask[:, :, prefix:] &= ~is_patch[:, None, None]
+        return stock(module, query, key, value, mask, **options)
+
+    return attend
