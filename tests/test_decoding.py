@@ -17,17 +17,11 @@ QUESTIONS = [QUESTION, "how many blue shapes ?", "is the red star left of the bl
 def eager_rows(vlm, picture, trace):
     """Attention of every step from one eager forward over the whole sequence: [step, layer, head, patch]."""
     prompt = vlm.prompt(picture, trace.question)
-    ids = torch.cat([prompt.ids, torch.from_numpy(trace.token_ids[:-1].copy())])[None]
+    whole = prompt.answered(torch.from_numpy(trace.token_ids[:-1].copy()))
     vlm.model.set_attn_implementation({"text_config": "eager"})
     try:
         with torch.inference_mode():
-            out = vlm.model(
-                input_ids=ids,
-                pixel_values=prompt.pixels,
-                image_grid_thw=prompt.grid_thw,
-                mm_token_type_ids=(ids == vlm.model.config.image_token_id).int(),
-                output_attentions=True,
-            )
+            out = vlm.model(**vlm.family.batch([whole], padding=0), output_attentions=True)
     finally:
         vlm.model.set_attn_implementation({"text_config": "sdpa"})
     first = len(prompt.ids) - 1
@@ -88,15 +82,9 @@ def test_recording_changes_no_logit(vlm, pictures, layers):
 
 def test_tokens_are_those_of_generate(vlm, pictures):
     prompt = vlm.prompt(pictures[1], QUESTION)
-    expected = vlm.model.generate(
-        input_ids=prompt.ids[None],
-        attention_mask=torch.ones_like(prompt.ids)[None],
-        pixel_values=prompt.pixels,
-        image_grid_thw=prompt.grid_thw,
-        mm_token_type_ids=(prompt.ids == vlm.model.config.image_token_id).int()[None],
-        max_new_tokens=20,
-        do_sample=False,
-    )[0, len(prompt.ids) :]
+    expected = vlm.model.generate(**vlm.family.batch([prompt], padding=0), max_new_tokens=20, do_sample=False)[
+        0, len(prompt.ids) :
+    ]
     trace = vpa.decode(vlm, pictures[1], QUESTION, max_new_tokens=20)
     assert trace.token_ids.tolist() == expected.tolist()
 

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.models import UnsupportedModelError, read_image
+from visionpulse_analysis.families import UnsupportedModelError
+from visionpulse_analysis.images import read_image
 
 
 def test_a_loaded_model_says_what_it_is(vlm, scenes_folder):
@@ -42,7 +43,7 @@ def test_one_bright_cell_maps_to_its_patch(vlm):
             picture = np.zeros((rows * 8, cols * 8, 3), np.uint8)
             picture[row * 8 : row * 8 + 8, col * 8 : col * 8 + 8] = 255
             prompt = vlm.prompt(picture, "where ?")
-            bright = int(prompt.pixels.mean(dim=1).argmax())
+            bright = int(prompt.inputs["pixel_values"].mean(dim=1).argmax())
             grid = prompt.grid
             assert grid.shape() == (rows, cols)
             assert (grid.row[bright], grid.col[bright]) == (row, col)
@@ -60,8 +61,8 @@ def test_merged_patches_and_resized_images_keep_their_place(vlm):
     picture[64:128, 384:448] = 255
     prompt = merged.prompt(picture, "where ?")
     rows, cols = prompt.grid.shape()
-    assert rows * cols == len(prompt.grid) and rows * cols * 4 == int(prompt.grid_thw.prod())
-    brightness = prompt.pixels.reshape(len(prompt.grid), -1).mean(dim=1)
+    assert rows * cols == len(prompt.grid) and rows * cols * 4 == int(prompt.inputs["image_grid_thw"].prod())
+    brightness = prompt.inputs["pixel_values"].reshape(len(prompt.grid), -1).mean(dim=1)
     left, top, right, bottom = prompt.grid.box[int(brightness.argmax())]
     assert left < 448 and right > 384 and top < 128 and bottom > 64
     assert prompt.grid.box[:, 2].max() == 512 and prompt.grid.box[:, 3].max() == 256
@@ -85,10 +86,27 @@ class TestBadModels:
             vpa.load(str(tmp_path))
 
     def test_another_family(self, tmp_path):
-        from transformers import PaliGemmaConfig
+        from transformers import MllamaConfig, Ovis2Config
 
-        PaliGemmaConfig().save_pretrained(tmp_path)
-        with pytest.raises(UnsupportedModelError, match="family 'paligemma'"):
+        MllamaConfig().save_pretrained(tmp_path)
+        with pytest.raises(UnsupportedModelError, match=r"family 'mllama', where .* by cross-attention"):
+            vpa.load(str(tmp_path))
+        Ovis2Config().save_pretrained(tmp_path)
+        with pytest.raises(UnsupportedModelError, match=r"family 'ovis2', whose image layout is not known"):
+            vpa.load(str(tmp_path))
+
+    def test_capped_logits_and_layers_without_rows(self, tmp_path):
+        from transformers import Gemma3Config
+
+        config = Gemma3Config()
+        config.text_config.attn_logit_softcapping = 50.0
+        config.save_pretrained(tmp_path)
+        with pytest.raises(UnsupportedModelError, match=r"caps its attention logits \(attn_logit_softcapping 50"):
+            vpa.load(str(tmp_path))
+        config.text_config.attn_logit_softcapping = None
+        config.text_config.layer_types[0] = "chunked_attention"
+        config.save_pretrained(tmp_path)
+        with pytest.raises(UnsupportedModelError, match="kind chunked_attention"):
             vpa.load(str(tmp_path))
 
     def test_a_missing_bundled_model(self, tmp_path, monkeypatch):
@@ -145,4 +163,5 @@ class TestImages:
         Image.fromarray(pictures[0]).save(tmp_path / "scene.png")
         by_path = vpa.decode(vlm, tmp_path / "scene.png", "where ?", max_new_tokens=3)
         assert by_path.data_hash == vpa.decode(vlm, pictures[0], "where ?", max_new_tokens=3).data_hash
-        assert torch.equal(vlm.prompt(str(tmp_path / "scene.png"), "a").pixels, vlm.prompt(pictures[0], "a").pixels)
+        by_path, by_pixels = (vlm.prompt(image, "a").inputs for image in (str(tmp_path / "scene.png"), pictures[0]))
+        assert torch.equal(by_path["pixel_values"], by_pixels["pixel_values"])

@@ -165,17 +165,11 @@ def test_kept_sets_follow_the_rule_of_the_anchors_true_attention(vlm, pictures, 
 def eager_attention(vlm, picture, trace) -> torch.Tensor:
     """Float64 attention of every step, each over the whole sequence: [step, layer, head, key]."""
     prompt = vlm.prompt(picture, trace.question)
-    ids = torch.cat([prompt.ids, torch.from_numpy(trace.token_ids[:-1].copy())])[None]
+    whole = prompt.answered(torch.from_numpy(trace.token_ids[:-1].copy()))
     vlm.model.set_attn_implementation({"text_config": "eager"})
     try:
         with torch.inference_mode():
-            out = vlm.model(
-                input_ids=ids,
-                pixel_values=prompt.pixels,
-                image_grid_thw=prompt.grid_thw,
-                mm_token_type_ids=(ids == vlm.model.config.image_token_id).int(),
-                output_attentions=True,
-            )
+            out = vlm.model(**vlm.family.batch([whole], padding=0), output_attentions=True)
     finally:
         vlm.model.set_attn_implementation({"text_config": "sdpa"})
     return torch.stack(out.attentions, dim=1)[0][:, :, len(prompt.ids) - 1 :].permute(2, 0, 1, 3).double()

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from visionpulse_analysis.models import VLM, Prompt
+from visionpulse_analysis.families import Prompt
+from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners.base import Selection
 from visionpulse_analysis.store import TraceStore
 from visionpulse_analysis.traces import Trace, create_trace
@@ -105,9 +106,8 @@ class Record:
         )
 
     def _prompt_tokens(self) -> list[str]:
-        ids = self.prompt.ids.tolist()
-        image = self.vlm.model.config.image_token_id
-        shown = [i for n, i in enumerate(ids) if i != image or n == 0 or ids[n - 1] != image]
+        ids, text = self.prompt.ids.tolist(), (self.prompt.kinds == 0).tolist()
+        shown = [i for n, i in enumerate(ids) if text[n] or n == 0 or i != ids[n - 1]]
         return [self.vlm.tokenizer.decode([i]) for i in shown]
 
 

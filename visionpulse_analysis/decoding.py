@@ -14,7 +14,9 @@ from transformers import DynamicCache
 
 from visionpulse_analysis.attention import route
 from visionpulse_analysis.collecting import Record, choices_of, collecting
-from visionpulse_analysis.models import VLM, ImageLike, Prompt
+from visionpulse_analysis.families import Prompt
+from visionpulse_analysis.images import ImageLike
+from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners.base import Layout, Pruner
 from visionpulse_analysis.recording import Execution, StepAttention
 from visionpulse_analysis.sampling import Chooser, Sample
@@ -189,17 +191,15 @@ class _Run:
         device = vlm.model.device
         lengths = [len(prompt.ids) for prompt in prompts]
         self.width = max(lengths)
-        self.ids = torch.full((len(prompts), self.width), pad_id(vlm))
         self.mask = torch.zeros(len(prompts), self.width + options.max_new_tokens, dtype=torch.long)
         places = torch.zeros(len(prompts), max(len(prompt.grid) for prompt in prompts), dtype=torch.long)
         present = torch.zeros(places.shape, dtype=torch.bool)
         for row, prompt in enumerate(prompts):
             pad = self.width - lengths[row]
-            self.ids[row, pad:] = prompt.ids
             self.mask[row, pad : self.width] = 1
             places[row, : len(prompt.grid)] = torch.from_numpy(prompt.grid.position + pad)
             present[row, : len(prompt.grid)] = True
-        self.ids, self.mask, present = self.ids.to(device), self.mask.to(device), present.to(device)
+        self.mask, present = self.mask.to(device), present.to(device)
         starts = torch.tensor([self.width - length for length in lengths], device=device)
         layout = Layout(present, places.to(device), starts, vlm.n_layers, vlm.default_anchor, list(seeds))
         self.attention = StepAttention(
@@ -211,7 +211,8 @@ class _Run:
         )
         self.chooser = Chooser(options.sample, list(seeds))
         self.ends = end_ids(vlm)
-        self.cache = DynamicCache(config=vlm.model.config)
+        # Every layer keeps every key, also where the model looks at a window only: so keys have the same index in all.
+        self.cache = DynamicCache()
 
     @torch.inference_mode()
     def finish(self) -> None:
@@ -232,23 +233,18 @@ class _Run:
 
     def _prefill(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [row, word] of the first token and the position [row] that it will take."""
-        model = self.vlm.model
-        mask = self.mask[:, : self.width]
-        grid_thw = torch.cat([prompt.grid_thw for prompt in self.prompts]).to(model.device)
-        kinds = (self.ids == model.config.image_token_id).int()
-        position, _ = model.model.get_rope_index(
-            self.ids, mm_token_type_ids=kinds, image_grid_thw=grid_thw, attention_mask=mask
-        )
-        pixels = torch.cat([prompt.pixels for prompt in self.prompts]).to(model.device, model.dtype)
-        logits = self._forward(self.ids, self.width, position, pixel_values=pixels, image_grid_thw=grid_thw)
-        return logits, position.amax(dim=(0, 2)) + 1
+        inputs = self.vlm.to_device(self.vlm.family.batch(self.prompts, pad_id(self.vlm)))
+        position = self.vlm.family.positions(self.vlm.model, inputs)
+        ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
+        logits = self._forward(ids, mask.shape[1], position, **inputs)
+        return logits, position.view(-1, *ids.shape).amax(dim=(0, 2)) + 1
 
     def _forward(self, ids: torch.Tensor, length: int, position: torch.Tensor, **inputs: Any) -> torch.Tensor:
         """Run the model on new tokens; logits float32 [row, word] of the newest."""
         out = self.vlm.model(
             input_ids=ids,
             attention_mask=self.mask[:, :length],
-            position_ids=position if position.ndim == 3 else position.expand(3, -1, -1),
+            position_ids=position.expand(3, -1, -1) if self.vlm.family.mrope and position.ndim == 2 else position,
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,

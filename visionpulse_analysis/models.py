@@ -12,49 +12,35 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, ProcessorMixin
 from transformers.utils import logging as hf_logging
 
-from visionpulse_analysis.patches import PatchGrid
+from visionpulse_analysis.families import Family, Prompt, check_supported, family_class
+from visionpulse_analysis.images import ImageLike
 
 BUNDLED = ("scenes",)
-SUPPORTED_TYPES = ("qwen3_vl", "qwen2_5_vl", "qwen2_vl")
-ImageLike = Any  # a path, a PIL image, or a uint8 array [row_px, col_px, 3]
-
-
-class UnsupportedModelError(ValueError):
-    """The model cannot be recorded exactly, and the message says why."""
-
-
-@dataclass
-class Prompt:
-    """One question about one or more images, ready for the model.
-
-    ids int64 [L]; grid : which of the L positions are image patches; pixels float32 [unmerged patch, values];
-    grid_thw int64 [image, 3] (frames, rows, columns of unmerged patches); images : the originals, uint8.
-    """
-
-    question: str
-    ids: torch.Tensor
-    grid: PatchGrid
-    pixels: torch.Tensor
-    grid_thw: torch.Tensor
-    images: list[np.ndarray] = field(repr=False)
 
 
 @dataclass
 class VLM:
-    """A model with its tokenizer and image processor, as returned by :func:`load`."""
+    """A model with its tokenizer and image processor, as returned by :func:`load`.
+
+    settings : what the model's processor file says beside these two.
+    """
 
     name: str
     model: Any
     tokenizer: Any
     image_processor: Any
     revision: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def family(self) -> Family:
+        """How this kind of model reads pictures."""
+        return family_class(self.model.config)(self.model.config, self.tokenizer, self.image_processor, self.settings)
 
     @property
     def n_layers(self) -> int:
@@ -65,10 +51,20 @@ class VLM:
         """Layer from which pruners act by default (zero-based).
 
         What the model's own configuration states (``visionpulse_anchor``), else ``n_layers // 2 - 1``, the rule of
-        arXiv 2605.31457.
+        arXiv 2605.31457; where layers of two kinds alternate, the nearest that sees the whole prompt.
         """
         stated = getattr(self.model.config, "visionpulse_anchor", None)
-        return max(0, self.n_layers // 2 - 1) if stated is None else int(stated)
+        if stated is not None:
+            return int(stated)
+        rule = max(0, self.n_layers // 2 - 1)
+        seeing_all = set(range(self.n_layers)) - self.windowed_layers
+        return min(seeing_all or {rule}, key=lambda layer: (abs(layer - rule), layer))
+
+    @property
+    def windowed_layers(self) -> set[int]:
+        """Layers that see only the newest tokens of the sequence, a sliding window."""
+        kinds = getattr(self.model.config.get_text_config(), "layer_types", None) or ()
+        return {layer for layer, kind in enumerate(kinds) if kind == "sliding_attention"}
 
     @cached_property
     def weights_hash(self) -> str:
@@ -80,49 +76,13 @@ class VLM:
         return digest.hexdigest()[:16]
 
     def prompt(self, images: ImageLike | Sequence[ImageLike], question: str) -> Prompt:
-        """Build the prompt of one question about one image or several.
+        """Build the prompt of one question about one image or several; see :meth:`Family.prompt`."""
+        return self.family.prompt(images, question)
 
-        Raises
-        ------
-        ValueError
-            If the question is empty or holds the model's image placeholder, or an image cannot be read.
-        FileNotFoundError
-            If an image path does not exist.
-        """
-        if not isinstance(question, str) or not question.strip():
-            raise ValueError(f"the question is empty (got {question!r}); ask something")
-        placeholder = self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id)
-        if placeholder in question:
-            raise ValueError(f"the question contains the image placeholder {placeholder!r}; remove it")
-        listed = list(images) if isinstance(images, list | tuple) else [images]
-        if not listed:
-            raise ValueError("no image given; pass at least one")
-        pictures = [read_image(image) for image in listed]
-        features = self.image_processor(images=pictures, return_tensors="pt")
-        grid_thw = features["image_grid_thw"]
-        merge = self.image_processor.merge_size
-        content = [{"type": "image"} for _ in pictures] + [{"type": "text", "text": question}]
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-        ids = self._expand(text, placeholder, [int(thw.prod()) // merge**2 for thw in grid_thw])
-        sizes = [(picture.shape[0], picture.shape[1]) for picture in pictures]
-        cells = [(int(thw[1]) // merge, int(thw[2]) // merge) for thw in grid_thw]
-        positions = np.flatnonzero(ids.numpy() == self.model.config.image_token_id)
-        grid = PatchGrid.from_grid(positions, [c[0] for c in cells], [c[1] for c in cells], sizes)
-        return Prompt(question, ids, grid, features["pixel_values"], grid_thw, pictures)
-
-    def _expand(self, text: str, placeholder: str, counts: list[int]) -> torch.Tensor:
-        parts = text.split(placeholder)
-        if len(parts) - 1 != len(counts):
-            raise ValueError(
-                f"the chat template of {self.name} wrote {len(parts) - 1} image placeholders for {len(counts)} images"
-            )
-        ids: list[int] = []
-        for part, count in zip(parts, [*counts, 0], strict=True):
-            ids += self.tokenizer(part, add_special_tokens=False).input_ids
-            ids += [self.model.config.image_token_id] * count
-        return torch.tensor(ids)
+    def to_device(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Model inputs on the model's device, pixels in its dtype."""
+        device, dtype = self.model.device, self.model.dtype
+        return {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in inputs.items()}
 
     def _repr_html_(self) -> str:
         text = self.model.config.get_text_config()
@@ -190,8 +150,11 @@ def load(
             )
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
         image_processor = AutoImageProcessor.from_pretrained(source, revision=revision, backend="pil")
+        settings, _ = ProcessorMixin.get_processor_dict(source, revision=revision)
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"the weights of {name!r} or its processor files cannot be read: {error}") from error
+    # Models for text and pictures keep their chat template with the processor.
+    tokenizer.chat_template = settings.get("chat_template") or tokenizer.chat_template
     target = device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
     return VLM(
         name=name,
@@ -199,6 +162,7 @@ def load(
         tokenizer=tokenizer,
         image_processor=image_processor,
         revision=getattr(config, "_commit_hash", None),
+        settings=settings,
     )
 
 
@@ -213,50 +177,3 @@ def _quiet(small: bool) -> Iterator[None]:
     finally:
         if shown:
             hf_logging.enable_progress_bar()
-
-
-def check_supported(config: Any, name: str) -> None:
-    """Raise :class:`UnsupportedModelError` unless the configuration is of a supported family."""
-    if getattr(config, "vision_config", None) is None:
-        raise UnsupportedModelError(
-            f"{name!r} is a {config.model_type} model without a vision part; give a vision-language model, "
-            f"of a family in {', '.join(SUPPORTED_TYPES)}"
-        )
-    if config.model_type not in SUPPORTED_TYPES:
-        raise UnsupportedModelError(
-            f"{name!r} is of family {config.model_type!r}, whose image layout is not known here; "
-            f"supported: {', '.join(SUPPORTED_TYPES)}"
-        )
-
-
-def read_image(image: ImageLike) -> np.ndarray:
-    """Read an image as uint8 [row_px, col_px, 3], EXIF orientation applied, transparency on white.
-
-    Raises FileNotFoundError for a missing file and ValueError for one that is no readable image.
-    """
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-            raise ValueError(f"an image array must be uint8 [row_px, col_px, 3], got {image.dtype} {image.shape}")
-        return image
-    if isinstance(image, str | Path):
-        path = Path(image)
-        if not path.is_file():
-            raise FileNotFoundError(f"no image at {path}")
-        try:
-            with Image.open(path) as opened:
-                opened.load()
-                picture = opened
-        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{path} is not a readable image: {error}") from error
-    elif isinstance(image, Image.Image):
-        picture = image
-    else:
-        raise ValueError(f"an image is a path, a PIL image or a uint8 array, got {type(image).__name__}")
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        layer = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    if picture.mode.startswith("I"):  # 16-bit greys, which PIL would clip rather than scale
-        grey = np.asarray(picture, dtype=np.float64) / 257
-        return np.clip(grey.round(), 0, 255).astype(np.uint8)[..., None].repeat(3, axis=2)
-    return np.asarray(picture.convert("RGB"))

@@ -100,12 +100,12 @@ def test_a_packed_row_is_the_prompt_that_decoding_builds(vlm, rng):
     batch, prompt = pack([(scene, [(question, trace)])]), vlm.prompt(scene.render(), question.text)
     length = len(prompt.ids)
     assert batch.ids[0, :length].tolist() == prompt.ids.tolist()
-    assert torch.allclose(batch.pixels, prompt.pixels, atol=1e-6)
-    assert batch.grid_thw.tolist() == prompt.grid_thw.tolist()
+    assert torch.allclose(batch.pixels, prompt.inputs["pixel_values"], atol=1e-6)
+    assert batch.grid_thw.tolist() == prompt.inputs["image_grid_thw"].tolist()
     position, _ = vlm.model.model.get_rope_index(
         prompt.ids[None],
         mm_token_type_ids=(prompt.ids == vlm.model.config.image_token_id).int()[None],
-        image_grid_thw=prompt.grid_thw,
+        image_grid_thw=prompt.inputs["image_grid_thw"],
     )
     assert torch.equal(batch.positions[:, :, :length], position)
 

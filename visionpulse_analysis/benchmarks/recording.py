@@ -56,16 +56,11 @@ def runner(variant: str, vlm: VLM, image: np.ndarray, steps: int) -> Callable[[]
 @torch.inference_mode()
 def _eager(vlm: VLM, image: np.ndarray, steps: int) -> None:
     """What users do today: switch to eager attention and ask ``generate`` for every attention matrix."""
-    prompt = vlm.prompt(image, QUESTION)
-    ids = prompt.ids[None]
+    inputs = vlm.family.batch([vlm.prompt(image, QUESTION)], padding=0)
     vlm.model.set_attn_implementation({"text_config": "eager"})
     try:
         vlm.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            pixel_values=prompt.pixels,
-            image_grid_thw=prompt.grid_thw,
-            mm_token_type_ids=(ids == vlm.model.config.image_token_id).int(),
+            **inputs,
             max_new_tokens=steps,
             do_sample=False,
             output_attentions=True,

@@ -21,7 +21,7 @@ from visionpulse_analysis.store import TraceStore
 from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.traces import Trace
 
-CODE = ("attention", "recording", "decoding", "sampling", "collecting", "models", "patches", "pruners")
+CODE = ("attention", "recording", "decoding", "sampling", "collecting", "models", "families", "patches", "pruners")
 
 
 def cache_folder() -> Path:
@@ -119,8 +119,8 @@ def _key(vlm: VLM, samples: Sequence[Sample], options: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps([model, ends, options, versions, _code_hash()], default=str).encode())
     for sample in samples:
         prompt = vlm.prompt(sample.image, sample.question)
-        digest.update(f"{sample.id}\0{sample.question}\0{prompt.grid_thw.tolist()}\0".encode())
-        for array in (prompt.ids.numpy(), prompt.pixels.numpy(), *prompt.images):
+        digest.update(f"{sample.id}\0{sample.question}\0{list(prompt.inputs)}\0".encode())
+        for array in (prompt.ids.numpy(), *(value.numpy() for value in prompt.inputs.values()), *prompt.images):
             digest.update(f"{array.shape}".encode() + array.tobytes())
     return digest.hexdigest()[:24]
 

@@ -71,6 +71,11 @@ class Replay:
             )
         if len(trace) < 2:
             raise ValueError("the trace has one token, and prefill is never pruned; decode at least two tokens")
+        if vlm.windowed_layers:
+            raise ValueError(
+                f"layers {sorted(vlm.windowed_layers)} of {vlm.name} see a sliding window, and replay lets every layer "
+                "see the whole past; use a model without such layers"
+            )
         self.vlm, self.n_steps = vlm, len(trace)
         prompt = vlm.prompt(trace.images, trace.question)
         device = vlm.model.device
@@ -79,21 +84,12 @@ class Replay:
         self.places = torch.from_numpy(prompt.grid.position.copy()).to(device)
         self.keys: dict[int, torch.Tensor] = {}
         self.values: dict[int, torch.Tensor] = {}
-        ids = torch.cat([prompt.ids.to(device), self._tokens])[None]
-        kinds = (ids == vlm.model.config.image_token_id).int()
-        grid_thw = prompt.grid_thw.to(device)
+        inputs = vlm.to_device(vlm.family.batch([prompt.answered(self._tokens.cpu())], padding=0))
         with torch.inference_mode():
-            position, _ = vlm.model.model.get_rope_index(ids, mm_token_type_ids=kinds, image_grid_thw=grid_thw)
-            self._position = position[:, :, self.n_prompt :]
+            position = vlm.family.positions(vlm.model, inputs)
+            self._position = position[..., self.n_prompt :]
             with route(vlm.model, self._remember):
-                out = vlm.model(
-                    input_ids=ids,
-                    position_ids=position,
-                    pixel_values=prompt.pixels.to(device, vlm.model.dtype),
-                    image_grid_thw=grid_thw,
-                    use_cache=False,
-                    logits_to_keep=self.n_steps,
-                )
+                out = vlm.model(**inputs, position_ids=position, use_cache=False, logits_to_keep=self.n_steps)
         self.dense = torch.log_softmax(out.logits[0].float(), dim=-1)  # [step, word]
 
     @property
@@ -149,7 +145,7 @@ class Replay:
         attend = _OneStep(self, layer, rows, lambda scores: choose(scores, part))
         with route(self.vlm.model, attend):
             out = self.vlm.model(
-                input_ids=self._tokens[rows][None], position_ids=self._position[:, :, rows], use_cache=False
+                input_ids=self._tokens[rows][None], position_ids=self._position[..., rows], use_cache=False
             )
         pruned = torch.log_softmax(out.logits[0].float(), dim=-1)
         dense = self.dense[rows + 1]

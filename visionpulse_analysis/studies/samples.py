@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from visionpulse_analysis.models import read_image
+from visionpulse_analysis.images import read_image
 from visionpulse_analysis.testbed.questions import TASKS, Question, ask
 from visionpulse_analysis.testbed.scenes import Scene, generate
 

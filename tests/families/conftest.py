@@ -1,0 +1,27 @@
+"""Every family's tiny model, saved and loaded as a user would."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tiny_models import BUILDERS, build
+
+import visionpulse_analysis as vpa
+
+
+@pytest.fixture(scope="session", params=BUILDERS)
+def family(request, tmp_path_factory):
+    """name; vlm, as loaded; tiny, what it was saved from."""
+    tiny = build(request.param)
+    folder = tmp_path_factory.mktemp(request.param)
+    tiny.save(folder)
+    return SimpleNamespace(name=request.param, vlm=vpa.load(str(folder)), tiny=tiny)
+
+
+@pytest.fixture(scope="session")
+def photos():
+    """Noise of three shapes: square, wide and tall."""
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, size=(*shape, 3), dtype=np.uint8) for shape in ((64, 64), (40, 96), (90, 44))]

@@ -1,0 +1,101 @@
+"""Each family's rows, tokens and pruned decodes, against the library's own eager attention and generate."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import BUILDERS
+from transformers import DynamicCache
+from transformers.processing_utils import ProcessorMixin
+
+import visionpulse_analysis as vpa
+from visionpulse_analysis.families import FAMILIES
+
+QUESTION = "where is the red circle ?"
+QUESTIONS = [QUESTION, "how many ?", "describe it"]
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def stock_inputs(family):
+    """The library's own processor; its video half needs torchvision, so that half is left out."""
+    tiny, processor = family.tiny, family.tiny.processor
+    if not isinstance(processor, ProcessorMixin):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ProcessorMixin, "check_argument_for_proper_class", lambda *given: None)
+            processor = processor(tiny.image_processor, tiny.tokenizer, video_processor=None)
+    processor.chat_template = tiny.tokenizer.chat_template
+
+    def inputs(pictures, question):
+        content = [{"type": "image"} for _ in pictures] + [{"type": "text", "text": question}]
+        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        begun = tiny.tokenizer.bos_token is not None and text.startswith(tiny.tokenizer.bos_token)
+        return processor(images=pictures, text=text, return_tensors="pt", add_special_tokens=not begun)
+
+    return inputs
+
+
+def test_the_stock_processor_gives_the_same_inputs(family, photos, stock_inputs):
+    for pictures in ([photos[1]], photos):
+        expected = stock_inputs(pictures, QUESTION)
+        given = family.vlm.family.batch([family.vlm.prompt(pictures, QUESTION)], padding=0)
+        assert set(given) == set(expected)
+        for name, value in given.items():
+            assert torch.equal(value, torch.as_tensor(expected[name]).to(value.dtype)), name
+
+
+def test_rows_and_tokens_are_those_of_eager_generation(family, photos, stock_inputs):
+    vlm = family.vlm
+    for pictures in ([photos[1]], photos):
+        trace = vpa.decode(vlm, pictures, QUESTION, heads="all", max_new_tokens=STEPS)
+        inputs = stock_inputs(pictures, QUESTION)
+        length = inputs["input_ids"].shape[1]
+        vlm.model.set_attn_implementation({"text_config": "eager"})
+        try:
+            out = vlm.model.generate(
+                **inputs, max_new_tokens=STEPS, do_sample=False, past_key_values=DynamicCache(),
+                output_attentions=True, return_dict_in_generate=True,
+            )  # fmt: skip
+        finally:
+            vlm.model.set_attn_implementation({"text_config": "sdpa"})
+        assert trace.token_ids.tolist() == out.sequences[0, length:].tolist()
+        position = torch.from_numpy(trace.grid.position.copy())
+        for step, layers in enumerate(out.attentions):
+            rows = torch.stack([layer[0, :, -1] for layer in layers])[..., position].numpy()
+            assert np.abs(trace.mass.values[step] - rows.sum(-1)).max() < 1e-5
+            # Half a unit in the last place of the stored float16, plus the kernels' own rounding.
+            assert np.abs(trace.attention.values[step] - rows).max() <= np.spacing(np.float16(rows.max())) / 2 + 1e-5
+
+
+def test_recording_changes_no_logit_and_a_batch_no_row(family, photos):
+    plain = vpa.decode(family.vlm, photos, QUESTIONS, layers="none", max_new_tokens=STEPS)
+    recorded = vpa.decode(family.vlm, photos, QUESTIONS, max_new_tokens=STEPS)
+    for row, (photo, question) in enumerate(zip(photos, QUESTIONS, strict=True)):
+        alone = vpa.decode(family.vlm, photo, question, max_new_tokens=STEPS)
+        assert plain[row].tokens == recorded[row].tokens == alone.tokens
+        assert np.array_equal(plain[row].logprobs, recorded[row].logprobs)
+        assert np.abs(recorded[row].mass.values - alone.mass.values).max() < 1e-5
+
+
+def test_masked_equals_gathered_and_keeping_all_equals_dense(family, photos):
+    pictures, questions = [*photos[:2], [photos[0], photos[2]]], [*QUESTIONS[:2], QUESTION]
+    pruner = vpa.VisionPulse(budget=0.25)
+    masked, gathered = (
+        vpa.decode(family.vlm, pictures, questions, max_new_tokens=STEPS, pruner=pruner, execution=execution)
+        for execution in ("masked", "gathered")
+    )
+    for a, b in zip(masked, gathered, strict=True):
+        assert a.tokens == b.tokens and np.abs(a.logprobs - b.logprobs).max() < 1e-5
+        assert (a.k.values[1:] == len(a.grid) // 4).all()
+    everything = vpa.decode(family.vlm, photos[1], QUESTION, max_new_tokens=STEPS, pruner=vpa.VisionPulse(budget=1.0))
+    dense = vpa.decode(family.vlm, photos[1], QUESTION, max_new_tokens=STEPS)
+    assert everything.kept.values.all() and np.array_equal(everything.logprobs, dense.logprobs)
+
+
+def test_every_supported_family_is_tested():
+    assert set(FAMILIES) == set(BUILDERS)
+
+
+def test_the_default_anchor_sees_the_whole_prompt(family):
+    anchor = family.vlm.default_anchor
+    assert anchor not in family.vlm.windowed_layers
+    assert abs(anchor - 1) <= (1 if family.vlm.windowed_layers else 0)

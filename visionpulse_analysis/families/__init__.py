@@ -1,0 +1,80 @@
+"""The families of models: one short file for each way of turning a picture into tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from visionpulse_analysis.families.base import Family, Prompt
+from visionpulse_analysis.families.internvl import InternVL
+from visionpulse_analysis.families.qwen import QwenGrid
+from visionpulse_analysis.families.square import Gemma3, Llava
+
+__all__ = ["FAMILIES", "Family", "Prompt", "UnsupportedModelError", "check_supported", "family_class"]
+
+FAMILIES: dict[str, type[Family]] = {
+    "gemma3": Gemma3,
+    "internvl": InternVL,
+    "llava": Llava,
+    "qwen2_5_vl": QwenGrid,
+    "qwen2_vl": QwenGrid,
+    "qwen3_vl": QwenGrid,
+    "qwen3_vl_moe": QwenGrid,
+}
+
+
+CROSS_ATTENTION = "pictures are read by cross-attention and are no tokens of the sequence: no row runs over patches"
+QUERY_TOKENS = "learned queries mix the whole picture into every image token: none of them has a place in the picture"
+ENCODER_DECODER = (
+    "pictures are read by an encoder, and the decoder sees them by cross-attention: no row runs over patches"
+)
+REFUSED = {
+    "blip-2": QUERY_TOKENS,
+    "florence2": ENCODER_DECODER,
+    "idefics": CROSS_ATTENTION,
+    "idefics2": QUERY_TOKENS,
+    "instructblip": QUERY_TOKENS,
+    "instructblipvideo": QUERY_TOKENS,
+    "kosmos-2": QUERY_TOKENS,
+    "mllama": CROSS_ATTENTION,
+    "pix2struct": ENCODER_DECODER,
+    "vision-encoder-decoder": ENCODER_DECODER,
+}
+ATTENTION_KINDS = {"full_attention", "sliding_attention"}
+
+
+class UnsupportedModelError(ValueError):
+    """The model cannot be recorded exactly, and the message says why."""
+
+
+def check_supported(config: Any, name: str) -> None:
+    """Raise :class:`UnsupportedModelError` unless a model of this configuration can be recorded exactly."""
+    supported = f"supported: {', '.join(FAMILIES)}"
+    if config.model_type in REFUSED:
+        raise UnsupportedModelError(
+            f"{name!r} is of family {config.model_type!r}, where {REFUSED[config.model_type]}; {supported}"
+        )
+    if getattr(config, "vision_config", None) is None:
+        raise UnsupportedModelError(
+            f"{name!r} is a {config.model_type} model without a vision part; give a vision-language model, {supported}"
+        )
+    if config.model_type not in FAMILIES:
+        raise UnsupportedModelError(
+            f"{name!r} is of family {config.model_type!r}, whose image layout is not known here; {supported}"
+        )
+    text = config.get_text_config()
+    cap = getattr(text, "attn_logit_softcapping", None)
+    if cap is not None:
+        raise UnsupportedModelError(
+            f"{name!r} caps its attention logits (attn_logit_softcapping {cap}), which scaled-dot-product attention "
+            "leaves out: its rows would not be those of the model; use one of the family without a cap"
+        )
+    other = set(getattr(text, "layer_types", None) or ()) - ATTENTION_KINDS
+    if other:
+        raise UnsupportedModelError(
+            f"{name!r} has layers of kind {', '.join(sorted(other))}, which have no softmax row over the patches"
+        )
+
+
+def family_class(config: Any) -> type[Family]:
+    """The family of a supported configuration."""
+    return FAMILIES[config.model_type]

@@ -1,0 +1,202 @@
+"""What every family shares: the prompt, how the pictures of several prompts are batched, and where tokens stand."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import pad
+
+from visionpulse_analysis.families.cells import Cells
+from visionpulse_analysis.images import ImageLike, read_image
+from visionpulse_analysis.patches import PatchGrid
+
+TEXT, IMAGE, VIDEO, ANSWER = range(4)
+
+
+@dataclass
+class Shown:
+    """One picture as the model reads it.
+
+    text : what stands for it in the prompt; cells : what its image tokens are; inputs : tensors for the model, whose
+    first axis counts pictures, tiles or patches, so that those of several pictures are concatenated along it.
+    """
+
+    text: str
+    cells: Cells
+    inputs: dict[str, torch.Tensor]
+
+
+@dataclass
+class Prompt:
+    """One question about one picture or more, ready for the model.
+
+    ids int64 [token]; kinds int64 [token], 0 text, 1 image, 2 video, 3 answer; grid : which tokens are image patches;
+    inputs : what the model takes beside the tokens, as in `Shown`; images : the originals, uint8.
+    """
+
+    question: str
+    ids: torch.Tensor
+    kinds: torch.Tensor
+    grid: PatchGrid
+    inputs: dict[str, torch.Tensor]
+    images: list[np.ndarray] = field(repr=False)
+
+    def answered(self, ids: torch.Tensor) -> Prompt:
+        """The prompt followed by the tokens ``ids`` int64 [token] of an answer."""
+        kinds = torch.cat([self.kinds, torch.full_like(ids, ANSWER)])
+        return replace(self, ids=torch.cat([self.ids, ids]), kinds=kinds)
+
+
+class Family(ABC):
+    """How one kind of model reads pictures.
+
+    Parameters
+    ----------
+    config, tokenizer, image_processor
+        The library's own, of one model.
+    settings : dict
+        What the model's processor file says beside its image processor; may be empty.
+    """
+
+    mrope = False  # positions with a time, a row and a column
+
+    def __init__(self, config: Any, tokenizer: Any, image_processor: Any, settings: dict[str, Any]):
+        self.config, self.tokenizer, self.image_processor, self.settings = config, tokenizer, image_processor, settings
+
+    @abstractmethod
+    def show(self, picture: np.ndarray) -> Shown:
+        """Prepare one still, uint8 [row_px, col_px, 3]."""
+
+    @property
+    def image_id(self) -> int:
+        """The token that image features replace."""
+        return self.config.image_token_id
+
+    @property
+    def video_id(self) -> int | None:
+        """The token that features of a video replace, where it has its own."""
+        return getattr(self.config, "video_token_id", None)
+
+    @property
+    def image_token(self) -> str:
+        return self.tokenizer.convert_ids_to_tokens(self.image_id)
+
+    @property
+    def placeholder(self) -> str:
+        """What the chat template writes for one picture."""
+        return self.image_token
+
+    def token_inputs(self, kinds: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Inputs with one value per token that the model takes at prefill; kinds int64 [row, token]."""
+        return {}
+
+    def text(self, pictures: Sequence[np.ndarray], question: str) -> str:
+        """The conversation as text, with one placeholder per picture."""
+        if self.tokenizer.chat_template is None:
+            raise ValueError(
+                "the model has no chat template; set vlm.tokenizer.chat_template to the one it was tuned with"
+            )
+        content = [{"type": "image"} for _ in pictures] + [{"type": "text", "text": question}]
+        return self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+
+    def prompt(self, images: ImageLike | Sequence[ImageLike], question: str) -> Prompt:
+        """Build the prompt of one question about one image or several.
+
+        Raises
+        ------
+        ValueError
+            If the question is empty or holds the model's image placeholder, or an image cannot be read.
+        FileNotFoundError
+            If an image path does not exist.
+        """
+        if not isinstance(question, str) or not question.strip():
+            raise ValueError(f"the question is empty (got {question!r}); ask something")
+        for mark in (self.placeholder, self.image_token):
+            if mark in question:
+                raise ValueError(f"the question contains the image placeholder {mark!r}; remove it")
+        listed = list(images) if isinstance(images, list | tuple) else [images]
+        if not listed:
+            raise ValueError("no image given; pass at least one")
+        pictures = [read_image(image) for image in listed]
+        shown = [self.show(picture) for picture in pictures]
+        ids = self._ids(self.text(pictures, question), [one.text for one in shown])
+        kinds = torch.where(ids == self.image_id, IMAGE, TEXT)
+        if self.video_id is not None:
+            kinds[ids == self.video_id] = VIDEO
+        grid = _grid(np.flatnonzero(kinds.numpy()), [one.cells for one in shown], pictures)
+        return Prompt(question, ids, kinds, grid, stack([one.inputs for one in shown]), pictures)
+
+    def _ids(self, text: str, pictures: list[str]) -> torch.Tensor:
+        """Put what stands for each picture in the place of its placeholder, and cut the whole into tokens."""
+        parts = re.split(re.escape(self.placeholder), text)
+        if len(parts) - 1 != len(pictures):
+            raise ValueError(f"the chat template wrote {len(parts) - 1} image placeholders for {len(pictures)} images")
+        whole = "".join(part + picture for part, picture in zip(parts, [*pictures, ""], strict=True))
+        bos = self.tokenizer.bos_token
+        # As the library's processors do: a template that writes the first token itself gets no second one.
+        begun = bos is not None and whole.startswith(bos)
+        return torch.tensor(self.tokenizer(whole, add_special_tokens=not begun).input_ids)
+
+    def batch(self, prompts: Sequence[Prompt], padding: int) -> dict[str, torch.Tensor]:
+        """Model inputs of several prompts, short rows padded on the left with the token ``padding``."""
+        width = max(len(prompt.ids) for prompt in prompts)
+
+        def padded(values: torch.Tensor, filler: int) -> torch.Tensor:
+            return pad(values, (width - len(values), 0), value=filler)
+
+        kinds = torch.stack([padded(prompt.kinds, TEXT) for prompt in prompts])
+        return {
+            "input_ids": torch.stack([padded(prompt.ids, padding) for prompt in prompts]),
+            "attention_mask": torch.stack([padded(torch.ones_like(prompt.ids), 0) for prompt in prompts]),
+            **self.token_inputs(kinds),
+            **stack([prompt.inputs for prompt in prompts]),
+        }
+
+    def positions(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Where the tokens of a batch stand: int64 [row, token], or [3, row, token] with time, row and column."""
+        mask = inputs["attention_mask"]
+        if not self.mrope:
+            return (mask.cumsum(dim=1) - 1).clamp(min=0)
+        names = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+        given = {name: inputs[name] for name in names if name in inputs}
+        return model.model.get_rope_index(inputs["input_ids"], attention_mask=mask, **given)[0]
+
+
+def stack(parts: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Concatenate inputs along their first axis; shorter other axes are filled with zeros, as the library does."""
+    joined = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        tensors = [part[name] for part in parts if name in part]
+        sizes = [max(tensor.shape[axis] for tensor in tensors) for axis in range(1, tensors[0].ndim)]
+        gaps = [[size - n for size, n in zip(sizes, tensor.shape[1:], strict=True)] for tensor in tensors]
+        filled = [
+            pad(tensor, [side for gap in reversed(row) for side in (0, gap)]) if any(row) else tensor
+            for tensor, row in zip(tensors, gaps, strict=True)
+        ]
+        joined[name] = torch.cat(filled)
+    return joined
+
+
+def _grid(positions: np.ndarray, cells: list[Cells], pictures: list[np.ndarray]) -> PatchGrid:
+    whole = Cells.join(*cells)
+    if len(positions) != len(whole):
+        raise ValueError(f"the prompt holds {len(positions)} image tokens, but the pictures give {len(whole)}")
+    image = np.repeat(np.arange(len(cells)), [len(part) for part in cells])
+    patch = whole.row >= 0
+    return PatchGrid(
+        positions[patch],
+        image[patch],
+        whole.frame[patch],
+        whole.row[patch],
+        whole.col[patch],
+        box=whole.box[patch],
+        image_size=np.array([picture.shape[:2] for picture in pictures]),
+    )

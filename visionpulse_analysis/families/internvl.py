@@ -1,0 +1,46 @@
+"""InternVL 2.5, 3 and 3.5: the picture cut into square tiles, and the whole of it once more as a small overview."""
+
+from __future__ import annotations
+
+import numpy as np
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+
+from visionpulse_analysis.families.base import Family, Shown
+from visionpulse_analysis.families.cells import Cells
+
+
+class InternVL(Family):
+    """Frame 0 is the grid of all tiles, frame 1 the overview."""
+
+    def show(self, picture: np.ndarray) -> Shown:
+        processor = self.image_processor
+        pixels = processor(images=[picture], crop_to_patches=True, return_tensors="pt")["pixel_values"]
+        height, width = picture.shape[:2]
+        size = (processor.size["height"], processor.size["width"])
+        limits = (processor.min_patches, processor.max_patches)
+        across, down = get_optimal_tiled_canvas((height, width), size, *limits) if limits[1] > 1 else (1, 1)
+        side = self.side
+        tiles = [
+            Cells.block(
+                side,
+                side,
+                (col * width / across, row * height / down, (col + 1) * width / across, (row + 1) * height / down),
+                at=(row * side, col * side),
+            )
+            for row in range(down)
+            for col in range(across)
+        ]
+        if len(tiles) > 1:
+            tiles.append(Cells.block(side, side, (0, 0, width, height), frame=1))
+        cells = Cells.join(*tiles)
+        start, end = self.tokenizer.start_image_token, self.tokenizer.end_image_token
+        return Shown(f"{start}{self.image_token * len(cells)}{end}", cells, {"pixel_values": pixels})
+
+    @property
+    def side(self) -> int:
+        """Patches along one side of a tile, after merging."""
+        vision = self.config.vision_config
+        image, patch = (
+            value if isinstance(value, int) else value[0] for value in (vision.image_size, vision.patch_size)
+        )
+        return int(image // patch * self.config.downsample_ratio)

@@ -1,0 +1,96 @@
+"""LLaVA-1.5, PaliGemma and Gemma 3: every picture in one square grid of a fixed size."""
+
+from __future__ import annotations
+
+from math import isqrt
+
+import numpy as np
+import torch
+from transformers.image_transforms import get_resize_output_image_size
+
+from visionpulse_analysis.families.base import IMAGE, Family, Shown
+from visionpulse_analysis.families.cells import Cells, Region
+
+
+class Llava(Family):
+    """LLaVA-1.5: the shorter side is scaled to the tower's size and the middle square is read; or it is padded."""
+
+    def show(self, picture: np.ndarray) -> Shown:
+        pixels = self.image_processor(images=[picture], return_tensors="pt")["pixel_values"]
+        patch = self.config.vision_config.patch_size
+        rows, cols = (size // patch for size in pixels.shape[2:])
+        cells = Cells.block(rows, cols, self._region(picture, *pixels.shape[2:]))
+        if class_token_is_read(self.config):
+            cells = Cells.join(Cells.breaks(), cells)
+        return Shown(self.image_token * len(cells), cells, {"pixel_values": pixels})
+
+    def _region(self, picture: np.ndarray, rows_px: int, cols_px: int) -> Region:
+        """The part of the picture that the tower's rows_px x cols_px pixels show; beyond its edges where padded."""
+        processor = self.image_processor
+        height, width = picture.shape[:2]
+        left, top = 0.0, 0.0
+        if getattr(processor, "do_pad", False):  # to a square, around the middle
+            side = max(height, width)
+            left, top = -((side - width) // 2), -((side - height) // 2)
+            height, width = side, side
+        if not processor.do_resize:
+            scaled = (height, width)
+        elif processor.size.get("shortest_edge"):
+            blank = np.broadcast_to(np.uint8(0), (height, width, 3))
+            scaled = get_resize_output_image_size(
+                blank, processor.size["shortest_edge"], default_to_square=False, input_data_format="channels_last"
+            )
+        else:
+            scaled = (processor.size["height"], processor.size["width"])
+        down, across = height / scaled[0], width / scaled[1]  # pixels of the picture per pixel of the tower
+        top += (scaled[0] - rows_px) // 2 * down
+        left += (scaled[1] - cols_px) // 2 * across
+        return left, top, left + cols_px * across, top + rows_px * down
+
+
+class Gemma3(Family):
+    """Gemma 3: the picture squeezed into a square; with pan and scan, crops of it follow the whole."""
+
+    @property
+    def placeholder(self) -> str:
+        return self.tokenizer.boi_token
+
+    def show(self, picture: np.ndarray) -> Shown:
+        options = {}
+        if self.image_processor.do_pan_and_scan:
+            defaults = {"min_crop_size": 256, "max_num_crops": 4, "min_ratio_to_activate": 1.2}
+            given = {f"pan_and_scan_{name}": value for name, value in defaults.items()}
+            options = {name: getattr(self.image_processor, name, None) or value for name, value in given.items()}
+        features = self.image_processor(images=[picture], return_tensors="pt", do_pan_and_scan=bool(options), **options)
+        side = isqrt(self.config.mm_tokens_per_image)
+        height, width = picture.shape[:2]
+        one = f"\n\n{self.tokenizer.boi_token}{self.image_token * side**2}{self.tokenizer.eoi_token}\n\n"
+        crops = int(features["num_crops"][0])
+        inputs = {"pixel_values": features["pixel_values"]}
+        if not crops:
+            return Shown(one, Cells.block(side, side, (0, 0, width, height)), inputs)
+        text = (
+            f"Here is the original image {one} and here are some crops to help you see better {' '.join([one] * crops)}"
+        )
+        whole = Cells.block(side, side, (0, 0, width, height), frame=1)
+        return Shown(text, Cells.join(whole, *_strip(crops, side, width, height)), inputs)
+
+    def token_inputs(self, kinds: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"token_type_ids": (kinds == IMAGE).int()}
+
+
+def class_token_is_read(config) -> bool:
+    """Whether the vision tower's class token is among the image tokens."""
+    return config.vision_feature_select_strategy == "full" and config.vision_config.model_type == "clip_vision_model"
+
+
+def _strip(crops: int, side: int, width: int, height: int) -> list[Cells]:
+    """Crops side by side along the longer edge, as one frame; each but the last of the same whole number of pixels."""
+    across = width >= height
+    size = -(-(width if across else height) // crops)
+    parts = []
+    for i in range(crops):
+        start, end = i * size, min((i + 1) * size, width if across else height)
+        region = (start, 0, end, height) if across else (0, start, width, end)
+        parts.append(Cells.block(side, side, region, at=(0, i * side) if across else (i * side, 0)))
+    return parts
