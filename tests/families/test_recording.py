@@ -1,5 +1,7 @@
 """Each family's rows, tokens and pruned decodes, against the library's own eager attention and generate."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -16,9 +18,10 @@ STEPS = 6
 
 
 @pytest.fixture(scope="module")
-def stock_inputs(family):
+def stock_inputs(family) -> Any:
     """The library's own processor; its video half needs torchvision, so that half is left out."""
-    tiny, processor = family.tiny, family.tiny.processor
+    tiny: Any = family.tiny
+    processor: Any = tiny.processor
     if not isinstance(processor, ProcessorMixin):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ProcessorMixin, "check_argument_for_proper_class", lambda *given: None)
@@ -29,7 +32,8 @@ def stock_inputs(family):
         content = [{"type": "image"} for _ in pictures] + [{"type": "text", "text": question}]
         text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         begun = tiny.tokenizer.bos_token is not None and text.startswith(tiny.tokenizer.bos_token)
-        return processor(images=pictures, text=text, return_tensors="pt", add_special_tokens=not begun)
+        options: Any = {"return_tensors": "pt", "add_special_tokens": not begun}
+        return processor(images=pictures, text=text, **options)
 
     return inputs
 
