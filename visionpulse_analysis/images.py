@@ -1,4 +1,4 @@
-"""Reading pictures."""
+"""Reading pictures, also broken, huge and strange ones: the pixels that a viewer would show, or one clear error."""
 
 from __future__ import annotations
 
@@ -6,39 +6,92 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 ImageLike = Any  # a path, a PIL image, or a uint8 array [row_px, col_px, 3]
+
+# Not every format that PIL knows: for some (EPS) it starts another program to read the file.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def read_image(image: ImageLike) -> np.ndarray:
     """Read an image as uint8 [row_px, col_px, 3], EXIF orientation applied, transparency on white.
 
-    Raises FileNotFoundError for a missing file and ValueError for one that is no readable image.
+    Parameters
+    ----------
+    image : str, Path, PIL image or uint8 [row_px, col_px, 3]
+        A file in one of `FORMATS`. 16-bit greys are scaled to 8 bits.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        It is no readable image (the message names it), has several frames, more pixels than PIL's
+        ``Image.MAX_IMAGE_PIXELS``, or 32-bit values of unknown range.
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
             raise ValueError(f"an image array must be uint8 [row_px, col_px, 3], got {image.dtype} {image.shape}")
         return image
-    if isinstance(image, str | Path):
-        path = Path(image)
-        if not path.is_file():
-            raise FileNotFoundError(f"no image at {path}")
-        try:
-            with Image.open(path) as opened:
-                opened.load()
-                picture = opened
-        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{path} is not a readable image: {error}") from error
-    elif isinstance(image, Image.Image):
-        picture = image
-    else:
+    if isinstance(image, Image.Image):
+        return _guarded_pixels(image, "the image")
+    if not isinstance(image, str | Path):
         raise ValueError(f"an image is a path, a PIL image or a uint8 array, got {type(image).__name__}")
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        layer = picture.convert("RGBA")
+    path = Path(image)
+    if not path.is_file():
+        raise FileNotFoundError(f"no image at {path}")
+    Image.init()
+    try:
+        opened = Image.open(path, formats=FORMATS)
+    except Exception as error:  # readers of broken files raise nearly anything
+        raise ValueError(
+            f"{path} is not a readable image: {error}; formats that can be read: {', '.join(FORMATS)}"
+        ) from error
+    with opened:
+        _refuse_unclear(opened, path)
+        return _guarded_pixels(opened, str(path))
+
+
+def _refuse_unclear(picture: Image.Image, path: Path) -> None:
+    """Raise ValueError for a file that holds several pictures, or more pixels than it is wise to unpack."""
+    width, height = picture.size
+    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(
+            f"{path} has {width} x {height} pixels, above the limit of {Image.MAX_IMAGE_PIXELS:,} that guards against "
+            "decompression bombs; make it smaller, or, if you trust it, open it with PIL and pass the image"
+        )
+    # The second picture inside a phone's MPO file is a preview or another view; every viewer shows the first.
+    if picture.format != "MPO" and getattr(picture, "is_animated", False):
+        raise ValueError(
+            f"{path} holds several frames; open it with PIL, seek() the frame that you mean, and pass that image"
+        )
+
+
+def _guarded_pixels(picture: Image.Image, name: str) -> np.ndarray:
+    try:
+        picture.load()
+        return _pixels(ImageOps.exif_transpose(picture))
+    except Exception as error:  # as above; also a file that ends too early, found only while unpacking
+        raise ValueError(f"{name} is not a readable image: {error}") from error
+
+
+def _pixels(picture: Image.Image) -> np.ndarray:
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PNG"):
+        return _scaled_greys(picture)
+    if picture.mode in ("I", "F"):
+        raise ValueError(
+            f"its values are 32-bit ({picture.mode!r}) of unknown range; scale them to 0..255 and pass a uint8 array"
+        )
+    if picture.has_transparency_data:
+        layer = picture.convert("LA" if picture.mode == "La" else "RGBA").convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    if picture.mode.startswith("I"):  # 16-bit greys, which PIL would clip rather than scale
-        grey = np.asarray(picture, dtype=np.float64) / 257
-        return np.clip(grey.round(), 0, 255).astype(np.uint8)[..., None].repeat(3, axis=2)
     return np.asarray(picture.convert("RGB"))
+
+
+def _scaled_greys(picture: Image.Image) -> np.ndarray:
+    """16-bit greys as 8 bits, which PIL would clip rather than scale; a transparent grey becomes white."""
+    values = np.asarray(picture, dtype=np.float64)
+    grey = np.clip((values / 257).round(), 0, 255).astype(np.uint8)
+    grey[values == picture.info.get("transparency", -1)] = 255
+    return grey[..., None].repeat(3, axis=2)
