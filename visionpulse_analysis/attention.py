@@ -2,13 +2,15 @@
 
 ``route(model, function)`` sends every attention call of a model's language part through ``function`` for as long as the
 ``with`` block lasts, and puts everything back afterwards, also after an exception. Uses nest, and models do not disturb
-one another.
+one another, also in several threads; one model in two threads at once is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Lock, get_ident
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,11 +18,17 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
+from visionpulse_analysis._interrupts import check_interrupt, interrupt_at_checks
+
 NAME = "visionpulse"
 SUPPORTED = ("sdpa", NAME)
 
 AttentionFunction = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
-_routes: WeakKeyDictionary[torch.nn.Module, list[AttentionFunction]] = WeakKeyDictionary()
+# The routed functions of each module, innermost last, and the thread that they serve.
+_routes: WeakKeyDictionary[torch.nn.Module, list[tuple[int, AttentionFunction]]] = WeakKeyDictionary()
+# How many routes hold each switched configuration (by id), and what it said before: models may share one.
+_switched: dict[int, tuple[int, str]] = {}
+_lock = Lock()
 
 
 def stock(module: torch.nn.Module, query, key, value, attention_mask, **options):
@@ -29,10 +37,12 @@ def stock(module: torch.nn.Module, query, key, value, attention_mask, **options)
 
 
 def _dispatch(module: torch.nn.Module, query, key, value, attention_mask, **options):
-    """Call the innermost function routed for this module; two models of one config may share this name."""
+    """Call the innermost function that this thread routed for this module, else the library's own."""
     routes = _routes.get(module)
-    function = routes[-1] if routes else stock
-    return function(module, query, key, value, attention_mask, **options)
+    if not routes or routes[-1][0] != get_ident():
+        return stock(module, query, key, value, attention_mask, **options)
+    check_interrupt()
+    return routes[-1][1](module, query, key, value, attention_mask, **options)
 
 
 # The mask function is registered under the same name: without it the padding mask would silently be lost.
@@ -43,6 +53,8 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 @contextmanager
 def route(model: PreTrainedModel, function: AttentionFunction) -> Iterator[None]:
     """Send the language model's attention through ``function`` inside the ``with`` block.
+
+    Ctrl-C takes effect at the next call of a layer, so that it never meets a half-changed model.
 
     Parameters
     ----------
@@ -57,29 +69,58 @@ def route(model: PreTrainedModel, function: AttentionFunction) -> Iterator[None]
     ------
     ValueError
         If the language part does not run under "sdpa", or does not take the switch.
+    RuntimeError
+        If the model is routed in another thread.
     """
-    decoder = model.get_decoder()
-    config = decoder.config
-    before = config._attn_implementation
-    if before not in SUPPORTED:
+    decoder: Any = model.get_decoder()
+    modules = list(decoder.modules())
+    with interrupt_at_checks():
+        with _lock:
+            _check_free(decoder)
+            _switch(decoder.config)
+            for module in modules:
+                _routes.setdefault(module, []).append((get_ident(), function))
+        try:
+            if decoder.config._attn_implementation != NAME:
+                raise ValueError(f"{type(model).__name__} does not take another attention function")
+            yield
+        finally:
+            with _lock:
+                _switch_back(decoder.config)
+                for module in modules:
+                    _routes[module].pop()
+                    if not _routes[module]:
+                        del _routes[module]
+
+
+def _check_free(decoder: Any) -> None:
+    """Raise unless the decoder runs under scaled-dot-product attention and no other thread uses it."""
+    implementation = decoder.config._attn_implementation
+    if implementation not in SUPPORTED:
         raise ValueError(
-            f"the language model runs under {before!r} attention; recording needs 'sdpa': "
+            f"the language model runs under {implementation!r} attention; recording needs 'sdpa': "
             "load it with attn_implementation='sdpa'"
         )
-    modules = list(decoder.modules())
-    for module in modules:
-        _routes.setdefault(module, []).append(function)
-    try:
-        config._attn_implementation = NAME
-        if decoder.config._attn_implementation != NAME:
-            raise ValueError(f"{type(model).__name__} does not take another attention function")
-        yield
-    finally:
+    routes = _routes.get(decoder)
+    if routes and routes[-1][0] != get_ident():
+        raise RuntimeError(
+            "this model is decoding in another thread, and one model serves one decode at a time; "
+            "wait for it, pass both questions to one decode, or load a second model"
+        )
+
+
+def _switch(config: Any) -> None:
+    count, before = _switched.get(id(config), (0, config._attn_implementation))
+    _switched[id(config)] = count + 1, before
+    config._attn_implementation = NAME
+
+
+def _switch_back(config: Any) -> None:
+    count, before = _switched.pop(id(config))
+    if count > 1:
+        _switched[id(config)] = count - 1, before
+    else:
         config._attn_implementation = before
-        for module in modules:
-            _routes[module].pop()
-            if not _routes[module]:
-                del _routes[module]
 
 
 def active_routes(model: PreTrainedModel) -> int:

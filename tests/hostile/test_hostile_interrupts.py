@@ -1,0 +1,133 @@
+"""Ctrl-C at any moment: the model is left as it was, the store can be read, and the next decode is right."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import visionpulse_analysis as vpa
+from visionpulse_analysis import attention
+
+PACKAGE = str(Path(vpa.__file__).parent)
+QUESTION = "where is the red circle ?"
+
+
+def state(vlm) -> tuple:
+    """Everything that a decode changes for a while."""
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in vlm.model.modules())
+    configs = [c._attn_implementation for c in (vlm.model.config.text_config, vlm.model.config.vision_config)]
+    registry = len(attention.AttentionInterface._global_mapping)
+    handler = signal.getsignal(signal.SIGINT)
+    routes = attention.active_routes(vlm.model), len(attention._routes), dict(attention._switched)
+    return hooks, configs, registry, handler, routes
+
+
+class Presses:
+    """A trace function that presses Ctrl-C at the n-th line of the package's code that is run."""
+
+    def __init__(self, at: int):
+        self.at, self.lines = at, 0
+
+    def __call__(self, frame, event, argument):
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        if event == "line":
+            self.lines += 1
+            if self.lines == self.at:
+                signal.raise_signal(signal.SIGINT)
+        return self
+
+
+def interrupted(vlm, picture, store, id: str, at: int) -> tuple[bool, int]:
+    """Decode with Ctrl-C at line `at`: whether it was interrupted, and how many lines were run."""
+    presses = Presses(at)
+    sys.settrace(presses)
+    try:
+        vpa.decode(vlm, picture, QUESTION, max_new_tokens=3, layers=[2, 5], store=store, ids=id, overwrite=True)
+        return False, presses.lines
+    except KeyboardInterrupt:
+        return True, presses.lines
+    finally:
+        sys.settrace(None)
+
+
+def test_an_interrupt_at_any_line_leaves_everything_as_it_was(vlm, pictures, tmp_path):
+    expected = vpa.decode(vlm, pictures[0], QUESTION, max_new_tokens=3, layers=[2, 5])
+    store = vpa.TraceStore(tmp_path / "store", mode="a")
+    before = state(vlm)
+    was, lines = interrupted(vlm, pictures[0], store, "whole", at=0)
+    assert not was and store["whole"].data_hash == expected.data_hash
+
+    @settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+    @given(st.integers(1, lines))
+    def at_any_line(at):
+        was, _ = interrupted(vlm, pictures[0], store, "cut", at)
+        assert was and state(vlm) == before
+        assert store["whole"].data_hash == expected.data_hash
+        if "cut" in store:
+            found = store["cut"]
+            assert found.tokens == expected.tokens[: len(found)]
+            assert not found.meta["complete"] or found.data_hash == expected.data_hash
+
+    at_any_line()
+    assert vpa.decode(vlm, pictures[0], QUESTION, max_new_tokens=3, layers=[2, 5]).data_hash == expected.data_hash
+
+
+CHILD = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+import visionpulse_analysis as vpa
+from test_hostile_interrupts import QUESTION, state
+
+vlm, picture = vpa.load(sys.argv[2]), np.full((64, 64, 3), 200, np.uint8)
+store = vpa.TraceStore(sys.argv[3], mode="a")
+expected, before = vpa.decode(vlm, picture, QUESTION, max_new_tokens=4).data_hash, state(vlm)
+for round in range(int(sys.argv[4])):
+    try:
+        print("decoding", flush=True)
+        for count in range(10**6):
+            vpa.decode(vlm, picture, QUESTION, max_new_tokens=4, store=store, ids=f"{round}-{count}")
+    except KeyboardInterrupt:
+        assert state(vlm) == before, (state(vlm), before)
+        print("interrupted", flush=True)
+assert vpa.decode(vlm, picture, QUESTION, max_new_tokens=4).data_hash == expected
+print(expected, flush=True)
+"""
+
+
+def test_a_real_process_under_real_interrupts(scenes_folder, tmp_path):
+    rounds = 8
+    words = [
+        sys.executable,
+        "-c",
+        CHILD,
+        str(Path(__file__).parent),
+        str(scenes_folder),
+        str(tmp_path / "s"),
+        str(rounds),
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
+        assert child.stdout is not None and child.stderr is not None
+        for _ in range(rounds):
+            line = child.stdout.readline()
+            assert line == "decoding\n", line + child.stderr.read()
+            pause = random.uniform(0, 0.6)
+            with pytest.raises(subprocess.TimeoutExpired):
+                child.wait(pause)
+            os.kill(child.pid, signal.SIGINT)
+            assert child.stdout.readline() == "interrupted\n", child.stderr.read()
+        expected = child.stdout.readline().strip()
+        assert child.wait() == 0, child.stderr.read()
+    store = vpa.TraceStore(tmp_path / "s")
+    for id in store.ids:
+        trace = store[id]
+        assert trace.meta["complete"] == (id in store.finished_ids)
+        assert len(trace) <= 4 and (not trace.meta["complete"] or trace.data_hash == expected)
