@@ -88,9 +88,10 @@ def test_masked_equals_gathered(model, pictures, logits, pruner):
     assert (expected - found).abs().max() < 1e-5
     for a, b in zip(masked, gathered, strict=True):
         assert a.tokens == b.tokens and (a.meta["execution"], b.meta["execution"]) == ("masked", "gathered")
-        for name in ("kept", "budget", "k", "pruner_mass"):
-            assert np.allclose(getattr(a, name).values, getattr(b, name).values, rtol=1e-5, equal_nan=True), name
-        assert np.abs(a.mass.values - b.mass.values).max() < 1e-5
+        assert np.array_equal(a.kept.values, b.kept.values) and np.array_equal(a.k.values, b.k.values)
+        # Masses and budgets are shares, 0..1; a pruner's, at temperature 0.1, magnifies differences of logits tenfold.
+        for name in ("mass", "budget", "pruner_mass"):
+            assert np.allclose(getattr(a, name).values, getattr(b, name).values, rtol=0, atol=1e-5, equal_nan=True)
         assert a.kept.values[0].all() and a.k.values.tolist() == a.kept.values.sum(axis=1).tolist()
         assert np.isnan(a.pruner_mass.values[1:]).all() == (not isinstance(pruner, VisionPulse))
         assert not np.isnan(a.budget.values).any()

@@ -10,9 +10,9 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 import torch
-from transformers import DynamicCache
 
 from visionpulse_analysis.attention import route
+from visionpulse_analysis.cache import grows_in_place, make_cache
 from visionpulse_analysis.collecting import Record, choices_of, collecting
 from visionpulse_analysis.families import Prompt
 from visionpulse_analysis.images import ImageLike
@@ -211,8 +211,7 @@ class _Run:
         )
         self.chooser = Chooser(options.sample, list(seeds))
         self.ends = end_ids(vlm)
-        # Every layer keeps every key, also where the model looks at a window only: so keys have the same index in all.
-        self.cache = DynamicCache()
+        self.cache = make_cache(vlm.model)
 
     @torch.inference_mode()
     def finish(self) -> None:
@@ -224,7 +223,7 @@ class _Run:
                 alive = [place for place, record in enumerate(self.running) if not record.finished]
                 if not alive or step + 1 == self.options.max_new_tokens:
                     return
-                if 2 * len(alive) <= len(self.running):
+                if 2 * len(alive) <= len(self.running) and grows_in_place(self.cache):
                     tokens, position = self._keep(alive, tokens, position)
                 self.attention.step = step + 1
                 self.mask[:, self.width + step] = 1

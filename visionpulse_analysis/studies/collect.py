@@ -21,7 +21,9 @@ from visionpulse_analysis.store import TraceStore
 from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.traces import Trace
 
-CODE = ("attention", "recording", "decoding", "sampling", "collecting", "models", "families", "patches", "pruners")
+CODE = (
+    "attention", "cache", "recording", "decoding", "sampling", "collecting", "models", "families", "patches", "pruners",
+)  # fmt: skip
 
 
 def cache_folder() -> Path:
