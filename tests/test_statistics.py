@@ -163,7 +163,7 @@ def test_wilson_interval_solves_its_own_equation():
         assert abs(0.94 - bound) == pytest.approx(stats.norm.ppf(0.975) * np.sqrt(bound * (1 - bound) / 50))
     certain = proportion_interval(np.ones(50))
     assert certain.low < 0.95 < certain.high == 1
-    with pytest.raises(ValueError, match=r"0 or 1 per scene; got 0\.5"):
+    with pytest.raises(ValueError, match=r"0 or 1 per sample; got 0\.5"):
         proportion_interval([0, 0.5, 1])
 
 
@@ -356,12 +356,25 @@ def test_shape_null_is_nan_for_a_constant_count():
 
 
 def test_interval_prints_and_serialises():
-    interval = Interval(0.7123, 0.6411, 0.7812, 200, 9000, 0.95, "wilson")
+    interval = Interval(0.7123, 0.6411, 0.7812, 200, 9000, 0.95, "wilson", "scene")
     assert str(interval) == "0.71 [0.64, 0.78], 200 scenes"
-    assert str(Interval(-12.34, -15.9, -8.1, 30, 90, 0.95, "wilson")) == "-12 [-16, -8], 30 scenes"
-    assert str(Interval(0.5, np.nan, np.nan, 1, 90, 0.95, "wilson")) == "0.500 [nan, nan], 1 scenes"
+    assert str(Interval(-12.34, -15.9, -8.1, 30, 90, 0.95, "wilson")) == "-12 [-16, -8], 30 samples"
+    assert str(Interval(0.5, np.nan, np.nan, 1, 90, 0.95, "wilson")) == "0.500 [nan, nan], 1 sample"
     assert Interval(**interval.to_dict()) == interval
     assert json.loads(json.dumps(cluster_bootstrap([1, 2], [0, 0]).to_dict(), allow_nan=False))["low"] is None
+
+
+def test_an_interval_names_what_was_resampled():
+    a, b, codes = [1.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, 0.0], [0, 1, 2, 2]
+    for interval in (
+        cluster_bootstrap(a, codes, unit="scene"),
+        paired_difference(a, b, codes, unit="scene"),
+        paired_difference(a, b, codes, relative=True, unit="scene"),
+        correlation(a, b, codes, unit="scene"),
+        proportion_interval(a[:3], unit="scene"),
+    ):
+        assert str(interval).endswith("], 3 scenes")
+    assert str(cluster_bootstrap(a, codes)).endswith("], 3 samples")
 
 
 @pytest.mark.parametrize("method", ["expanded", "percentile", "bca"])

@@ -16,7 +16,10 @@ Method = Literal["expanded", "percentile", "bca"]
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its confidence interval; `str()` gives "0.71 [0.64, 0.78], 200 scenes".
+    """An estimate with its confidence interval; `str()` gives "0.71 [0.64, 0.78], 200 samples".
+
+    `unit` says what one cluster is, in the singular: "sample" (one question about one image), "scene" where all
+    samples are generated scenes, or whatever else was resampled.
 
     NaN bounds mean that the data cannot give an interval: fewer than two clusters, an undefined statistic in
     the data or in a resample, or no variation between resamples (all values equal; for proportions use
@@ -30,12 +33,14 @@ class Interval:
     n_values: int
     confidence: float
     method: str
+    unit: str = "sample"
 
     def __str__(self) -> str:
         width = self.high - self.low
         digits = int(np.clip(-np.floor(np.log10(width / 4)), 0, 6)) if width > 0 else 3
         low, high = (f"{bound:.{digits}f}" for bound in (self.low, self.high))
-        return f"{self.estimate:.{digits}f} [{low}, {high}], {self.n_clusters} scenes"
+        units = self.unit if self.n_clusters == 1 else f"{self.unit}s"
+        return f"{self.estimate:.{digits}f} [{low}, {high}], {self.n_clusters} {units}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values; NaN becomes None."""
@@ -49,6 +54,7 @@ def bootstrap_interval(
     confidence: float = 0.95,
     seed: int = 0,
     method: str = "expanded",
+    unit: str = "sample",
 ) -> Interval:
     """Interval of `evaluate`: how often each cluster is drawn, int [resample, cluster] -> [resample]."""
     one_choice(method, ("expanded", "percentile", "bca"), "method")
@@ -64,7 +70,7 @@ def bootstrap_interval(
         resampled = evaluate(np.bincount(cells.ravel(), minlength=n * n_resamples).reshape(n_resamples, n))
         if np.isfinite(resampled).all() and np.ptp(resampled) > 1e-12 * np.abs(resampled).max():
             low, high = np.quantile(resampled, _levels(evaluate, resampled, estimate, n, confidence, method))
-    return Interval(estimate, float(low), float(high), n, len(codes), confidence, f"cluster bootstrap, {method}")
+    return Interval(estimate, float(low), float(high), n, len(codes), confidence, f"cluster bootstrap, {method}", unit)
 
 
 def _levels(

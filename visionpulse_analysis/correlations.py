@@ -33,6 +33,7 @@ def correlation(
     n_resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
+    unit: str = "sample",
 ) -> Interval:
     """Correlate two per-step quantities over samples, with an interval from resampling samples.
 
@@ -48,10 +49,11 @@ def correlation(
     method : "pearson" or "spearman"
         Spearman ranks all values again in every resample (pooled), or inside each sample, divided by its
         length (within).
-
     interval : "expanded", "percentile" or "bca"
         As in `cluster_bootstrap`. Pooled r with strong differences between samples needs about 40 samples:
         its 95 % interval covers 90 % with 20, 94 % with 40 (within: 94 % and 95 %).
+    unit : str
+        What one cluster is, in the singular.
 
     Returns
     -------
@@ -73,7 +75,7 @@ def correlation(
         evaluate = _resampled_spearman(first, second, codes)
     else:
         evaluate = _resampled_pearson(centre_within(first, groups), centre_within(second, groups), codes)
-    result = bootstrap_interval(evaluate, codes, n_resamples, confidence, seed, interval)
+    result = bootstrap_interval(evaluate, codes, n_resamples, confidence, seed, interval, unit)
     return replace(result, method=f"{result.method}, {kind} {method}")
 
 

@@ -36,12 +36,12 @@ class McNemar:
 
 
 def mcnemar(a_correct: ArrayLike, b_correct: ArrayLike) -> McNemar:
-    """Test whether two runs on the same scenes differ in accuracy (exact, conservative; one pair per scene).
+    """Test whether two runs on the same samples differ in accuracy (exact, conservative; one pair per sample).
 
     Parameters
     ----------
-    a_correct, b_correct : bool or 0/1 array [scene]
-        Several seeds of one scene are not independent pairs: use `permutation_test` with clusters.
+    a_correct, b_correct : bool or 0/1 array [sample]
+        Several seeds of one sample are not independent pairs: use `permutation_test` with clusters.
 
     Returns
     -------
@@ -54,7 +54,7 @@ def mcnemar(a_correct: ArrayLike, b_correct: ArrayLike) -> McNemar:
     """
     first, second = aligned("a_correct and b_correct", a_correct, b_correct)
     if not np.isin([first, second], (0, 1)).all():
-        raise ValueError("a_correct and b_correct must be 0 or 1 per scene; got other values")
+        raise ValueError("a_correct and b_correct must be 0 or 1 per sample; got other values")
     b, c = int(((first == 1) & (second == 0)).sum()), int(((first == 0) & (second == 1)).sum())
     return McNemar(b, c, float(stats.binomtest(b, b + c).pvalue) if b + c else 1.0)
 

@@ -1,4 +1,4 @@
-"""Estimates with honest intervals: samples (scenes) are resampled, never steps.
+"""Estimates with honest intervals: samples are resampled, never steps.
 
 Steps of one sample resemble each other, so an interval that resamples steps is far too narrow (design notes,
 section 4.2). A cluster is one sample. Correlations live in `correlations`, tests against a null in `nulls`;
@@ -51,6 +51,7 @@ def cluster_bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
     method: Method = "expanded",
+    unit: str = "sample",
 ) -> Interval:
     """Estimate a statistic over all values, with an interval from resampling whole clusters.
 
@@ -66,6 +67,8 @@ def cluster_bootstrap(
         widens the percentile's levels by the t quantile and sqrt(n / (n - 1)) (Hesterberg 2015, The American
         Statistician 69:371). Strong skew still costs (20 clusters with exponential means: 92 %, 40: 94 %).
         "bca" corrects bias and skewness (Efron 1987) but not narrowness.
+    unit : str
+        What one cluster is, in the singular; `str()` of the interval names it.
 
     Returns
     -------
@@ -93,7 +96,7 @@ def cluster_bootstrap(
         drawn = (np.repeat(np.arange(len(codes)), row[codes]) for row in times)
         return np.array([float(statistic(*(column[rows] for column in columns))) for rows in drawn])
 
-    return bootstrap_interval(evaluate, codes, n_resamples, confidence, seed, method)
+    return bootstrap_interval(evaluate, codes, n_resamples, confidence, seed, method, unit)
 
 
 def paired_difference(
@@ -110,7 +113,7 @@ def paired_difference(
     relative : bool
         Ratio of means, not mean of ratios: -0.12 means 12 % less in total. NaN if mean(a) is 0.
     **options
-        `n_resamples`, `confidence`, `seed`, `method` of `cluster_bootstrap`.
+        `n_resamples`, `confidence`, `seed`, `method`, `unit` of `cluster_bootstrap`.
 
     Raises
     ------
@@ -131,14 +134,16 @@ def paired_difference(
     return bootstrap_interval(evaluate, codes, **options)
 
 
-def proportion_interval(correct: ArrayLike, *, confidence: float = 0.95) -> Interval:
-    """Estimate a proportion with Wilson's interval, for one 0/1 value per scene.
+def proportion_interval(correct: ArrayLike, *, confidence: float = 0.95, unit: str = "sample") -> Interval:
+    """Estimate a proportion with Wilson's interval, for one 0/1 value per sample.
 
-    With several values per scene (seeds, steps) the values are not independent: use `cluster_bootstrap`.
+    With several values per sample (seeds, steps) the values are not independent: use `cluster_bootstrap`.
 
     Parameters
     ----------
-    correct : bool or 0/1 array [scene]
+    correct : bool or 0/1 array [sample]
+    unit : str
+        What one value stands for, in the singular; `str()` of the interval names it.
 
     Raises
     ------
@@ -147,8 +152,8 @@ def proportion_interval(correct: ArrayLike, *, confidence: float = 0.95) -> Inte
     """
     (right,) = aligned("correct", correct)
     if not np.isin(right, (0, 1)).all():
-        raise ValueError(f"correct must be 0 or 1 per scene; got {right[~np.isin(right, (0, 1))][0]}")
+        raise ValueError(f"correct must be 0 or 1 per sample; got {right[~np.isin(right, (0, 1))][0]}")
     check_confidence(confidence)
     n = len(right)
     bounds = stats.binomtest(int(right.sum()), n).proportion_ci(confidence, method="wilson")
-    return Interval(float(right.mean()), float(bounds.low), float(bounds.high), n, n, confidence, "wilson")
+    return Interval(float(right.mean()), float(bounds.low), float(bounds.high), n, n, confidence, "wilson", unit)

@@ -34,9 +34,10 @@ def step_findings(study: StepDependence, truth: ObjectAttention | None) -> str:
     if truth is None:
         lines.append("- What these traces name is not known, so nothing can be said about named objects.")
     else:
+        other = f"{_of(truth.other_named)} on another one, mean; " if truth.other_named else ""
         lines.append(
             f"- Where a step names an object of the scene, {_of(truth.share_named)} of its image mass lies on that "
-            f"object ({_of(truth.other_named)} on another one, mean; {truth.chance:.1%} if spread evenly), and the "
+            f"object ({other}{truth.chance:.1%} if spread evenly), and the "
             f"patch with the most attention is on it in {_of(truth.hit_named)} of the steps. {truth.unknown:.0%} "
             "of the naming steps name something that is not in the scene and are left out."
         )

@@ -31,9 +31,10 @@ class ObjectAttention:
     hit : dict of kind -> Interval
         How often the patch with the most attention lies in that cell.
     other : dict of kind -> Interval
-        ``share`` for the scene's other objects, mean of one: what any object draws, named or not.
+        ``share`` for the scene's other objects, mean of one: what any object draws, named or not. Without the
+        kinds that occur only in scenes of a single object.
     share_named, hit_named, other_named : Interval
-        The same over all steps that name an object.
+        The same over all steps that name an object; ``other_named`` is None where every scene holds a single one.
     chance : float
         Share of the patches that lie in the cell: what even attention gives ``share`` and ``hit``.
     layers : list of int
@@ -51,7 +52,7 @@ class ObjectAttention:
     other: dict[str, Interval]
     share_named: Interval
     hit_named: Interval
-    other_named: Interval
+    other_named: Interval | None
     chance: float
     layers: list[int]
     by_layer: np.ndarray
@@ -63,6 +64,8 @@ class ObjectAttention:
         for name, value in vars(self).items():
             if isinstance(value, Interval):
                 result[name] = value.to_dict()
+            elif name == "other_named":
+                result[name] = None
             elif name in ("mass", "share", "hit"):
                 result[f"{name}_by_kind"] = {kind: i.to_dict() for kind, i in value.items()}
         return result
@@ -99,13 +102,14 @@ def object_attention(
     if not any(one["named"].any() for one in known):
         return None
 
+    def mean(columns: list[np.ndarray]) -> Interval:
+        return mean_over_samples(columns, n_resamples, unit="scene")
+
     def by_kind(column: str, kinds: Sequence[str]) -> dict[str, Interval]:
-        return {
-            kind: mean_over_samples([one[column][one["kind"] == kind] for one in known], n_resamples) for kind in kinds
-        }
+        return {kind: mean([one[column][one["kind"] == kind] for one in known]) for kind in kinds}
 
     def over_named(column: str) -> Interval:
-        return mean_over_samples([one[column][one["named"]] for one in known], n_resamples)
+        return mean([one[column][one["named"]] for one in known])
 
     def occurs(kind: str, column: str) -> bool:
         return any(np.isfinite(one[column][one["kind"] == kind]).any() for one in known)
@@ -114,6 +118,7 @@ def object_attention(
         one["text"] = (one["mass"] < text_below).astype(float)
     all_kinds = [kind for kind in KINDS if occurs(kind, "mass")]
     naming = [kind for kind in KINDS if occurs(kind, "share")]
+    beside_others = [kind for kind in naming if occurs(kind, "other")]
     layers = traces[0].layers
     of_kind = [np.concatenate([one["by_layer"][one["kind"] == kind] for one in known]) for kind in naming]
     about = np.concatenate([one["named"] | one["unknown"] for one in known])
@@ -123,10 +128,10 @@ def object_attention(
         text_share=by_kind("text", all_kinds),
         share=by_kind("share", naming),
         hit=by_kind("hit", naming),
-        other=by_kind("other", naming),
+        other=by_kind("other", beside_others),
         share_named=over_named("share"),
         hit_named=over_named("hit"),
-        other_named=over_named("other"),
+        other_named=over_named("other") if beside_others else None,
         chance=float(np.concatenate([one["chance"][one["named"]] for one in known]).mean()),
         layers=layers,
         by_layer=np.array([np.nanmean(values, axis=0) for values in of_kind]),

@@ -183,16 +183,17 @@ def masses_of(trace: Trace, layer: int) -> np.ndarray:
     return mass if trace.heads is None else mass.mean(axis=1)
 
 
-def mean_over_samples(columns: Iterable[np.ndarray], n_resamples: int = 1000) -> Interval:
+def mean_over_samples(columns: Iterable[np.ndarray], n_resamples: int = 1000, unit: str = "sample") -> Interval:
     """Mean of all values, with an interval that resamples samples.
 
-    ``columns`` holds one array of values per sample; NaN is left out. Raises ValueError when nothing is.
+    ``columns`` holds one array of values per sample, which ``unit`` names; NaN is left out. Raises ValueError where
+    nothing else is there.
     """
     listed = [np.asarray(column, dtype=np.float64) for column in columns]
     values = np.concatenate(listed)
     owners = np.repeat(np.arange(len(listed)), [len(column) for column in listed])
     defined = np.isfinite(values)
-    return cluster_bootstrap(values[defined], owners[defined], n_resamples=n_resamples)
+    return cluster_bootstrap(values[defined], owners[defined], n_resamples=n_resamples, unit=unit)
 
 
 def _half_mass_share(mass: np.ndarray) -> float:

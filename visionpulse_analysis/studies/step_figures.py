@@ -105,15 +105,11 @@ def draw_coverage(ax: Axes, study: StepDependence) -> Axes:
 
 def draw_object_share(ax: Axes, truth: ObjectAttention) -> Axes:
     """Draw by kind of token how much of the image mass lies on the object named, and on one that is not."""
-    _intervals(
-        ax,
-        truth.share,
-        xlabel="share of image mass",
-        reference=truth.chance,
-        null_low=[0.0] * len(truth.share),
-        null_high=[truth.other[kind].estimate for kind in truth.share],
-        null_label="an object not named",
-    )
+    bars = {}
+    if truth.other:  # else no scene holds a second object
+        other = [truth.other[kind].estimate if kind in truth.other else 0.0 for kind in truth.share]
+        bars = {"null_low": [0.0] * len(other), "null_high": other, "null_label": "an object not named"}
+    _intervals(ax, truth.share, xlabel="share of image mass", reference=truth.chance, **bars)
     ax.set_xlim(0, None)
     return ax
 
@@ -161,8 +157,8 @@ def headline(trace: Trace, sample: Sample, study: StepDependence, truth: ObjectA
         draw_words(axes[4], study, most=10)
     else:
         draw_object_share(axes[4], truth)
-    for ax in axes[1:4] if truth is None else axes[1:]:
-        figures.draw_legend(ax)
+    for ax in axes[1:]:
+        _legend(ax)
     for letter, ax, x in zip("abcde", axes, (0, -24, -24, -24, -34), strict=True):
         # Beside the legends, which begin at the left edge of the Axes; x in points.
         ax.annotate(
@@ -177,13 +173,18 @@ def headline(trace: Trace, sample: Sample, study: StepDependence, truth: ObjectA
     return fig
 
 
-def single(draw: Callable[..., Any], *args: Any, height: float = 2.2, legend: bool = True, **options: Any) -> Figure:
+def single(draw: Callable[..., Any], *args: Any, height: float = 2.2, **options: Any) -> Figure:
     """Draw one panel as a figure of its own, one column wide."""
     fig, ax = figures.new_figure(SINGLE, height)
     draw(ax, *args, **options)
-    if legend:
-        figures.draw_legend(ax)
+    _legend(ax)
     return fig
+
+
+def _legend(ax: Axes) -> None:
+    """Name what has a label; some panels have nothing to name."""
+    if ax.get_legend_handles_labels()[1]:
+        figures.draw_legend(ax)
 
 
 def _curve(ax: Axes, x: Sequence[int] | np.ndarray, intervals: list[Interval], label: str) -> None:

@@ -104,7 +104,7 @@ def evaluate(
 
 
 def _interval(right: np.ndarray) -> dict[str, float]:
-    interval = proportion_interval(right)
+    interval = proportion_interval(right, unit="scene")
     return {"accuracy": interval.estimate, "low": interval.low, "high": interval.high, "n": interval.n_values}
 
 

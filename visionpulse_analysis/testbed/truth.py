@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from visionpulse_analysis.patches import PatchGrid
-from visionpulse_analysis.testbed.questions import ANSWER_MARK, Question, TokenTruth
+from visionpulse_analysis.testbed.questions import ANSWER_MARK, END_MARK, Question, TokenTruth
 from visionpulse_analysis.testbed.scenes import CELL, COLOURS, SHAPES, Scene
 
 VISUAL_KINDS = ("colour", "shape", "row", "column")
@@ -31,7 +31,8 @@ def annotate(scene: Scene, words: list[str]) -> list[TokenTruth]:
     """Kind and object of every token of a generated trace (one word per token).
 
     A token belongs to an object from ``see`` on: its colour, shape, row, column and verdict. ``object`` is None where
-    the trace names something that is not in the scene.
+    the trace names something that is not in the scene. The words after the answer mark are the answer; the end token,
+    which every trace has, is template.
     """
     truths: list[TokenTruth] = []
     after_answer_mark, place, current = False, 99, None
@@ -41,16 +42,16 @@ def annotate(scene: Scene, words: list[str]) -> list[TokenTruth]:
             named = words[index : index + 2]
             current = scene.index_of(*named) if len(named) == 2 else None
         if after_answer_mark:
-            truths.append(TokenTruth(word, "answer"))
+            truths.append(TokenTruth(word, "template" if word == END_MARK else "answer"))
         elif word in COLOURS and place == 1:
             truths.append(TokenTruth(word, "colour", current))
         elif word in SHAPES and place == 2:
             truths.append(TokenTruth(word, "shape", current))
         elif place == 3 or place == 4:
             truths.append(TokenTruth(word, "row" if place == 3 else "column", current))
-        elif place == 6 and word in ("yes", "no"):
+        elif place == 6 and words[index - 1] == "," and word in ("yes", "no"):
             truths.append(TokenTruth(word, "verdict", current))
-        elif place == 6 and word.isdigit():
+        elif place == 6 and words[index - 1] == "," and word.isdigit():
             truths.append(TokenTruth(word, "number", current))
         else:
             truths.append(TokenTruth(word))
