@@ -31,6 +31,11 @@ def share(interval: dict[str, Any]) -> str:
     return f"{100 * interval['estimate']:.1f} %{bounds}"
 
 
+def points(interval: dict[str, Any]) -> str:
+    """A difference of shares in percentage points: "21.3 points [20.6, 22.0]"."""
+    return share(interval).replace(" %", " points", 1)
+
+
 def plain(interval: dict[str, Any]) -> str:
     """An interval as it is: "0.21 [0.20, 0.22]"."""
     bounds = "" if interval["low"] is None else f" [{interval['low']:.2f}, {interval['high']:.2f}]"
@@ -77,8 +82,8 @@ def found_03(n: dict[str, Any]) -> str:
 def found_04(n: dict[str, Any]) -> str:
     five, ten = (n["advantage"][budget]["random"] for budget in ("5 %", "10 %"))
     return (
-        f"Of all questions it answers {share(five)} more right than random selection of equally many patches, with 5 % "
-        f"of them kept, and {share(ten)} more with 10 %."
+        f"Accuracy above that of random selection of equally many patches: {points(five)} with 5 % of them kept, "
+        f"{points(ten)} with 10 %."
     )
 
 
