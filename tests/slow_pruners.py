@@ -32,7 +32,9 @@ class Batch:
         for row, own in enumerate(self.places):
             patches[row, : len(own)] = True
             places[row, : len(own)] = torch.from_numpy(own) + starts[row]
-        return Layout(patches, places, starts, LAYERS, LAYERS // 2, list(range(10, 10 + len(self.places))))
+        question = torch.zeros(len(self.places), self.width, dtype=torch.bool)
+        question[:, -1] = True
+        return Layout(patches, places, starts, LAYERS, LAYERS // 2, list(range(10, 10 + len(self.places))), question)
 
 
 def random_batch(rng: np.random.Generator, rows: int = 3) -> Batch:
@@ -62,11 +64,11 @@ def random_logits(rng: np.random.Generator, batch: Batch, steps: int, scale: flo
 
 
 def view_of(step: int, layer: int, logits: torch.Tensor, layout: Layout) -> View:
-    def patch_logits() -> torch.Tensor:
-        index = layout.places[:, None].expand(-1, logits.shape[1], -1)
-        return logits.gather(2, index).masked_fill(~layout.patches[:, None], -torch.inf)
-
-    return View(step, layer, lambda: logits, patch_logits)
+    """A view with these logits, float32 [row, head, key]: keys are unit vectors, queries hold the logits."""
+    keys = torch.eye(logits.shape[2]).expand(*logits.shape[:2], -1, -1)
+    finite = logits.masked_fill(logits == -torch.inf, 0.0)
+    mask = (logits > -torch.inf).all(dim=1)[:, None, None]
+    return View(step, layer, layout, finite[:, :, None], keys, keys, mask, 1.0)
 
 
 def run(pruner, layout: Layout, logits: list[list[torch.Tensor]]):

@@ -7,7 +7,8 @@ import torch
 import visionpulse_analysis as vpa
 from visionpulse_analysis import attention
 from visionpulse_analysis.pruners import KeepAll, Random, VisionPulse
-from visionpulse_analysis.recording import StepAttention, newest_logits
+from visionpulse_analysis.pruners.view import newest_logits
+from visionpulse_analysis.recording import StepAttention
 from visionpulse_analysis.sampling import Sample
 
 QUESTION = "where is the red circle ?"
@@ -54,7 +55,7 @@ def test_recorded_row_times_value_is_the_output_of_the_kernel(vlm, pictures):
     class Checked(StepAttention):
         def __call__(self, module, query, key, value, mask, *, scaling, **options):
             output, weights = super().__call__(module, query, key, value, mask, scaling=scaling, **options)
-            row = torch.softmax(newest_logits(module, query, key, mask, scaling), -1)
+            row = torch.softmax(newest_logits(query, key, mask, scaling), -1)
             expanded = value.repeat_interleave(module.num_key_value_groups, dim=1)
             errors.append((torch.einsum("bhk,bhkd->bhd", row, expanded) - output[:, -1]).abs().max().item())
             return output, weights

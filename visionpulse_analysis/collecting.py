@@ -8,41 +8,57 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from visionpulse_analysis.families import Prompt
 from visionpulse_analysis.models import VLM
-from visionpulse_analysis.pruners.base import Selection
+from visionpulse_analysis.recording import StepAttention
 from visionpulse_analysis.store import TraceStore
 from visionpulse_analysis.traces import Trace, create_trace
 
-CHOICE = ("kept", "budget", "k", "pruner_mass")
+CHOICE = ("kept", "budget", "k", "pruner_mass", "k_per_layer")
 
 
 @dataclass
 class Choice:
-    """What a pruner did at one step for one row: kept bool [patch], the budget share, and the mass it saw (or NaN)."""
+    """What was visible at one step of one row, and why.
+
+    kept : bool [patch], visible at the last layer. k_per_layer : int32 [model_layer], how many are visible at each.
+    budget : the share that the pruner aimed at, or else the share kept. mass : the mass that it saw, or NaN.
+    """
 
     kept: np.ndarray
+    k_per_layer: np.ndarray
     budget: float
     mass: float
 
     def fields(self) -> dict[str, Any]:
-        return {"kept": self.kept, "budget": self.budget, "k": int(self.kept.sum()), "pruner_mass": self.mass}
+        return {
+            "kept": self.kept,
+            "budget": self.budget,
+            "k": int(self.kept.sum()),
+            "pruner_mass": self.mass,
+            "k_per_layer": self.k_per_layer,
+        }
 
 
-def choices_of(selection: Selection, step: int, patches: list[int]) -> list[Choice]:
-    """The choice of a selection for every row of the batch, which has ``patches`` of them.
-
-    Prefill (step 0) and undecided steps keep everything.
-    """
-    if step == 0 or selection.kept is None:
-        return [Choice(np.ones(count, bool), 1.0, float("nan")) for count in patches]
-    kept = selection.kept.cpu().numpy()
-    shares = [
-        [float("nan")] * len(patches) if value is None else value.tolist()
-        for value in (selection.budget, selection.mass)
+def choices_of(attention: StepAttention, patches: list[int]) -> list[Choice]:
+    """What the step just made left visible, for every row of the batch, which has ``patches`` of them."""
+    selection = attention.selection
+    shown = [attention.layout.patches if kept is None else kept for kept in attention.shown]
+    # Layers that share a choice share the object, and so the count.
+    counted = {id(kept): kept.sum(dim=1) for kept in shown}
+    counts = torch.stack([counted[id(kept)] for kept in shown], dim=1).int().cpu().numpy()
+    kept = shown[-1].cpu().numpy()
+    budget = mass = None
+    if selection is not None and attention.step:
+        budget, mass = selection.budget, selection.mass
+    masses = [float("nan")] * len(patches) if mass is None else mass.tolist()
+    budgets = (counts[:, -1] / patches).tolist() if budget is None else budget.tolist()
+    return [
+        Choice(row[:count], per_layer, *numbers)
+        for row, count, per_layer, *numbers in zip(kept, patches, counts, budgets, masses, strict=True)
     ]
-    return [Choice(row[:count], budget, mass) for row, count, budget, mass in zip(kept, patches, *shares, strict=True)]
 
 
 class Record:
@@ -66,6 +82,7 @@ class Record:
             images=self.prompt.images,
             prompt_tokens=self._prompt_tokens(),
             meta=self.meta,
+            n_layers=self.vlm.n_layers,
             overwrite=overwrite,
         )
 

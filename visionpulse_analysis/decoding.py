@@ -17,7 +17,9 @@ from visionpulse_analysis.collecting import Record, choices_of, collecting
 from visionpulse_analysis.families import Prompt
 from visionpulse_analysis.images import ImageLike
 from visionpulse_analysis.models import VLM
-from visionpulse_analysis.pruners.base import Layout, Pruner
+from visionpulse_analysis.prompt_text import question_tokens
+from visionpulse_analysis.pruners.base import Pruner
+from visionpulse_analysis.pruners.view import Layout
 from visionpulse_analysis.recording import Execution, StepAttention
 from visionpulse_analysis.sampling import Chooser, Sample
 from visionpulse_analysis.store import TraceStore
@@ -200,8 +202,12 @@ class _Run:
             places[row, : len(prompt.grid)] = torch.from_numpy(prompt.grid.position + pad)
             present[row, : len(prompt.grid)] = True
         self.mask, present = self.mask.to(device), present.to(device)
+        question = torch.zeros(len(prompts), self.width, dtype=torch.bool)
+        for row, prompt in enumerate(prompts if options.pruner is not None else []):
+            question[row, self.width - lengths[row] + question_tokens(vlm.tokenizer, prompt)] = True
         starts = torch.tensor([self.width - length for length in lengths], device=device)
-        layout = Layout(present, places.to(device), starts, vlm.n_layers, vlm.default_anchor, list(seeds))
+        anchor, places, question = vlm.default_anchor, places.to(device), question.to(device)
+        layout = Layout(present, places, starts, vlm.n_layers, anchor, list(seeds), question)
         self.attention = StepAttention(
             layout,
             options.layers,
@@ -235,7 +241,8 @@ class _Run:
         inputs = self.vlm.to_device(self.vlm.family.batch(self.prompts, pad_id(self.vlm)))
         position = self.vlm.family.positions(self.vlm.model, inputs)
         ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
-        logits = self._forward(ids, mask.shape[1], position, **inputs)
+        with self.attention.watching(self.vlm.model):
+            logits = self._forward(ids, mask.shape[1], position, **inputs)
         return logits, position.view(-1, *ids.shape).amax(dim=(0, 2)) + 1
 
     def _forward(self, ids: torch.Tensor, length: int, position: torch.Tensor, **inputs: Any) -> torch.Tensor:
@@ -256,9 +263,8 @@ class _Run:
         tokens = self.chooser(logits)
         logprobs = torch.log_softmax(logits, dim=1).gather(1, tokens[:, None])[:, 0].tolist()
         rows, masses = self.attention.take()
-        selection, step = self.attention.selection, self.attention.step
         sizes = [len(record.prompt.grid) for record in self.running]
-        choices = [None] * len(sizes) if selection is None else choices_of(selection, step, sizes)
+        choices = [None] * len(sizes) if self.options.pruner is None else choices_of(self.attention, sizes)
         for place, (record, token) in enumerate(zip(self.running, tokens.tolist(), strict=True)):
             if not record.finished:
                 attention = rows[place, ..., : sizes[place]].numpy()

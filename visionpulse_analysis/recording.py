@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from visionpulse_analysis.attention import stock
-from visionpulse_analysis.pruners.base import Layout, Selection, View
+from visionpulse_analysis.hooks import watch_layers
+from visionpulse_analysis.prefilling import Prefill, redirected_weights
+from visionpulse_analysis.pruners.base import Selection
+from visionpulse_analysis.pruners.view import Layout, View
 
 Execution = Literal["masked", "gathered"]
 
 
-def newest_logits(module, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float):
-    """Attention logits of the newest query over all keys: float32 [row, head, key], -inf where masked.
-
-    query [row, head, q, dim]; key [row, kv_head, key, dim], not expanded; mask bool or additive [row, 1, q, key].
-    """
-    rows, heads, _, dim = query.shape
-    grouped = query[:, :, -1].view(rows, key.shape[1], heads // key.shape[1], dim)
-    logits = (torch.matmul(grouped, key.transpose(2, 3)).float() * scaling).view(rows, heads, -1)
-    if mask is None:
-        return logits
-    newest = mask[:, :, -1, : logits.shape[-1]]
-    return logits.masked_fill(~newest, -torch.inf) if newest.dtype == torch.bool else logits + newest.float()
-
-
 class StepAttention:
     """The attention function used while decoding: records rows, applies a selection, leaves outputs to the library.
+
+    Prefill is always simulated by masks; the execution is that of the steps after it.
 
     Parameters
     ----------
@@ -39,7 +31,7 @@ class StepAttention:
     per_head : list of int or None
         Heads to record one by one; None records the head mean.
     selection : Selection, optional
-        Hides patches from step 1 on.
+        Hides patches, in prefill or from step 1 on.
     execution : "masked" or "gathered"
         Hide them by a mask, or leave their keys and values unread.
     """
@@ -57,16 +49,26 @@ class StepAttention:
         self.step = 0
         self.logits: dict[int, torch.Tensor] = {}
         self.reading: Reading | None = None
+        self.prefill = None if selection is None else Prefill(layout, selection)
+        # What each layer of this step leaves visible: bool [row, patch], None for all.
+        self.shown: list[torch.Tensor | None] = [None] * layout.n_layers
+        self.joined: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None] = (None, None, None)
+
+    def watching(self, model: Any) -> AbstractContextManager[None]:
+        """Around prefill: show the selection the hidden states of every layer."""
+        return nullcontext() if self.prefill is None else watch_layers(model, self.prefill)
 
     def __call__(self, module, query, key, value, attention_mask, *, scaling=None, **options):
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         refuse_inexact(options)
-        view = self._view(module, query, key, attention_mask, scaling)
+        view = self._view(module.layer_idx, query, key, value, attention_mask, scaling)
         reading = None if self.selection is None else self._read(self.selection, view, key, attention_mask)
         if view.layer in self.layers:
             logits = view.logits()
             hidden = None if reading is None else ~reading.visible[:, None]
             self.logits[view.layer] = logits if hidden is None else logits.masked_fill(hidden, -torch.inf)
+        if self.prefill is not None and self.step == 0:
+            return self.prefill.attend(module, view, attention_mask, options)
         mask = attention_mask
         if reading is not None and self.execution == "gathered":
             key, value, mask = reading.gather(key), reading.gather(value), reading.short
@@ -74,31 +76,33 @@ class StepAttention:
             mask = reading.visible[:, None, None]
         return stock(module, query, key, value, mask, scaling=scaling, **options)
 
-    def _view(self, module, query, key, mask, scaling) -> View:
-        made: list[torch.Tensor] = []
-
-        def logits() -> torch.Tensor:
-            if not made:
-                made.append(newest_logits(module, query, key, mask, scaling))
-            return made[0]
-
-        def patch_logits() -> torch.Tensor:
-            index = self.layout.places[:, None].expand(-1, query.shape[1], -1)
-            return logits().gather(2, index).masked_fill(~self.layout.patches[:, None], -torch.inf)
-
-        return View(self.step, module.layer_idx, logits, patch_logits)
+    def _view(self, layer: int, query, key, value, mask, scaling) -> View:
+        basic = (self.step, layer, self.layout, query, key, value, mask, scaling)
+        prefill = self.prefill
+        if prefill is None or self.step:
+            return View(*basic, None if prefill is None else prefill.kept[layer])
+        return View(*basic, prefill.shown, prefill.states, prefill.block)
 
     def _read(self, selection: Selection, view: View, key, mask) -> Reading | None:
         """What this layer reads; None where nothing is hidden. Layers that share a choice share the work."""
-        if self.step == 0:
-            selection.observe_prefill(view)
-            return None
-        kept = selection.visible(view)
+        if self.prefill is not None and self.step == 0:
+            kept = self.prefill.choose(view)
+        else:
+            kept = self._both(selection.visible(view), view.shown)
+        self.shown[view.layer] = kept
         if kept is None:
             return None
         if self.reading is None or not self.reading.serves(kept, mask, key.shape[2]):
             self.reading = Reading.of(kept, mask, key.shape[2], self.layout)
         return self.reading if self.reading.hides else None
+
+    def _both(self, now: torch.Tensor | None, left: torch.Tensor | None) -> torch.Tensor | None:
+        """The patches that are visible now and that prefill left; the same object for the same two."""
+        if now is None or left is None:
+            return left if now is None else now
+        if self.joined[0] is not now or self.joined[1] is not left:
+            self.joined = (now, left, now & left)
+        return self.joined[2]
 
     def take(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows of the step just made: float16 [row, layer, (head,) patch], and masses float32 [row, layer, (head)]."""
@@ -116,14 +120,20 @@ class StepAttention:
         weights = torch.softmax(logits, dim=-1)
         index = self.layout.places[:, None, None].expand(*weights.shape[:3], -1)
         weights = weights.gather(3, index) * patches[:, None, None]
+        if self.prefill is not None and self.step == 0:
+            for layer, source in self.prefill.redirects.items():
+                if layer in self.layers:
+                    at = self.layers.index(layer)
+                    weights[:, at] = redirected_weights(weights[:, at], source)
         weights = weights.mean(dim=2) if self.per_head is None else weights[:, :, self.per_head]
         return weights.half().cpu(), weights.sum(dim=-1).cpu()
 
     def drop_rows(self, rows: torch.Tensor) -> None:
         """Keep only these rows of the batch."""
-        self.layout, self.reading = self.layout.take(rows), None
-        if self.selection is not None:
+        self.layout, self.reading, self.joined = self.layout.take(rows), None, (None, None, None)
+        if self.selection is not None and self.prefill is not None:
             self.selection.drop_rows(rows)
+            self.prefill.drop_rows(rows)
 
 
 def refuse_inexact(options: dict) -> None:
@@ -159,10 +169,8 @@ class Reading:
             raise ValueError(
                 f"pruning needs a boolean attention mask, this model passes {mask.dtype}; decode it without a pruner"
             )
-        # Padding shares places with real tokens, so dropped patches are counted rather than scattered.
-        dropped = torch.zeros(len(kept), n_keys, dtype=torch.int32, device=kept.device)
-        dropped.scatter_add_(1, layout.places, (layout.patches & ~kept).int())
-        visible = dropped == 0 if mask is None else (dropped == 0) & mask[:, 0, -1]
+        dropped = layout.keys_of(~kept, n_keys)
+        visible = ~dropped if mask is None else ~dropped & mask[:, 0, -1]
         slot = visible.cumsum(dim=1) - 1
         counts = slot[:, -1] + 1
         # One wait for the device per choice, none in the layers that share it.

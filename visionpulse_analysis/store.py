@@ -166,6 +166,7 @@ class TraceStore:
         images: Sequence[np.ndarray] = (),
         prompt_tokens: Sequence[str] = (),
         meta: Mapping[str, Any],
+        n_layers: int = 0,
         overwrite: bool = False,
     ) -> TraceWriter:
         """Begin to stream one trace; the other arguments are those of `create_trace`.
@@ -174,8 +175,10 @@ class TraceStore:
         ----------
         id : str
             Letters, digits, ``. _ -``, no leading dot, at most 200 characters; becomes ``meta["id"]``.
-        optional : subset of "kept", "budget", "k", "pruner_mass"
+        optional : subset of "kept", "budget", "k", "pruner_mass", "k_per_layer"
             What every step will bring besides attention, mass, token, token_id and logprob.
+        n_layers : int
+            Layers of the model; needed with "k_per_layer".
         overwrite : bool
             Replace what this id holds: an unfinished trace at once, a whole one when the new one is closed.
 
@@ -188,7 +191,7 @@ class TraceStore:
         OSError
             The disk is full or the folder cannot be written; nothing is left behind.
         """
-        per_step = {"kept": (0, len(grid)), "budget": 0, "k": 0, "pruner_mass": 0}
+        per_step = {"kept": (0, len(grid)), "budget": 0, "k": 0, "pruner_mass": 0, "k_per_layer": (0, n_layers)}
         unknown = set(optional) - set(per_step)
         if unknown:
             raise ValueError(f"optional takes {list(per_step)}, got {sorted(unknown)}")

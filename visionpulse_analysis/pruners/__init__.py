@@ -1,24 +1,39 @@
-"""Pruners: which image patches stay visible, and when. One dataclass per method."""
+"""Pruners: which image patches stay visible, and when. One dataclass per method, one file per family.
+
+Every module of this folder is imported, so a file with a pruner in it is all that a new method needs.
+"""
 
 from __future__ import annotations
 
 from dataclasses import fields
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 from visionpulse_analysis.pruners.anchored import FixedShare
-from visionpulse_analysis.pruners.base import KNOWN, Layout, Pruner, Selection, View
+from visionpulse_analysis.pruners.base import KNOWN, Pruner, Redirect, Selection
 from visionpulse_analysis.pruners.baselines import KeepAll, Random, Uniform
+from visionpulse_analysis.pruners.diversity import DivPrune
+from visionpulse_analysis.pruners.fastv import FastV
+from visionpulse_analysis.pruners.pyramiddrop import PyramidDrop
 from visionpulse_analysis.pruners.stale import LastStepOnly, PrefillOnce
+from visionpulse_analysis.pruners.view import Layout, View
 from visionpulse_analysis.pruners.visionpulse import VisionPulse
+from visionpulse_analysis.pruners.withdrawal import VTW
 
 __all__ = [
+    "VTW",
+    "DivPrune",
+    "FastV",
     "FixedShare",
     "KeepAll",
     "LastStepOnly",
     "Layout",
     "PrefillOnce",
     "Pruner",
+    "PyramidDrop",
     "Random",
+    "Redirect",
     "Selection",
     "Uniform",
     "View",
@@ -26,6 +41,9 @@ __all__ = [
     "list_pruners",
     "make_pruner",
 ]
+
+for module in iter_modules(__path__):
+    import_module(f"{__name__}.{module.name}")
 
 
 def list_pruners() -> dict[str, type[Pruner]]:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from visionpulse_analysis.pruners.base import Layout, Pruner, Selection, View
+from visionpulse_analysis.pruners.base import Pruner, Selection
 from visionpulse_analysis.pruners.choosing import budget_to_k, check_anchor, check_share, resolve_anchor
+from visionpulse_analysis.pruners.view import Layout, View
 
 
 class AnchoredSelection(Selection):

@@ -1,69 +1,45 @@
 """What every pruner is: a frozen dataclass that opens one selection per batch.
 
-Decoding calls ``pruner.start(layout)`` once per batch, ``selection.observe_prefill(view)`` at every layer of prefill,
-and ``selection.visible(view)`` at every layer of every decode step. All state of a run lives in the selection, never
-in the pruner or the model.
+Decoding calls ``pruner.start(layout)`` once per batch, then at every layer of prefill ``observe_prefill``,
+``visible_prefill`` and ``redirect``, and ``rewrite`` after it, and at every layer of every decode step ``visible``. A
+selection implements the few of them that its method needs. All state of a run lives in the selection, never in the
+pruner or the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
 
+from visionpulse_analysis.pruners.view import Layout, View
+
 
 @dataclass(frozen=True)
-class Layout:
-    """What a pruner knows of a left-padded batch before decoding.
+class Redirect:
+    """Whose value a query gets when it attends to a patch, at one layer of prefill; the weights stay as they are.
 
-    patches : bool [row, patch], False where a row has fewer patches than the widest one.
-    places : int64 [row, patch], the key position of each patch in the padded batch; any position where ``patches`` is
-        False.
-    starts : int64 [row], the key position of the first token that is not padding.
-    seeds : one per row, for pruners that draw.
+    text, patches : int64 [row, patch], for the queries that are text and for those that are patches: the patch whose
+    value is read in place of each, or -1 for nothing, so that this part of the attention is lost. None changes nothing.
     """
 
-    patches: torch.Tensor
-    places: torch.Tensor
-    starts: torch.Tensor
-    n_layers: int
-    default_anchor: int
-    seeds: list[int]
-
-    @property
-    def counts(self) -> torch.Tensor:
-        """Number of patches: int64 [row]."""
-        return self.patches.sum(dim=1)
-
-    def take(self, rows: torch.Tensor) -> Layout:
-        """Only these rows, int64 [remaining]."""
-        per_row = {name: getattr(self, name)[rows] for name in ("patches", "places", "starts")}
-        return replace(self, **per_row, seeds=[self.seeds[i] for i in rows.tolist()])
-
-
-@dataclass
-class View:
-    """What a pruner sees at one layer of one step: of prefill's last query at step 0, of the newest query afterwards.
-
-    logits() -> float32 [row, head, key] over all cached positions, -inf where masked;
-    patch_logits() -> float32 [row, head, patch], -inf at padding. Both are computed on demand, before anything is
-    hidden.
-    """
-
-    step: int
-    layer: int
-    logits: Callable[[], torch.Tensor]
-    patch_logits: Callable[[], torch.Tensor]
+    text: torch.Tensor | None = None
+    patches: torch.Tensor | None = None
 
 
 class Selection:
     """One run of a pruner over one batch. Tensors kept as attributes have one entry per row in front.
 
-    ``kept`` bool [row, patch], ``mass`` and ``budget`` float [row] describe the current step and are recorded; None
-    where there is nothing to say. A new choice is a new tensor, never a change of the old one.
+    ``kept`` bool [row, patch], ``mass`` and ``budget`` float [row] describe the current step; mass and budget are
+    recorded, and so is what was really visible. None where there is nothing to say. A new choice is a new tensor, never
+    a change of the old one.
+
+    ``frozen_layers`` : layers of prefill that leave the hidden states of the patches as they were, though queries
+    still read the patches there.
     """
+
+    frozen_layers: frozenset[int] = frozenset()
 
     def __init__(self, layout: Layout):
         self.layout = layout
@@ -72,11 +48,28 @@ class Selection:
         self.budget: torch.Tensor | None = None
 
     def observe_prefill(self, view: View) -> None:
-        """Look at one layer of prefill, which itself stays dense. Does nothing unless a pruner needs it."""
+        """Look at one layer of prefill."""
+
+    def visible_prefill(self, view: View) -> torch.Tensor | None:
+        """Patches that stay, from this layer of prefill on and at all later steps: bool [row, patch].
+
+        None drops nothing here. A dropped patch never comes back: at later layers only what is left counts.
+        """
+
+    def redirect(self, view: View) -> Redirect | None:
+        """Values that this layer of prefill reads in place of others; None for its own."""
+
+    def rewrite(self, layer: int, states: torch.Tensor) -> torch.Tensor | None:
+        """New hidden states of the patches that leave a layer of prefill, [row, patch, width]; None keeps them."""
 
     def visible(self, view: View) -> torch.Tensor | None:
-        """Patches visible at this layer and step: bool [row, patch], or None for all of them."""
-        raise NotImplementedError
+        """Patches visible at this layer and decode step: bool [row, patch], or None for all that prefill left."""
+
+    @property
+    def dense_prefill(self) -> bool:
+        """Whether prefill runs as it does without a pruner."""
+        acts = ("visible_prefill", "redirect", "rewrite")
+        return not self.frozen_layers and all(getattr(type(self), a) is getattr(Selection, a) for a in acts)
 
     def drop_rows(self, rows: torch.Tensor) -> None:
         """Keep only these rows of the batch, int64 [remaining]; the others have finished."""

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from visionpulse_analysis.pruners.anchored import FixedShare
-from visionpulse_analysis.pruners.base import Layout, Pruner, Selection, View
+from visionpulse_analysis.pruners.base import Pruner, Selection
 from visionpulse_analysis.pruners.choosing import top_k
+from visionpulse_analysis.pruners.view import Layout, View
 
 
 @dataclass(frozen=True)

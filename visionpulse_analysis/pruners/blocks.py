@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from visionpulse_analysis.pruners.base import Layout
 from visionpulse_analysis.pruners.choosing import top_k
+from visionpulse_analysis.pruners.view import Layout
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from visionpulse_analysis.pruners.base import Layout
+from visionpulse_analysis.pruners.view import Layout
 
 
 def top_k(scores: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
@@ -26,8 +26,16 @@ def budget_to_k(budget: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
 
     Computed in float64 with a guard of 1e-9, so that a budget of 0.29 of 100 patches keeps 29.
     """
-    k = torch.floor(budget.double() * counts.double() + 1e-9).long()
-    return torch.minimum(k.clamp(min=1), counts)
+    return _within(torch.floor(budget.double() * counts.double() + 1e-9), counts)
+
+
+def nearest_k(share: float, counts: torch.Tensor) -> torch.Tensor:
+    """``round(share * n)``, halves to the even number, at least 1 and at most n: int64 [row]."""
+    return _within(torch.round(share * counts.double()), counts)
+
+
+def _within(k: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    return torch.minimum(k.long().clamp(min=1), counts)
 
 
 def check_share(name: str, value: float) -> None:
@@ -42,9 +50,14 @@ def check_anchor(anchor: int | None) -> None:
         raise ValueError(f"anchor_layer is a zero-based layer index, or None for the model's own, got {anchor!r}")
 
 
+def check_layer(name: str, layer: int, layout: Layout) -> None:
+    """Raise ValueError unless ``layer`` is a layer of the model."""
+    if not 0 <= layer < layout.n_layers:
+        raise ValueError(f"{name} {layer} is out of range: the model has layers 0 to {layout.n_layers - 1}")
+
+
 def resolve_anchor(anchor: int | None, layout: Layout) -> int:
     """The anchor layer: the given one, or the model's default. Raises ValueError when out of range."""
     layer = layout.default_anchor if anchor is None else anchor
-    if not 0 <= layer < layout.n_layers:
-        raise ValueError(f"anchor layer {layer} is out of range: the model has layers 0 to {layout.n_layers - 1}")
+    check_layer("anchor layer", layer, layout)
     return layer

@@ -11,8 +11,9 @@ from typing import ClassVar
 import torch
 
 from visionpulse_analysis.pruners.anchored import FixedShare, FixedShareSelection
-from visionpulse_analysis.pruners.base import Layout, Selection, View
+from visionpulse_analysis.pruners.base import Selection
 from visionpulse_analysis.pruners.choosing import top_k
+from visionpulse_analysis.pruners.view import Layout, View
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from typing import ClassVar, Literal
 import torch
 
 from visionpulse_analysis.pruners.anchored import AnchoredSelection
-from visionpulse_analysis.pruners.base import Layout, Pruner, Selection, View
+from visionpulse_analysis.pruners.base import Pruner, Selection
 from visionpulse_analysis.pruners.blocks import Blocks
 from visionpulse_analysis.pruners.choosing import budget_to_k, check_anchor, check_share, top_k
+from visionpulse_analysis.pruners.view import Layout, View
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Decode the same samples in several ways ("arms") and keep what came out, without attention.
 
-All arms share one dense prefill: pruners watch it and act from the first decode step on, so every arm starts from the
-same cache. Prefill is more than half of the cost of short traces; the tokens are those of :func:`decode`.
+All arms whose pruner acts from the first decode step on share one dense prefill, which their pruners watch, and start
+from the same cache; the others make their own. Prefill is more than half of the cost of short traces; the tokens are
+those of :func:`decode`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from visionpulse_analysis.attention import route
 from visionpulse_analysis.collecting import Record
 from visionpulse_analysis.decoding import _Options, _Run
 from visionpulse_analysis.models import VLM
-from visionpulse_analysis.pruners.base import Layout, Pruner, Selection, View
+from visionpulse_analysis.pruners.base import Pruner, Selection
+from visionpulse_analysis.pruners.view import Layout, View
 from visionpulse_analysis.sampling import Sample as Sampling
 from visionpulse_analysis.studies.collect import _key, cache_folder
 from visionpulse_analysis.studies.samples import Sample
@@ -98,11 +100,12 @@ class _Trunk:
     def __init__(self, vlm: VLM, samples: Sequence[Sample], max_new_tokens: int):
         self.vlm, self.max_new_tokens = vlm, max_new_tokens
         self.prompts = [vlm.prompt(one.image, one.question) for one in samples]
-        run = _Run(vlm, self.prompts, self.records(), [0] * len(samples), self.options(None, None))
-        witness = run.attention.selection = _Witness(run.attention.layout)
+        self.views: list[View] = []
+        options = self.options(_Witness(self.views), None)
+        run = _Run(vlm, self.prompts, self.records(), [0] * len(samples), options)
         with torch.inference_mode(), route(vlm.model, run.attention):
             self.logits, self.position = run._prefill()
-        self.cache, self.views = run.cache, witness.views
+        self.cache = run.cache
 
     def branch(self, pruner: Pruner | None, sample: Sampling | None, seeds: list[int]) -> list[Outcome]:
         """Decode all rows from here."""
@@ -117,16 +120,23 @@ class _Trunk:
         return _Options([], None, pruner, "masked", sample, self.max_new_tokens)
 
 
-class _Witness(Selection):
-    """Keeps what a selection sees of prefill, layer by layer."""
+@dataclass(frozen=True)
+class _Witness(Pruner):
+    """Keeps what a selection sees of a dense prefill, layer by layer."""
 
-    def __init__(self, layout: Layout):
+    views: list[View]
+
+    def start(self, layout: Layout) -> Selection:
+        return _Witnessing(layout, self.views)
+
+
+class _Witnessing(Selection):
+    def __init__(self, layout: Layout, views: list[View]):
         super().__init__(layout)
-        self.views: list[View] = []
+        self.views = views
 
     def observe_prefill(self, view: View) -> None:
-        seen = view.logits(), view.patch_logits()
-        self.views.append(View(view.step, view.layer, lambda: seen[0], lambda: seen[1]))
+        self.views.append(view)
 
 
 class _Branch(_Run):
@@ -137,9 +147,12 @@ class _Branch(_Run):
         self.trunk = trunk
 
     def _prefill(self) -> tuple[torch.Tensor, torch.Tensor]:
+        selection = self.attention.selection
+        if selection is not None and not selection.dense_prefill:
+            return super()._prefill()
         for view in self.trunk.views:
-            if self.attention.selection is not None:
-                self.attention.selection.observe_prefill(view)
+            if selection is not None:
+                selection.observe_prefill(view)
         self.cache = copy.deepcopy(self.trunk.cache)
         return self.trunk.logits.clone(), self.trunk.position.clone()
 
@@ -150,7 +163,8 @@ def _outcome(record: Record) -> Outcome:
     if len(kept) == 0:
         return Outcome(tokens, record.finished, 1.0, 1.0)
     both, either = (kept[1:] & kept[:-1]).sum(1), (kept[1:] | kept[:-1]).sum(1)
-    overlap = float((both / either).mean()) if len(kept) > 1 else 1.0
+    same = np.where(either == 0, 1.0, both / np.maximum(either, 1))  # two empty sets are the same set
+    overlap = float(same.mean()) if len(kept) > 1 else 1.0
     return Outcome(tokens, record.finished, float(kept.mean()), overlap)
 
 

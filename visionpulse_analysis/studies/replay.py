@@ -17,7 +17,8 @@ import torch
 from visionpulse_analysis.attention import route, stock
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners.choosing import top_k
-from visionpulse_analysis.recording import newest_logits, refuse_inexact
+from visionpulse_analysis.pruners.view import newest_logits
+from visionpulse_analysis.recording import refuse_inexact
 from visionpulse_analysis.similarity import kl_divergence
 from visionpulse_analysis.traces import Trace
 
@@ -176,7 +177,7 @@ class _OneStep:
         if layer == self.layer:
             one_by_one = query[0].transpose(0, 1)[:, :, None]  # [row, head, 1, dim]
             patch_keys = replay.keys[layer][:, :, replay.places]
-            scores = newest_logits(module, one_by_one, patch_keys, None, scaling).mean(dim=1)
+            scores = newest_logits(one_by_one, patch_keys, None, scaling).mean(dim=1)
             self.kept = self.choose(scores)
             self.visible[:, replay.places] = self.kept
         key = torch.cat([replay.keys[layer], key], dim=2)

@@ -27,6 +27,7 @@ def create_trace(
     budget: Any = None,
     k: Any = None,
     pruner_mass: Any = None,
+    k_per_layer: Any = None,
     images: Iterable[np.ndarray] = (),
     prompt_tokens: Sequence[str] = (),
     meta: Mapping[str, Any],
@@ -45,9 +46,11 @@ def create_trace(
     layers, heads : int [layer], int [head]
         Model indices of what was recorded; `heads` None means the head mean.
     kept : bool [step, patch], optional
-        True = visible; None when dense.
+        True = visible at the last layer; None when dense.
     budget, k, pruner_mass : float32, int32, float32 [step], optional
         Budget ratio used, number of patches kept, image mass the pruner saw; NaN (-1 in `k`) for none.
+    k_per_layer : int32 [step, model_layer], optional
+        Number of patches visible at each layer of the model, recorded or not.
     images : uint8 [row_px, col_px, 3], each
         The original images.
     prompt_tokens : list of str
@@ -74,7 +77,7 @@ def create_trace(
     stills = [_image(i, image) for i, image in enumerate(images)]
     arrays = {
         **{"attention": attention, "mass": mass, "token_id": token_ids, "logprob": logprobs},
-        **{"kept": kept, "budget": budget, "k": k, "pruner_mass": pruner_mass},
+        **{"kept": kept, "budget": budget, "k": k, "pruner_mass": pruner_mass, "k_per_layer": k_per_layer},
         "pixels": np.concatenate([image.reshape(-1) for image in stills]) if stills else None,
     }
     dataset = build_dataset(

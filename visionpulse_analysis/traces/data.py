@@ -15,10 +15,11 @@ from visionpulse_analysis.patches import PatchGrid
 GRID_COLUMNS = ("position", "image", "frame", "row", "col")
 STEP_COLUMNS = ("token_id", "logprob", "budget", "k", "pruner_mass")
 HASHED = (
-    *("attention", "mass", "token_id", "logprob", "kept", "budget", "k", "pruner_mass"),
+    *("attention", "mass", "token_id", "logprob", "kept", "budget", "k", "pruner_mass", "k_per_layer"),
     *("layer", "head", *GRID_COLUMNS, "box", "pixels"),
 )
-OPTIONAL = ("kept", "budget", "k", "pruner_mass", "pixels")
+LARGE = ("attention", "mass", "kept", "k_per_layer", "pixels")
+OPTIONAL = ("kept", "budget", "k", "pruner_mass", "k_per_layer", "pixels")
 
 
 def build_dataset(
@@ -62,6 +63,7 @@ def build_dataset(
         "budget": (np.float32, step),
         "k": (np.int32, step),
         "pruner_mass": (np.float32, step),
+        "k_per_layer": (np.int32, {**step, "model_layer": _last_axis(arrays.get("k_per_layer"))}),
         "pixels": (np.uint8, {"byte": int(sum(np.prod(shape) for shape in image_shapes))}),
     }
     variables = {
@@ -87,13 +89,13 @@ def grid_of(dataset: xr.Dataset) -> PatchGrid:
 
 
 def to_parts(dataset: xr.Dataset) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Take a dataset apart into at most six arrays and JSON attributes.
+    """Take a dataset apart into at most seven arrays and JSON attributes.
 
     Every array costs files and time in a large store, so the columns of steps and of patches are joined into
     two tables of float64, which holds every int32, float32 and token id exactly.
     """
     columns = [name for name in STEP_COLUMNS if name in dataset]
-    arrays = {name: dataset[name].values for name in ("attention", "mass", "kept", "pixels") if name in dataset}
+    arrays = {name: dataset[name].values for name in LARGE if name in dataset}
     arrays["steps"] = np.stack([dataset[name].values.astype(np.float64) for name in columns], axis=1)
     patches = [dataset[name].values for name in GRID_COLUMNS]
     arrays["patches"] = np.column_stack([*patches, dataset["box"].values]).astype(np.float64)
@@ -140,6 +142,10 @@ def data_hash(dataset: xr.Dataset) -> str:
             digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
             digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def _last_axis(value: Any) -> int:
+    return 0 if value is None else (0, *np.shape(value))[-1]
 
 
 def _variable(name: str, value: Any, dtype: type, sizes: Mapping[str, int]) -> xr.Variable:

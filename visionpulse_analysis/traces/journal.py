@@ -27,7 +27,7 @@ from visionpulse_analysis.traces.trace import Trace
 
 KIND = "visionpulse journal"
 _PREFIX = struct.Struct("<QI")  # length and crc32 of the bytes that follow
-_STEP_ARRAYS = ("attention", "mass", "kept", *STEP_COLUMNS)
+_STEP_ARRAYS = ("attention", "mass", "kept", "k_per_layer", *STEP_COLUMNS)
 
 
 class TraceWriter:
@@ -66,7 +66,7 @@ class TraceWriter:
         mass : float32 [layer] or [layer, head]
         token_id, logprob : int, float
         kept : bool [patch]
-        budget, k, pruner_mass : float, int, float
+        budget, k, pruner_mass, k_per_layer : float, int, float, int [model_layer]
             `kept` and these are given at every step if the writer was made with them, else never.
 
         Raises

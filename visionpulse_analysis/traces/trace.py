@@ -51,7 +51,7 @@ class Trace:
 
     @property
     def kept(self) -> xr.DataArray | None:
-        """bool [step, patch]: True = visible; None when dense."""
+        """bool [step, patch]: True = visible at the last layer; None when dense."""
         return self._optional("kept")
 
     @property
@@ -68,6 +68,11 @@ class Trace:
     def pruner_mass(self) -> xr.DataArray | None:
         """float32 [step]: image mass the pruner saw, or None."""
         return self._optional("pruner_mass")
+
+    @property
+    def k_per_layer(self) -> xr.DataArray | None:
+        """int32 [step, model_layer]: number of patches visible at each layer of the model, or None."""
+        return self._optional("k_per_layer")
 
     @property
     def tokens(self) -> list[str]:

@@ -1,0 +1,121 @@
+"""Prefill under a selection: patches are hidden by masks, so every shape stays as it is and the result is exact.
+
+A dropped patch is hidden from every other query, from its layer on and at all later steps. Its own row still runs,
+seeing itself (a row that sees nothing would be NaN), but nothing ever reads it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from visionpulse_analysis.attention import stock
+from visionpulse_analysis.pruners.base import Selection
+from visionpulse_analysis.pruners.view import Layout, View
+
+
+class Prefill:
+    """Carries out what a selection decides in prefill.
+
+    ``kept`` bool [row, patch] or None for all, per layer: what prefill leaves to every later step.
+    ``redirects`` : per layer, which patch each patch's weight goes to for the newest query; -1 loses it.
+    """
+
+    def __init__(self, layout: Layout, selection: Selection):
+        self.layout, self.selection = layout, selection
+        self.kept: list[torch.Tensor | None] = [None] * layout.n_layers
+        self.redirects: dict[int, torch.Tensor] = {}
+        self.shown: torch.Tensor | None = None
+        self.states: torch.Tensor | None = None
+        self.block: Any = None
+
+    def enter(self, layer: int, block: Any, states: torch.Tensor) -> None:
+        """Take the states [row, token, width] that enter a layer."""
+        self.states, self.block = states, block
+
+    def leave(self, layer: int, states: torch.Tensor) -> torch.Tensor | None:
+        """Freeze or rewrite the patches among the states that leave a layer."""
+        before, self.states, self.block = self.states, None, None
+        if layer in self.selection.frozen_layers:
+            new = None if before is None else self.layout.at_patches(before)
+        else:
+            new = self.selection.rewrite(layer, self.layout.at_patches(states))
+        if new is None:
+            return None
+        rows, patches = self.layout.patches.nonzero(as_tuple=True)
+        changed = states.clone()
+        changed[rows, self.layout.places[rows, patches]] = new[rows, patches].to(states.dtype)
+        return changed
+
+    def choose(self, view: View) -> torch.Tensor | None:
+        """The patches that this layer and all later ones see: bool [row, patch], None for all."""
+        self.selection.observe_prefill(view)
+        new = self.selection.visible_prefill(view)
+        if new is not None:
+            new = new & self.layout.patches if self.shown is None else new & self.shown
+            # Equal choices are one object: layers that share it share the work.
+            if not torch.equal(new, self.layout.patches if self.shown is None else self.shown):
+                self.shown = new
+        self.kept[view.layer] = self.shown
+        return self.shown
+
+    def attend(self, module: Any, view: View, mask: torch.Tensor | None, options: dict[str, Any]):
+        """Attention of one layer of prefill, after ``choose``."""
+        query, key, value = view.query, view.key, view.value
+        if self.shown is not None:
+            mask = prefill_mask(mask, self.layout.keys_of(~self.shown, key.shape[2]))
+
+        def attend(values: torch.Tensor):
+            return stock(module, query, key, values, mask, scaling=view.scaling, **options)
+
+        redirect = self.selection.redirect(view)
+        output = attend(value)
+        if redirect is None:
+            return output
+        if redirect.text is not None:
+            self.redirects[view.layer] = redirect.text
+        is_patch = self.layout.keys_of(self.layout.patches, query.shape[2])
+        mixed = output[0]
+        for source, rows in ((redirect.text, ~is_patch), (redirect.patches, is_patch)):
+            if source is not None:
+                other = attend(redirected(value, source, self.layout))[0]
+                mixed = torch.where(rows[..., None, None], other, mixed)
+        return mixed, *output[1:]
+
+    def drop_rows(self, rows: torch.Tensor) -> None:
+        """Keep only these rows of the batch."""
+        self.layout = self.layout.take(rows)
+        remaining = {id(kept): kept[rows] for kept in self.kept if kept is not None}
+        self.kept = [None if kept is None else remaining[id(kept)] for kept in self.kept]
+
+
+def prefill_mask(mask: torch.Tensor | None, dropped: torch.Tensor) -> torch.Tensor:
+    """The causal mask without the dropped keys, bool [row, key], which only their own queries still see.
+
+    Returns bool [row, 1, q, key]. Raises ValueError for a mask that is not boolean.
+    """
+    n = dropped.shape[1]
+    if mask is not None and mask.dtype != torch.bool:
+        raise ValueError(
+            f"pruning needs a boolean attention mask, this model passes {mask.dtype}; decode it without a pruner"
+        )
+    eye = torch.eye(n, dtype=torch.bool, device=dropped.device)
+    allowed = eye.new_ones(n, n).tril() if mask is None else mask
+    return allowed & (~dropped[:, None, None] | eye)
+
+
+def redirected(value: torch.Tensor, source: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """Values [row, kv_head, key, dim] in which each patch has that of ``source`` int64 [row, patch], or 0 for -1."""
+    rows, patches = layout.patches.nonzero(as_tuple=True)
+    read = source[rows, patches]
+    new = value[rows, :, layout.places[rows, read.clamp(min=0)]] * (read >= 0)[:, None, None]
+    changed = value.clone()
+    changed[rows, :, layout.places[rows, patches]] = new
+    return changed
+
+
+def redirected_weights(weights: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """The part of the attention that each patch's value gets: float [row, head, patch] for the same."""
+    index = source.clamp(min=0)[:, None].expand_as(weights)
+    return torch.zeros_like(weights).scatter_add_(2, index, weights * (source >= 0)[:, None])

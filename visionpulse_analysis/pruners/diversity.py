@@ -1,0 +1,112 @@
+"""Pruners that spread the kept patches apart, before the language model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch.nn.functional import normalize
+
+from visionpulse_analysis.pruners.base import Pruner, Selection
+from visionpulse_analysis.pruners.choosing import check_share, nearest_k
+from visionpulse_analysis.pruners.view import Layout, View
+
+
+@dataclass(frozen=True)
+class BeforeModel(Pruner):
+    """Base of pruners that choose ``round(budget * n)`` patches by their embeddings, before the language model.
+
+    A subclass says which, in ``keep``. Dropped patches are never seen by any layer or step, survivors keep their
+    positions (where the authors re-pack the sequence, positions become contiguous, which has no meaning for
+    two-dimensional positions).
+    """
+
+    budget: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_share("budget", self.budget)
+
+    def keep(self, view: View, layout: Layout, k: torch.Tensor) -> torch.Tensor:
+        """The patches to keep, bool [row, patch], exactly ``k`` int64 [row] of them; ``view`` is that of layer 0."""
+        raise NotImplementedError
+
+    def start(self, layout: Layout) -> Selection:
+        return _BeforeModelSelection(self, layout)
+
+
+class _BeforeModelSelection(Selection):
+    def __init__(self, pruner: BeforeModel, layout: Layout):
+        super().__init__(layout)
+        self.pruner = pruner
+
+    def visible_prefill(self, view: View) -> torch.Tensor | None:
+        if view.layer == 0:
+            self.kept = self.pruner.keep(view, self.layout, nearest_k(self.pruner.budget, self.layout.counts))
+            return self.kept
+        return None
+
+
+@dataclass(frozen=True)
+class DivPrune(BeforeModel):
+    """Keep the patches whose smallest cosine distance to one another is largest, greedily (max-min diversity).
+
+    DivPrune, arXiv 2503.02175, section 3. The first patch is the one farthest from its nearest neighbour; each
+    next one is the farthest from all chosen so far. No prompt, no attention.
+
+    Parameters
+    ----------
+    budget : float
+        Share kept, in (0, 1]; the authors' 0.098 by default.
+
+    Raises
+    ------
+    ValueError
+        The budget is out of range.
+    """
+
+    name: ClassVar[str] = "divprune"
+
+    budget: float = 0.098
+
+    def keep(self, view: View, layout: Layout, k: torch.Tensor) -> torch.Tensor:
+        units = normalize(view.patch_states(), dim=-1)
+        first = nearest_similarity(units, layout.patches).masked_fill(~layout.patches, torch.inf).argmin(dim=1)
+        chosen = torch.zeros_like(layout.patches).scatter_(1, first[:, None], True)
+        return spread(units, chosen, k, layout.patches)
+
+
+def nearest_similarity(units: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+    """Cosine similarity of each patch with its nearest other one: float32 [row, patch], -inf for a lone patch.
+
+    units : float32 [row, patch, width] of length 1.
+    """
+    own = torch.eye(units.shape[1], dtype=torch.bool, device=units.device)
+    return _in_blocks(units, lambda similar, at: similar.masked_fill(~patches[:, None] | own[at], -torch.inf))
+
+
+def nearest_chosen(units: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Cosine similarity of each patch with the nearest chosen one, itself included: float32 [row, patch]."""
+    return _in_blocks(units, lambda similar, at: similar.masked_fill(~chosen[:, None], -torch.inf))
+
+
+def _in_blocks(units: torch.Tensor, hide: Callable[[torch.Tensor, slice], torch.Tensor]) -> torch.Tensor:
+    """Largest similarity of each patch after ``hide``; 1024 patches at a time, since all pairs take much memory."""
+    parts = [slice(start, start + 1024) for start in range(0, units.shape[1], 1024)]
+    return torch.cat([hide(units[:, at] @ units.transpose(1, 2), at).amax(dim=2) for at in parts], dim=1)
+
+
+def spread(units: torch.Tensor, chosen: torch.Tensor, k: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+    """Add to ``chosen``, bool [row, patch], the patch least similar to all of it, until each row has ``k`` int64 [row].
+
+    Similarity to a set is the largest cosine with any of its members (max-min distance, not max-max). Ties go to the
+    lower index.
+    """
+    nearest = nearest_chosen(units, chosen)
+    rows, chosen = torch.arange(len(units), device=units.device), chosen.clone()
+    for _ in range(int((k - chosen.sum(dim=1)).max())):
+        pick = nearest.masked_fill(chosen | ~patches, torch.inf).argmin(dim=1)
+        chosen[rows, pick] |= chosen.sum(dim=1) < k
+        nearest = torch.maximum(nearest, (units @ units[rows, pick][..., None])[..., 0])
+    return chosen

@@ -1,0 +1,71 @@
+"""PyramidDrop: fewer and fewer patches, at three depths of the language model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from visionpulse_analysis.pruners.base import Pruner, Selection
+from visionpulse_analysis.pruners.choosing import budget_to_k, check_layer, check_share, top_k
+from visionpulse_analysis.pruners.view import Layout, View
+
+
+@dataclass(frozen=True)
+class PyramidDrop(Pruner):
+    """Keep ``floor(ratio ** i * n)`` patches from the i-th boundary on: those that the last prompt token weighs most.
+
+    PyramidDrop, arXiv 2410.17247, section 3. At each boundary the first layer after it scores what is left by the
+    last token's softmax weights among the survivors, mean over heads, and works without the dropped ones itself.
+    Survivors keep their positions; the authors' code numbers them anew, which has no meaning for two-dimensional
+    positions.
+
+    Parameters
+    ----------
+    layers : tuple of int, optional
+        Zero-based first layer after each boundary, rising. The paper's 8, 16 and 24 of 32 layers if left out: a
+        quarter, half and three quarters of the model.
+    ratio : float
+        lambda of the paper, in (0, 1]: the share that each boundary keeps of what the one before kept.
+
+    Raises
+    ------
+    ValueError
+        A parameter is out of range.
+    """
+
+    name: ClassVar[str] = "pyramiddrop"
+
+    layers: tuple[int, ...] | None = None
+    ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_share("ratio", self.ratio)
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(self.layers))
+            if list(self.layers) != sorted(set(self.layers)) or not self.layers:
+                raise ValueError(f"layers are rising layer indices, got {self.layers}")
+
+    def start(self, layout: Layout) -> Selection:
+        return _PyramidDropSelection(self, layout)
+
+
+class _PyramidDropSelection(Selection):
+    def __init__(self, pruner: PyramidDrop, layout: Layout):
+        super().__init__(layout)
+        n = layout.n_layers
+        self.layers = pruner.layers or tuple(sorted({max(1, n * quarter // 4) for quarter in (1, 2, 3)}))
+        self.ratio = pruner.ratio
+        for layer in self.layers:
+            check_layer("layer", layer, layout)
+
+    def visible_prefill(self, view: View) -> torch.Tensor | None:
+        if view.layer not in self.layers:
+            return None
+        share = self.ratio ** (self.layers.index(view.layer) + 1)
+        budget = torch.full_like(self.layout.counts, share, dtype=torch.float64)
+        # Dropped patches weigh nothing; -1 ranks the places without a patch below them.
+        scores = view.patch_weights().mean(dim=1).masked_fill(~self.layout.patches, -1.0)
+        self.kept = top_k(scores, budget_to_k(budget, self.layout.counts))
+        return self.kept

@@ -1,0 +1,200 @@
+"""What a pruner sees at one layer of one step. Everything is computed when asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a pruner knows of a left-padded batch before decoding.
+
+    patches : bool [row, patch], False where a row has fewer patches than the widest one.
+    places : int64 [row, patch], the key position of each patch in the padded batch; any position where ``patches`` is
+        False.
+    starts : int64 [row], the key position of the first token that is not padding.
+    seeds : one per row, for pruners that draw.
+    question : bool [row, token] over the padded prompt, True at the words of the question itself (no image, no chat
+        template).
+    """
+
+    patches: torch.Tensor
+    places: torch.Tensor
+    starts: torch.Tensor
+    n_layers: int
+    default_anchor: int
+    seeds: list[int]
+    question: torch.Tensor
+
+    @property
+    def counts(self) -> torch.Tensor:
+        """Number of patches: int64 [row]."""
+        return self.patches.sum(dim=1)
+
+    @property
+    def text(self) -> torch.Tensor:
+        """Prompt tokens that are neither image patches nor padding: bool [row, token]."""
+        width = self.question.shape[1]
+        real = torch.arange(width, device=self.starts.device)[None] >= self.starts[:, None]
+        return real & ~self.keys_of(self.patches, width)
+
+    def keys_of(self, patches: torch.Tensor, n_keys: int) -> torch.Tensor:
+        """Mark the key positions of some patches: bool [row, patch] -> bool [row, n_keys]."""
+        # Absent patches share places with real tokens, so the marks are counted rather than scattered.
+        marks = torch.zeros(len(patches), n_keys, dtype=torch.int32, device=patches.device)
+        return marks.scatter_add_(1, self.places, (self.patches & patches).int()) > 0
+
+    def at_patches(self, states: torch.Tensor) -> torch.Tensor:
+        """Pick the patches out of [row, token, width]: [row, patch, width], zero where there is no patch."""
+        index = self.places[..., None].expand(-1, -1, states.shape[-1])
+        return states.gather(1, index) * self.patches[..., None]
+
+    def take(self, rows: torch.Tensor) -> Layout:
+        """Only these rows, int64 [remaining]."""
+        per_row = {name: getattr(self, name)[rows] for name in ("patches", "places", "starts", "question")}
+        return replace(self, **per_row, seeds=[self.seeds[i] for i in rows.tolist()])
+
+
+class View:
+    """One layer of one step: prefill at step 0, afterwards the step that reads the newest token.
+
+    Patches that prefill dropped in an earlier layer (at a later step: in this layer) are masked; what this layer and
+    step is about to hide is not. Rotary embedding is applied, and keys and values are those of the cache.
+
+    Parameters
+    ----------
+    step, layer : int
+    layout : Layout
+    query : [row, head, q, dim]; key, value : [row, kv_head, key, dim]; mask : bool or additive [row, 1, q, key], or
+        None for causal.
+    scaling : float
+    shown : bool [row, patch], or None for all: the patches that prefill has not dropped so far.
+    states : [row, token, width] entering this layer; in prefill only.
+    block : the decoder layer; in prefill only.
+    """
+
+    def __init__(
+        self,
+        step: int,
+        layer: int,
+        layout: Layout,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        scaling: float,
+        shown: torch.Tensor | None = None,
+        states: torch.Tensor | None = None,
+        block: Any = None,
+    ):
+        self.step, self.layer, self.layout, self.shown = step, layer, layout, shown
+        self.query, self.key, self.value, self.mask, self.scaling = query, key, value, mask, scaling
+        self._states, self._block = states, block
+        self._logits: torch.Tensor | None = None
+
+    def logits(self) -> torch.Tensor:
+        """Attention logits of the newest query (prefill: of the last prompt token) over all cached positions.
+
+        float32 [row, head, key], -inf where masked.
+        """
+        if self._logits is None:
+            self._logits = self._hide(newest_logits(self.query, self.key, self.mask, self.scaling))
+        return self._logits
+
+    def patch_logits(self) -> torch.Tensor:
+        """The logits of the patches: float32 [row, head, patch], -inf where masked or absent."""
+        return self._at_patches(self.logits())
+
+    def patch_weights(self, rope: bool = True) -> torch.Tensor:
+        """Softmax over all keys, at the patches: float32 [row, head, patch], 0 where masked or absent.
+
+        With ``rope`` False, of ``logits_without_rope``.
+        """
+        logits = self.logits() if rope else self.logits_without_rope()
+        return torch.exp(self._at_patches(logits) - torch.logsumexp(logits, dim=-1, keepdim=True))
+
+    def values(self) -> torch.Tensor:
+        """Values, repeated for the query heads that share them: [row, head, key, dim]."""
+        return self.value.repeat_interleave(self.query.shape[1] // self.value.shape[1], dim=1)
+
+    def states(self) -> torch.Tensor:
+        """Hidden states that enter this layer of prefill, at layer 0 the embeddings: [row, token, width].
+
+        Raises RuntimeError at decode steps.
+        """
+        if self._states is None:
+            raise RuntimeError(f"hidden states can be seen in prefill only, not at step {self.step}")
+        return self._states
+
+    def patch_states(self) -> torch.Tensor:
+        """Hidden states of the patches entering this layer of prefill: float32 [row, patch, width]."""
+        return self.layout.at_patches(self.states()).float()
+
+    def query_logits(self, queries: torch.Tensor) -> torch.Tensor:
+        """Logits of some prompt tokens, int64 [row, q] places: float32 [row, head, q, key], -inf where masked."""
+        if self.step:
+            raise RuntimeError(f"queries of the prompt can be seen in prefill only, not at step {self.step}")
+        rows, heads, _, dim = self.query.shape
+        chosen = self.query.gather(2, queries[:, None, :, None].expand(-1, heads, -1, dim))
+        grouped = chosen.view(rows, self.key.shape[1], -1, queries.shape[1], dim)
+        logits = torch.matmul(grouped, self.key[:, :, None].transpose(3, 4)).float() * self.scaling
+        logits = logits.view(rows, heads, queries.shape[1], -1)
+        if self.mask is None:
+            allowed = torch.arange(logits.shape[-1], device=queries.device) <= queries[..., None]
+        else:
+            allowed = self.mask[:, 0].gather(1, queries[..., None].expand(-1, -1, self.mask.shape[-1]))
+            allowed = allowed if allowed.dtype == torch.bool else allowed > -1e4
+        return self._hide(logits.masked_fill(~allowed[:, None], -torch.inf))
+
+    def logits_without_rope(self) -> torch.Tensor:
+        """As ``logits``, before rotary embedding; prefill only.
+
+        Raises ValueError for a model that does not compute queries and keys by ``q_proj`` and ``k_proj``.
+        """
+        attention = getattr(self._block, "self_attn", None)
+        norm = getattr(self._block, "input_layernorm", None)
+        if norm is None or not (hasattr(attention, "q_proj") and hasattr(attention, "k_proj")):
+            raise ValueError("this model does not show its queries and keys without rotary embedding; score with it")
+        entering, dim = norm(self.states()), self.key.shape[3]
+        query = _project(attention, "q", entering[:, -1:], dim)
+        key = _project(attention, "k", entering, dim)
+        return self._hide(newest_logits(query, key, self.mask, self.scaling))
+
+    def _at_patches(self, logits: torch.Tensor) -> torch.Tensor:
+        index = self.layout.places[:, None].expand(-1, logits.shape[1], -1)
+        return logits.gather(2, index).masked_fill(~self.layout.patches[:, None], -torch.inf)
+
+    def _hide(self, logits: torch.Tensor) -> torch.Tensor:
+        """Mask what prefill dropped: float32 [row, head, (q,) key]."""
+        if self.shown is None:
+            return logits
+        dropped = self.layout.keys_of(~self.shown, logits.shape[-1])
+        return logits.masked_fill(dropped[:, None] if logits.ndim == 3 else dropped[:, None, None], -torch.inf)
+
+
+def newest_logits(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> torch.Tensor:
+    """Attention logits of the newest query over all keys: float32 [row, head, key], -inf where masked.
+
+    query [row, head, q, dim]; key [row, kv_head, key, dim], not expanded; mask bool or additive [row, 1, q, key].
+    """
+    rows, heads, _, dim = query.shape
+    grouped = query[:, :, -1].view(rows, key.shape[1], heads // key.shape[1], dim)
+    logits = (torch.matmul(grouped, key.transpose(2, 3)).float() * scaling).view(rows, heads, -1)
+    if mask is None:
+        return logits
+    newest = mask[:, :, -1, : logits.shape[-1]]
+    return logits.masked_fill(~newest, -torch.inf) if newest.dtype == torch.bool else logits + newest.float()
+
+
+def _project(attention: Any, letter: str, states: torch.Tensor, dim: int) -> torch.Tensor:
+    """Queries or keys [row, head, token, dim] of normalised states, normalised per head where the model does so."""
+    made = getattr(attention, f"{letter}_proj")(states)
+    norm = getattr(attention, f"{letter}_norm", None)
+    per_head = made.view(*made.shape[:2], -1, dim)
+    if norm is not None:
+        whole = norm.weight.shape[-1] == made.shape[-1]
+        per_head = norm(made).view(per_head.shape) if whole else norm(per_head)
+    return per_head.transpose(1, 2)
