@@ -28,9 +28,14 @@ def local_vision(vlm: VLM) -> Iterator[None]:
     def nothing(module: Any, given: Any, output: Any) -> Any:
         return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(output)
 
+    def attends(module: torch.nn.Module) -> bool:
+        return "Attention" in type(module).__name__
+
     language = set(vlm.model.get_decoder().modules())
-    attention = [m for m in vlm.model.modules() if m not in language and "Attention" in type(m).__name__]
-    handles = [module.register_forward_hook(nothing) for module in attention]
+    attention = [module for module in vlm.model.modules() if module not in language and attends(module)]
+    # Of a whole block named after its attention, the attention inside.
+    innermost = [module for module in attention if not any(map(attends, list(module.modules())[1:]))]
+    handles = [module.register_forward_hook(nothing) for module in innermost]
     try:
         yield
     finally:

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
+from visionpulse_analysis.families.anyres import LlavaNext, LlavaOneVision
 from visionpulse_analysis.families.base import Family, Prompt
+from visionpulse_analysis.families.idefics3 import Idefics3
 from visionpulse_analysis.families.internvl import InternVL
+from visionpulse_analysis.families.pixtral import Pixtral
 from visionpulse_analysis.families.qwen import QwenGrid
-from visionpulse_analysis.families.square import Gemma3, Llava
+from visionpulse_analysis.families.square import Gemma3, Llava, PaliGemma
 
 __all__ = ["FAMILIES", "Family", "Prompt", "UnsupportedModelError", "check_supported", "family_class"]
 
 FAMILIES: dict[str, type[Family]] = {
     "gemma3": Gemma3,
+    "glm4v": QwenGrid,
+    "glm4v_moe": QwenGrid,
+    "idefics3": Idefics3,
     "internvl": InternVL,
     "llava": Llava,
+    "llava_next": LlavaNext,
+    "llava_onevision": LlavaOneVision,
+    "mistral3": Pixtral,
+    "paligemma": PaliGemma,
     "qwen2_5_vl": QwenGrid,
     "qwen2_vl": QwenGrid,
     "qwen3_vl": QwenGrid,
     "qwen3_vl_moe": QwenGrid,
+    "smolvlm": Idefics3,
+    "vipllava": Llava,
 }
 
 
@@ -77,4 +89,6 @@ def check_supported(config: Any, name: str) -> None:
 
 def family_class(config: Any) -> type[Family]:
     """The family of a supported configuration."""
-    return FAMILIES[config.model_type]
+    # Pixtral itself comes as a LLaVA model with another tower.
+    tower = getattr(config.vision_config, "model_type", None)
+    return Pixtral if config.model_type == "llava" and tower == "pixtral" else FAMILIES[config.model_type]

@@ -73,6 +73,10 @@ class Family(ABC):
     def show(self, picture: np.ndarray) -> Shown:
         """Prepare one still, uint8 [row_px, col_px, 3]."""
 
+    def shows(self, pictures: Sequence[np.ndarray]) -> list[Shown]:
+        """Prepare the stills of one prompt."""
+        return [self.show(picture) for picture in pictures]
+
     @property
     def image_id(self) -> int:
         """The token that image features replace."""
@@ -126,7 +130,7 @@ class Family(ABC):
         if not listed:
             raise ValueError("no image given; pass at least one")
         pictures = [read_image(image) for image in listed]
-        shown = [self.show(picture) for picture in pictures]
+        shown = self.shows(pictures)
         ids = self._ids(self.text(pictures, question), [one.text for one in shown])
         kinds = torch.where(ids == self.image_id, IMAGE, TEXT)
         if self.video_id is not None:
@@ -140,10 +144,11 @@ class Family(ABC):
         if len(parts) - 1 != len(pictures):
             raise ValueError(f"the chat template wrote {len(parts) - 1} image placeholders for {len(pictures)} images")
         whole = "".join(part + picture for part, picture in zip(parts, [*pictures, ""], strict=True))
-        bos = self.tokenizer.bos_token
-        # As the library's processors do: a template that writes the first token itself gets no second one.
-        begun = bos is not None and whole.startswith(bos)
-        return torch.tensor(self.tokenizer(whole, add_special_tokens=not begun).input_ids)
+        return torch.tensor(self.tokenizer(whole, add_special_tokens=not self.begun(whole)).input_ids)
+
+    def begun(self, text: str) -> bool:
+        """Whether the template wrote the first token itself; as in the library, it gets no second one then."""
+        return self.tokenizer.bos_token is not None and text.startswith(self.tokenizer.bos_token)
 
     def batch(self, prompts: Sequence[Prompt], padding: int) -> dict[str, torch.Tensor]:
         """Model inputs of several prompts, short rows padded on the left with the token ``padding``."""

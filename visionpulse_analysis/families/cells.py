@@ -48,5 +48,17 @@ class Cells:
         row, col = (np.where(gap < 0, -1, column[gap]) for column in (self.row, self.col))
         return Cells(self.frame[gap], row, col, np.where(gap[:, None] < 0, 0, self.box[gap]))
 
+    def take(self, chosen: np.ndarray) -> Cells:
+        """Some of the tokens, in the order given."""
+        return Cells(self.frame[chosen], self.row[chosen], self.col[chosen], self.box[chosen])
+
+    def in_reading_order(self) -> Cells:
+        """Row after row."""
+        return self.take(np.lexsort([self.col, self.row]))
+
+    def from_zero(self) -> Cells:
+        """Rows and columns counted from the first that is left."""
+        return Cells(self.frame, self.row - self.row.min(), self.col - self.col.min(), self.box)
+
     def __len__(self) -> int:
         return len(self.row)

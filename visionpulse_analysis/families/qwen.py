@@ -1,4 +1,4 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: the whole picture in one grid, squares of patches merged."""
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL and GLM-4V: the whole picture in one grid, squares of patches merged."""
 
 from __future__ import annotations
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isqrt
+from typing import Any
 
 import numpy as np
 import torch
 from transformers.image_transforms import get_resize_output_image_size
 
-from visionpulse_analysis.families.base import IMAGE, Family, Shown
+from visionpulse_analysis.families.base import ANSWER, IMAGE, Family, Shown
 from visionpulse_analysis.families.cells import Cells, Region
 
 
@@ -19,7 +21,11 @@ class Llava(Family):
         pixels = self.image_processor(images=[picture], return_tensors="pt")["pixel_values"]
         patch = self.config.vision_config.patch_size
         rows, cols = (size // patch for size in pixels.shape[2:])
-        cells = Cells.block(rows, cols, self._region(picture, *pixels.shape[2:]))
+        left, top, right, bottom = self._region(picture, *pixels.shape[2:])
+        # Where patches do not fill the tower's pixels, those at its right and bottom go unread.
+        right = left + (right - left) * cols * patch / pixels.shape[3]
+        bottom = top + (bottom - top) * rows * patch / pixels.shape[2]
+        cells = Cells.block(rows, cols, (left, top, right, bottom))
         if class_token_is_read(self.config):
             cells = Cells.join(Cells.breaks(), cells)
         return Shown(self.image_token * len(cells), cells, {"pixel_values": pixels})
@@ -46,6 +52,30 @@ class Llava(Family):
         top += (scaled[0] - rows_px) // 2 * down
         left += (scaled[1] - cols_px) // 2 * across
         return left, top, left + cols_px * across, top + rows_px * down
+
+
+class PaliGemma(Family):
+    """PaliGemma: the picture squeezed into a square; no conversation, the question follows the pictures at once."""
+
+    def show(self, picture: np.ndarray) -> Shown:
+        pixels = self.image_processor(images=[picture], return_tensors="pt")["pixel_values"]
+        vision = self.config.vision_config
+        side = vision.image_size // vision.patch_size
+        read = side * vision.patch_size / vision.image_size
+        cells = Cells.block(side, side, (0, 0, read * picture.shape[1], read * picture.shape[0]))
+        return Shown(self.image_token * len(cells), cells, {"pixel_values": pixels})
+
+    def text(self, pictures: Sequence[np.ndarray], question: str) -> str:
+        return f"{self.placeholder * len(pictures)}{self.tokenizer.bos_token}{question}\n"
+
+    def begun(self, text: str) -> bool:
+        return True
+
+    def token_inputs(self, kinds: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"token_type_ids": (kinds == ANSWER).long()}
+
+    def positions(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return super().positions(model, inputs) + 1
 
 
 class Gemma3(Family):
@@ -81,7 +111,8 @@ class Gemma3(Family):
 
 def class_token_is_read(config) -> bool:
     """Whether the vision tower's class token is among the image tokens."""
-    return config.vision_feature_select_strategy == "full" and config.vision_config.model_type == "clip_vision_model"
+    strategy = getattr(config, "vision_feature_select_strategy", "default")
+    return strategy == "full" and config.vision_config.model_type == "clip_vision_model"
 
 
 def _strip(crops: int, side: int, width: int, height: int) -> list[Cells]:

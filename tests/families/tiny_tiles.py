@@ -1,0 +1,95 @@
+"""Tiny models of the families that cut a picture into tiles."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import transformers as hf
+from tiny_parts import Tiny, text, tokenizer, tower
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+
+def internvl() -> Tiny:
+    marks = {
+        "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }  # fmt: skip
+    words = tokenizer(marks, "<IMG_CONTEXT>\n")
+    config = hf.InternVLConfig(
+        vision_config=hf.InternVLVisionConfig(**tower(32)),
+        text_config=hf.Qwen2Config(**text(words)),
+        image_token_id=words.context_image_token_id,
+        image_seq_length=16,
+    )
+    pictures = GotOcr2ImageProcessorPil(size={"height": 32, "width": 32}, max_patches=6)
+    processor = partial(hf.InternVLProcessor, image_seq_length=16)
+    return Tiny(hf.InternVLForConditionalGeneration(config), words, pictures, processor)
+
+
+PINPOINTS = [[32, 64], [64, 32], [64, 64], [96, 32], [32, 96]]
+
+
+def llava_next() -> Tiny:
+    words = tokenizer({"image_token": "<image>"}, "<image>")
+    config = hf.LlavaNextConfig(
+        vision_config=hf.CLIPVisionConfig(**tower(32, projection_dim=32)),
+        text_config=hf.MistralConfig(**text(words, sliding_window=None)),
+        image_token_index=words.image_token_id,
+        image_grid_pinpoints=PINPOINTS,
+    )
+    pictures = hf.LlavaNextImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_grid_pinpoints=PINPOINTS
+    )
+    processor = hf.LlavaNextProcessor(pictures, words, PATCH, "default", num_additional_image_tokens=1)
+    return Tiny(hf.LlavaNextForConditionalGeneration(config), words, pictures, processor)
+
+
+def llava_onevision() -> Tiny:
+    """With two pixels of each tile unread, and grids large enough to be shrunk."""
+    words = tokenizer({"image_token": "<image>", "video_token": "<video>"}, "<image>")
+    pinpoints = [[34 * rows, 34 * cols] for rows in range(1, 5) for cols in range(1, 5)]
+    config = hf.LlavaOnevisionConfig(
+        vision_config=hf.SiglipVisionConfig(**tower(34, vision_use_head=False)),
+        text_config=hf.Qwen2Config(**text(words)),
+        image_token_index=words.image_token_id,
+        video_token_index=words.video_token_id,
+        image_grid_pinpoints=pinpoints,
+        vision_aspect_ratio="anyres_max_4",
+    )
+    pictures = hf.LlavaOnevisionImageProcessorPil(size={"height": 34, "width": 34}, image_grid_pinpoints=pinpoints)
+    options = {"num_image_tokens": 64, "vision_feature_select_strategy": "full", "vision_aspect_ratio": "anyres_max_4"}
+    processor = partial(hf.LlavaOnevisionProcessor, **options)
+    return Tiny(hf.LlavaOnevisionForConditionalGeneration(config), words, pictures, processor)
+
+
+def idefics(config_class: Any, vision_class: Any, model_class: Any, pictures: Any, processor: Any) -> Tiny:
+    places = {f"row_{row}_col_{col}": f"<row_{row}_col_{col}>" for row in range(1, 7) for col in range(1, 7)}
+    marks = {
+        "image_token": "<image>", "fake_image_token": "<fake_token_around_image>", "global_image_token": "<global-img>",
+        "end_of_utterance_token": "<end_of_utterance>", "video_token": "<video>", **places,
+    }  # fmt: skip
+    words = tokenizer(marks, "<image>")
+    config = config_class(
+        vision_config=vision_class(**tower(32)),
+        text_config=hf.LlamaConfig(**text(words)),
+        image_token_id=words.image_token_id,
+        scale_factor=2,
+        pad_token_id=0,
+    )
+    pictures = pictures(size={"longest_edge": 96}, max_image_size={"longest_edge": 32})
+    return Tiny(model_class(config), words, pictures, partial(processor, image_seq_len=16))
+
+
+def idefics3() -> Tiny:
+    return idefics(
+        hf.Idefics3Config, hf.Idefics3VisionConfig, hf.Idefics3ForConditionalGeneration,
+        hf.Idefics3ImageProcessorPil, hf.Idefics3Processor,
+    )  # fmt: skip
+
+
+def smolvlm() -> Tiny:
+    return idefics(
+        hf.SmolVLMConfig, hf.SmolVLMVisionConfig, hf.SmolVLMForConditionalGeneration,
+        hf.SmolVLMImageProcessorPil, hf.SmolVLMProcessor,
+    )  # fmt: skip

@@ -1,0 +1,38 @@
+"""Idefics3 and SmolVLM: the picture cut into square tiles with marks of row and column, then the whole of it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from visionpulse_analysis.families.base import Family, Shown
+from visionpulse_analysis.families.cells import Cells
+
+
+class Idefics3(Family):
+    """Frame 0 is the grid of all tiles, frame 1 the overview; a small picture is an overview alone, frame 0."""
+
+    @property
+    def side(self) -> int:
+        """Patches along one side of a tile, after merging."""
+        vision = self.config.vision_config
+        return vision.image_size // vision.patch_size // self.config.scale_factor
+
+    def show(self, picture: np.ndarray) -> Shown:
+        features = self.image_processor(images=[picture], return_row_col_info=True, return_tensors="pt")
+        down, across = int(features["rows"][0][0]), int(features["cols"][0][0])
+        height, width = picture.shape[:2]
+        side = self.side
+        one = self.image_token * side**2
+        text, tiles = "", []
+        for row in range(down):
+            for col in range(across):
+                box = (col * width / across, row * height / down, (col + 1) * width / across, (row + 1) * height / down)
+                tiles.append(Cells.block(side, side, box, at=(row * side, col * side)))
+                text += f"<fake_token_around_image><row_{row + 1}_col_{col + 1}>{one}"
+            text += "\n"
+        tiles.append(Cells.block(side, side, (0, 0, width, height), frame=1 if tiles else 0))
+        text += "\n" if down else ""
+        text += f"<fake_token_around_image><global-img>{one}<fake_token_around_image>"
+        # One tile per line of the batch: the model flattens pictures and tiles anyway.
+        inputs = {name: features[name][0][:, None] for name in ("pixel_values", "pixel_attention_mask")}
+        return Shown(text, Cells.join(*tiles), inputs)
