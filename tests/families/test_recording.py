@@ -45,7 +45,7 @@ def stock_inputs(family) -> Any:
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
         begun = tiny.tokenizer.bos_token is not None and text.startswith(tiny.tokenizer.bos_token)
-        return processor(images=[pictures], text=text, add_special_tokens=not begun, **tensors)
+        return processor(images=[pictures], text=text, **tensors, **{"add_special_tokens": not begun})
 
     return inputs
 

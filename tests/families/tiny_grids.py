@@ -177,9 +177,9 @@ def glm(config_class: Any, model_class: Any, **extra: Any) -> Tiny:
         "out_hidden_size": 32, "intermediate_size": 64, "spatial_merge_size": 2,
     }  # fmt: skip
     config = config_class(text_config=text(words, rope_parameters=rope, **extra), vision_config=vision, **ids)
-    pictures = Glm4vImageProcessorPil(
-        patch_size=PATCH, temporal_patch_size=2, merge_size=2, size={"shortest_edge": 1024, "longest_edge": 16384}
-    )
+    size = {"shortest_edge": 1024, "longest_edge": 16384}
+    options: Any = {"patch_size": PATCH, "temporal_patch_size": 2, "merge_size": 2, "size": size}
+    pictures = Glm4vImageProcessorPil(**options)
     return Tiny(model_class(config), words, pictures, hf.Glm4vProcessor)
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import transformers as hf
-from tiny_parts import Tiny, text, tokenizer, tower
+from tiny_parts import PATCH, Tiny, text, tokenizer, tower
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
 
