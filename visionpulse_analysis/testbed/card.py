@@ -37,9 +37,9 @@ label patches, then {steps} steps of the whole model, {minutes:.0f} minutes in a
 {stages}
 
 Teacher-forced accuracy at the end of each stage, running mean over training batches. The model first learns to describe scenes, then to
-answer on growing scenes. Some batches are drills: conversations without their image, with a loss only on the words that the text determines;
-a hundred of them teach the verdicts (is what was seen what was asked?), which thousands of batches with images had not. Training scenes have seeds
-from 900,000,000, evaluation scenes below 1,000, validation scenes from 500,000.
+answer on growing scenes. Some batches are drills: conversations without their image, with a loss only on the words that the text determines.
+They teach the verdicts (is what was seen what was asked?) quickly: an earlier run without drills, of 2,848 steps, ended at 0.66 in *compare*.
+Training scenes have seeds from 900,000,000, evaluation scenes below 1,000, validation scenes from 500,000.
 
 The default anchor, layer {anchor}, is the last layer before most of the reading: at most half of the accuracy of rows and columns is reached when
 the layers from there on do not see the image (measured on validation scenes; the rule of the paper, the middle of the depth, would give layer {middle}).
