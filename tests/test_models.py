@@ -158,6 +158,8 @@ class TestImages:
     def test_sixteen_bit_keeps_its_greys(self):
         picture = Image.fromarray(np.array([[0, 32768, 65535]] * 3, dtype=np.uint16))
         assert read_image(picture)[0, :, 0].tolist() == [0, 128, 255]
+        greys = np.arange(256, dtype=np.uint16)
+        assert read_image(Image.fromarray(257 * greys[None]))[0, :, 0].tolist() == greys.tolist()
 
     def test_a_path_and_its_pixels_give_the_same_trace(self, vlm, pictures, tmp_path):
         Image.fromarray(pictures[0]).save(tmp_path / "scene.png")

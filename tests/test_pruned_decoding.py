@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from eager import eager_run
 from slow_pruners import slow_blocks, slow_tokens
 
 import visionpulse_analysis as vpa
@@ -152,7 +153,7 @@ def test_kept_sets_follow_the_rule_of_the_anchors_true_attention(vlm, pictures, 
     """The layers below the anchor are dense, so one eager forward over the finished sequence shows what it saw."""
     for picture in pictures:
         trace = vpa.decode(vlm, picture, QUESTIONS[0], max_new_tokens=8, pruner=pruner)
-        rows = eager_attention(vlm, picture, trace)[:, pruner.anchor_layer].log()
+        rows = eager_run(vlm, picture, trace)[0][:, pruner.anchor_layer].double().log()
         slow = slow_blocks if pruner.granularity == "block" else slow_tokens
         places, start = trace.grid.position, rows.shape[-1] - len(trace) + 1
         _, previous = slow(rows[0][:, :start].numpy(), places, pruner, set())
@@ -161,19 +162,6 @@ def test_kept_sets_follow_the_rule_of_the_anchors_true_attention(vlm, pictures, 
             assert set(np.flatnonzero(trace.kept.values[step]).tolist()) == kept
             assert trace.pruner_mass.values[step] == pytest.approx(mass, rel=1e-4, abs=1e-6)
             previous = kept
-
-
-def eager_attention(vlm, picture, trace) -> torch.Tensor:
-    """Float64 attention of every step, each over the whole sequence: [step, layer, head, key]."""
-    prompt = vlm.prompt(picture, trace.question)
-    whole = prompt.answered(torch.from_numpy(trace.token_ids[:-1].copy()))
-    vlm.model.set_attn_implementation({"text_config": "eager"})
-    try:
-        with torch.inference_mode():
-            out = vlm.model(**vlm.family.batch([whole], padding=0), output_attentions=True)
-    finally:
-        vlm.model.set_attn_implementation({"text_config": "sdpa"})
-    return torch.stack(out.attentions, dim=1)[0][:, :, len(prompt.ids) - 1 :].permute(2, 0, 1, 3).double()
 
 
 def test_the_anchor_of_the_block_variant_stays_dense(vlm, pictures):
