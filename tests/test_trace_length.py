@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from visionpulse_analysis.sampling import Sample as Sampling
-from visionpulse_analysis.studies import trace_length
+from visionpulse_analysis.studies import by_question, trace_length
 from visionpulse_analysis.studies import trace_length_report as report
 from visionpulse_analysis.studies.arms import Outcome, decode_arms
 from visionpulse_analysis.studies.samples import Sample, scene_samples
@@ -126,12 +126,36 @@ def test_an_arm_against_itself_changes_nothing(arms):
 
 
 def test_one_task_alone_is_the_comparison_of_its_samples(arms):
-    by_task = report.length_by_task(
-        {"dense": arms[0], "VisionPulse 5 %": arms[1]}, [s.truth.task for s in SAMPLES], "VisionPulse 5 %"
-    )
-    total = sum(c.tokens.estimate * c.n_pairs for c in by_task.values())
-    assert list(by_task) == ["find", "compare", "count"]
+    groups = by_question.question_groups(SAMPLES)
+    by_group = by_question.compare_groups({"dense": arms[0], "VisionPulse 5 %": arms[1]}, groups, "VisionPulse 5 %")
+    total = sum(c.tokens.estimate * c.n_pairs for c in by_group.values())
+    assert list(by_group)[:2] == ["find", "compare"] and all(g.startswith("count, ") for g in list(by_group)[2:])
     assert total == pytest.approx(compare(*arms).tokens.estimate * 2 * len(SAMPLES))
+    assert list(by_question.group_table(by_group).index) == list(by_group)
+
+
+def test_counts_are_grouped_by_how_many_there_are():
+    groups = by_question.question_groups(SAMPLES)
+    for group, sample in zip(groups, SAMPLES, strict=True):
+        if sample.truth.task != "count":
+            assert group == sample.truth.task
+            continue
+        low, high = {"0 or 1": (0, 1), "2": (2, 2), "3": (3, 3), "4 or more": (4, 99)}[group.removeprefix("count, ")]
+        assert low <= int(sample.truth.answer) <= high
+    assert by_question.question_groups([replace(SAMPLES[0], truth=None), SAMPLES[1]]) is None
+
+
+def test_the_sentence_by_question_follows_the_intervals(arms):
+    change = compare(*arms)
+
+    def with_ratio(low, high):
+        ratio = replace(change.truth.ratio, low=low, high=high)
+        return replace(change, truth=replace(change.truth, ratio=ratio))
+
+    said = by_question.where_accuracy_goes(
+        {"find": with_ratio(0.99, 1.0), "compare": with_ratio(0.9, 1.0), "count, 3": with_ratio(0.5, 0.6)}
+    )
+    assert said == "Kept (at least 98 % of dense): find. Lost: count, 3. Open: compare."
 
 
 def test_pairs_need_the_same_shape(arms):

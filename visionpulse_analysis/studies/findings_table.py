@@ -73,9 +73,11 @@ def found_02(n: dict[str, Any]) -> str:
 def found_03(n: dict[str, Any]) -> str:
     arm = n["sampled"]["VisionPulse 5 %"]
     truth = arm["truth"]
+    kept = [f"{group} {share(c['truth']['ratio'])}" for group, c in n["by_question"].items()]
     return (
         f"Sampled, with {100 * arm['retention']:.1f} % of the patches: the length changes by {share(arm['length'])}, "
-        f"accuracy is {share(truth['accuracy'])} against {share(truth['dense_accuracy'])} dense."
+        f"accuracy is {share(truth['accuracy'])} against {share(truth['dense_accuracy'])} dense. "
+        f"Share of dense accuracy by question: {'; '.join(kept)}."
     )
 
 

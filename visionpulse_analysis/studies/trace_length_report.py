@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -32,11 +32,6 @@ def compare_all(measured: Mapping[str, Mapping[str, Arm]]) -> dict[str, dict[str
         decoding: {name: compare(arms[DENSE], arm) for name, arm in arms.items() if name != DENSE}
         for decoding, arms in measured.items()
     }
-
-
-def length_by_task(measured: Mapping[str, Arm], tasks: Sequence[str], name: str) -> dict[str, Change]:
-    """Compare one arm with the dense one, task by task."""
-    return {task: compare(measured[DENSE], measured[name], np.array(tasks) == task) for task in dict.fromkeys(tasks)}
 
 
 def show(interval: Interval | None, scale: float = 100.0, unit: str = " %", sign: bool = True) -> str:
@@ -147,25 +142,7 @@ def headline(changes: Changes) -> Figure:
         panels["change of accuracy (points)"] = {n: truth.change for n, truth in scored.items()}
     fig, axes = figures.new_figure(DOUBLE, 0.22 * len(names) + 0.6, 1, len(panels), sharey=True)
     for ax, (label, values) in zip(np.atleast_1d(axes), panels.items(), strict=True):
-        draw_named(ax, _percent(values), reference=0, xlabel=label)
-    return fig
-
-
-def spread(dense: Arm, arms: Mapping[str, Arm], by_task: Mapping[str, Change] | None) -> Figure:
-    """How the paired change of length is distributed, and by task where tasks are known."""
-    fig, axes = figures.new_figure(DOUBLE, 2.4, 1, 1 if by_task is None else 2)
-    first, *rest = np.atleast_1d(axes)
-    change = {name: (arm.length - dense.length).ravel() for name, arm in arms.items()}
-    reach = max(1, max(int(np.abs(values).max()) for values in change.values()))
-    bins = np.linspace(-reach - 0.5, reach + 0.5, 30)
-    figures.draw_histogram(
-        first, change, bins, xlabel="pruned minus dense length (tokens)", ylabel="pairs", reference=0
-    )
-    first.set_yscale("symlog", linthresh=10)
-    figures.draw_legend(first)
-    for ax in rest:
-        lengths = {f"{task}, {c.n_pairs} pairs": c.length for task, c in (by_task or {}).items()}
-        draw_named(ax, _percent(lengths), reference=0, xlabel="change of length (%)")
+        draw_named(ax, percent(values), reference=0, xlabel=label)
     return fig
 
 
@@ -199,5 +176,6 @@ def scaled(interval: Interval, factor: float = 100.0) -> Interval:
     return replace(interval, **ends)
 
 
-def _percent(named: Mapping[str, Interval | None]) -> dict[str, Interval]:
+def percent(named: Mapping[str, Interval | None]) -> dict[str, Interval]:
+    """All known intervals in percent."""
     return {name: scaled(interval) for name, interval in named.items() if interval is not None}

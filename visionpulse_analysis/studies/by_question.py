@@ -1,0 +1,90 @@
+"""Trace length and accuracy question by question: which questions need more of the image at once than is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from visionpulse_analysis import figures
+from visionpulse_analysis.figures import DOUBLE
+from visionpulse_analysis.studies.drawing import draw_named
+from visionpulse_analysis.studies.samples import Sample
+from visionpulse_analysis.studies.trace_length import DENSE, Change, compare
+from visionpulse_analysis.studies.trace_length_report import percent, show
+from visionpulse_analysis.studies.trace_measures import Arm
+from visionpulse_analysis.testbed.questions import TASKS
+
+MANY = 4
+
+
+def question_groups(samples: Sequence[Sample]) -> list[str] | None:
+    """The group of every sample's question: its task, and for counts how many objects there are to count.
+
+    None where questions are not those of generated scenes.
+    """
+    asked = [one.truth for one in samples if one.truth is not None]
+    if len(asked) < len(samples):
+        return None
+    return [q.task if q.task != "count" else _count(len(q.targets)) for q in asked]
+
+
+def _count(members: int) -> str:
+    return "count, 0 or 1" if members < 2 else f"count, {members}" if members < MANY else f"count, {MANY} or more"
+
+
+def compare_groups(measured: Mapping[str, Arm], groups: Sequence[str], name: str) -> dict[str, Change]:
+    """Compare one arm with the dense one, group by group, in the order of ``TASKS``."""
+    order = sorted(set(groups), key=lambda group: (TASKS.index(group.split(",")[0]), group))
+    return {group: compare(measured[DENSE], measured[name], np.array(groups) == group) for group in order}
+
+
+def group_table(by_group: Mapping[str, Change]) -> pd.DataFrame:
+    """One row per group of questions."""
+    rows = {}
+    for group, c in by_group.items():
+        if c.truth is not None:
+            rows[group] = {
+                "pairs": c.n_pairs,
+                "kept": f"{100 * c.retention:.1f} %",
+                "length": show(c.length),
+                "dense accuracy": show(c.truth.dense_accuracy, sign=False),
+                "share of dense accuracy": show(c.truth.ratio, sign=False),
+                "detours": show(c.truth.detour_change, 1, ""),
+            }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def where_accuracy_goes(by_group: Mapping[str, Change]) -> str:
+    """Which groups of questions keep 98 % of the dense accuracy, which lose it, and which stay open."""
+    ratios = {group: c.truth.ratio for group, c in by_group.items() if c.truth is not None}
+    kept = [g for g, ratio in ratios.items() if ratio.low >= 0.98]
+    lost = [g for g, ratio in ratios.items() if ratio.high < 0.98]
+    rest = [g for g in ratios if g not in kept and g not in lost]
+    parts = [
+        f"{what}: {'; '.join(groups)}."
+        for what, groups in (("Kept (at least 98 % of dense)", kept), ("Lost", lost), ("Open", rest))
+        if groups
+    ]
+    return " ".join(parts)
+
+
+def spread(dense: Arm, arms: Mapping[str, Arm], by_group: Mapping[str, Change] | None) -> Figure:
+    """How the paired change of length is distributed; length and accuracy by question where questions are known."""
+    fig, axes = figures.new_figure(DOUBLE, 2.4, 1, 1 if by_group is None else 3)
+    first, *rest = np.atleast_1d(axes)
+    change = {name: (arm.length - dense.length).ravel() for name, arm in arms.items()}
+    reach = max(1, max(int(np.abs(values).max()) for values in change.values()))
+    bins = np.linspace(-reach - 0.5, reach + 0.5, 30)
+    figures.draw_histogram(first, change, bins, xlabel="pruned minus dense (tokens)", ylabel="pairs", reference=0)
+    first.set_yscale("symlog", linthresh=10)
+    figures.draw_legend(first)
+    if by_group is not None:
+        lengths = {group: c.length for group, c in by_group.items()}
+        shares = {group: c.truth.ratio for group, c in by_group.items() if c.truth is not None}
+        draw_named(rest[0], percent(lengths), reference=0, xlabel="change of length (%)")
+        draw_named(rest[1], percent(shares), reference=100, xlabel="share of dense accuracy (%)")
+        rest[1].set_yticklabels([])
+    return fig
