@@ -5,17 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visionpulse_analysis.patches import PatchGrid
 from visionpulse_analysis.testbed.questions import TASKS, TokenTruth, ask, reason
 from visionpulse_analysis.testbed.scenes import COLOURS, Scene, SceneObject, generate
 from visionpulse_analysis.testbed.tokens import build_tokenizer
-from visionpulse_analysis.testbed.truth import (
-    annotate,
-    answer_is_right,
-    detours,
-    object_patches,
-    score_statements,
-)
+from visionpulse_analysis.testbed.truth import annotate, answer_is_right, score_statements
 
 SCENE = Scene(
     4,
@@ -59,6 +52,51 @@ def test_answers_and_traces_are_determined_by_the_image(seed, cells, task):
     for written, read in zip(trace, annotate(scene, words), strict=True):
         decision = written.kind in ("verdict", "number") and written.object is None
         assert read == (TokenTruth(written.word) if decision else written)
+
+
+def inspections(words):
+    """The searches of a trace, read word by word: (what is looked for, [(colour, shape, verdict or number)])."""
+    searches = []
+    for index, word in enumerate(words):
+        if word == "look":
+            searches.append((words[index + 2 : words.index(".", index)], []))
+        elif word == "see":
+            searches[-1][1].append((words[index + 1], words[index + 2], words[index + 6]))
+    return searches
+
+
+@given(seed=st.integers(0, 2**32), cells=st.sampled_from([4, 6, 8]), task=st.sampled_from(TASKS))
+@settings(max_examples=150, deadline=None)
+def test_a_trace_is_consistent_in_itself(seed, cells, task):
+    """Verdicts, repetitions, counts and comparisons, against the words before them and the scene."""
+    scene, rng = generate(seed, cells), np.random.default_rng(seed)
+    question = ask(scene, task, rng)
+    words = [t.word for t in reason(scene, question, rng)]
+    for goal, seen in inspections(words):
+        names = [name[:2] for name in seen]
+        assert len(set(names)) == len(names), "an object is inspected twice in one search"
+        if task == "count":
+            assert [number for *_, number in seen] == [str(i + 1) for i in range(len(seen))]
+            assert {o.name for o in scene.objects if goal[0] in o.name.split()} == {" ".join(name) for name in names}
+        else:
+            assert [verdict for *_, verdict in seen] == ["yes" if [*name] == goal[1:] else "no" for name in names]
+            assert seen[-1][2] == "yes"
+    if task == "compare":
+        first, _, second, _, found, _, asked, _, answer = words[words.index("so") - 3 :][:9]
+        a, b = ({o.name: o for o in scene.objects}[" ".join(goal[1:])] for goal, _ in inspections(words))
+        across = found in ("left", "right")
+        assert (asked in ("left", "right")) == across
+        assert [first, second] == [f"c{a.col}", f"c{b.col}"] if across else [f"r{a.row}", f"r{b.row}"]
+        less = int(first[1:]) < int(second[1:])
+        assert found == (("left" if less else "right") if across else ("above" if less else "below"))
+        assert answer == ("yes" if found == asked else "no")
+
+
+def test_a_description_names_every_object_once():
+    for seed in range(20):
+        scene, rng = generate(seed, 6), np.random.default_rng(seed)
+        said = score_statements(scene, [t.word for t in reason(scene, ask(scene, "describe", rng), rng)])
+        assert sorted(said.seen) == list(range(len(scene.objects)))
 
 
 @given(seed=st.integers(0, 2**32), task=st.sampled_from([*TASKS, "describe"]))
@@ -107,47 +145,6 @@ def test_at_least_forty_percent_of_a_trace_is_determined_by_text():
             visual += sum(t.kind in ("colour", "shape", "row", "column") for t in trace)
             total += len(trace)
     assert visual / total < 0.6
-
-
-class TestTruth:
-    SEARCH = "look for the red star . see red circle r0 c1 , no . see red star r2 c0 , yes ."
-    WORDS: list[str] = list(f"{SEARCH} </think> r2 c0 <|im_end|>".split())
-
-    def test_statements(self):
-        said = score_statements(SCENE, self.WORDS)
-        assert said.colour == [True, True] and said.shape == [True, True]
-        assert said.position == [True, False] and said.seen == [0, 1]
-
-    def test_things_that_are_not_there(self):
-        said = score_statements(SCENE, list("see green star r0 c0 , see blue circle r1 c1 , see".split()))
-        assert said.colour == [False, True] and said.shape == [False] and said.position == [] and said.seen == []
-
-    def test_annotation(self):
-        truths = annotate(SCENE, self.WORDS)
-        shown = [(t.word, t.kind, t.object) for t in truths if t.kind != "template"]
-        assert shown == [
-            ("red", "colour", 0), ("circle", "shape", 0), ("r0", "row", 0), ("c1", "column", 0), ("no", "verdict", 0),
-            ("red", "colour", 1), ("star", "shape", 1), ("r2", "row", 1), ("c0", "column", 1), ("yes", "verdict", 1),
-            ("r2", "answer", None), ("c0", "answer", None),
-        ]  # fmt: skip
-
-    def test_detours(self):
-        question = ask(SCENE, "find", np.random.default_rng(0))
-        words = self.WORDS
-        assert detours(SCENE, question, words) == sum(i != question.targets[0] for i in (0, 1))
-
-    def test_object_patches_are_the_cells(self):
-        grid = PatchGrid.from_grid(range(64), 8, 8, [(64, 64)])
-        where = object_patches(SCENE, grid)
-        for index, o in enumerate(SCENE.objects):
-            expected = (grid.row // 2 == o.row) & (grid.col // 2 == o.col)
-            assert np.array_equal(where[index], expected) and expected.sum() == 4
-
-    def test_object_patches_on_another_grid(self):
-        coarse = PatchGrid.from_grid(range(4), 2, 2, [(64, 64)])
-        assert object_patches(SCENE, coarse).tolist() == [
-            [True, False, False, False], [False, False, False, True], [False, False, True, False]
-        ]  # fmt: skip
 
 
 def test_bad_questions():

@@ -39,6 +39,20 @@ def test_an_object_is_drawn_in_its_own_cell_in_its_colour(colour, shape):
         assert np.abs(centre - COLOURS[colour]).max() <= 1
 
 
+def test_generated_objects_lie_whole_inside_their_cells():
+    """Jitter moves and scales an object a little; one that is cut off would show a flat side on its cell's rim."""
+    for seed in range(40):
+        scene = generate(seed, 8)
+        contrast = np.abs(scene.render().astype(int) - Scene(8, (), scene.seed).render()).max(axis=2)
+        for o in scene.objects:
+            cell = contrast[o.row * CELL : (o.row + 1) * CELL, o.col * CELL : (o.col + 1) * CELL]
+            covered = cell > (PAPER - min(COLOURS[o.colour])) / 2
+            assert max(side.sum() for side in (*covered[[0, -1]], *covered.T[[0, -1]])) < CELL / 2, o
+            places = np.argwhere(covered)
+            middle = (places.min(axis=0) + places.max(axis=0)) / 2
+            assert np.abs(middle - (CELL - 1) / 2).max() <= CELL / 6, o
+
+
 def test_shapes_differ_from_one_another():
     drawn = [
         Scene(2, (SceneObject("black", shape, 0, 0),), 0).render()[:CELL, :CELL, 0].astype(int) for shape in SHAPES

@@ -45,6 +45,18 @@ def test_the_packed_loss_is_that_of_separate_conversations(rng):
     assert torch.allclose(packed, torch.cat(alone), atol=1e-4)
 
 
+def test_the_target_of_each_token_is_the_one_after_it(rng):
+    both = conversations(generate(5, 6), rng, 2)
+    batch, words = pack([(generate(5, 6), both)]), np.array(vocabulary())
+    supervised = np.flatnonzero(batch.target[0] != -100)
+    expected = [token.word for _, trace in both for token in trace]
+    assert words[batch.target[0, supervised].numpy()].tolist() == expected
+    follows = batch.ids[0, supervised[:-1] + 1] == batch.target[0, supervised[:-1]]
+    ends = words[batch.target[0, supervised[:-1]].numpy()] == "<|im_end|>"
+    assert follows[~ends].all() and ends.sum() == 1  # after the first conversation's end mark the second begins
+    assert words[batch.ids[0, supervised].numpy()].tolist()[0] == "<think>"
+
+
 def test_the_fast_attention_equals_the_masked_one(rng):
     model = build_model(0)
     batch = make_batch(rng, [1, 2, 3], 6, MIX, 3)
@@ -148,8 +160,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, short_vision):
         parts = Trainer(tmp_path / "parts", plan=TINY, seed=3)
         parts.run(minutes=1e-9, report=lambda line: None)
     assert parts.state["step"] == whole.state["step"] == 7
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, parts.model.state_dict()[name]), name
+    for ours, theirs in ((whole.model, parts.model), (whole.average, parts.average)):
+        for name, value in ours.state_dict().items():
+            assert torch.equal(value, theirs.state_dict()[name]), name
+    timeless = [{k: v for k, v in run.state.items() if k not in ("seconds", "vision")} for run in (whole, parts)]
+    assert timeless[0] == timeless[1] and timeless[0]["running"]
     assert json.loads((tmp_path / "parts" / "state.json").read_text())["stage"] == 2
 
 
