@@ -1,0 +1,139 @@
+"""Scores count right and wrong as they are, controls really blind the model, and the set cannot change unnoticed."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from visionpulse_analysis.pruners import Random
+from visionpulse_analysis.testbed import evaluation, horizon
+from visionpulse_analysis.testbed.evaluation_set import build_items, read_items, write_items
+from visionpulse_analysis.testbed.questions import TASKS, reason
+
+ITEMS = build_items({4: 6, 6: 5})
+MODEL = SimpleNamespace(name="made", weights_hash="0", n_layers=4, default_anchor=1)
+
+
+def trace_of(words):
+    return SimpleNamespace(tokens=words, answer=" ".join(words[words.index("</think>") + 1 : -1]))
+
+
+@pytest.fixture
+def answering(monkeypatch):
+    """Let every question be answered with the words that a function of item and task gives."""
+
+    def install(answers):
+        def ask_all(vlm, items, task, **options):
+            return [trace_of(answers(item, task)) for item in items]
+
+        monkeypatch.setattr(evaluation, "ask_all", ask_all)
+
+    return install
+
+
+def true_words(item, task):
+    return [t.word for t in reason(item.scene, item.questions[task], np.random.default_rng(0))]
+
+
+def test_true_traces_score_one_everywhere(answering):
+    answering(true_words)
+    result = evaluation.evaluate(MODEL, ITEMS, cells=6, controls=False)
+    assert {task: s["accuracy"] for task, s in result["tasks"].items()} == dict.fromkeys(TASKS, 1.0)
+    assert {size: scores["find"]["n"] for size, scores in result["sizes"].items()} == {"64": 6, "144": 5}
+    assert {name: share["share"] for name, share in result["named"].items()} == dict.fromkeys(result["named"], 1.0)
+    lengths = [len(true_words(item, "find")) for item in ITEMS[6:]]
+    assert result["tasks"]["find"]["mean_tokens"] == np.mean(lengths)
+
+
+def test_wrong_answers_and_places_are_counted_as_wrong(answering):
+    def wrong(item, task):
+        words = true_words(item, task)
+        words[-2] = "c15"  # the last word of the answer
+        return [word if word not in ("r0", "r1") else "r9" for word in words]
+
+    answering(wrong)
+    result = evaluation.evaluate(MODEL, ITEMS, cells=6, controls=False)
+    assert {task: s["accuracy"] for task, s in result["tasks"].items()} == dict.fromkeys(TASKS, 0.0)
+    named = [words for item in ITEMS[6:] for task in TASKS for words in [true_words(item, task)]]
+    rows = [words[i + 3] for words in named for i, word in enumerate(words) if word == "see"]
+    assert result["named"]["position"]["share"] == np.mean([row not in ("r0", "r1") for row in rows])
+    assert result["named"]["colour"]["share"] == 1
+
+
+def test_the_noise_control_shows_noise_and_knows_the_best_guess(monkeypatch):
+    shown = []
+
+    def decode(vlm, images, questions, **options):
+        shown.append(images)
+        return [trace_of(["</think>", "yes", "<|im_end|>"]) for _ in questions]
+
+    monkeypatch.setattr(evaluation, "decode", decode)
+    result = evaluation.noise_control(MODEL, ITEMS)
+    for image, item in zip(shown[0], ITEMS, strict=True):
+        scene = item.scene.render()
+        assert image.shape == scene.shape and image.dtype == np.uint8
+        assert abs(np.corrcoef(image.ravel(), scene.ravel())[0, 1]) < 0.1 and image.std() > 60
+    answers = [item.questions["compare"].answer for item in ITEMS]
+    assert result["compare"]["accuracy"] == answers.count("yes") / 11
+    assert result["compare"]["best_constant_guess"] == max(answers.count("yes"), answers.count("no")) / 11
+
+
+def test_the_random_control_is_a_cost_in_points(answering):
+    answering(lambda item, task: true_words(item, task) if item.scene.cells == 4 else ["</think>", "<|im_end|>"])
+    result = evaluation.random_control(MODEL, ITEMS, np.ones(11, bool), Random(0.05))
+    assert (result["dense"], result["random"]) == (1, 6 / 11)
+    assert result["cost_points"] == pytest.approx(100 * 5 / 11)
+    assert result["low"] < result["cost_points"] < result["high"]
+
+
+def test_the_horizon_cuts_the_patches_off_from_its_layer_on(monkeypatch):
+    seen = []
+    monkeypatch.setattr(horizon, "stock", lambda module, query, key, value, mask, **options: seen.append(mask))
+    is_patch = torch.tensor([[False, True, True, False, False, False]])
+    mask = torch.ones(1, 1, 6, 6, dtype=torch.bool).tril()
+    attend = horizon._blind_from(2, 3, is_patch)
+    for layer in range(4):
+        attend(SimpleNamespace(layer_idx=layer), None, None, None, mask)
+    blind = mask.clone()
+    blind[..., 3:, 1:3] = False
+    for layer in range(4):
+        assert torch.equal(seen[layer], mask if layer < 2 else blind)
+
+
+def test_without_the_image_the_horizon_does_not_depend_on_it(vlm, monkeypatch):
+    """Cut off from layer 0 on, the model computes the same whatever is in the picture; later or uncut it does not."""
+    states, hidden_states, pack = [], horizon.hidden_states, horizon.pack
+
+    def kept(model, batch):
+        states.append(hidden_states(model, batch))
+        return states[-1]
+
+    def blackened(rows):
+        batch = pack(rows)
+        batch.pixels.zero_()
+        return batch
+
+    monkeypatch.setattr(horizon, "hidden_states", kept)
+    items = build_items({4: 2})
+    horizon.reading_horizon(vlm, items)
+    monkeypatch.setattr(horizon, "pack", blackened)
+    horizon.reading_horizon(vlm, items)
+    cuts = vlm.n_layers + 1
+    prefix = pack([(item.scene, horizon._true_traces(item)) for item in items]).prefix
+    same = [torch.equal(a[:, prefix:], b[:, prefix:]) for a, b in zip(states[:cuts], states[cuts:], strict=True)]
+    assert same == [True] + [False] * vlm.n_layers
+
+
+def test_the_evaluation_set_is_read_as_written_and_cannot_be_changed(tmp_path):
+    path = tmp_path / "scenes.jsonl"
+    digest = write_items(ITEMS, path)
+    assert read_items(path) == ITEMS and len(digest) == 64
+    path.write_bytes(path.read_bytes().replace(b"red", b"blu", 1))
+    with pytest.raises(ValueError, match=r"scenes\.jsonl was changed: sha256 .* restore it"):
+        read_items(path)
+    path.with_suffix(".sha256").unlink()
+    with pytest.raises(FileNotFoundError, match="no evaluation set"):
+        read_items(path)
