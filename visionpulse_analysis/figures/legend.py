@@ -43,9 +43,10 @@ def draw_legend(axes: Axes | Sequence[Axes] | np.ndarray) -> None:
 
 
 def _columns(labels: list[str], width: float) -> int:
-    """Most columns that fit; matplotlib fills one column after the other."""
+    """Columns of as few rows as fit, of about equal length; matplotlib fills one column after the other."""
     for columns in range(len(labels), 1, -1):
         split = np.array_split(np.asarray(labels, dtype=object), columns)
         if sum(max(label_width(label) for label in column) + _ENTRY for column in split) <= width:
-            return columns
+            rows = -(-len(labels) // columns)
+            return -(-len(labels) // rows)
     return 1
