@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb
 
@@ -66,22 +68,36 @@ class Layer:
         future = torch.ones(logits.shape[1:], dtype=torch.bool).triu(1)
         return logits.masked_fill(future, -torch.inf).softmax(-1)
 
-    def run(self, mix: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = torch.matmul) -> torch.Tensor:
-        """States [token, width] after the layer; ``mix`` makes [head, query, dim] of weights and values."""
-        mixed = mix(self.weights(), self.values())
+    def run(self, edit: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
+        """States [token, width] after the layer; ``edit`` changes the weights [head, query, key] after the softmax."""
+        weights = self.weights() if edit is None else edit(self.weights())
+        self.row = torch.zeros(len(self.inputs.places))
+        self.row[self.patches] = weights[:, -1].mean(0)[self.at]
+        mixed = weights @ self.values()
         states = self.states + self.block.self_attn.o_proj(mixed.transpose(0, 1).flatten(1))
         return states + self.block.mlp(self.block.post_attention_layernorm(states))
+
+    @property
+    def is_prefill(self) -> bool:
+        return int(self.tokens[-1]) == self.inputs.prompt - 1
+
+    def is_prompt_text(self) -> torch.Tensor:
+        """Which tokens alive are text of the prompt: bool [token]."""
+        return torch.tensor([t < self.inputs.prompt and t not in self.inputs.places for t in self.tokens.tolist()])
 
 
 class Rule:
     """A method stated slowly, for one prompt: ``before`` says which patches of a layer stay, ``run`` runs the layer."""
+
+    def __init__(self, pruner, seed: int):
+        self.pruner, self.seed = pruner, seed
 
     def before(self, layer: Layer) -> list[int]:
         """Numbers of the patches, among those alive, that exist from this layer on."""
         return layer.patches
 
     def run(self, layer: Layer) -> torch.Tensor:
-        """States [token, width] after the layer."""
+        """States [token, width] after the layer, which now has only those patches."""
         return layer.run()
 
 
@@ -105,30 +121,26 @@ def inputs_of(vlm, picture, question: str, answer: list[int], words: list[int]) 
 
 
 @torch.inference_mode()
-def slow_forward(vlm, inputs: Inputs, rule: Rule) -> tuple[torch.Tensor, list[list[int]]]:
-    """Logprobs [word] after the last token, and the patches that each layer ran with."""
+def slow_forward(vlm, inputs: Inputs, rule: Rule, ran: list[list[int]] | None = None):
+    """Logprobs [word] after the last token, the patches that each layer ran with, and its row [layer, patch].
+
+    ``ran`` gives the patches of an earlier prefill; without it the rule chooses them.
+    """
     language = vlm.model.model.language_model
-    tokens, states, ran = torch.arange(len(inputs.states)), inputs.states, []
+    tokens, states = torch.arange(len(inputs.states)), inputs.states
+    chosen, rows = [], []
     for number, block in enumerate(language.layers):
-        ran.append(rule.before(Layer(number, block, inputs, tokens, states)))
-        gone = set(inputs.places.tolist()) - set(inputs.places[ran[-1]].tolist())
+        chosen.append(rule.before(Layer(number, block, inputs, tokens, states)) if ran is None else ran[number])
+        gone = set(inputs.places.tolist()) - set(inputs.places[chosen[-1]].tolist())
         stay = [at for at, token in enumerate(tokens.tolist()) if token not in gone]
         tokens, states = tokens[stay], states[stay]
         layer = Layer(number, block, inputs, tokens, states)
         states = rule.run(layer).clone()
+        rows.append(layer.row)
         if number < len(inputs.deepstack):
             states[layer.at] += inputs.deepstack[number][layer.patches]
-    return torch.log_softmax(vlm.model.lm_head(language.norm(states[-1])), -1), ran
-
-
-class Replay(Rule):
-    """Patches per layer given beforehand."""
-
-    def __init__(self, ran: list[list[int]]):
-        self.ran = ran
-
-    def before(self, layer: Layer) -> list[int]:
-        return self.ran[layer.number]
+    logprobs = torch.log_softmax(vlm.model.lm_head(language.norm(states[-1])), -1)
+    return logprobs, chosen, torch.stack(rows).numpy()
 
 
 def best(scores: torch.Tensor, among: list[int], k: int) -> list[int]:
@@ -138,9 +150,6 @@ def best(scores: torch.Tensor, among: list[int], k: int) -> list[int]:
 
 
 class SlowFastV(Rule):
-    def __init__(self, pruner, seed):
-        self.pruner, self.seed = pruner, seed
-
     def before(self, layer):
         if layer.number == self.pruner.layer - 1:
             self.scores = layer.weights(self.pruner.rope)[:, -1][:, layer.at].mean(0)
@@ -150,36 +159,226 @@ class SlowFastV(Rule):
 
 
 class SlowVTW(Rule):
-    def __init__(self, pruner, seed):
-        self.layer = 4 if pruner.layer is None else pruner.layer
-
     def before(self, layer):
-        return [] if layer.number == self.layer else layer.patches
+        return [] if layer.number == (4 if self.pruner.layer is None else self.pruner.layer) else layer.patches
 
 
 class SlowPyramid(Rule):
-    def __init__(self, pruner, seed):
-        self.layers, self.ratio = pruner.layers or (2, 4, 6), pruner.ratio
-
     def before(self, layer):
-        if layer.number not in self.layers:
+        layers = self.pruner.layers or (2, 4, 6)
+        if layer.number not in layers:
             return layer.patches
-        k = max(1, int(len(layer.inputs.places) * self.ratio ** (self.layers.index(layer.number) + 1)))
+        k = max(1, int(len(layer.inputs.places) * self.pruner.ratio ** (layers.index(layer.number) + 1)))
         return best(layer.weights()[:, -1][:, layer.at].mean(0), layer.patches, k)
 
 
-class SlowDivPrune(Rule):
-    def __init__(self, pruner, seed):
-        self.budget = pruner.budget
+def directions(states: torch.Tensor) -> list[torch.Tensor]:
+    return [vector / vector.norm() for vector in states.double()]
+
+
+def add_farthest(units: list[torch.Tensor], chosen: list[int], k: int) -> list[int]:
+    """Add the one whose nearest chosen one is farthest; begin with the one whose nearest other is."""
+    apart = [[1 - float(a @ b) for b in units] for a in units]
+    n = range(len(units))
+    chosen = chosen or [max(n, key=lambda i: min(apart[i][j] for j in n if j != i))]
+    while len(chosen) < k:
+        chosen = [*chosen, max((i for i in n if i not in chosen), key=lambda i: min(apart[i][j] for j in chosen))]
+    return sorted(chosen)
+
+
+class BeforeModel(Rule):
+    """Chooses before layer 0, from unit vectors of the patches and of the words."""
 
     def before(self, layer):
         if layer.number:
             return layer.patches
-        vectors = [vector / vector.norm() for vector in layer.states[layer.at]]
-        apart = [[1 - float(a @ b) for b in vectors] for a in vectors]
-        n = len(vectors)
-        chosen = [max(range(n), key=lambda i: min(apart[i][j] for j in range(n) if j != i))]
-        while len(chosen) < max(1, round(self.budget * n)):
-            rest = [i for i in range(n) if i not in chosen]
-            chosen.append(max(rest, key=lambda i: min(apart[i][j] for j in chosen)))
+        inputs = layer.inputs
+        text = [t for t in range(inputs.prompt) if t not in inputs.places]
+        words = inputs.question if getattr(self.pruner, "prompt", "") == "question" else torch.tensor(text)
+        n = len(layer.at)
+        return self.choose(layer.states[layer.at], layer.states[words], max(1, round(self.pruner.budget * n)))
+
+
+class SlowDivPrune(BeforeModel):
+    def choose(self, patches, words, k):
+        return add_farthest(directions(patches), [], k)
+
+
+class SlowZSPAPrune(BeforeModel):
+    def choose(self, patches, words, k):
+        prompt = directions(words.double().mean(0)[None])[0]
+        units = directions(patches)
+        core = best(
+            torch.stack([unit @ prompt for unit in units]), list(range(len(units))), round(self.pruner.core * k)
+        )
+        return add_farthest(units, core, k)
+
+
+class SlowCDPruner(BeforeModel):
+    """The greedy choice by determinants themselves."""
+
+    def choose(self, patches, words, k):
+        units, spoken = torch.stack(directions(patches)), directions(words)
+        like = torch.stack([sum(unit @ word for word in spoken) / len(spoken) for unit in units])
+        like = -like if self.pruner.flip else like
+        like = (like - like.min() + 1e-6) / (like.max() - like.min() + 1e-6)
+        kernel = like[:, None] * (units @ units.T) * like[None]
+        chosen = []
+        while len(chosen) < k:
+            rest = [i for i in range(len(units)) if i not in chosen]
+            chosen.append(max(rest, key=lambda i: float(torch.logdet(kernel[[*chosen, i]][:, [*chosen, i]]))))
         return sorted(chosen)
+
+
+class SlowShortV(Rule):
+    def run(self, layer):
+        after = layer.run()
+        if layer.number in (range(3, 8) if self.pruner.layers is None else self.pruner.layers):
+            after[layer.at] = layer.states[layer.at]
+        return after
+
+
+class SlowVisiPruner(Rule):
+    def __init__(self, pruner, seed):
+        super().__init__(pruner, seed)
+        self.shallow = 2 if pruner.shallow_layers is None else pruner.shallow_layers
+        self.left = self.filter_layer = self.exit_layer = None
+        self.rests = 0
+
+    def before(self, layer):
+        return layer.patches if self.left is None else self.left
+
+    def run(self, layer):
+        if "middle" in self.pruner.stages and layer.number > self.shallow and layer.is_prefill:
+            self.judge(layer)
+        return layer.run(lambda weights: self.shallow_weights(layer, weights))
+
+    def shallow_weights(self, layer, weights):
+        if "shallow" not in self.pruner.stages or layer.number >= self.shallow:
+            return weights
+        weights, columns, n = weights.clone(), torch.tensor(layer.at), len(layer.at)
+        for query in range(weights.shape[1]):
+            if query in layer.at:
+                if layer.number == 0:
+                    weights[:, query, columns] = 0
+            elif layer.tokens[query] < layer.inputs.prompt:
+                seen = weights[:, query, columns].sum(-1)
+                half = layer.number == 0 and self.pruner.first_layer == "half"
+                weights[:, query, columns[: n // 2] if half else columns] = 0
+                if layer.number == 0 and not half:
+                    weights[:, query, columns[0]] = seen
+        return weights
+
+    def judge(self, layer):
+        row, values = layer.weights()[:, -1], layer.values()
+        output = (row[..., None] * values).sum(1).flatten()
+        cosines, strong = [], []
+        for patch, at in zip(layer.patches, layer.at, strict=True):
+            part = (row[:, at, None] * values[:, at]).flatten()
+            without = output - part
+            cosines.append(float(without @ output / (without.norm() * output.norm())))
+            relative = self.pruner.relative_threshold
+            if (
+                part.norm() > self.pruner.token_threshold
+                if relative is None
+                else part.norm() / output.norm() > relative
+            ):
+                strong.append(patch)
+        if not cosines:
+            return
+        if self.filter_layer is None:
+            if min(cosines) < self.pruner.layer_threshold:
+                self.filter_layer, self.left = layer.number, strong
+        elif "deep" in self.pruner.stages and self.exit_layer is None:
+            if min(cosines) >= self.pruner.exit_threshold:
+                self.rests += 1
+            elif self.pruner.exit_rule == "consecutive":
+                self.rests = 0
+            if self.rests == self.pruner.exit_after:
+                self.exit_layer, self.left = layer.number, []
+
+
+class SlowSparseVLM(Rule):
+    def __init__(self, pruner, seed):
+        super().__init__(pruner, seed)
+        self.layers, self.left = pruner.layers or (1, 2, 4), None
+        self.merged: dict[int, dict[int, torch.Tensor]] = {}  # after each layer, the states of the centres
+
+    def before(self, layer):
+        if layer.number == 0:
+            inputs = layer.inputs
+            words = list(range(max(inputs.places.tolist()) + 1, inputs.prompt))
+            patches = layer.states[layer.at]
+            like = torch.stack([(layer.states[words] @ patch).softmax(0) for patch in patches]).mean(0)
+            self.raters = [word for word, share in zip(words, like, strict=True) if share > like.mean()]
+        return layer.patches if self.left is None else self.left
+
+    def run(self, layer):
+        after = layer.run()
+        if layer.number in self.layers and layer.is_prefill:
+            self.prune(layer, after)
+        for centre, state in self.merged.get(layer.number, {}).items():
+            after[layer.among(layer.inputs.places[[centre]])] = state
+        return after
+
+    def prune(self, layer, after):
+        pruner, alive, n = self.pruner, layer.patches, len(layer.inputs.places)
+        weights = layer.weights().mean(0)[layer.among(torch.tensor(self.raters))][:, layer.at]
+        scores = weights.mean(0)
+        if pruner.amount == "shares":
+            k = min(len(alive), round(pruner.shares[self.layers.index(layer.number)] * n))
+        else:
+            rank = int(
+                (torch.linalg.svdvals(weights) > weights.shape[1] * 1.2e-7 * torch.linalg.svdvals(weights)[0]).sum()
+            )
+            k = (
+                int(pruner.scale * rank)
+                if pruner.amount == "rank"
+                else len(alive) - int(pruner.scale * (len(alive) - rank))
+            )
+            k = len(alive) if rank == len(alive) else max(0, min(len(alive) - 1, k))
+        kept = best(scores, alive, k)
+        dropped = [patch for patch in alive if patch not in kept]
+        self.left = kept
+        if not dropped or pruner.recycled == 0:
+            return
+        count = min(len(dropped), int(pruner.recycled * len(dropped)) + 1)
+        recycled = best(scores[[alive.index(patch) for patch in dropped]], dropped, count)
+        ordered = sorted(recycled, key=lambda patch: (-float(scores[alive.index(patch)]), patch))
+        points = after[layer.among(layer.inputs.places[ordered])].double()
+        clusters = slow_clusters(points.numpy(), count // 10 + 1)
+        means = {ordered[centre]: points[members].mean(0).float() for centre, members in clusters.items()}
+        self.merged[layer.number] = means
+        self.left = sorted([*kept, *means])
+
+
+def slow_clusters(points: np.ndarray, count: int) -> dict[int, list[int]]:
+    """Centre -> members, by density peaks."""
+    n, width = points.shape
+    far = [[float(np.sqrt(((points[i] - points[j]) ** 2).sum() / width)) for j in range(n)] for i in range(n)]
+    density = [float(np.exp(-np.mean(np.square(sorted(far[i])[:count])))) for i in range(n)]
+    worth = []
+    for i in range(n):
+        denser = [far[i][j] for j in range(n) if density[j] > density[i]]
+        worth.append(density[i] * (min(denser) if denser else max(map(max, far))))
+    centres = sorted(range(n), key=lambda i: -worth[i])[:count]
+    members = {centre: [centre] for centre in centres}
+    for i in range(n):
+        if i not in centres:
+            members[min(centres, key=lambda centre: far[i][centre])].append(i)
+    return members
+
+
+class SlowST3(Rule):
+    """The part of prefill; the steps are in slow_pruners.py."""
+
+    def before(self, layer):
+        pruner, n = self.pruner, len(layer.inputs.places)
+        start = 2 if pruner.start_layer is None else pruner.start_layer
+        times = max(0, 1 + (layer.number - start) // pruner.stride) if layer.number >= start else 0
+        k = max(1, math.ceil(n * (1 - pruner.rate) ** times - 1e-9))
+        return layer.patches if k >= len(layer.patches) else best(self.scores, layer.patches, k)
+
+    def run(self, layer):
+        self.scores = layer.weights()[:, -1][:, layer.at].mean(0)
+        return layer.run()

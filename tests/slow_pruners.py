@@ -63,21 +63,27 @@ def random_logits(rng: np.random.Generator, batch: Batch, steps: int, scale: flo
     return result
 
 
-def view_of(step: int, layer: int, logits: torch.Tensor, layout: Layout) -> View:
+def view_of(step: int, layer: int, logits: torch.Tensor, layout: Layout, shown: torch.Tensor | None = None) -> View:
     """A view with these logits, float32 [row, head, key]: keys are unit vectors, queries hold the logits."""
     keys = torch.eye(logits.shape[2]).expand(*logits.shape[:2], -1, -1)
     finite = logits.masked_fill(logits == -torch.inf, 0.0)
     mask = (logits > -torch.inf).all(dim=1)[:, None, None]
-    return View(step, layer, layout, finite[:, :, None], keys, keys, mask, 1.0)
+    return View(step, layer, layout, finite[:, :, None], keys, keys, mask, 1.0, shown)
 
 
 def run(pruner, layout: Layout, logits: list[list[torch.Tensor]]):
     """Walk through a decode. Returns the selection after each step's record: dicts of what each layer saw."""
-    selection, steps = pruner.start(layout), []
+    selection, steps, shown, left = pruner.start(layout), [], None, []
     for layer in range(LAYERS):
-        selection.observe_prefill(view_of(0, layer, logits[0][layer], layout))
+        view = view_of(0, layer, logits[0][layer], layout, shown)
+        selection.observe_prefill(view)
+        new = selection.visible_prefill(view)
+        if new is not None:
+            shown = new if shown is None else new & shown
+        left.append(shown)
     for step in range(1, len(logits)):
-        seen = [selection.visible(view_of(step, layer, logits[step][layer], layout)) for layer in range(LAYERS)]
+        views = [view_of(step, layer, logits[step][layer], layout, left[layer]) for layer in range(LAYERS)]
+        seen = [selection.visible(view) for view in views]
         steps.append({"seen": seen, "kept": selection.kept, "mass": selection.mass, "budget": selection.budget})
     return steps
 
@@ -142,3 +148,51 @@ def slow_blocks(logits: np.ndarray, places: np.ndarray, pruner, previous: set[in
 
 def as_sets(kept: torch.Tensor) -> list[set[int]]:
     return [set(np.flatnonzero(row).tolist()) for row in kept.numpy()]
+
+
+def slow_weights(logits: np.ndarray, places: np.ndarray, among: set[int] | None = None) -> np.ndarray:
+    """Head-mean softmax at the patches, float64 [patch]; patches outside ``among`` are not there."""
+    logits = logits.copy()
+    if among is not None:
+        gone = [place for patch, place in enumerate(places) if patch not in among]
+        logits[:, gone] = -np.inf
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return (weights / weights.sum(axis=1, keepdims=True)).mean(axis=0)[places]
+
+
+def slow_dycoke(pruner, weights: list[np.ndarray]) -> list[set[int]]:
+    """What each decode step reads; weights [step][patch] of the layer before."""
+    everything, read, chosen = set(range(len(weights[0]))), [], set()
+    for step, now in enumerate(weights):
+        before = weights[step - 1]
+        if step and now @ before / np.sqrt((now @ now) * (before @ before)) >= pruner.threshold:
+            read.append(everything if pruner.unpruned_when_steady else chosen)
+        else:
+            chosen = slow_top(list(now), slow_k(pruner.budget, len(now)))
+            read.append(chosen)
+    return read
+
+
+def slow_st3(pruner, logits: list[list[np.ndarray]], places: np.ndarray) -> list[list[set[int]]]:
+    """What each step (prefill first) reads at each layer; logits [step][layer] -> [head, key]."""
+    n, start = len(places), LAYERS // 4 if pruner.start_layer is None else pruner.start_layer
+    held, steps = [set(range(n)) for _ in range(LAYERS)], []
+    first: np.ndarray | None = None
+    for step, layers in enumerate(logits):
+        x = min(1, step / pruner.horizon)
+        shape = {"cosine": np.cos(np.pi * x) / 2 + 0.5, "linear": 1 - x, "exponential": np.exp(-3 * x), "none": 1}
+        above, scores, seen = set(range(n)), first, []
+        for layer in range(LAYERS):
+            reductions = (layer - start) // pruner.stride + 1 if layer >= start else 0
+            share = (1 - pruner.rate) ** reductions * max(pruner.floor, shape[pruner.decay])
+            among = held[layer] & above
+            k = min(len(among), max(1, int(np.ceil(share * n - 1e-9))))
+            kept = among
+            if scores is not None:
+                kept = set(sorted(among, key=lambda patch: (-scores[patch], patch))[:k])
+            held[layer] = above = kept
+            scores = slow_weights(layers[layer], places, kept)
+            first = scores if layer == 0 else first
+            seen.append(kept)
+        steps.append(seen)
+    return steps

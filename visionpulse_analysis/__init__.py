@@ -16,6 +16,8 @@ _MODULE_OF = {
     "TraceStore": "store",
     "VLM": "models",
     "VisionPulse": "pruners",
+    "calibrate": "calibration",
+    "costs_of": "costs",
     "create_trace": "traces",
     "decode": "decoding",
     "explore": "explorer",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from visionpulse_analysis.costs import ModelShape
 from visionpulse_analysis.families import Prompt
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.recording import StepAttention
@@ -68,6 +69,7 @@ class Record:
         self.vlm, self.prompt, self.meta = vlm, prompt, meta
         self.layers, self.heads = layers, heads
         self.finished = False
+        self.account: dict[str, Any] = {}  # what the costs depend on beside the patches visible
         self.steps: list[dict[str, Any]] = []
         self.writer: Any = None
 
@@ -103,7 +105,10 @@ class Record:
     def close(self) -> Trace:
         """Make the trace; a streamed one is completed on disk."""
         text = self.vlm.tokenizer.decode([step["token_id"] for step in self.steps])
-        known_now = {"finished": self.finished, "text": text}
+        shape = ModelShape.of(self.vlm.model.config, self.vlm.model.dtype.itemsize)
+        text_tokens = len(self.prompt.ids) - len(self.prompt.grid)
+        costs = {"shape": shape.to_dict(), "text": text_tokens, **self.account}
+        known_now = {"finished": self.finished, "text": text, "costs": costs}
         if self.writer is not None:
             return self.writer.close(known_now)
         columns = {name: [step[name] for step in self.steps] for name in self.steps[0]}

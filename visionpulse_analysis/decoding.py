@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from visionpulse_analysis.attention import route
 from visionpulse_analysis.cache import grows_in_place, make_cache
@@ -21,6 +22,7 @@ from visionpulse_analysis.prompt_text import question_tokens
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.pruners.view import Layout
 from visionpulse_analysis.recording import Execution, StepAttention
+from visionpulse_analysis.relevance import relevance
 from visionpulse_analysis.sampling import Chooser, Sample
 from visionpulse_analysis.store import TraceStore
 from visionpulse_analysis.traces import Trace
@@ -207,7 +209,7 @@ class _Run:
             question[row, self.width - lengths[row] + question_tokens(vlm.tokenizer, prompt)] = True
         starts = torch.tensor([self.width - length for length in lengths], device=device)
         anchor, places, question = vlm.default_anchor, places.to(device), question.to(device)
-        layout = Layout(present, places, starts, vlm.n_layers, anchor, list(seeds), question)
+        layout = Layout(present, places, starts, vlm.n_layers, anchor, list(seeds), question, self._relevance)
         self.attention = StepAttention(
             layout,
             options.layers,
@@ -245,6 +247,16 @@ class _Run:
             logits = self._forward(ids, mask.shape[1], position, **inputs)
         return logits, position.view(-1, *ids.shape).amax(dim=(0, 2)) + 1
 
+    def _relevance(self, tokens: int) -> torch.Tensor:
+        """How much the first tokens of the dense answers depend on each patch: float32 [row, patch]."""
+        limit = min(tokens, self.options.max_new_tokens)
+        options = _Options([], None, None, "masked", None, limit)
+        records = [Record(self.vlm, prompt, {}, [], None) for prompt in self.prompts]
+        _Run(self.vlm, self.prompts, records, [0] * len(records), options).finish()
+        answers = [torch.tensor([step["token_id"] for step in record.steps]) for record in records]
+        found = [relevance(self.vlm, *given) for given in zip(self.prompts, answers, strict=True)]
+        return pad_sequence(found, batch_first=True).to(self.vlm.model.device)
+
     def _forward(self, ids: torch.Tensor, length: int, position: torch.Tensor, **inputs: Any) -> torch.Tensor:
         """Run the model on new tokens; logits float32 [row, word] of the newest."""
         out = self.vlm.model(
@@ -266,6 +278,8 @@ class _Run:
         sizes = [len(record.prompt.grid) for record in self.running]
         choices = [None] * len(sizes) if self.options.pruner is None else choices_of(self.attention, sizes)
         for place, (record, token) in enumerate(zip(self.running, tokens.tolist(), strict=True)):
+            if self.attention.step == 0:
+                record.account = self.attention.account(place)
             if not record.finished:
                 attention = rows[place, ..., : sizes[place]].numpy()
                 record.add(token, logprobs[place], attention, masses[place].numpy(), choices[place])

@@ -26,6 +26,7 @@ class Prefill:
         self.layout, self.selection = layout, selection
         self.kept: list[torch.Tensor | None] = [None] * layout.n_layers
         self.redirects: dict[int, torch.Tensor] = {}
+        self.read: dict[int, list[torch.Tensor]] = {}
         self.shown: torch.Tensor | None = None
         self.states: torch.Tensor | None = None
         self.block: Any = None
@@ -75,6 +76,8 @@ class Prefill:
             return output
         if redirect.text is not None:
             self.redirects[view.layer] = redirect.text
+        shown = self.layout.patches if self.shown is None else self.shown
+        self.read[view.layer] = [sources(source, shown) for source in (redirect.text, redirect.patches)]
         is_patch = self.layout.keys_of(self.layout.patches, query.shape[2])
         mixed = output[0]
         for source, rows in ((redirect.text, ~is_patch), (redirect.patches, is_patch)):
@@ -82,6 +85,15 @@ class Prefill:
                 other = attend(redirected(value, source, self.layout))[0]
                 mixed = torch.where(rows[..., None, None], other, mixed)
         return mixed, *output[1:]
+
+    def readers(self, row: int) -> dict[str, list[int]]:
+        """How many patches text and patches attended to at each layer of a row, where any layer was redirected."""
+        if not self.read:
+            return {}
+        everything = [self.layout.patches if kept is None else kept for kept in self.kept]
+        per_layer = [self.read.get(layer, [kept.sum(dim=1)] * 2) for layer, kept in enumerate(everything)]
+        names = ("read_by_text", "read_by_patches")
+        return {name: [int(counts[i][row]) for counts in per_layer] for i, name in enumerate(names)}
 
     def drop_rows(self, rows: torch.Tensor) -> None:
         """Keep only these rows of the batch."""
@@ -113,6 +125,14 @@ def redirected(value: torch.Tensor, source: torch.Tensor, layout: Layout) -> tor
     changed = value.clone()
     changed[rows, :, layout.places[rows, patches]] = new
     return changed
+
+
+def sources(source: torch.Tensor | None, shown: torch.Tensor) -> torch.Tensor:
+    """How many patches are read, int64 [row], when each of ``shown`` bool [row, patch] is read as ``source`` says."""
+    if source is None:
+        return shown.sum(dim=1)
+    reads = shown & (source >= 0)
+    return torch.zeros_like(source).scatter_add_(1, source.clamp(min=0), reads.long()).gt(0).sum(dim=1)
 
 
 def redirected_weights(weights: torch.Tensor, source: torch.Tensor) -> torch.Tensor:

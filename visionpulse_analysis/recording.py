@@ -52,6 +52,7 @@ class StepAttention:
         self.prefill = None if selection is None else Prefill(layout, selection)
         # What each layer of this step leaves visible: bool [row, patch], None for all.
         self.shown: list[torch.Tensor | None] = [None] * layout.n_layers
+        self.scored: list[int] = []  # layers whose logits decode steps asked for in order to choose
         self.joined: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None] = (None, None, None)
 
     def watching(self, model: Any) -> AbstractContextManager[None]:
@@ -89,6 +90,8 @@ class StepAttention:
             kept = self.prefill.choose(view)
         else:
             kept = self._both(selection.visible(view), view.shown)
+            if view.scored and view.layer not in self.scored:
+                self.scored.append(view.layer)
         self.shown[view.layer] = kept
         if kept is None:
             return None
@@ -127,6 +130,14 @@ class StepAttention:
                     weights[:, at] = redirected_weights(weights[:, at], source)
         weights = weights.mean(dim=2) if self.per_head is None else weights[:, :, self.per_head]
         return weights.half().cpu(), weights.sum(dim=-1).cpu()
+
+    def account(self, row: int) -> dict[str, Any]:
+        """What the costs of a row depend on beside the patches visible: arguments of ``costs.count_costs``."""
+        if self.prefill is None or self.selection is None:
+            return {}
+        facts = {"frozen_layers": sorted(self.selection.frozen_layers), "forgets": self.selection.forgets}
+        # The list of scored layers goes on growing as the steps ask.
+        return {**facts, **self.prefill.readers(row), "scored_layers": self.scored}
 
     def drop_rows(self, rows: torch.Tensor) -> None:
         """Keep only these rows of the batch."""

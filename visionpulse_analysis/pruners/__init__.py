@@ -6,13 +6,16 @@ Every module of this folder is imported, so a file with a pruner in it is all th
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import reduce
 from importlib import import_module
+from operator import or_
 from pkgutil import iter_modules
 from typing import Any
 
 from visionpulse_analysis.pruners.anchored import FixedShare
 from visionpulse_analysis.pruners.base import KNOWN, Pruner, Redirect, Selection
 from visionpulse_analysis.pruners.baselines import KeepAll, Random, Uniform
+from visionpulse_analysis.pruners.combined import as_text, parse
 from visionpulse_analysis.pruners.diversity import DivPrune
 from visionpulse_analysis.pruners.fastv import FastV
 from visionpulse_analysis.pruners.pyramiddrop import PyramidDrop
@@ -38,6 +41,7 @@ __all__ = [
     "Uniform",
     "View",
     "VisionPulse",
+    "as_text",
     "list_pruners",
     "make_pruner",
 ]
@@ -52,10 +56,19 @@ def list_pruners() -> dict[str, type[Pruner]]:
 
 
 def make_pruner(name: str, **parameters: Any) -> Pruner:
-    """Build a pruner by name.
+    """Build a pruner by name, or from text such as ``fastv(budget=0.2) | visionpulse``.
 
     Raises ValueError for an unknown name or parameter, naming those that exist.
     """
+    if name in KNOWN:
+        return _make(name, parameters)
+    parts = [_make(part, own) for part, own in parse(name)]
+    if parameters:
+        raise ValueError(f"write the parameters of {name!r} inside its brackets, got {', '.join(parameters)} beside it")
+    return reduce(or_, parts)
+
+
+def _make(name: str, parameters: dict[str, Any]) -> Pruner:
     known = list_pruners()
     if name not in known:
         raise ValueError(f"no pruner {name!r}; known: {', '.join(known)}")

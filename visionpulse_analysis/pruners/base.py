@@ -8,6 +8,7 @@ pruner or the model.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -29,17 +30,18 @@ class Redirect:
 
 
 class Selection:
-    """One run of a pruner over one batch. Tensors kept as attributes have one entry per row in front.
+    """One run of a pruner over one batch. Tensors kept as attributes, also in lists, have one entry per row in front.
 
     ``kept`` bool [row, patch], ``mass`` and ``budget`` float [row] describe the current step; mass and budget are
     recorded, and so is what was really visible. None where there is nothing to say. A new choice is a new tensor, never
     a change of the old one.
 
     ``frozen_layers`` : layers of prefill that leave the hidden states of the patches as they were, though queries
-    still read the patches there.
+    still read the patches there. ``forgets`` : whether what a decode step hides in a layer is gone from it for good.
     """
 
     frozen_layers: frozenset[int] = frozenset()
+    forgets: bool = False
 
     def __init__(self, layout: Layout):
         self.layout = layout
@@ -75,13 +77,24 @@ class Selection:
         """Keep only these rows of the batch, int64 [remaining]; the others have finished."""
         self.layout = self.layout.take(rows)
         for name, value in vars(self).items():
-            if isinstance(value, torch.Tensor):
-                setattr(self, name, value[rows])
+            setattr(self, name, _take(value, rows))
+
+
+def _take(value: Any, rows: torch.Tensor) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value[rows]
+    return [_take(item, rows) for item in value] if isinstance(value, list) else value
+
+
+FirstTokens = Callable[["Pruner | None"], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Pruner:
-    """Base of all pruners. A subclass is a frozen dataclass with a ``name`` of its own and a ``start``."""
+    """Base of all pruners. A subclass is a frozen dataclass with a ``name`` of its own and a ``start``.
+
+    ``a | b`` acts as both: usually one that acts in prefill, and one that acts at decode steps.
+    """
 
     name: ClassVar[str] = ""
 
@@ -92,6 +105,22 @@ class Pruner:
     def start(self, layout: Layout) -> Selection:
         """Open a fresh selection for one batch."""
         raise NotImplementedError
+
+    @classmethod
+    def calibrated(cls, first_tokens: FirstTokens, n_layers: int, **options: Any) -> Pruner:
+        """A pruner of this kind with parameters found on calibration samples; see `calibration.calibrate`.
+
+        ``first_tokens(pruner)`` gives the natural log probabilities of the first generated token under a pruner, or
+        dense for None: float64 [sample, word].
+
+        Raises ValueError where there is nothing to calibrate.
+        """
+        raise ValueError(f"{cls.name or cls.__name__} has nothing to calibrate; make it with its parameters")
+
+    def __or__(self, other: Pruner) -> Pruner:
+        from visionpulse_analysis.pruners.combined import Combined
+
+        return Combined(self, other) if isinstance(other, Pruner) else NotImplemented
 
     def to_dict(self) -> dict[str, Any]:
         """Name and parameters, JSON-ready."""

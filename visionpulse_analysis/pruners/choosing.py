@@ -61,3 +61,10 @@ def resolve_anchor(anchor: int | None, layout: Layout) -> int:
     layer = layout.default_anchor if anchor is None else anchor
     check_layer("anchor layer", layer, layout)
     return layer
+
+
+def kl(given: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """KL(given || reference) in nats, mean over samples; both log probabilities [sample, word]."""
+    # Words that both rule out add nothing.
+    difference = torch.where(given == -torch.inf, 0.0, given - reference)
+    return (given.exp() * difference).sum(dim=1).mean()

@@ -33,19 +33,25 @@ class BeforeModel(Pruner):
         raise NotImplementedError
 
     def start(self, layout: Layout) -> Selection:
-        return _BeforeModelSelection(self, layout)
+        return BeforeModelSelection(self, layout)
 
 
-class _BeforeModelSelection(Selection):
+class BeforeModelSelection(Selection):
+    """Chooses at layer 0 of prefill."""
+
     def __init__(self, pruner: BeforeModel, layout: Layout):
         super().__init__(layout)
         self.pruner = pruner
 
     def visible_prefill(self, view: View) -> torch.Tensor | None:
-        if view.layer == 0:
-            self.kept = self.pruner.keep(view, self.layout, nearest_k(self.pruner.budget, self.layout.counts))
-            return self.kept
-        return None
+        if view.layer > 0:
+            return None
+        self.kept = self.keep(view, nearest_k(self.pruner.budget, self.layout.counts))
+        return self.kept
+
+    def keep(self, view: View, k: torch.Tensor) -> torch.Tensor:
+        """What the pruner's rule keeps, bool [row, patch]: ``k`` int64 [row] of each."""
+        return self.pruner.keep(view, self.layout, k)
 
 
 @dataclass(frozen=True)
@@ -72,23 +78,18 @@ class DivPrune(BeforeModel):
 
     def keep(self, view: View, layout: Layout, k: torch.Tensor) -> torch.Tensor:
         units = normalize(view.patch_states(), dim=-1)
-        first = nearest_similarity(units, layout.patches).masked_fill(~layout.patches, torch.inf).argmin(dim=1)
-        chosen = torch.zeros_like(layout.patches).scatter_(1, first[:, None], True)
-        return spread(units, chosen, k, layout.patches)
+        return spread(units, farthest(units, layout.patches), k, layout.patches)
 
 
-def nearest_similarity(units: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
-    """Cosine similarity of each patch with its nearest other one: float32 [row, patch], -inf for a lone patch.
+def farthest(units: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+    """Mark the patch of each row whose nearest other one is farthest away: bool [row, patch].
 
     units : float32 [row, patch, width] of length 1.
     """
     own = torch.eye(units.shape[1], dtype=torch.bool, device=units.device)
-    return _in_blocks(units, lambda similar, at: similar.masked_fill(~patches[:, None] | own[at], -torch.inf))
-
-
-def nearest_chosen(units: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """Cosine similarity of each patch with the nearest chosen one, itself included: float32 [row, patch]."""
-    return _in_blocks(units, lambda similar, at: similar.masked_fill(~chosen[:, None], -torch.inf))
+    nearest = _in_blocks(units, lambda similar, at: similar.masked_fill(~patches[:, None] | own[at], -torch.inf))
+    first = nearest.masked_fill(~patches, torch.inf).argmin(dim=1)
+    return torch.zeros_like(patches).scatter_(1, first[:, None], True)
 
 
 def _in_blocks(units: torch.Tensor, hide: Callable[[torch.Tensor, slice], torch.Tensor]) -> torch.Tensor:
@@ -103,7 +104,7 @@ def spread(units: torch.Tensor, chosen: torch.Tensor, k: torch.Tensor, patches: 
     Similarity to a set is the largest cosine with any of its members (max-min distance, not max-max). Ties go to the
     lower index.
     """
-    nearest = nearest_chosen(units, chosen)
+    nearest = _in_blocks(units, lambda similar, at: similar.masked_fill(~chosen[:, None], -torch.inf))
     rows, chosen = torch.arange(len(units), device=units.device), chosen.clone()
     for _ in range(int((k - chosen.sum(dim=1)).max())):
         pick = nearest.masked_fill(chosen | ~patches, torch.inf).argmin(dim=1)

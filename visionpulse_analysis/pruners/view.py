@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,8 @@ class Layout:
     seeds : one per row, for pruners that draw.
     question : bool [row, token] over the padded prompt, True at the words of the question itself (no image, no chat
         template).
+    relevance : given a number of tokens, how much the first so many of the model's own dense greedy answer depend on
+        each patch, float32 [row, patch]; decodes that answer first. For the oracle, before the run begins.
     """
 
     patches: torch.Tensor
@@ -28,6 +31,7 @@ class Layout:
     default_anchor: int
     seeds: list[int]
     question: torch.Tensor
+    relevance: Callable[[int], torch.Tensor] | None = None
 
     @property
     def counts(self) -> torch.Tensor:
@@ -94,6 +98,15 @@ class View:
         self.query, self.key, self.value, self.mask, self.scaling = query, key, value, mask, scaling
         self._states, self._block = states, block
         self._logits: torch.Tensor | None = None
+        self._whole: View | None = None  # the view that this one is a part of
+
+    def only(self, kept: torch.Tensor) -> View:
+        """The same view without the patches outside ``kept``, bool [row, patch], as if prefill had dropped them."""
+        shown = kept if self.shown is None else kept & self.shown
+        inputs = (self.layout, self.query, self.key, self.value, self.mask, self.scaling)
+        view = View(self.step, self.layer, *inputs, shown, self._states, self._block)
+        view._whole = self
+        return view
 
     def logits(self) -> torch.Tensor:
         """Attention logits of the newest query (prefill: of the last prompt token) over all cached positions.
@@ -101,8 +114,15 @@ class View:
         float32 [row, head, key], -inf where masked.
         """
         if self._logits is None:
-            self._logits = self._hide(newest_logits(self.query, self.key, self.mask, self.scaling))
+            whole = self._whole
+            given = newest_logits(self.query, self.key, self.mask, self.scaling) if whole is None else whole.logits()
+            self._logits = self._hide(given)
         return self._logits
+
+    @property
+    def scored(self) -> bool:
+        """Whether anyone has asked for the logits."""
+        return self._logits is not None
 
     def patch_logits(self) -> torch.Tensor:
         """The logits of the patches: float32 [row, head, patch], -inf where masked or absent."""
@@ -116,9 +136,19 @@ class View:
         logits = self.logits() if rope else self.logits_without_rope()
         return torch.exp(self._at_patches(logits) - torch.logsumexp(logits, dim=-1, keepdim=True))
 
-    def values(self) -> torch.Tensor:
-        """Values, repeated for the query heads that share them: [row, head, key, dim]."""
-        return self.value.repeat_interleave(self.query.shape[1] // self.value.shape[1], dim=1)
+    def contributions(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What each patch adds to the newest query's attention output before the output projection, and the output.
+
+        Weight times value, heads side by side: float32 [row, patch, head * dim], 0 where masked or absent, and their
+        sum over all keys, float32 [row, head * dim].
+        """
+        group = self.query.shape[1] // self.value.shape[1]
+        values = self.value.float().repeat_interleave(group, dim=1)
+        weights = torch.softmax(self.logits(), dim=-1)
+        output = torch.einsum("rhk,rhkd->rhd", weights, values).flatten(1)
+        index = self.layout.places[:, None, :, None].expand(-1, values.shape[1], -1, values.shape[3])
+        parts = values.gather(2, index) * self.patch_weights()[..., None]
+        return parts.transpose(1, 2).flatten(2), output
 
     def states(self) -> torch.Tensor:
         """Hidden states that enter this layer of prefill, at layer 0 the embeddings: [row, token, width].
@@ -126,7 +156,7 @@ class View:
         Raises RuntimeError at decode steps.
         """
         if self._states is None:
-            raise RuntimeError(f"hidden states can be seen in prefill only, not at step {self.step}")
+            raise RuntimeError(f"hidden states can be seen only in a prefill that is run, not at step {self.step}")
         return self._states
 
     def patch_states(self) -> torch.Tensor:

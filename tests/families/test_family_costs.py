@@ -1,0 +1,47 @@
+"""The formula of costs.py against a traced count of real forwards, in every family."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import visionpulse_analysis as vpa
+from visionpulse_analysis import decoding
+from visionpulse_analysis.costs import costs_of
+from visionpulse_analysis.pruners import VTW
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """FLOPs of the language model and its head in every forward that decoding makes, in order."""
+    counts: list[int] = []
+
+    def forward(self, *args, original=decoding._Run._forward, **inputs):
+        # Made of plain matrix products, which the counter knows on every device.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            out = original(self, *args, **inputs)
+        per_module = {name.partition(".")[2]: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+        counts.append(per_module["model.language_model"] + per_module["lm_head"])
+        return out
+
+    monkeypatch.setattr(decoding._Run, "_forward", forward)
+    return counts
+
+
+@pytest.mark.parametrize("pruner", [None, VTW(2)], ids=repr)
+def test_flops_are_those_of_a_traced_run(family, photos, counted, pruner):
+    """Masked prefill computes dropped patches, so the prefill of a pruned run is left to tests/test_costs.py."""
+    options = {"max_new_tokens": 4, "layers": "none", "execution": "gathered"}
+    if family.name == "qwen3_vl_moe":
+        family.vlm.model.set_experts_implementation("eager")  # the counter does not know grouped products
+    for photo in photos[:2]:
+        counted.clear()
+        trace = vpa.decode(family.vlm, photo, "what is on the left?", pruner=pruner, **options)
+        flops = costs_of(trace).flops
+        first = 0 if pruner is None else 1
+        if family.name == "gemma3" and pruner is not None:  # gathered keys lie inside the window of half of its layers
+            assert (np.array(counted)[1:] <= flops[1:]).all() and counted[1] > 0.9 * flops[1]
+        else:
+            assert np.array(counted)[first:] == pytest.approx(flops[first:], rel=0.01)

@@ -1,0 +1,186 @@
+"""Pruners that act at decode steps, against slow statements of their rules, on random logits and on a real cache."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from slow_pruners import (
+    LAYERS,
+    as_sets,
+    random_batch,
+    random_logits,
+    row_logits,
+    run,
+    slow_dycoke,
+    slow_st3,
+    slow_top,
+    slow_weights,
+)
+
+import visionpulse_analysis as vpa
+from visionpulse_analysis.pruners import FastV
+from visionpulse_analysis.pruners.annealing import ST3
+from visionpulse_analysis.pruners.cachecut import LookM
+from visionpulse_analysis.pruners.dycoke import DyCoke
+from visionpulse_analysis.pruners.view import View
+from visionpulse_analysis.pruners.visipruner import VisiPruner
+from visionpulse_analysis.pruners.withdrawal import MVW
+
+QUESTION = "where is the red circle ?"
+
+
+@pytest.fixture(params=range(4))
+def random_run(request):
+    """batch, layout, logits [step][layer] of seven steps; every other step nearly repeats the one before."""
+    rng = np.random.default_rng(request.param)
+    batch = random_batch(rng)
+    logits = random_logits(rng, batch, 7, scale=3.0)
+    for step in (2, 4, 5):
+        for layer in range(LAYERS):
+            now, before = logits[step][layer], logits[step - 1][layer]
+            now[:, :, : before.shape[2]] = before + torch.from_numpy(rng.normal(size=before.shape) * 0.05).float()
+    return batch, batch.layout(), logits
+
+
+@pytest.mark.parametrize(
+    "pruner",
+    [DyCoke(), DyCoke(0.1, layer=1, threshold=0.99), DyCoke(0.5, unpruned_when_steady=False)],
+    ids=repr,
+)
+def test_dycoke_follows_its_rule(pruner, random_run):
+    batch, layout, logits = random_run
+    made = run(pruner, layout, logits)
+    steady = 0
+    for row, places in enumerate(batch.places):
+        rows = [row_logits(layers[pruner.layer - 1], batch, row) for layers in logits[1:]]
+        read = slow_dycoke(pruner, [slow_weights(now, places) for now in rows])
+        for step, expected in enumerate(read):
+            seen = made[step]["seen"]
+            assert seen[: pruner.layer] == [None] * pruner.layer
+            assert all(as_sets(kept)[row] == expected for kept in seen[pruner.layer :])
+        sizes = [len(kept) for kept in read]
+        steady += sizes.count(len(places)) if pruner.unpruned_when_steady else read.count(read[0]) - 1
+    assert steady  # steps at which the attention hardly moved were among them
+
+
+@pytest.mark.parametrize(
+    "pruner",
+    [
+        ST3(),
+        ST3(0, stride=2, rate=0.5, horizon=4, floor=0.2),
+        ST3(2, horizon=10, decay="linear", floor=0.05),
+        ST3(1, horizon=3, decay="exponential"),
+        ST3(1, decay="none"),
+    ],
+    ids=repr,
+)
+def test_st3_follows_its_rule(pruner, random_run):
+    batch, layout, logits = random_run
+    made = run(pruner, layout, logits)
+    for row, places in enumerate(batch.places):
+        rows = [[row_logits(layer, batch, row) for layer in layers] for layers in logits]
+        for step, expected in enumerate(slow_st3(pruner, rows, places)[1:]):
+            assert [as_sets(kept)[row] for kept in made[step]["seen"]] == expected
+
+
+def test_st3_never_brings_back_what_it_deleted(random_run):
+    _, layout, logits = random_run
+    made = run(ST3(horizon=5), layout, logits)
+    for earlier, later in pairwise(made):
+        for before, after in zip(earlier["seen"], later["seen"], strict=True):
+            assert not (after & ~before).any()
+
+
+def test_fastv_per_step_follows_each_newest_token(random_run):
+    batch, layout, logits = random_run
+    made = run(FastV(3, 0.25, per_step=True), layout, logits)
+    for step, layers in enumerate(logits[1:]):
+        for row, places in enumerate(batch.places):
+            weights = slow_weights(row_logits(layers[2], batch, row), places)
+            expected = slow_top(list(weights), max(1, round(0.25 * len(places))))
+            seen = made[step]["seen"]
+            assert seen[:3] == [None] * 3 and all(as_sets(kept)[row] == expected for kept in seen[3:])
+
+
+def test_mvw_lets_go_after_its_tokens(vlm, pictures):
+    dense = vpa.decode(vlm, pictures[0], QUESTION, max_new_tokens=6)
+    for tokens in (1, 3):
+        trace = vpa.decode(vlm, pictures[0], QUESTION, pruner=MVW(tokens), max_new_tokens=6)
+        steps = len(trace)
+        assert trace.k.values.tolist() == [64] * min(tokens, steps) + [0] * (steps - tokens)
+        # The step that reads generated token number `tokens` is the first without the image.
+        assert trace.tokens[:tokens] == dense.tokens[:tokens]
+        assert np.array_equal(trace.attention.values[:tokens], dense.attention.values[:tokens])
+        assert not trace.attention.values[tokens:].any()
+
+
+@pytest.mark.parametrize("pruner", [LookM(0.5, 0.1), LookM(0.3, 0.4), LookM(0.1, 0.1)], ids=repr)
+def test_lookm_cuts_by_the_attention_of_the_whole_prompt(vlm, pictures, monkeypatch, pruner):
+    opened = []
+    start = LookM.start
+    monkeypatch.setattr(LookM, "start", lambda self, layout: opened.append(start(self, layout)) or opened[-1])
+    images = [pictures[1], [pictures[0], pictures[0]]]
+    traces = vpa.decode(vlm, images, [QUESTION] * 2, pruner=pruner, max_new_tokens=2)
+    for row, (image, trace) in enumerate(zip(images, traces, strict=True)):
+        prompt = vlm.prompt(image, QUESTION)
+        attention, places, length = eager_prompt(vlm, prompt), prompt.grid.position, len(prompt.ids)
+        window = length - int(pruner.recent * length)
+        text = [at for at in range(window) if at not in places]
+        room = max(0, int(pruner.heavy * length) - len(text))
+        for layer, weights in enumerate(attention):
+            scores = weights.sum(axis=(0, 1))[places]
+            late = {patch for patch, place in enumerate(places) if place >= window}
+            early = [patch for patch in range(len(places)) if patch not in late]
+            best = sorted(early, key=lambda patch: -scores[patch])[:room]
+            kept = opened[0].per_layer[layer][row, : len(places)]
+            assert set(np.flatnonzero(kept)) == late | set(best)
+            assert trace.k_per_layer.values[:, layer].tolist() == [len(places), len(late) + min(room, len(early))]
+
+
+def eager_prompt(vlm, prompt) -> list[np.ndarray]:
+    """Attention of the prompt by the library's eager implementation: float64 [head, query, key] per layer."""
+    vlm.model.set_attn_implementation({"text_config": "eager"})
+    try:
+        with torch.inference_mode():
+            inputs = vlm.family.batch([prompt], 0)
+            out = vlm.model(**inputs, output_attentions=True)
+    finally:
+        vlm.model.set_attn_implementation({"text_config": "sdpa"})
+    return [weights[0].double().numpy() for weights in out.attentions]
+
+
+class Given(View):
+    """A view in which each patch adds a given vector to the output: parts [row, patch, width]."""
+
+    def __init__(self, layer, layout, parts, output):
+        nothing = torch.zeros(1)
+        super().__init__(0, layer, layout, nothing, nothing, nothing, None, 1.0)
+        self.parts, self.output = parts, output
+
+    def only(self, kept):
+        return Given(self.layer, self.layout, self.parts * kept[..., None], self.output)
+
+    def contributions(self):
+        return self.parts, self.output
+
+
+@pytest.mark.parametrize(
+    ("rule", "after", "gone_from"),
+    [("cumulative", 1, 3), ("cumulative", 2, 5), ("consecutive", 2, 6), ("consecutive", 3, 7)],
+)
+def test_visipruner_counts_the_layers_at_rest(rule, after, gone_from):
+    layout = random_batch(np.random.default_rng(0), rows=2).layout()
+    pruner = VisiPruner(("middle", "deep"), 0, relative_threshold=0.05, exit_after=after, exit_rule=rule)
+    selection, output, seen = pruner.start(layout), torch.tensor([[1.0, 0.0]]).expand(2, -1), []
+    # Layer 1 filters, layer 2 is at rest, layer 3 is not, layers 4 to 6 are.
+    for layer, turn in enumerate([0.0, 0.5, 0.001, 0.2, 0.001, 0.001, 0.001, 0.001]):
+        parts = torch.zeros(2, layout.patches.shape[1], 2)
+        parts[0, 0, 1] = turn  # the first patch of row 0 turns the output; nothing ever does in row 1
+        seen.append(selection.visible_prefill(Given(layer, layout, parts, output)))
+    n = int(layout.counts[0])
+    # What a layer says holds from the next one on.
+    assert [int(kept[0].sum()) for kept in seen] == [n if layer < 2 else int(layer < gone_from) for layer in range(8)]
+    assert all(torch.equal(kept[1], layout.patches[1]) for kept in seen)

@@ -1,0 +1,71 @@
+"""Find a pruner's parameters on a few samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from visionpulse_analysis.attention import route
+from visionpulse_analysis.collecting import Record
+from visionpulse_analysis.decoding import _Options, _Run
+from visionpulse_analysis.images import ImageLike
+from visionpulse_analysis.models import VLM
+from visionpulse_analysis.pruners import Pruner, list_pruners
+
+
+def calibrate(
+    vlm: VLM,
+    kind: str | type[Pruner],
+    samples: Sequence[tuple[ImageLike | Sequence[ImageLike], str]],
+    *,
+    batch_size: int = 32,
+    **options: Any,
+) -> Pruner:
+    """Make a pruner whose parameters fit this model: VTW by its search for the layer, ShortV by Layer Contribution.
+
+    Parameters
+    ----------
+    kind : str or type
+        A name of `list_pruners`, or the class.
+    samples : list of (image, question)
+        The papers take 20.
+    **options
+        Those of the class's ``calibrated``.
+
+    Raises
+    ------
+    ValueError
+        The kind is unknown or has nothing to calibrate, there are no samples, or an option is out of range.
+    """
+    known = list_pruners()
+    if isinstance(kind, str) and kind not in known:
+        raise ValueError(f"no pruner {kind!r}; known: {', '.join(known)}")
+    pruner = known[kind] if isinstance(kind, str) else kind
+    return pruner.calibrated(FirstTokens(vlm, samples, batch_size), vlm.n_layers, **options)
+
+
+class FirstTokens:
+    """Call with a pruner, or None: natural log probabilities of the first token, float64 [sample, word].
+
+    Raises ValueError without samples.
+    """
+
+    def __init__(self, vlm: VLM, samples: Sequence[tuple[Any, str]], batch_size: int = 32):
+        if not samples:
+            raise ValueError("no samples to calibrate on; give (image, question) pairs")
+        self.vlm, self.batch_size = vlm, batch_size
+        self.prompts = [vlm.prompt(image, question) for image, question in samples]
+
+    @torch.inference_mode()
+    def __call__(self, pruner: Pruner | None) -> torch.Tensor:
+        options, parts = _Options([], None, pruner, "masked", None, 1), []
+        for start in range(0, len(self.prompts), self.batch_size):
+            prompts = self.prompts[start : start + self.batch_size]
+            records = [Record(self.vlm, prompt, {}, [], None) for prompt in prompts]
+            run = _Run(self.vlm, prompts, records, list(range(start, start + len(prompts))), options)
+            with route(self.vlm.model, run.attention):
+                logits, _ = run._prefill()
+            parts.append(torch.log_softmax(logits.double(), dim=1).cpu())
+        return torch.cat(parts)

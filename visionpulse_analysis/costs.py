@@ -1,0 +1,204 @@
+"""What a decode costs the language model, counted from the patches that were really visible. Numbers in, numbers out.
+
+The formula, in floating-point operations (2 per multiply-add), per layer and forward pass, with ``r`` tokens computed,
+``s`` tokens whose keys and values are made, and ``p`` query-key pairs::
+
+    4 r d a  +  4 s d c  +  4 p a  +  2 g r d m  +  2 r d e
+
+d width, a query heads x head dimension, c key heads x head dimension, m width of the MLP that one token runs through, g
+its matrices (3 when gated), e experts to choose from; then ``2 d V`` for the one row of logits over V words. Pairs are
+counted as ``queries x keys``, as every kernel that does not skip the causal half works them out, and as
+``torch.utils.flop_counter`` counts. Layers with a window are counted as if they saw everything: an upper bound.
+Element-wise operations, the vision tower and what a pruner computes to choose are not counted.
+
+A decode step reads each visible key and value once from memory: ``2 c n b`` bytes per layer for n keys of b bytes. The
+layers at which a pruner scores all patches to choose also read the keys of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+UNGATED = ("opt", "gpt2", "gpt_neox", "gptj", "phi", "persimmon", "bloom", "falcon", "starcoder2", "mpt", "nemotron")
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of a language model that its costs depend on.
+
+    mlp : per layer, the MLP width that one token runs through (all its active experts together). experts : per layer,
+    how many a router chooses from, 0 for a dense layer. mlp_matrices : 3 gated, 2 not. value_bytes : of one cached
+    number.
+    """
+
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    mlp: tuple[int, ...]
+    experts: tuple[int, ...]
+    mlp_matrices: int = 3
+    value_bytes: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("mlp", "experts"):
+            object.__setattr__(self, name, tuple(int(value) for value in getattr(self, name)))
+        sizes = (self.width, self.heads, self.kv_heads, self.head_dim, self.vocabulary, self.value_bytes)
+        if min(sizes) < 1 or not self.mlp or len(self.mlp) != len(self.experts):
+            raise ValueError(f"a model has sizes above 0 and as many MLPs as layers, got {self}")
+
+    @property
+    def layers(self) -> int:
+        return len(self.mlp)
+
+    @classmethod
+    def of(cls, config: Any, value_bytes: int = 2) -> ModelShape:
+        """Read the sizes off a configuration of transformers, of the whole model or of its text part.
+
+        Raises ValueError where it lacks one, naming it.
+        """
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+
+        def size(*names: str, default: int | None = None) -> int:
+            for name in names:
+                if getattr(text, name, None) is not None:
+                    return int(getattr(text, name))
+            if default is None:
+                raise ValueError(f"{type(text).__name__} has no {' or '.join(names)}; give a ModelShape by hand")
+            return default
+
+        width, heads, n = size("hidden_size"), size("num_attention_heads"), size("num_hidden_layers")
+        experts = size("num_experts", "num_local_experts", "n_routed_experts", default=0)
+        every = size("decoder_sparse_step", default=1)
+        dense = set(getattr(text, "mlp_only_layers", None) or ())
+        sparse = [bool(experts) and layer not in dense and (layer + 1) % every == 0 for layer in range(n)]
+        wide = size("intermediate_size", default=0 if all(sparse) else None)
+        active = 0
+        if experts:
+            one = size("moe_intermediate_size", "intermediate_size")
+            active = one * size("num_experts_per_tok") + size("shared_expert_intermediate_size", default=0)
+        return cls(
+            width=width,
+            heads=heads,
+            kv_heads=size("num_key_value_heads", default=heads),
+            head_dim=size("head_dim", default=width // heads),
+            vocabulary=size("vocab_size"),
+            mlp=tuple(active if is_sparse else wide for is_sparse in sparse),
+            experts=tuple(experts if is_sparse else 0 for is_sparse in sparse),
+            mlp_matrices=2 if getattr(text, "model_type", "") in UNGATED else 3,
+            value_bytes=value_bytes,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; ``ModelShape(**shape.to_dict())`` gives it back."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    def flops(self, computed: Any, made: Any, pairs: Any) -> float:
+        """FLOPs of one forward pass by the formula above; each argument one number per layer."""
+        r, s, p = (np.broadcast_to(np.asarray(given, np.float64), self.layers) for given in (computed, made, pairs))
+        d, a, c = self.width, self.heads * self.head_dim, self.kv_heads * self.head_dim
+        m, e = np.asarray(self.mlp, np.float64), np.asarray(self.experts, np.float64)
+        layers = 4 * r * d * a + 4 * s * d * c + 4 * p * a + 2 * self.mlp_matrices * r * d * m + 2 * r * d * e
+        return float(layers.sum()) + 2 * d * self.vocabulary
+
+    def kv_bytes(self, keys: Any) -> float:
+        """Bytes of the keys and values of ``keys`` tokens, one number per layer."""
+        n = np.broadcast_to(np.asarray(keys, np.float64), self.layers)
+        return float(2 * self.kv_heads * self.head_dim * self.value_bytes * n.sum())
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What one decode cost the language model.
+
+    flops : float64 [step], step 0 being prefill. kv_bytes_read : float64 [step], 0 at prefill. kv_bytes_held :
+    float64 [step], the cache that the method needs after the step.
+    """
+
+    flops: np.ndarray
+    kv_bytes_read: np.ndarray
+    kv_bytes_held: np.ndarray
+
+    @property
+    def peak_kv_bytes(self) -> float:
+        """The largest cache of the run."""
+        return float(self.kv_bytes_held.max())
+
+
+def count_costs(
+    shape: ModelShape,
+    k_per_layer: np.ndarray,
+    *,
+    text: int,
+    patches: int,
+    frozen_layers: Sequence[int] = (),
+    read_by_text: Sequence[int] | None = None,
+    read_by_patches: Sequence[int] | None = None,
+    scored_layers: Sequence[int] = (),
+    forgets: bool = False,
+) -> Costs:
+    """Cost of every step of one decode.
+
+    Parameters
+    ----------
+    shape : ModelShape
+    k_per_layer : int [step, model_layer]
+        Patches visible at each step and layer; step 0 is prefill, each later step reads one more generated token.
+    text, patches : int
+        Tokens of the prompt that are not patches, and patches.
+    frozen_layers : list of int
+        Layers of prefill that make the patches' keys and values, and do not compute the patches any further.
+    read_by_text, read_by_patches : int [model_layer], optional
+        Patches that text, or patches, attend to in prefill, where they are fewer than are visible.
+    scored_layers : list of int
+        Layers at which a decode step reads the keys of all patches that prefill left, in order to choose; nothing more
+        than is visible where the others are forgotten.
+    forgets : bool
+        Whether a decode step deletes what it hides, so that it need not be held.
+
+    Raises
+    ------
+    ValueError
+        The counts do not fit the model or the image.
+    """
+    k = np.asarray(k_per_layer, np.int64)
+    if k.ndim != 2 or k.shape[1] != shape.layers or not len(k):
+        raise ValueError(f"k_per_layer must be [step, model_layer] with {shape.layers} layers, got shape {k.shape}")
+    if k.min() < 0 or k.max() > patches or text < 1:
+        raise ValueError(f"expected 0 to {patches} patches and some text, got {k.min()} to {k.max()} and {text} tokens")
+    layers = np.arange(shape.layers)
+    updated = np.where(np.isin(layers, frozen_layers), 0, k[0])
+    by_text, by_patches = (k[0] if given is None else np.asarray(given) for given in (read_by_text, read_by_patches))
+    pairs = text * (text + by_text) + updated * (text + by_patches)
+    flops, read, held = [shape.flops(text + updated, text + k[0], pairs)], [0.0], [shape.kv_bytes(text + k[0])]
+    scored = np.isin(layers, [] if forgets else scored_layers)
+    for step in range(1, len(k)):
+        n = text + step
+        flops.append(shape.flops(1, 1, n + k[step]))
+        keys_only = shape.kv_bytes(np.where(scored, k[0] - k[step], 0)) / 2
+        read.append(shape.kv_bytes(n + k[step]) + keys_only)
+        held.append(shape.kv_bytes(n + k[step if forgets else 0]))
+    return Costs(np.array(flops), np.array(read), np.array(held))
+
+
+def costs_of(trace: Any) -> Costs:
+    """Costs of every step of a `Trace`, dense or pruned.
+
+    Raises
+    ------
+    ValueError
+        The trace does not say what its costs depend on (``meta["costs"]``): it is unfinished, or older than that.
+    """
+    if "costs" not in trace.meta:
+        raise ValueError("this trace does not say what its costs depend on; decode it again, to the end")
+    facts = dict(trace.meta["costs"])
+    shape, patches = ModelShape(**facts.pop("shape")), len(trace.grid)
+    dense = np.full((len(trace), shape.layers), patches)
+    return count_costs(
+        shape, dense if trace.k_per_layer is None else trace.k_per_layer.values, patches=patches, **facts
+    )

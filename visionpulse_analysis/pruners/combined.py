@@ -1,0 +1,104 @@
+"""Two pruners at once, and pruners written as text: ``fastv(budget=0.2) | visionpulse``."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from visionpulse_analysis.pruners.base import Pruner, Redirect, Selection
+from visionpulse_analysis.pruners.view import Layout, View
+
+
+@dataclass(frozen=True)
+class Combined(Pruner):
+    """What ``first | second`` makes: a patch stays visible where both leave it so.
+
+    At each layer the second one sees what the first one has left; shares keep counting from the whole image, so that
+    of what is left the second keeps its best, as many as its share of the whole image says.
+    """
+
+    first: Pruner
+    second: Pruner
+
+    def start(self, layout: Layout) -> Selection:
+        return _CombinedSelection(layout, [self.first.start(layout), self.second.start(layout)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """A name that `make_pruner` takes apart again."""
+        return {"name": f"{as_text(self.first)} | {as_text(self.second)}"}
+
+
+class _CombinedSelection(Selection):
+    def __init__(self, layout: Layout, parts: list[Selection]):
+        super().__init__(layout)
+        self.parts = parts
+        self.frozen_layers = frozenset().union(*(part.frozen_layers for part in parts))
+        # A part that does nothing at decode steps has nothing to hold on to there.
+        self.forgets = all(part.forgets or type(part).visible is Selection.visible for part in parts)
+
+    @property
+    def dense_prefill(self) -> bool:
+        return all(part.dense_prefill for part in self.parts)
+
+    def observe_prefill(self, view: View) -> None:
+        for part in self.parts:
+            part.observe_prefill(view)
+
+    def visible_prefill(self, view: View) -> torch.Tensor | None:
+        return self._narrow([part.visible_prefill for part in self.parts], view)
+
+    def redirect(self, view: View) -> Redirect | None:
+        first, second = (part.redirect(view) for part in self.parts)
+        return second if first is None else first
+
+    def rewrite(self, layer: int, states: torch.Tensor) -> torch.Tensor | None:
+        new = self.parts[0].rewrite(layer, states)
+        again = self.parts[1].rewrite(layer, states if new is None else new)
+        return new if again is None else again
+
+    def visible(self, view: View) -> torch.Tensor | None:
+        kept = self._narrow([part.visible for part in self.parts], view)
+        numbers = [[part.budget for part in self.parts], [part.mass for part in self.parts]]
+        self.budget, self.mass = (next((n for n in reversed(pair) if n is not None), None) for pair in numbers)
+        return kept
+
+    def _narrow(self, choose: list[Any], view: View) -> torch.Tensor | None:
+        first = choose[0](view)
+        second = choose[1](view if first is None else view.only(first))
+        return first if second is None else second if first is None else first & second
+
+    def drop_rows(self, rows: torch.Tensor) -> None:
+        super().drop_rows(rows)
+        for part in self.parts:
+            part.drop_rows(rows)
+
+
+def as_text(pruner: Pruner) -> str:
+    """``name(parameter=value, ...)``, which `parse` and `make_pruner` read back."""
+    name, *parameters = pruner.to_dict().items()
+    inside = ", ".join(f"{key}={value!r}" for key, value in parameters)
+    return f"{name[1]}({inside})" if inside else name[1]
+
+
+def parse(text: str) -> list[tuple[str, dict[str, Any]]]:
+    """Take ``a(x=1) | b`` apart into names and parameters, from left to right.
+
+    Raises ValueError where the text is not of that form.
+    """
+    try:
+        return _parts(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"a pruner is written name, name(parameter=value) or a | b, got {text!r}") from error
+
+
+def _parts(node: ast.expr) -> list[tuple[str, dict[str, Any]]]:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return [*_parts(node.left), *_parts(node.right)]
+    if isinstance(node, ast.Name):
+        return [(node.id, {})]
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
+        return [(node.func.id, {str(word.arg): ast.literal_eval(word.value) for word in node.keywords})]
+    raise ValueError(ast.unparse(node))

@@ -1,0 +1,85 @@
+"""ShortV: layers that read the image and do not think about it any further."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from visionpulse_analysis.pruners.base import FirstTokens, Pruner, Selection
+from visionpulse_analysis.pruners.choosing import check_layer, kl
+from visionpulse_analysis.pruners.view import Layout
+
+
+@dataclass(frozen=True)
+class ShortV(Pruner):
+    """Freeze the hidden states of the patches through some layers of prefill; their keys and values are still read.
+
+    ShortV, arXiv 2504.00502, section 3. In a frozen layer the patches have no query, no attention output and no MLP:
+    what enters the layer leaves it. Decode steps are dense. Features that a model adds between layers (DeepStack) are
+    added as usual.
+
+    Parameters
+    ----------
+    layers : tuple of int, optional
+        Zero-based frozen layers; () freezes none. Left out, the last 19 of 32 layers: the authors' orders begin with
+        the deepest layers, but their choice is calibrated, and ``calibrate`` finds one that is.
+
+    Raises
+    ------
+    ValueError
+        A layer is out of range.
+    """
+
+    name: ClassVar[str] = "shortv"
+
+    layers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(sorted(self.layers)))
+
+    @classmethod
+    def calibrated(
+        cls,
+        first_tokens: FirstTokens,
+        n_layers: int,
+        *,
+        frozen: int | None = None,
+        direction: Literal["frozen||dense", "dense||frozen"] = "frozen||dense",
+    ) -> ShortV:
+        """Freeze the ``frozen`` layers that contribute least (19 of 32 if left out).
+
+        ``direction`` of the divergence: the authors' code has KL(frozen || dense), their paper the other.
+        """
+        count = round(19 / 32 * n_layers) if frozen is None else frozen
+        if not 0 <= count <= n_layers:
+            raise ValueError(f"frozen must be 0 to {n_layers} layers, got {frozen}")
+        if direction not in DIRECTIONS:
+            raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}, got {direction!r}")
+        contribution = layer_contribution(first_tokens, n_layers)[:, DIRECTIONS.index(direction)]
+        return cls(tuple(torch.argsort(contribution, stable=True)[:count].tolist()))
+
+    def start(self, layout: Layout) -> Selection:
+        n = layout.n_layers
+        layers = range(n - round(19 / 32 * n), n) if self.layers is None else self.layers
+        for layer in layers:
+            check_layer("layer", layer, layout)
+        selection = Selection(layout)
+        selection.frozen_layers = frozenset(layers)
+        return selection
+
+
+DIRECTIONS = ("frozen||dense", "dense||frozen")
+
+
+def layer_contribution(first_tokens: FirstTokens, n_layers: int) -> torch.Tensor:
+    """Layer Contribution of the visual tokens in nats, in both directions: float64 [layer, direction].
+
+    The divergence between the first token's distribution with one layer frozen and dense, mean over samples: in the
+    order of ``DIRECTIONS``.
+    """
+    dense = first_tokens(None)
+    frozen = [first_tokens(ShortV((layer,))) for layer in range(n_layers)]
+    return torch.stack([torch.stack([kl(one, dense), kl(dense, one)]) for one in frozen])

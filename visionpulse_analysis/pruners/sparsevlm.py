@@ -1,0 +1,150 @@
+"""SparseVLM: the words that look at the image rate its patches, and what is dropped is recycled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from visionpulse_analysis.pruners.base import Pruner, Selection
+from visionpulse_analysis.pruners.choosing import check_layer, top_k
+from visionpulse_analysis.pruners.clustering import cluster
+from visionpulse_analysis.pruners.view import Layout, View
+
+
+@dataclass(frozen=True)
+class SparseVLM(Pruner):
+    """After some layers of prefill, keep the patches that rater words attend to most, and merge a part of the others.
+
+    SparseVLM, arXiv 2410.04417, section 3, as in versions 1 and 1.5 of the code (not 2.0, "SparseVLM+"). Raters are
+    the text tokens after the image whose share, ``softmax over text of E_v E_t`` of the input embeddings, mean over
+    patches, is above average. A pruning layer runs as usual; a patch's score is its softmax weight, mean over heads
+    and raters. Of the dropped patches, the best ``floor(recycled * dropped) + 1`` are gathered in ``floor(that /
+    10) + 1`` clusters (DPC-kNN on hidden states) and come back as one token each: the mean, at the place of the
+    cluster's centre (the code appends them behind the image and numbers all positions anew, which has no meaning
+    for two-dimensional positions).
+
+    Parameters
+    ----------
+    layers : tuple of int, optional
+        Zero-based layers after which patches go; the code's 2, 6 and 15 of 32 if left out, scaled.
+    amount : "shares", "rank" or "paper"
+        "shares" keeps a fixed number (1.5); "rank" ``floor(scale * rank)`` (1.0: scale 13.5), where rank is that of
+        the matrix of weights [rater, patch]; "paper" drops ``floor(scale * (patches - rank))``. The last two never keep
+        all, and do nothing where the rank is full.
+    shares : tuple of float
+        One per layer: share of the image kept, the code's 300, 200 and 110 of 576.
+    scale : float
+        For "rank" and "paper".
+    recycled : float
+        Share of the dropped patches that is recycled, in 0..1; 0.3 in the code. 0 recycles nothing.
+
+    Raises
+    ------
+    ValueError
+        A parameter is out of range.
+    """
+
+    name: ClassVar[str] = "sparsevlm"
+
+    layers: tuple[int, ...] | None = None
+    amount: Literal["shares", "rank", "paper"] = "shares"
+    shares: tuple[float, ...] = (300 / 576, 200 / 576, 110 / 576)
+    scale: float = 13.5
+    recycled: float = 0.3
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "shares"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.amount not in ("shares", "rank", "paper"):
+            raise ValueError(f"amount must be 'shares', 'rank' or 'paper', got {self.amount!r}")
+        if not all(0 < share <= 1 for share in self.shares) or not 0 <= self.recycled <= 1 or self.scale < 0:
+            raise ValueError(f"expected shares in (0, 1], recycled in 0..1 and scale >= 0, got {self}")
+        if self.layers is not None and list(self.layers) != sorted(set(self.layers)):
+            raise ValueError(f"layers are rising layer indices, got {self.layers}")
+        if self.amount == "shares" and len(self.shares) != (3 if self.layers is None else len(self.layers)):
+            raise ValueError(f"expected one share per layer, got {self.shares} for {self.layers or 'three layers'}")
+
+    def start(self, layout: Layout) -> Selection:
+        return _SparseVLMSelection(self, layout)
+
+
+class _SparseVLMSelection(Selection):
+    def __init__(self, pruner: SparseVLM, layout: Layout):
+        super().__init__(layout)
+        self.pruner = pruner
+        scaled = sorted({max(1, round(layer / 32 * layout.n_layers)) for layer in (2, 6, 15)})
+        self.layers = scaled if pruner.layers is None else list(pruner.layers)
+        for layer in self.layers:
+            check_layer("layer", layer, layout)
+        self.raters: torch.Tensor | None = None  # bool [row, token]
+        self.left = layout.patches
+        self.dropped: torch.Tensor | None = None  # by the layer that is just running
+        self.scores: torch.Tensor | None = None
+
+    def visible_prefill(self, view: View) -> torch.Tensor | None:
+        if view.layer == 0:
+            self.raters = find_raters(view, self.layout)
+        now, self.dropped = self.left, None
+        if view.layer in self.layers:
+            self._rate(view.only(now), now)
+        return now
+
+    def _rate(self, view: View, now: torch.Tensor) -> None:
+        """Score the patches left, bool [row, patch], and choose who stays after this layer."""
+        if self.raters is None:
+            raise RuntimeError("layer 0 was not seen before a pruning layer")
+        scores, k = torch.zeros(now.shape, device=now.device), now.sum(dim=1)
+        at = self.layers.index(view.layer)
+        counts = self.raters.sum(dim=1).tolist()
+        queries = torch.argsort(~self.raters, dim=1, stable=True)[:, : max(counts)]  # raters first
+        rated = torch.softmax(view.query_logits(queries), dim=-1).mean(dim=1)
+        for row, count in enumerate(counts):
+            weights = rated[row, :count][:, self.layout.places[row]] * now[row]
+            scores[row] = weights.mean(dim=0)
+            k[row] = self._amount(weights[:, now[row]], int(self.layout.counts[row]), at)
+        kept = top_k(scores.masked_fill(~now, -torch.inf), k)
+        self.scores, self.dropped, self.left = scores, now & ~kept, kept
+
+    def _amount(self, weights: torch.Tensor, whole: int, at: int) -> int:
+        """How many of the patches left stay; weights float32 [rater, patch left], ``whole`` patches to begin with."""
+        pruner, n = self.pruner, weights.shape[1]
+        if pruner.amount == "shares":
+            return min(n, max(1, round(pruner.shares[at] * whole)))
+        rank = int(torch.linalg.matrix_rank(weights.float())) if n else 0
+        if rank == n:
+            return n
+        kept = int(pruner.scale * rank) if pruner.amount == "rank" else n - int(pruner.scale * (n - rank))
+        return max(0, min(n - 1, kept))
+
+    def rewrite(self, layer: int, states: torch.Tensor) -> torch.Tensor | None:
+        if layer not in self.layers or self.dropped is None or self.scores is None or self.pruner.recycled == 0:
+            return None
+        states, left = states.clone(), self.left.clone()
+        for row in range(len(states)):
+            dropped = self.dropped[row].nonzero()[:, 0]
+            if len(dropped) == 0:
+                continue
+            count = min(len(dropped), int(self.pruner.recycled * len(dropped)) + 1)
+            best = torch.argsort(self.scores[row, dropped], descending=True, stable=True)[:count]
+            members = dropped[best]
+            centres, owner = cluster(states[row, members].float(), count // 10 + 1)
+            for number, centre in enumerate(centres.tolist()):
+                states[row, members[centre]] = states[row, members[owner == number]].float().mean(0).to(states.dtype)
+            left[row, members[centres]] = True
+        self.left = left
+        return states
+
+
+def find_raters(view: View, layout: Layout) -> torch.Tensor:
+    """The words that speak of the image, all of them where none stands out: bool [row, token]; a view of layer 0."""
+    states, width = view.states().float(), layout.text.shape[1]
+    last = layout.places.masked_fill(~layout.patches, -1).amax(dim=1, keepdim=True)
+    words = layout.text & (torch.arange(width, device=last.device) > last)
+    logits = (view.patch_states() @ states.transpose(1, 2)).masked_fill(~words[:, None], -torch.inf)
+    shares = (torch.softmax(logits, dim=-1) * layout.patches[..., None]).sum(dim=1) / layout.counts[:, None]
+    # The shares of a row's words sum to 1: their mean is one over the number of words.
+    raters = words & (shares * words.sum(dim=1, keepdim=True) > 1)
+    return torch.where(raters.any(dim=1, keepdim=True), raters, words)

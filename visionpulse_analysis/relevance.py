@@ -1,0 +1,69 @@
+"""Which patches an answer depends on: attention weighted by its gradient, followed back through the layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from visionpulse_analysis.attention import route
+from visionpulse_analysis.families import Prompt
+from visionpulse_analysis.models import VLM
+from visionpulse_analysis.recording import refuse_inexact
+
+
+def relevance(vlm: VLM, prompt: Prompt, answer: torch.Tensor) -> torch.Tensor:
+    """Mean relevance of each patch to the tokens of an answer (arXiv 2506.01097, section 3).
+
+    For each token y: ``R = I``, then ``R <- R + E_h[(A * dA)^+] R`` from the first layer to the last, with A the
+    attention of a layer and dA the gradient of y's logit with respect to it; the row of the position that predicts
+    y, at the patches. All tokens share one teacher-forced pass; memory grows with layers x heads x tokens squared.
+
+    Parameters
+    ----------
+    answer : int64 [token]
+        At least one token.
+
+    Returns
+    -------
+    float32 [patch]
+        0 or above, on the CPU.
+    """
+    n, weights = len(prompt.ids), _Weights()
+    inputs = vlm.to_device(vlm.family.batch([prompt.answered(answer[:-1])], 0))
+    position = vlm.family.positions(vlm.model, inputs)
+    total = torch.zeros(len(prompt.grid))
+    with torch.inference_mode(False), torch.enable_grad(), route(vlm.model, weights):
+        out = vlm.model(**inputs, position_ids=position, use_cache=False, logits_to_keep=len(answer))
+        for number, token in enumerate(answer.tolist()):
+            logit = out.logits[0, number, token]
+            gradients = torch.autograd.grad(logit, weights.layers, retain_graph=True)
+            # Only one row of R is asked for: it goes through the layers from the last one to the first.
+            row = torch.zeros(n + len(answer) - 1, device=logit.device)
+            row[n - 1 + number] = 1.0
+            for attention, gradient in zip(reversed(weights.layers), reversed(gradients), strict=True):
+                row = row + row @ (attention * gradient).clamp(min=0)[0].mean(dim=0).detach()
+            total += row.cpu()[torch.tensor(prompt.grid.position)]
+    return total / len(answer)
+
+
+class _Weights:
+    """An attention function that shows the weights of every layer, [1, head, query, key], to the gradient."""
+
+    def __init__(self) -> None:
+        self.layers: list[torch.Tensor] = []
+
+    def __call__(self, module: Any, query, key, value, attention_mask, *, scaling=None, **options):
+        refuse_inexact(options)
+        group, n = query.shape[1] // key.shape[1], query.shape[2]
+        key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
+        logits = (query @ key.transpose(2, 3)).float() * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+        if attention_mask is None:
+            attention_mask = torch.ones(n, n, dtype=torch.bool, device=query.device).tril()
+        boolean = attention_mask.dtype == torch.bool
+        logits = logits.masked_fill(~attention_mask, -torch.inf) if boolean else logits + attention_mask.float()
+        weights = torch.softmax(logits, dim=-1)
+        if not weights.requires_grad:  # a model whose parameters are frozen
+            weights = weights.requires_grad_()
+        self.layers.append(weights)
+        return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous(), None
