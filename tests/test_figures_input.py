@@ -15,6 +15,7 @@ BAD: dict[str, tuple[Callable[[Any], Any], str]] = {
     "image of floats": (lambda ax: figures.draw_overlay(ax, IMAGE / 255, HEAT, **LIMITS), "image has"),
     "image without colour": (lambda ax: figures.draw_overlay(ax, IMAGE[..., 0], HEAT, **LIMITS), "image has"),
     "empty image": (lambda ax: figures.draw_blackout(ax, IMAGE[:0], HEAT, 5), "image has"),
+    "image with alpha, kept": (lambda ax: figures.draw_kept(ax, IMAGE[..., [0, 1, 2, 2]], HEAT > 0), "image has"),
     "patch vector": (lambda ax: figures.draw_overlay(ax, IMAGE, HEAT[0], **LIMITS), "grid.to_map"),
     "empty map": (lambda ax: figures.draw_blackout(ax, IMAGE, HEAT[:0], 50), "at least one patch"),
     "map of NaN": (lambda ax: figures.draw_blackout(ax, IMAGE, HEAT * np.nan, 50), "nothing but NaN"),

@@ -57,10 +57,7 @@ def draw_overlay(
     ValueError
         On a wrong shape or dtype, limits out of order, or an opacity outside 0 to 1.
     """
-    image, heat_map = check_image(image), check_map(heat_map)
-    rgba = colours(heat_map, vmin, vmax, alpha, cmap)
-    _draw_image(ax, image)
-    return _draw_patches(ax, image, rgba)
+    return _draw_on_image(ax, image, colours(check_map(heat_map), vmin, vmax, alpha, cmap))
 
 
 @style()
@@ -87,15 +84,14 @@ def draw_blackout(ax: Axes, image: np.ndarray, heat_map: np.ndarray, percentile:
     ValueError
         On a wrong shape or dtype or a percentile outside 0 to 100.
     """
-    image, heat_map = check_image(image), check_map(heat_map)
+    heat_map = check_map(heat_map)
     if not 0 <= percentile <= 100:
         raise ValueError(f"percentile is {percentile!r}, expected a number from 0 to 100")
     # "higher" takes a value of the map itself, so that rounding cannot move a patch across the threshold.
     threshold = np.nanpercentile(heat_map, percentile, method="higher")
     black = np.zeros((*heat_map.shape, 4))
     black[..., 3] = ~(heat_map >= threshold)  # written so that NaN is black
-    _draw_image(ax, image)
-    return _draw_patches(ax, image, black)
+    return _draw_on_image(ax, image, black)
 
 
 @style()
@@ -118,15 +114,14 @@ def draw_kept(ax: Axes, image: np.ndarray, kept_map: np.ndarray) -> Axes:
     ValueError
         On a wrong shape or dtype or values other than 0, 1 and NaN.
     """
-    image, kept = check_image(image), check_map(kept_map, "kept_map")
+    kept = check_map(kept_map, "kept_map")
     if not np.isin(kept[~np.isnan(kept)], (0, 1)).all():
         raise ValueError("kept_map has values other than True, False and NaN; threshold it first")
     dim = np.zeros((*kept.shape, 4))
     dim[..., :3] = 0.15
     dim[..., 3] = np.where(kept == 0, 0.72, 0)
-    _draw_image(ax, image)
-    _draw_patches(ax, image, dim)
-    height, width = image.shape[0] / kept.shape[0], image.shape[1] / kept.shape[1]
+    _draw_on_image(ax, image, dim)
+    height, width = max(ax.get_ylim()) / kept.shape[0], max(ax.get_xlim()) / kept.shape[1]
     # An edge runs wherever a kept patch meets one that is not, also at the rim of the image.
     inside = np.pad(kept == 1, 1)
     edges = [
@@ -204,12 +199,12 @@ def draw_boxes(ax: Axes, boxes: np.ndarray, labels: Sequence[str] | None = None,
     return ax
 
 
-def _draw_image(ax: Axes, image: np.ndarray) -> None:
-    ax.imshow(image, extent=(0, image.shape[1], image.shape[0], 0))
+def _draw_on_image(ax: Axes, image: np.ndarray, rgba: np.ndarray) -> Axes:
+    """Draw the image, and over it a colour per patch: float [row, col, 4]."""
+    image = check_image(image)
+    extent = (0, image.shape[1], image.shape[0], 0)
+    ax.imshow(image, extent=extent)
+    ax.imshow(rgba, extent=extent, interpolation="nearest")
     ax.set(xticks=[], yticks=[], aspect="equal")
     ax.spines[:].set(visible=True, color=GREY, linewidth=0.5)
-
-
-def _draw_patches(ax: Axes, image: np.ndarray, rgba: np.ndarray) -> Axes:
-    ax.imshow(rgba, extent=(0, image.shape[1], image.shape[0], 0), interpolation="nearest")
     return ax
