@@ -72,6 +72,7 @@ class Record:
         self.account: dict[str, Any] = {}  # what the costs depend on beside the patches visible
         self.steps: list[dict[str, Any]] = []
         self.writer: Any = None
+        self.trace: Trace | None = None
 
     def open(self, store: TraceStore, pruned: bool, overwrite: bool) -> None:
         """Begin to stream to a store."""
@@ -103,7 +104,12 @@ class Record:
             self.writer.append(**step)
 
     def close(self) -> Trace:
-        """Make the trace; a streamed one is completed on disk."""
+        """Make the trace, once; a streamed one is completed on disk."""
+        if self.trace is None:
+            self.trace = self._make()
+        return self.trace
+
+    def _make(self) -> Trace:
         text = self.vlm.tokenizer.decode([step["token_id"] for step in self.steps])
         shape = ModelShape.of(self.vlm.model.config, self.vlm.model.dtype.itemsize)
         text_tokens = len(self.prompt.ids) - len(self.prompt.grid)
@@ -111,7 +117,8 @@ class Record:
         known_now = {"finished": self.finished, "text": text, "costs": costs}
         if self.writer is not None:
             return self.writer.close(known_now)
-        columns = {name: [step[name] for step in self.steps] for name in self.steps[0]}
+        columns: dict[str, Any] = {name: [step[name] for step in self.steps] for name in self.steps[0]}
+        chosen: dict[str, Any] = {name: np.asarray(columns[name]) for name in CHOICE if name in columns}
         return create_trace(
             attention=np.stack(columns["attention"]),
             mass=np.stack(columns["mass"]),
@@ -121,7 +128,7 @@ class Record:
             grid=self.prompt.grid,
             layers=self.layers,
             heads=self.heads,
-            **{name: np.asarray(columns[name]) for name in CHOICE if name in columns},
+            **chosen,
             images=self.prompt.images,
             prompt_tokens=self._prompt_tokens(),
             meta={**self.meta, **known_now},

@@ -97,6 +97,12 @@ def decode(
         been decoded then.
     FileNotFoundError
         An image path does not exist.
+    FileExistsError
+        The store holds one of the ids; nothing has been decoded then.
+    FloatingPointError
+        The model returned NaN or infinite logits. What finished before is in the store.
+    RuntimeError
+        The model is decoding in another thread.
     """
     single = isinstance(question, str)
     questions = [question] if single else list(question)
@@ -112,7 +118,7 @@ def decode(
     seeds = [seed + i for i in range(len(questions))] if isinstance(seed, int) else list(seed)
     if len(seeds) != len(questions):
         raise ValueError(f"{len(questions)} questions need as many seeds, got {len(seeds)}")
-    names = _names(ids, len(questions), store)
+    names = _names(ids, len(questions), store, overwrite)
     options = _Options(_layers(vlm, layers), _heads(vlm, heads), pruner, execution, sample, max_new_tokens)
     prompts = [vlm.prompt(i, q) for i, q in zip(images, questions, strict=True)]
     traces: list[Trace] = []
@@ -149,7 +155,7 @@ def _meta(vlm: VLM, prompt: Prompt, options: _Options, seed: int, name: str | No
     }
 
 
-def _names(ids: str | Sequence[str] | None, count: int, store: TraceStore | None) -> list[str | None]:
+def _names(ids: str | Sequence[str] | None, count: int, store: TraceStore | None, overwrite: bool) -> list[str | None]:
     if ids is None:
         if store is not None:
             raise ValueError("streaming to a store needs ids, one per question")
@@ -157,6 +163,9 @@ def _names(ids: str | Sequence[str] | None, count: int, store: TraceStore | None
     listed = [ids] if isinstance(ids, str) else list(ids)
     if len(listed) != count or len(set(listed)) != count:
         raise ValueError(f"ids must be {count} different names, got {len(listed)} with {len(set(listed))} different")
+    if store is not None:
+        for name in listed:
+            store.check_new(name, overwrite)
     return list(listed)
 
 
@@ -284,6 +293,8 @@ class _Run:
                 attention = rows[place, ..., : sizes[place]].numpy()
                 record.add(token, logprobs[place], attention, masses[place].numpy(), choices[place])
                 record.finished = token in self.ends
+                if record.finished:
+                    record.close()  # at once: what happens to the other rows cannot cost this trace
         return tokens
 
     def _keep(self, alive: list[int], *per_row: torch.Tensor) -> list[torch.Tensor]:

@@ -38,8 +38,12 @@ class Chooser:
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         """Next tokens int64 [row] from float32 logits [row, word]."""
-        if not torch.isfinite(logits).any(dim=1).all() or torch.isnan(logits).any():
-            raise FloatingPointError("the model returned NaN or no finite logit; nothing can be chosen")
+        broken = torch.isnan(logits).any() or torch.isposinf(logits).any() or torch.isneginf(logits).all(dim=1).any()
+        if broken:
+            raise FloatingPointError(
+                "no token can be chosen: the model returned NaN, +inf, or only -inf; its weights are damaged, or its "
+                "numbers overflow in this dtype (try dtype='float32')"
+            )
         if self.sample is None:
             return logits.argmax(dim=1)
         shares = torch.softmax(logits.double() / self.sample.temperature, dim=1)

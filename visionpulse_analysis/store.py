@@ -14,16 +14,17 @@ from typing import Any, Literal
 
 import numpy as np
 
+from visionpulse_analysis._files import disk_error
 from visionpulse_analysis.patches import PatchGrid
 from visionpulse_analysis.traces import StoreVersionError, Trace, create_trace
-from visionpulse_analysis.traces.files import FORMAT_VERSION, check_format, disk_error
+from visionpulse_analysis.traces.files import FORMAT_VERSION, check_format
 from visionpulse_analysis.traces.journal import TraceWriter, is_being_written, read_journal
 
 __all__ = ["StoreVersionError", "TraceStore", "TraceWriter"]
 
 KIND = "visionpulse trace store"
 _ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
-_JOURNAL = ".journal"
+_JOURNAL = re.compile(rf"\.({_ID.pattern})\.journal")
 
 
 class TraceStore:
@@ -102,8 +103,8 @@ class TraceStore:
                 name = entry.name
                 if finished and _ID.fullmatch(name) and entry.is_dir():
                     yield name
-                elif not finished and name.startswith(".") and name.endswith(_JOURNAL):
-                    yield name[1 : -len(_JOURNAL)]
+                elif not finished and (journal := _JOURNAL.fullmatch(name)):
+                    yield journal[1]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.ids)
@@ -212,29 +213,34 @@ class TraceStore:
         with self._claim(id, overwrite):
             return TraceWriter(self._journal(id), self._folder(id), header, overwrite)
 
-    @contextmanager
-    def _claim(self, id: str, overwrite: bool) -> Iterator[None]:
-        """Hold the store's lock after checking that this id may be written."""
+    def check_new(self, id: str, overwrite: bool = False) -> None:
+        """Raise ValueError for a name that is no id, FileExistsError for one that is taken or just being written."""
         if self.mode != "a":
             raise ValueError(f"{self.path} was opened with mode='r'; open it with mode='a' to add traces")
         if not isinstance(id, str) or not _ID.fullmatch(id):
             raise ValueError(f"{id!r} is no trace id: 1 to 200 letters, digits, '.', '_' or '-', no leading dot")
         folder, journal = self._folder(id), self._journal(id)
+        if journal.exists() and is_being_written(journal):
+            raise FileExistsError(f"trace {id!r} in {self.path} is being written by another writer right now")
+        if not overwrite and (folder.exists() or journal.exists()):
+            state = "" if folder.exists() else " (incomplete)"
+            raise FileExistsError(f"trace {id!r}{state} exists in {self.path}; pass overwrite=True to replace it")
+
+    @contextmanager
+    def _claim(self, id: str, overwrite: bool) -> Iterator[None]:
+        """Hold the store's lock after checking that this id may be written."""
+        self.check_new(id, overwrite)
         try:
             lock = (self.path / ".lock").open("a")
         except OSError as error:
             raise disk_error(error, self.path, "nothing was written") from error
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if journal.exists() and is_being_written(journal):
-                raise FileExistsError(f"trace {id!r} in {self.path} is being written by another writer right now")
-            if not overwrite and (folder.exists() or journal.exists()):
-                state = "" if folder.exists() else " (incomplete)"
-                raise FileExistsError(f"trace {id!r}{state} exists in {self.path}; pass overwrite=True to replace it")
+            self.check_new(id, overwrite)  # another process may have been quicker
             yield
 
     def _folder(self, id: str) -> Path:
         return self.path / id
 
     def _journal(self, id: str) -> Path:
-        return self.path / f".{id}{_JOURNAL}"
+        return self.path / f".{id}.journal"

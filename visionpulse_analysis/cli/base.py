@@ -28,7 +28,7 @@ def command(group: typer.Typer, name: str | None = None) -> Callable:
         def run(*args: Any, **options: Any) -> None:
             try:
                 function(*args, **options)
-            except (ValueError, OSError, KeyError, IndexError, RuntimeError) as error:
+            except (ValueError, TypeError, OSError, LookupError, ArithmeticError, RuntimeError, ImportError) as error:
                 if "--traceback" in sys.argv:
                     raise
                 message = error.args[0] if isinstance(error, KeyError) and error.args else error

@@ -7,6 +7,8 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
+from visionpulse_analysis._files import written_whole
+
 # The policy makes "offline" a rule the browser enforces: no request leaves the page.
 PAGE = """<!doctype html>
 <html lang="en">
@@ -82,7 +84,8 @@ def write(path: str | Path, payload: dict, view: str = "") -> Path:
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}. Create it first.")
-    path.write_text(page(payload, view), encoding="utf-8")
+    with written_whole(path) as draft:
+        draft.write_text(page(payload, view), encoding="utf-8")
     return path
 
 

@@ -117,15 +117,12 @@ class Family(ABC):
         Raises
         ------
         ValueError
-            If the question is empty or holds the model's image placeholder, or an image cannot be read.
+            If the question is empty, no Unicode text, or holds a special token of the model, or an image cannot be
+            read.
         FileNotFoundError
             If an image path does not exist.
         """
-        if not isinstance(question, str) or not question.strip():
-            raise ValueError(f"the question is empty (got {question!r}); ask something")
-        for mark in (self.placeholder, self.image_token):
-            if mark in question:
-                raise ValueError(f"the question contains the image placeholder {mark!r}; remove it")
+        self._check(question)
         listed = list(images) if isinstance(images, list | tuple) else [images]
         if not listed:
             raise ValueError("no image given; pass at least one")
@@ -137,6 +134,24 @@ class Family(ABC):
             kinds[ids == self.video_id] = VIDEO
         grid = _grid(np.flatnonzero(kinds.numpy()), [one.cells for one in shown], pictures)
         return Prompt(question, ids, kinds, grid, stack([one.inputs for one in shown]), pictures)
+
+    def _check(self, question: Any) -> None:
+        """Raise ValueError for a question that says nothing, or that the model would not read as plain text."""
+        if not isinstance(question, str) or not question.strip():
+            raise ValueError(f"the question is empty (got {question!r}); ask something")
+        try:
+            question.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError(f"the question is not valid Unicode text: {question!r}") from None
+        for mark in (self.placeholder, self.image_token):
+            if mark in question:
+                raise ValueError(f"the question contains the image placeholder {mark!r}; remove it")
+        # Turns, ends and pictures: typed by the user, they would change the conversation and not be part of it.
+        marks = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        video = [] if self.video_id is None else [self.tokenizer.convert_ids_to_tokens(self.video_id)]
+        for mark in (*marks, *video):
+            if mark and mark in question:
+                raise ValueError(f"the question contains {mark!r}, a mark with a meaning of its own; leave it out")
 
     def _ids(self, text: str, pictures: list[str]) -> torch.Tensor:
         """Put what stands for each picture in the place of its placeholder, and cut the whole into tokens."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -28,16 +28,19 @@ def create_trace(
     k: Any = None,
     pruner_mass: Any = None,
     k_per_layer: Any = None,
+    similarity: Any = None,
+    similarity_layers: Sequence[int] | None = None,
     images: Iterable[np.ndarray] = (),
     prompt_tokens: Sequence[str] = (),
     meta: Mapping[str, Any],
+    precision: Literal["float16", "float32"] = "float16",
 ) -> Trace:
     """Check everything one decode produced and put it into one labelled dataset.
 
     Parameters
     ----------
     attention : float16 [step, layer, patch] or, with `heads`, [step, layer, head, patch]
-        Softmax row of the newest query over the image patches, not renormalised; rounded to float16 here.
+        Softmax row of the newest query over the image patches, not renormalised; rounded to `precision` here.
     mass : float32 [step, layer] or, with `heads`, [step, layer, head]
         Sum of each row over all patches, taken before rounding; 0..1.
     tokens, token_ids, logprobs : str, int64, float32 [step]
@@ -51,12 +54,18 @@ def create_trace(
         Budget ratio used, number of patches kept, image mass the pruner saw; NaN (-1 in `k`) for none.
     k_per_layer : int32 [step, model_layer], optional
         Number of patches visible at each layer of the model, recorded or not.
+    similarity : float32 [step, similarity_layer, similarity_layer], optional
+        Cosines between layers, for layers whose attention is not there; ``dataset["similarity"]`` of the trace.
+    similarity_layers : int [similarity_layer], optional
+        Model indices of those layers.
     images : uint8 [row_px, col_px, 3], each
         The original images.
     prompt_tokens : list of str
         The prompt, image placeholders collapsed.
     meta : dict
         Provenance, JSON values only; `text` is the full generated text, `complete` defaults to True.
+    precision : "float16" or "float32"
+        How attention is kept.
 
     Raises
     ------
@@ -78,6 +87,7 @@ def create_trace(
     arrays = {
         **{"attention": attention, "mass": mass, "token_id": token_ids, "logprob": logprobs},
         **{"kept": kept, "budget": budget, "k": k, "pruner_mass": pruner_mass, "k_per_layer": k_per_layer},
+        "similarity": similarity,
         "pixels": np.concatenate([image.reshape(-1) for image in stills]) if stills else None,
     }
     dataset = build_dataset(
@@ -88,6 +98,8 @@ def create_trace(
         layers=layers,
         heads=heads,
         image_shapes=[image.shape for image in stills],
+        similarity_layers=similarity_layers,
+        precision=np.dtype(precision),
         meta={"complete": True, **meta, "format_version": FORMAT_VERSION},
     )
     return Trace(dataset)

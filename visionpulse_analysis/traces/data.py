@@ -16,10 +16,10 @@ GRID_COLUMNS = ("position", "image", "frame", "row", "col")
 STEP_COLUMNS = ("token_id", "logprob", "budget", "k", "pruner_mass")
 HASHED = (
     *("attention", "mass", "token_id", "logprob", "kept", "budget", "k", "pruner_mass", "k_per_layer"),
-    *("layer", "head", *GRID_COLUMNS, "box", "pixels"),
+    *("layer", "head", *GRID_COLUMNS, "box", "pixels", "similarity", "similarity_layer"),
 )
-LARGE = ("attention", "mass", "kept", "k_per_layer", "pixels")
-OPTIONAL = ("kept", "budget", "k", "pruner_mass", "k_per_layer", "pixels")
+LARGE = ("attention", "mass", "kept", "k_per_layer", "pixels", "similarity")
+OPTIONAL = ("kept", "budget", "k", "pruner_mass", "k_per_layer", "pixels", "similarity")
 
 
 def build_dataset(
@@ -32,6 +32,8 @@ def build_dataset(
     heads: Sequence[int] | None,
     image_shapes: Sequence[Sequence[int]],
     meta: Mapping[str, Any],
+    similarity_layers: Sequence[int] | None = None,
+    precision: Any = np.float16,
 ) -> xr.Dataset:
     """Check every array against the steps, layers, heads and patches, and label it.
 
@@ -54,8 +56,12 @@ def build_dataset(
     if heads is not None:
         coords["head"] = _indices("heads", heads)
         rows["head"] = len(heads)
+    pair = {}
+    if similarity_layers is not None:
+        coords["similarity_layer"] = _indices("similarity_layers", similarity_layers)
+        pair = {"similarity_layer": len(similarity_layers), "similarity_layer_2": len(similarity_layers)}
     expected = {
-        "attention": (np.float16, {**rows, **patch}),
+        "attention": (precision, {**rows, **patch}),
         "mass": (np.float32, rows),
         "token_id": (np.int64, step),
         "logprob": (np.float32, step),
@@ -64,6 +70,7 @@ def build_dataset(
         "k": (np.int32, step),
         "pruner_mass": (np.float32, step),
         "k_per_layer": (np.int32, {**step, "model_layer": _last_axis(arrays.get("k_per_layer"))}),
+        "similarity": (np.float32, {**step, **pair}),
         "pixels": (np.uint8, {"byte": int(sum(np.prod(shape) for shape in image_shapes))}),
     }
     variables = {
@@ -89,7 +96,7 @@ def grid_of(dataset: xr.Dataset) -> PatchGrid:
 
 
 def to_parts(dataset: xr.Dataset) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Take a dataset apart into at most seven arrays and JSON attributes.
+    """Take a dataset apart into at most eight arrays and JSON attributes.
 
     Every array costs files and time in a large store, so the columns of steps and of patches are joined into
     two tables of float64, which holds every int32, float32 and token id exactly.
@@ -106,6 +113,7 @@ def to_parts(dataset: xr.Dataset) -> tuple[dict[str, np.ndarray], dict[str, Any]
         "tokens": dataset["token"].values.tolist(),
         "layers": dataset["layer"].values.tolist(),
         "heads": dataset["head"].values.tolist() if "head" in dataset.coords else None,
+        "similarity_layers": dataset["similarity_layer"].values.tolist() if "similarity" in dataset else None,
     }
     return arrays, attributes
 
@@ -128,7 +136,13 @@ def from_parts(arrays: Mapping[str, Any], attributes: Mapping[str, Any]) -> xr.D
     )
     parts |= dict(zip(attributes["step_columns"], steps.T, strict=True))
     names = ("tokens", "prompt_tokens", "layers", "heads", "image_shapes", "meta")
-    return build_dataset(parts, grid=grid, **{name: attributes[name] for name in names})
+    return build_dataset(
+        parts,
+        grid=grid,
+        **{name: attributes[name] for name in names},
+        similarity_layers=attributes.get("similarity_layers"),
+        precision=np.float32 if parts["attention"].dtype == np.float32 else np.float16,
+    )
 
 
 def data_hash(dataset: xr.Dataset) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import hashlib
 import json
-import math
+import os
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -14,9 +16,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 import zarr
-from xarray.backends.common import BackendArray
 from xarray.core import indexing
 from zarr.codecs import ZstdCodec
+
+from visionpulse_analysis._files import disk_error
+from visionpulse_analysis.traces.stored import StoredArray, metadata_sha256, version_of
 
 FORMAT_VERSION = 1
 KIND = "visionpulse trace"
@@ -47,19 +51,6 @@ def check_format(attributes: Any, kind: str, path: Path) -> None:
         )
 
 
-def disk_error(error: OSError, path: Path, kept: str) -> OSError:
-    """The same kind of OSError with the path, the advice and what was kept, for the user."""
-    advice = {
-        errno.ENOSPC: "free some space or choose a folder on another disk",
-        errno.EDQUOT: "free some space in your quota or choose a folder on another disk",
-        errno.EFBIG: "raise the file size limit or choose a folder on another disk",
-        errno.EACCES: "choose a folder you may write to",
-        errno.EPERM: "choose a folder you may write to",
-        errno.EROFS: "choose a folder you may write to",
-    }.get(error.errno or 0, "check the disk and the folder")
-    return OSError(error.errno, f"cannot write ({error.strerror or error}); {advice}; {kept}", str(path))
-
-
 def write_group(path: Path, arrays: Mapping[str, np.ndarray], attributes: dict[str, Any], overwrite: bool) -> None:
     """Write one zarr v3 group with one chunk per array (several along the first axis above 16 MiB).
 
@@ -85,7 +76,8 @@ def write_group(path: Path, arrays: Mapping[str, np.ndarray], attributes: dict[s
         for name, array in arrays.items():
             _write_array(group, name, array)
         header = {"kind": KIND, "format_version": FORMAT_VERSION, "arrays": list(arrays), "complete": True}
-        group.attrs.put({**header, **attributes})
+        written = {**header, **attributes, "array_sha256": {name: metadata_sha256(temporary / name) for name in arrays}}
+        group.attrs.put({**written, "sha256": _sha256(written)})
         _move_into_place(temporary, path, overwrite)
     except FileExistsError:
         raise
@@ -113,18 +105,29 @@ def _write_array(group: zarr.Group, name: str, array: np.ndarray) -> None:
 
 
 def _move_into_place(temporary: Path, path: Path, overwrite: bool) -> None:
+    if overwrite and path.exists() and _exchange(temporary, path):
+        return  # the old trace has the temporary name now, and goes with it
     old = temporary.with_name(temporary.name.replace(".tmp-", ".old-"))
-    if overwrite and path.exists():
-        path.rename(old)  # a kill before the next line leaves the old trace under this hidden name, whole
     try:
+        if overwrite and path.exists():
+            path.rename(old)  # a kill before the next line leaves the old trace under this hidden name, whole
         temporary.rename(path)
-    except OSError as error:
-        if old.exists():
+    except BaseException as error:
+        if old.exists() and not path.exists():
             old.rename(path)
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise FileExistsError(f"{path} was made by another process in the meantime; nothing was written") from error
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two paths in one stroke, so that nobody finds neither; False where the system cannot (it is Linux's)."""
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    try:
+        return ctypes.CDLL(None).renameat2(here, os.fsencode(one), here, os.fsencode(other), swap) == 0
+    except (OSError, AttributeError):
+        return False
 
 
 def read_group(path: Path) -> tuple[dict[str, xr.Variable], dict[str, Any]]:
@@ -141,16 +144,35 @@ def read_group(path: Path) -> tuple[dict[str, xr.Variable], dict[str, Any]]:
     """
     if not path.exists():
         raise FileNotFoundError(f"no trace at {path}")
+    version = version_of(path)
     attributes = _read_attributes(path)
     check_format(attributes, KIND, path)
     if not isinstance(attributes.get("complete"), bool) or not isinstance(attributes.get("arrays"), list):
         raise ValueError(f"{path} was not written to its end; delete it and record it again")
+    digests = _checked_digests(attributes, path)
     variables = {}
     for name in attributes["arrays"]:
-        array = StoredArray(path / Path(str(name)).name)
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ValueError(f"{path} is damaged ({name!r} is no name of an array); restore it, or record it again")
+        array = StoredArray(path / name, version, digests.get(name))
         dims = [f"axis_{axis}" for axis in range(len(array.shape))]
         variables[name] = xr.Variable(dims, indexing.LazilyIndexedArray(array))
     return variables, attributes
+
+
+def _sha256(attributes: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(attributes, sort_keys=True).encode()).hexdigest()
+
+
+def _checked_digests(attributes: dict[str, Any], path: Path) -> dict[str, str]:
+    """The checksums of the arrays' metadata; raise ValueError where the attributes do not fit their own checksum.
+
+    Traces of before there were checksums have none. Chunks carry their own.
+    """
+    found = attributes.pop("sha256", None)
+    if found is not None and found != _sha256(attributes):
+        raise ValueError(f"{path / 'zarr.json'} is damaged (it was changed); restore it, or record the trace again")
+    return attributes.pop("array_sha256", {})
 
 
 def _read_attributes(path: Path) -> dict[str, Any]:
@@ -164,35 +186,3 @@ def _read_attributes(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path / 'zarr.json'} is damaged ({error}); restore it, or delete the trace and record it again"
         ) from error
-
-
-class StoredArray(BackendArray):
-    """One zarr array on disk, read when indexed; every failure names the folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        try:
-            # Opening with zarr costs a millisecond per array; most are never read.
-            metadata = json.loads((folder / "zarr.json").read_text("utf-8"))
-            self.shape, self.dtype = tuple(metadata["shape"]), np.dtype(metadata["data_type"])
-            chunks = metadata["chunk_grid"]["configuration"]["chunk_shape"]
-            found = {file.name for file in folder.iterdir()} - {"zarr.json"}
-            expected = math.prod(-(-n // chunk) for n, chunk in zip(self.shape, chunks, strict=True))
-        except Exception as error:
-            raise self._damaged(f"its zarr.json cannot be read: {error}") from error
-        # zarr would read a missing chunk as zeros.
-        if len(found) != expected:
-            raise self._damaged(f"it has {len(found)} chunk files, expected {expected}")
-
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
-
-    def _read(self, key: tuple) -> Any:
-        try:
-            # Version 3 only: in version 2, metadata could name a codec that unpickles.
-            return zarr.open_array(self.folder, mode="r", zarr_format=3).oindex[key]
-        except Exception as error:
-            raise self._damaged(f"a chunk cannot be decoded: {error}") from error
-
-    def _damaged(self, why: str) -> ValueError:
-        return ValueError(f"{self.folder} is damaged ({why}); restore it, or delete the trace and record it again")

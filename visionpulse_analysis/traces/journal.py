@@ -20,9 +20,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from visionpulse_analysis._files import disk_error
 from visionpulse_analysis.traces.creation import create_trace
 from visionpulse_analysis.traces.data import OPTIONAL, STEP_COLUMNS, from_parts, json_copy, to_parts
-from visionpulse_analysis.traces.files import FORMAT_VERSION, check_format, disk_error
+from visionpulse_analysis.traces.files import FORMAT_VERSION, check_format
 from visionpulse_analysis.traces.trace import Trace
 
 KIND = "visionpulse journal"
@@ -189,10 +190,10 @@ def read_journal(path: Path) -> Trace:
                 raise ValueError(f"{path} is damaged (a step is too short); delete it and record the trace again")
             steps[len(tokens)] = np.frombuffer(payload[: dtype.itemsize], dtype)[0]
             tokens.append(payload[dtype.itemsize :].decode("utf-8"))
-    columns = {name: steps[name][: len(tokens)] for name in dtype.names or ()}
     named = {"token_id": "token_ids", "logprob": "logprobs"}
+    columns: dict[str, Any] = {named.get(name, name): steps[name][: len(tokens)] for name in dtype.names or ()}
     return create_trace(
-        **{named.get(name, name): column for name, column in columns.items()},
+        **columns,
         tokens=tokens,
         grid=header.grid,
         layers=header.layers,

@@ -41,7 +41,7 @@ class Trace:
 
     @property
     def attention(self) -> xr.DataArray:
-        """float16 [step, layer, patch] or [step, layer, head, patch]: softmax rows, not renormalised."""
+        """float16 (or float32) [step, layer, patch] or [step, layer, head, patch]: softmax rows, not renormalised."""
         return self.dataset["attention"]
 
     @property

@@ -1,0 +1,304 @@
+"""Damaged stores, several writers, folders that may not be written, kills: what was written, or one clear error."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from visionpulse_analysis.patches import PatchGrid
+from visionpulse_analysis.store import TraceStore
+from visionpulse_analysis.traces import Trace, create_trace, files
+
+GRID = PatchGrid.from_grid(range(6), rows=2, cols=3, image_sizes=[(16, 24)])
+quickly = settings(deadline=None, max_examples=50, suppress_health_check=list(HealthCheck))
+
+
+def made(id: str, steps: int = 5, seed: int = 0) -> Trace:
+    random = np.random.default_rng(seed)
+    attention = random.dirichlet(np.ones(8), (steps, 2))[..., :6].astype(np.float16)
+    return create_trace(
+        **{"attention": attention, "mass": attention.astype(np.float32).sum(-1), "grid": GRID, "layers": [1, 4]},
+        **{"tokens": [f"w{t} " for t in range(steps)], "token_ids": list(range(steps))},
+        logprobs=-random.random(steps),
+        kept=random.random((steps, 6)) < 0.5,
+        images=[random.integers(0, 256, (16, 24, 3), dtype=np.uint8)],
+        prompt_tokens=["where"],
+        meta={"id": id, "question": "where ?", "seed": seed},
+    )
+
+
+def stream(store: TraceStore, trace: Trace, **options):
+    """A writer that has written every step of a trace."""
+    writer = store.writer(
+        trace.meta["id"],
+        **{"grid": trace.grid, "layers": trace.layers, "images": trace.images, "prompt_tokens": trace.prompt_tokens},
+        optional=("kept",),
+        meta={name: trace.meta[name] for name in ("question", "seed")},
+        **options,
+    )
+    assert trace.kept is not None
+    for t, token in enumerate(trace.tokens):
+        arrays = {"attention": trace.attention[t], "mass": trace.mass[t], "kept": trace.kept[t]}
+        writer.append(token=token, token_id=trace.token_ids[t], logprob=trace.logprobs[t], **arrays)
+    return writer
+
+
+def everything(trace: Trace) -> tuple[str, dict]:
+    trace.dataset.load()
+    return trace.data_hash, trace.meta
+
+
+def corrupt(data, path: Path) -> None:
+    """Change some bytes of a file, cut it, or append to it."""
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        change = data.draw(st.sampled_from(["flip", "cut", "insert", "append"]))
+        place = data.draw(st.integers(0, max(0, len(content) - 1)))
+        noise = data.draw(st.binary(min_size=1, max_size=4))
+        if change == "flip" and content:
+            content[place] ^= noise[0] or 1
+        elif change == "cut":
+            del content[place:]
+        else:
+            content[place if change == "insert" else len(content) :][:0] = noise
+    path.write_bytes(content)
+
+
+@quickly
+@given(st.data())
+def test_a_whole_trace_with_any_file_damaged_is_itself_or_an_error(data):
+    with tempfile.TemporaryDirectory() as folder:
+        store = TraceStore(Path(folder) / "s", mode="a")
+        store.add(made("a"))
+        store.add(made("other", seed=1))
+        names = sorted(path for path in (store.path / "a").rglob("*") if path.is_file())
+        corrupt(data, data.draw(st.sampled_from(names)))
+        try:
+            assert everything(store["a"]) == everything(made("a"))
+        except ValueError as error:
+            assert str(store.path / "a") in str(error)
+        assert store.ids == ["a", "other"] and everything(store["other"]) == everything(made("other", seed=1))
+
+
+@quickly
+@given(st.data())
+def test_a_damaged_journal_holds_a_beginning_of_what_was_written(data):
+    with tempfile.TemporaryDirectory() as folder:
+        store, whole = TraceStore(Path(folder) / "s", mode="a"), made("a")
+        stream(store, whole).abandon()
+        corrupt(data, store.path / ".a.journal")
+        try:
+            found = store["a"]
+        except ValueError as error:
+            assert str(store.path / ".a.journal") in str(error)
+            return
+        assert found.meta["complete"] is False and found.tokens == whole.tokens[: len(found)]
+        assert np.array_equal(found.attention, whole.attention[: len(found)])
+        assert whole.kept is not None and np.array_equal(found.kept, whole.kept[: len(found)])
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 10**16) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def edited(data, value):
+    """The same JSON with one part of it, at any depth, replaced or left out."""
+    if isinstance(value, dict) and value and data.draw(st.integers(0, 5)):
+        key = data.draw(st.sampled_from(sorted(value)))
+        if data.draw(st.integers(0, 5)) == 0:
+            return {name: inner for name, inner in value.items() if name != key}
+        return {**value, key: edited(data, value[key])}
+    if isinstance(value, list) and value and data.draw(st.booleans()):
+        place = data.draw(st.integers(0, len(value) - 1))
+        return [*value[:place], edited(data, value[place]), *value[place + 1 :]]
+    return data.draw(json_values)
+
+
+@quickly
+@given(st.data())
+def test_edited_metadata_is_noticed(data):
+    with tempfile.TemporaryDirectory() as folder:
+        made("a").save(Path(folder) / "a")
+        file = data.draw(st.sampled_from(sorted((Path(folder) / "a").rglob("zarr.json"))))
+        before = json.loads(file.read_text())
+        after = edited(data, before)
+        file.write_text(json.dumps(after))
+        try:
+            assert everything(Trace.open(Path(folder) / "a")) == everything(made("a"))
+        except ValueError as error:
+            assert str(Path(folder) / "a") in str(error)
+
+
+def test_a_missing_chunk_is_noticed_although_another_file_takes_its_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_CHUNK_BYTES", 24)
+    made("a").save(tmp_path / "a")
+    (tmp_path / "a" / "attention" / "3.0.0").rename(tmp_path / "a" / "attention" / "3.0.0 (copy)")
+    with pytest.raises(ValueError, match=r"attention is damaged .its chunk files are"):
+        Trace.open(tmp_path / "a")
+
+
+def test_codecs_that_we_do_not_write_are_not_run(tmp_path):
+    made("a").save(tmp_path / "a")
+    for file in (tmp_path / "a" / "zarr.json", tmp_path / "a" / "kept" / "zarr.json"):
+        found = json.loads(file.read_text())
+        for name in ("sha256", "array_sha256"):
+            found["attributes"].pop(name, None)
+        if "codecs" in found:
+            found["codecs"].append({"name": "pickle", "configuration": {}})
+        file.write_text(json.dumps(found))
+    with pytest.raises(ValueError, match=r"kept is damaged .its codecs are .*'pickle'"):
+        Trace.open(tmp_path / "a")
+
+
+def test_a_trace_that_was_replaced_while_open_is_not_mixed_with_the_new_one(tmp_path):
+    made("a").save(tmp_path / "a")
+    lazy = Trace.open(tmp_path / "a")
+    made("a", seed=1).save(tmp_path / "a", overwrite=True)
+    with pytest.raises(ValueError, match="was replaced by another trace since it was opened; open it again"):
+        lazy.attention.load()
+    assert everything(Trace.open(tmp_path / "a")) == everything(made("a", seed=1))
+
+
+def child(code: str, *words: object) -> subprocess.Popen:
+    """Start a Python process that has the names of this file."""
+    start = "import sys; sys.path.insert(0, sys.argv[1])\nfrom test_hostile_stores import *\n"
+    command = [sys.executable, "-c", start + code, str(Path(__file__).parent), *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+REPLACING = """
+a, b = made("a"), made("a", seed=1)
+a.save(sys.argv[2])
+print("ready", flush=True)
+while True:
+    b.save(sys.argv[2], overwrite=True)
+    a.save(sys.argv[2], overwrite=True)
+"""
+
+
+def test_replacing_a_trace_never_leaves_none_not_even_under_kill_9(tmp_path):
+    both = [everything(made("a", seed=seed)) for seed in (0, 1)]
+    read = 0
+    for _ in range(3):
+        with child(REPLACING, tmp_path / "a") as process:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+            for _ in range(40):
+                try:
+                    assert everything(Trace.open(tmp_path / "a")) in both
+                    read += 1
+                except ValueError as error:
+                    assert "damaged" in str(error) or "was replaced" in str(error)
+            os.kill(process.pid, signal.SIGKILL)
+        assert everything(Trace.open(tmp_path / "a")) in both
+        (tmp_path / "a").rename(tmp_path / f"old{read}")
+    assert read
+
+
+WRITING = """
+store, seed = TraceStore(sys.argv[2], mode="a"), int(sys.argv[3])
+for n in range(12):
+    trace = made(f"t{n}", seed=seed)
+    try:
+        if n % 2: store.add(trace)
+        else: stream(store, trace).close()
+        print(n, flush=True)
+    except FileExistsError:
+        pass
+"""
+
+
+def test_writers_in_four_processes_write_every_trace_once(tmp_path):
+    processes = [child(WRITING, tmp_path / "s", seed) for seed in range(4)]
+    written = [[int(line) for line in process.communicate()[0].split()] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4
+    assert sorted(n for numbers in written for n in numbers) == list(range(12))
+    store = TraceStore(tmp_path / "s")
+    assert len(store.finished_ids) == 12 == len(store)
+    for seed, numbers in enumerate(written):
+        for n in numbers:
+            assert everything(store[f"t{n}"])[0] == made(f"t{n}", seed=seed).data_hash
+
+
+READ_ONLY = """
+everything(TraceStore(sys.argv[2])["a"])  # imports what it needs while it may read everything
+if os.geteuid() == 0: os.setgid(65534); os.setuid(65534)
+assert everything(TraceStore(sys.argv[2])["a"]) == everything(made("a"))
+for call in [
+    lambda: TraceStore(sys.argv[2], mode="a"),
+    lambda: TraceStore(sys.argv[2] + "/new", mode="a"),
+    lambda: made("b").save(sys.argv[2] + "/b"),
+]:
+    try:
+        call()
+    except OSError as error:
+        print(error)
+"""
+
+
+def test_a_folder_that_may_only_be_read():
+    with tempfile.TemporaryDirectory() as folder:  # not tmp_path, which other users cannot enter
+        Path(folder).chmod(0o755)
+        TraceStore(Path(folder) / "s", mode="a").add(made("a"))
+        before = sorted(Path(folder).rglob("*"))
+        (Path(folder) / "s").chmod(0o555)
+        with child(READ_ONLY, Path(folder) / "s") as process:
+            lines = process.communicate()[0].splitlines()
+        assert process.returncode == 0 and len(lines) == 3
+        assert all("may not be written" in line or "a folder you may write to" in line for line in lines)
+        assert sorted(Path(folder).rglob("*")) == before
+        (Path(folder) / "s").chmod(0o755)
+
+
+FULL = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+store = TraceStore(sys.argv[2], mode="a")
+for call in [lambda: store.add(made("b", seed=1)), lambda: store.add(made("a", seed=1), overwrite=True)]:
+    try:
+        call()
+    except OSError as error:
+        print(error)
+"""
+
+
+def test_a_disk_without_room_costs_no_finished_trace(tmp_path):
+    store = TraceStore(tmp_path / "s", mode="a")
+    store.add(made("a"))
+    with child(FULL, store.path) as process:
+        lines = process.communicate()[0].splitlines()
+    assert process.returncode == 0 and len(lines) == 2
+    assert all("nothing was written" in line for line in lines)
+    assert store.ids == ["a"] and everything(store["a"]) == everything(made("a"))
+    assert {path.name for path in store.path.iterdir()} == {"zarr.json", ".lock", "a"}
+
+
+def test_names_that_are_no_ids_are_not_listed(tmp_path):
+    store = TraceStore(tmp_path / "s", mode="a")
+    store.add(made("a"))
+    for name in (".a b.journal", "..journal", ".journal", "b.journal", ".\n.journal", "a b", ".x.journal.tmp-1"):
+        (store.path / name).write_bytes(b"x")
+    (store.path / "c d").mkdir()
+    assert store.ids == ["a"]
+
+
+def test_ids_are_checked_before_anything_is_decoded(vlm, pictures, tmp_path):
+    import visionpulse_analysis as vpa
+
+    store = TraceStore(tmp_path / "s", mode="a")
+    store.add(made("b"))
+    for ids, error in ((["a", "b"], FileExistsError), (["a", "../b"], ValueError)):
+        with pytest.raises(error):
+            vpa.decode(vlm, pictures[0], ["where ?"] * 2, max_new_tokens=1, store=store, ids=ids)
+        assert store.ids == ["b"]
