@@ -1,0 +1,100 @@
+"""Traces from and for other programs: ``import`` and ``export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from visionpulse_analysis.cli.base import Json, app, command, show
+
+if TYPE_CHECKING:
+    from visionpulse_analysis.traces import Trace
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+
+
+@command(app, "import")
+def import_traces(
+    source: Annotated[Path, typer.Argument(help="A trace.npz of the paper's authors, or a folder with some.")],
+    store: Annotated[Path, typer.Option(help="Add them to this trace store; made if there is none.")],
+    id: Annotated[str | None, typer.Option(help="Name in the store; the file's sample_id without it.")] = None,
+    image: Annotated[Path | None, typer.Option(help="The picture; image.png beside the file without it.")] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Bring trace.npz files (format_version 1) into a trace store."""
+    import visionpulse_analysis as vpa
+    from visionpulse_analysis.exchange import read_npz
+
+    files = sorted(source.rglob("trace.npz")) if source.is_dir() else [source]
+    if not files:
+        raise FileNotFoundError(f"no trace.npz under {source}")
+    if len(files) > 1 and (id is not None or image is not None):
+        raise ValueError(f"--id and --image are for one file, but {source} holds {len(files)}")
+    traces = vpa.TraceStore(store, mode="a")
+    done = []
+    for file in files:
+        trace = read_npz(file, image=image, id=id)
+        traces.add(trace, overwrite=overwrite)
+        done.append({"file": str(file), "id": trace.meta["id"], "steps": len(trace), "patches": len(trace.grid)})
+    lines = (f"{d['file']}: {d['id']}, {d['steps']} steps of {d['patches']} patches" for d in done)
+    show({"store": str(store), "traces": done}, as_json, "\n".join(lines))
+
+
+@command(app)
+def export(
+    source: Annotated[Path, typer.Argument(help="A trace store, or one saved trace.")],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            help="steps.csv or steps.parquet: a table of all traces. trace.npz: one trace in the format of the paper's "
+            "authors. boxes.json: one trace as COCO-like boxes. A folder: trace.npz of every trace."
+        ),
+    ],
+    sample: Annotated[str | None, typer.Option(help="Only the trace of this id.")] = None,
+    layer: Annotated[int | None, typer.Option(help="Layer, where several were recorded (npz, boxes).")] = None,
+    top: Annotated[int | None, typer.Option(help="Only the strongest patches of each step (boxes).")] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write stored traces for other programs; the ending of OUT says what."""
+    from visionpulse_analysis import exchange
+
+    found = _traces(source, sample)
+    if out.suffix in (".csv", ".parquet"):
+        written = [exchange.write_table(found.values(), out, overwrite=overwrite)]
+    elif out.suffix == ".npz":
+        written = exchange.write_npz(_only(found, source), out, layer, overwrite=overwrite)
+    elif out.suffix == ".json":
+        written = exchange.write_boxes(_only(found, source), out, layer, top=top, overwrite=overwrite)
+    elif not out.suffix or out.is_dir():
+        parts = (exchange.write_npz(t, out / id / "trace.npz", layer, overwrite=overwrite) for id, t in found.items())
+        written = [path for part in parts for path in part]
+    else:
+        raise ValueError(f"OUT must end in .csv, .parquet, .npz or .json, or be a folder; got {out.name!r}")
+    show({"written": [str(path) for path in written]}, as_json, "\n".join(f"wrote {path}" for path in written))
+
+
+def _traces(source: Path, sample: str | None) -> dict[str, Trace]:
+    """The traces asked for, by id."""
+    import visionpulse_analysis as vpa
+
+    try:
+        store = vpa.TraceStore(source)
+    except ValueError:
+        trace = vpa.Trace.open(source)  # says what is wrong, if it is no trace either
+        return {trace.meta.get("id", source.name): trace}
+    ids = store.ids if sample is None else [sample]
+    if not ids:
+        raise ValueError(f"the store {source} is empty")
+    return {id: store[id] for id in ids}
+
+
+def _only(found: dict[str, Trace], source: Path) -> Trace:
+    if len(found) > 1:
+        raise ValueError(
+            f"{source} holds {len(found)} traces; choose one with --sample: {', '.join(list(found)[:5])} ..."
+        )
+    return next(iter(found.values()))
