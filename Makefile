@@ -1,5 +1,6 @@
 # make figures         run every notebook, write figures/          (FAST=1: small and quick, into figures/fast/; NAME=01: one notebook)
 # make test            run the tests
+# make test-floor      run the tests that touch transformers on the oldest version allowed
 # make lab             open JupyterLab in notebooks/
 # make lint            ruff, pyright, import-linter
 # make clean           remove what the targets above wrote, but keep .venv
@@ -7,18 +8,22 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+FLOOR := $(VENV)/floor
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable
 
 # Everything bundled works without network; say HF_HUB_OFFLINE=0 to load a model from the hub.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: figures test lab lint clean
+.PHONY: figures test test-floor lab lint clean
 
 figures: $(VENV)/.installed
 	$(BIN)/visionpulse figures $(NAME) $(if $(filter-out 0,$(FAST)),--fast)
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+test-floor: $(FLOOR)/.installed
+	PYTHONPATH=$(FLOOR) $(BIN)/python -m pytest tests/families tests/test_attention.py tests/test_decoding.py tests/test_models.py
 
 lab: $(VENV)/.installed
 	$(BIN)/jupyter lab notebooks
@@ -36,6 +41,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP_INSTALL) '.[dev]'
+	touch $@
+
+$(FLOOR)/.installed: constraints-floor.txt $(VENV)/.installed
+	rm -rf $(FLOOR)
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --target $(FLOOR) --requirement constraints-floor.txt
 	touch $@
 
 $(BIN)/python:

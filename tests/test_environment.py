@@ -55,8 +55,22 @@ def test_every_direct_dependency_is_pinned_within_its_range():
         assert pinned >= [int(part) for part in floor[1].split(".")], requirement
 
 
+def test_the_oldest_transformers_allowed_is_the_one_tested():
+    floor = (ROOT / "constraints-floor.txt").read_text()
+    tested = re.search(r"^transformers==(\d+\.\d+)\.", floor, re.MULTILINE)
+    assert tested and f"transformers>={tested[1]},<6" in PROJECT["dependencies"]
+    assert "make test-floor" in (ROOT / ".ci/run").read_text()
+
+
 def test_no_package_registry_is_named():
-    for name in ("pyproject.toml", "constraints.txt", "environment.yml", "Makefile", ".ci/run"):
+    for name in (
+        "pyproject.toml",
+        "constraints.txt",
+        "constraints-floor.txt",
+        "environment.yml",
+        "Makefile",
+        ".ci/run",
+    ):
         text = (ROOT / name).read_text()
         assert not re.search(r"https?:|index-url|find-links|file:", text), name
 

@@ -254,7 +254,7 @@ class _Run:
         ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
         with self.attention.watching(self.vlm.model):
             logits = self._forward(ids, mask.shape[1], position, **inputs)
-        return logits, position.view(-1, *ids.shape).amax(dim=(0, 2)) + 1
+        return logits, position.view(-1, *ids.shape)[:, :, -1].amax(dim=0) + 1
 
     def _relevance(self, tokens: int) -> torch.Tensor:
         """How much the first tokens of the dense answers depend on each patch: float32 [row, patch]."""

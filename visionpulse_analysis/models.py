@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, ProcessorMixin
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, ProcessorMixin
 from transformers.utils import logging as hf_logging
 
 from visionpulse_analysis.families import Family, Prompt, check_supported, family_class
+from visionpulse_analysis.families.processors import load_image_processor
 from visionpulse_analysis.images import ImageLike
 
 BUNDLED = ("scenes",)
@@ -149,7 +150,7 @@ def load(
                 source, revision=revision, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
             )
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        image_processor = AutoImageProcessor.from_pretrained(source, revision=revision, backend="pil")
+        image_processor = load_image_processor(source, revision)
         settings, _ = ProcessorMixin.get_processor_dict(source, revision=revision)
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"the weights of {name!r} or its processor files cannot be read: {error}") from error

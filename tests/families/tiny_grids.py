@@ -8,9 +8,9 @@ from typing import Any
 import torch
 import transformers as hf
 from tiny_parts import PATCH, Tiny, text, tokenizer, tower
-from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils.import_utils import is_torchvision_available
+
+from visionpulse_analysis.families.processors import pil_class
 
 
 def qwen(config_class: Any, model_class: Any, vision: dict, **text_extra: Any) -> Tiny:
@@ -24,7 +24,7 @@ def qwen(config_class: Any, model_class: Any, vision: dict, **text_extra: Any) -
     vision = {"depth": 2, "hidden_size": 32, "num_heads": 2, "patch_size": PATCH, "temporal_patch_size": 2, **vision}
     vision |= {"spatial_merge_size": 2}
     config = config_class(text_config=text(words, rope_parameters=rope, **text_extra), vision_config=vision, **ids)
-    pictures = Qwen2VLImageProcessorPil(
+    pictures = pil_class("Qwen2VLImageProcessor")(
         patch_size=PATCH, temporal_patch_size=2, merge_size=2, size={"shortest_edge": 1024, "longest_edge": 16384}
     )
     return Tiny(model_class(config), words, pictures, hf.Qwen3VLProcessor)
@@ -63,7 +63,7 @@ def llava() -> Tiny:
         text_config=hf.LlamaConfig(**text(words)),
         image_token_index=words.image_token_id,
     )
-    pictures = hf.LlavaImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    pictures = pil_class("LlavaImageProcessor")(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     processor = hf.LlavaProcessor(pictures, words, PATCH, "default", num_additional_image_tokens=1)
     return Tiny(hf.LlavaForConditionalGeneration(config), words, pictures, processor)
 
@@ -80,7 +80,7 @@ def gemma3() -> Tiny:
         eoi_token_index=words.eoi_token_id,
         image_token_index=words.image_token_id,
     )
-    pictures = hf.Gemma3ImageProcessorPil(size={"height": 32, "width": 32}, pan_and_scan_min_crop_size=16)
+    pictures = pil_class("Gemma3ImageProcessor")(size={"height": 32, "width": 32}, pan_and_scan_min_crop_size=16)
     processor = hf.Gemma3Processor(pictures, words, image_seq_length=16)
     model = hf.Gemma3ForConditionalGeneration(config)
     torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight)  # zero to begin with
@@ -89,13 +89,15 @@ def gemma3() -> Tiny:
 
 def vipllava() -> Tiny:
     words = tokenizer({"image_token": "<image>"}, "<image>")
+    # transformers 5.4 has the name in the plural.
+    layers: Any = {"vision_feature_layer": [-2, -1], "vision_feature_layers": [-2, -1]}
     config = hf.VipLlavaConfig(
         vision_config=hf.CLIPVisionConfig(**tower(32, projection_dim=32)),
         text_config=hf.LlamaConfig(**text(words)),
         image_token_index=words.image_token_id,
-        vision_feature_layer=[-2, -1],
+        **layers,
     )
-    pictures = hf.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    pictures = pil_class("CLIPImageProcessor")(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     processor = hf.LlavaProcessor(pictures, words, PATCH, "default", num_additional_image_tokens=1)
     return Tiny(hf.VipLlavaForConditionalGeneration(config), words, pictures, processor)
 
@@ -110,7 +112,7 @@ def llava_siglip() -> Tiny:
         vision_feature_select_strategy="full",
         vision_feature_layer=-1,
     )
-    pictures = hf.SiglipImageProcessorPil(size={"height": 34, "width": 34})
+    pictures = pil_class("SiglipImageProcessor")(size={"height": 34, "width": 34})
     processor = hf.LlavaProcessor(pictures, words, PATCH, "full")
     return Tiny(hf.LlavaForConditionalGeneration(config), words, pictures, processor)
 
@@ -125,7 +127,7 @@ def paligemma() -> Tiny:
         projection_dim=32,
         hidden_size=32,
     )
-    pictures = hf.SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    pictures = pil_class("SiglipImageProcessor")(size={"height": 32, "width": 32})
     pictures.image_seq_length = 64
     words.chat_template = None
     return Tiny(hf.PaliGemmaForConditionalGeneration(config), words, pictures, hf.PaliGemmaProcessor)
@@ -144,7 +146,9 @@ def pixtral() -> Tiny:
         vision_feature_select_strategy="full",
         vision_feature_layer=-1,
     )
-    pictures = hf.PixtralImageProcessorPil(size={"longest_edge": 64}, patch_size={"height": PATCH, "width": PATCH})
+    pictures = pil_class("PixtralImageProcessor")(
+        size={"longest_edge": 64}, patch_size={"height": PATCH, "width": PATCH}
+    )
     processor = partial(hf.PixtralProcessor, patch_size=PATCH) if is_torchvision_available() else None
     return Tiny(hf.LlavaForConditionalGeneration(config), words, pictures, processor)
 
@@ -157,7 +161,9 @@ def mistral3() -> Tiny:
         image_token_index=words.image_token_id,
         spatial_merge_size=2,
     )
-    pictures = hf.PixtralImageProcessorPil(size={"longest_edge": 64}, patch_size={"height": PATCH, "width": PATCH})
+    pictures = pil_class("PixtralImageProcessor")(
+        size={"longest_edge": 64}, patch_size={"height": PATCH, "width": PATCH}
+    )
     options = {"patch_size": PATCH, "spatial_merge_size": 2}
     processor = partial(hf.PixtralProcessor, **options) if is_torchvision_available() else None
     return Tiny(hf.Mistral3ForConditionalGeneration(config), words, pictures, processor)
@@ -179,7 +185,7 @@ def glm(config_class: Any, model_class: Any, **extra: Any) -> Tiny:
     config = config_class(text_config=text(words, rope_parameters=rope, **extra), vision_config=vision, **ids)
     size = {"shortest_edge": 1024, "longest_edge": 16384}
     options: Any = {"patch_size": PATCH, "temporal_patch_size": 2, "merge_size": 2, "size": size}
-    pictures = Glm4vImageProcessorPil(**options)
+    pictures = pil_class("Glm4vImageProcessor")(**options)
     return Tiny(model_class(config), words, pictures, hf.Glm4vProcessor)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import transformers as hf
 from tiny_parts import PATCH, Tiny, text, tokenizer, tower
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+from visionpulse_analysis.families.processors import pil_class
 
 
 def internvl() -> Tiny:
@@ -22,7 +23,7 @@ def internvl() -> Tiny:
         image_token_id=words.context_image_token_id,
         image_seq_length=16,
     )
-    pictures = GotOcr2ImageProcessorPil(size={"height": 32, "width": 32}, max_patches=6)
+    pictures = pil_class("GotOcr2ImageProcessor")(size={"height": 32, "width": 32}, max_patches=6)
     processor = partial(hf.InternVLProcessor, image_seq_length=16)
     return Tiny(hf.InternVLForConditionalGeneration(config), words, pictures, processor)
 
@@ -38,7 +39,7 @@ def llava_next() -> Tiny:
         image_token_index=words.image_token_id,
         image_grid_pinpoints=PINPOINTS,
     )
-    pictures = hf.LlavaNextImageProcessorPil(
+    pictures = pil_class("LlavaNextImageProcessor")(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_grid_pinpoints=PINPOINTS
     )
     processor = hf.LlavaNextProcessor(pictures, words, PATCH, "default", num_additional_image_tokens=1)
@@ -57,7 +58,9 @@ def llava_onevision() -> Tiny:
         image_grid_pinpoints=pinpoints,
         vision_aspect_ratio="anyres_max_4",
     )
-    pictures = hf.LlavaOnevisionImageProcessorPil(size={"height": 34, "width": 34}, image_grid_pinpoints=pinpoints)
+    pictures = pil_class("LlavaOnevisionImageProcessor")(
+        size={"height": 34, "width": 34}, image_grid_pinpoints=pinpoints
+    )
     options = {"num_image_tokens": 64, "vision_feature_select_strategy": "full", "vision_aspect_ratio": "anyres_max_4"}
     processor = partial(hf.LlavaOnevisionProcessor, **options)
     return Tiny(hf.LlavaOnevisionForConditionalGeneration(config), words, pictures, processor)
@@ -84,12 +87,12 @@ def idefics(config_class: Any, vision_class: Any, model_class: Any, pictures: An
 def idefics3() -> Tiny:
     return idefics(
         hf.Idefics3Config, hf.Idefics3VisionConfig, hf.Idefics3ForConditionalGeneration,
-        hf.Idefics3ImageProcessorPil, hf.Idefics3Processor,
+        pil_class("Idefics3ImageProcessor"), hf.Idefics3Processor,
     )  # fmt: skip
 
 
 def smolvlm() -> Tiny:
     return idefics(
         hf.SmolVLMConfig, hf.SmolVLMVisionConfig, hf.SmolVLMForConditionalGeneration,
-        hf.SmolVLMImageProcessorPil, hf.SmolVLMProcessor,
+        pil_class("SmolVLMImageProcessor"), hf.SmolVLMProcessor,
     )  # fmt: skip

@@ -1,0 +1,60 @@
+"""Loading the library's image processors by their PIL half, which needs no torchvision."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from transformers import AutoImageProcessor
+from transformers.image_processing_base import ImageProcessingMixin
+
+# Where the library keeps the PIL half of each image processor: transformers 5.4 finds none of them without torchvision.
+FOLDERS = {
+    "CLIPImageProcessor": "clip",
+    "Gemma3ImageProcessor": "gemma3",
+    "Glm4vImageProcessor": "glm4v",
+    "GotOcr2ImageProcessor": "got_ocr2",
+    "Idefics3ImageProcessor": "idefics3",
+    "LlavaImageProcessor": "llava",
+    "LlavaNextImageProcessor": "llava_next",
+    "LlavaOnevisionImageProcessor": "llava_onevision",
+    "PixtralImageProcessor": "pixtral",
+    "Qwen2VLImageProcessor": "qwen2_vl",
+    "SiglipImageProcessor": "siglip",
+    "SmolVLMImageProcessor": "smolvlm",
+}
+
+
+def load_image_processor(source: str, revision: str) -> Any:
+    """The image processor of a folder or a hub model.
+
+    Raises
+    ------
+    OSError, ValueError
+        If its files cannot be read, or this version of the library has it for torchvision only.
+    """
+    try:
+        return AutoImageProcessor.from_pretrained(source, revision=revision, backend="pil")
+    except (ImportError, ValueError) as error:
+        kind = _kind(source, revision)
+        if kind not in FOLDERS:
+            raise ValueError(f"the image processor {kind!r} cannot be loaded: {error}") from error
+    return pil_class(kind).from_pretrained(source, revision=revision)
+
+
+def pil_class(kind: str) -> Any:
+    """The PIL half of an image processor named in `FOLDERS`; ValueError where this version has none."""
+    try:
+        module = import_module(f"transformers.models.{FOLDERS[kind]}.image_processing_pil_{FOLDERS[kind]}")
+    except ImportError as error:
+        raise ValueError(
+            f"this transformers has {kind} for torchvision only: install torchvision, or a newer transformers"
+        ) from error
+    return getattr(module, f"{kind}Pil")
+
+
+def _kind(source: str, revision: str) -> str:
+    """Name of the image processor without the mark of a backend."""
+    settings, _ = ImageProcessingMixin.get_image_processor_dict(source, revision=revision)
+    settings = settings.get("image_processor", settings)
+    return str(settings.get("image_processor_type")).removesuffix("Fast").removesuffix("Pil")
