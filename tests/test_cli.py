@@ -123,9 +123,10 @@ def test_provenance(call, tmp_path):
 
 
 def test_train_and_evaluate(call, tmp_path, monkeypatch):
-    from visionpulse_analysis.testbed import training
+    from visionpulse_analysis.testbed import publishing, training
 
     monkeypatch.setattr(training, "VISION_STEPS", 2)
+    monkeypatch.setattr(publishing, "ANCHOR_SCENES", 2)
     tiny = (training.Stage("read", 2, {4: 1.0}, {"describe": 1.0}, 2, 1, (1e-3, 1e-3)),)
     defaults = dict(training.Trainer.__init__.__kwdefaults__ or {}, plan=tiny)
     monkeypatch.setattr(training.Trainer.__init__, "__kwdefaults__", defaults)
@@ -137,6 +138,15 @@ def test_train_and_evaluate(call, tmp_path, monkeypatch):
     assert {"dense", "random", "cost_points"} <= set(scores["control_random_5"])
     text = call("evaluate", "--model", tmp_path / "model", "--limit", 2, "--no-controls").stdout
     assert "256 patches  find" in text
+    assert "drop --model" in call("evaluate", "--model", tmp_path / "model", "--card", code=2).stderr
+
+
+def test_a_card_of_other_scores_is_refused(tmp_path):
+    from visionpulse_analysis.testbed.publishing import write_card
+
+    with pytest.raises(ValueError, match="scores of weights 0123"):
+        write_card({"weights": "0123"}, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_bench_recording(call):
