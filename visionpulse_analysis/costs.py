@@ -75,13 +75,14 @@ class ModelShape:
         width, heads, n = size("hidden_size"), size("num_attention_heads"), size("num_hidden_layers")
         experts = size("num_experts", "num_local_experts", "n_routed_experts", default=0)
         every = size("decoder_sparse_step", default=1)
-        dense = set(getattr(text, "mlp_only_layers", None) or ())
+        dense = {*(getattr(text, "mlp_only_layers", None) or ()), *range(size("first_k_dense_replace", default=0))}
         sparse = [bool(experts) and layer not in dense and (layer + 1) % every == 0 for layer in range(n)]
         wide = size("intermediate_size", default=0 if all(sparse) else None)
         active = 0
         if experts:
             one = size("moe_intermediate_size", "intermediate_size")
-            active = one * size("num_experts_per_tok") + size("shared_expert_intermediate_size", default=0)
+            shared = size("shared_expert_intermediate_size", default=one * size("n_shared_experts", default=0))
+            active = one * size("num_experts_per_tok") + shared
         return cls(
             width=width,
             heads=heads,

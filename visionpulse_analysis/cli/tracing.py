@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,9 @@ def decode(
     image: Path,
     question: str,
     model: Model = "scenes",
-    pruner: Annotated[str | None, typer.Option(help="A pruner's name; its parameters follow as -p.")] = None,
+    pruner: Annotated[
+        str | None, typer.Option(help="A pruner's name, with -p for its parameters, or as text: a(x=1) | b.")
+    ] = None,
     parameter: Parameters = None,
     layers: Annotated[str, typer.Option(help='"all", "anchor", or indices such as 3,5.')] = "all",
     heads: Annotated[str, typer.Option(help='"mean", "all", or indices such as 0,2.')] = "mean",
@@ -63,6 +66,24 @@ def decode(
         "meta": trace.meta,
     }
     show(result, as_json, f"{trace.thinking}\n{trace.answer}")
+
+
+@command(app)
+def pruners(as_json: Json = False) -> None:
+    """List the pruners, with their parameters and defaults."""
+    import visionpulse_analysis as vpa
+    from visionpulse_analysis.pruners import as_text
+
+    known = vpa.list_pruners()
+    about = {
+        name: {
+            "does": (kind.__doc__ or "").strip().partition("\n")[0],
+            "parameters": {field.name: field.default for field in fields(kind)},
+        }
+        for name, kind in known.items()
+    }
+    lines = [f"{as_text(kind())}\n    {about[name]['does']}" for name, kind in known.items()]
+    show(about, as_json, "\n".join(lines))
 
 
 def _indices(text: str) -> Any:

@@ -128,8 +128,9 @@ def most_probable(units: torch.Tensor, weights: torch.Tensor, k: torch.Tensor, p
         new = (vectors @ vectors[rows, pick][..., None])[..., 0]
         for row_of in made:
             new = new - row_of * row_of[rows, pick][:, None]
-        # Beyond the rank of the kernel nothing is left but rounding: the guard keeps that finite.
-        new = new / left[rows, pick].clamp(min=1e-10).sqrt()[:, None]
+        strength = left[rows, pick][:, None]
+        # Beyond the rank of the kernel only rounding is left, which must not be divided by itself.
+        new = torch.where(strength > 1e-7, new / strength.clamp(min=1e-7).sqrt(), 0.0)
         chosen[rows, pick] |= chosen.sum(dim=1) < k
         made.append(new)
         left = left - new**2
