@@ -38,7 +38,8 @@ class TestCombined:
 
     def test_a_second_that_wants_more_than_is_left_keeps_all_of_it(self, vlm, pictures):
         for trace in decode(vlm, pictures, FastV(1, 0.1) | VisionPulse(3, budget=0.5)):
-            assert (trace.kept.values == trace.kept.values[0]).all() and 0 < trace.k.values[0] < 13
+            assert (trace.kept.values == trace.kept.values[0]).all()
+            assert trace.k.values[0] == round(0.1 * len(trace.grid))
 
     def test_keeping_all_beside_another_changes_nothing(self, vlm, pictures):
         for pruner in (FastV(budget=0.2), VisionPulse(budget=0.1), ShortV((2, 3))):
@@ -58,7 +59,7 @@ class TestCombined:
         pruned = vpa.costs_of(decode(vlm, pictures, DivPrune(0.25))[0])
         assert together.flops[0] < pruned.flops[0] and together.flops[1] == pruned.flops[1]
         forgetful = decode(vlm, pictures, DivPrune(0.25) | MVW(1))[0]
-        assert forgetful.meta["costs"]["forgets"] and not pruned.flops[0] == 0
+        assert forgetful.meta["costs"]["forgets"]
         assert not decode(vlm, pictures, VisionPulse() | MVW(1))[0].meta["costs"]["forgets"]
 
     def test_text_and_dict_give_it_back(self):
@@ -135,10 +136,6 @@ class TestCalibration:
             VTW.calibrated(made_up(self.WORLD), 4, threshold=-1.0)
 
     def test_shortv_freezes_what_contributes_least(self):
-        assert (
-            ShortV.calibrated(made_up(self.WORLD), 4, frozen=2) == ShortV((1, 3))
-            or self.divergences()[2] < self.divergences()[1]
-        )
         order = np.argsort(self.divergences(), kind="stable")
         for count in range(5):
             expected = ShortV(tuple(sorted(order[:count].tolist())))
@@ -167,8 +164,10 @@ class TestCalibration:
             for row, (token, logprob) in zip(logprobs, expected, strict=True):
                 assert int(row.argmax()) == token and float(row.max()) == pytest.approx(logprob, abs=1e-4)
         curve = withdrawal_curve(first, vlm.n_layers)
-        found = vpa.calibrate(vlm, "vtw", samples, threshold=float(curve[5]))
-        assert isinstance(found, VTW) and curve[found.layer] <= curve[5] and (curve[1 : found.layer] > curve[5]).all()
+        threshold = 1.001 * float(curve[5])  # batches of another size change the last bits
+        found = vpa.calibrate(vlm, "vtw", samples, threshold=threshold)
+        assert isinstance(found, VTW) and curve[found.layer] <= threshold
+        assert (curve[1 : found.layer] > threshold).all()
 
     def test_what_cannot_be_calibrated(self, vlm, pictures):
         with pytest.raises(ValueError, match="fastv has nothing to calibrate"):
