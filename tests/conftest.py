@@ -10,6 +10,14 @@ import numpy as np
 import pytest
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_jupyter_folder(tmp_path_factory):
+    """Executed notebooks are signed here, not in the folder of the user who runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_DATA_DIR", str(tmp_path_factory.mktemp("jupyter")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def scenes_folder(tmp_path_factory):
     """The bundled architecture with random weights, in Hugging Face format."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from nbformat.sign import NotebookNotary
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from visionpulse_analysis import notebooks
@@ -50,6 +51,15 @@ def test_run_executes_a_copy_and_leaves_the_source_alone(folder):
     assert [path.name for path in result.path.parent.iterdir()] == ["00_works.ipynb"]
     assert (folder / "00_works.ipynb").read_bytes() == before
     assert result.seconds > 0
+
+
+def test_the_executed_copy_is_signed_where_that_can_be_kept(folder, tmp_path, monkeypatch):
+    signed, _ = run("works", folder, out=tmp_path / "a")
+    assert NotebookNotary().check_signature(nbformat.read(signed.path, as_version=4))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "file" / "jupyter"))
+    result, _ = run("works", folder, out=tmp_path / "b")
+    assert result.path.exists()
 
 
 def test_the_kernel_is_this_python_in_the_given_folder_with_a_relative_out(folder, tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ import papermill
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
+from nbformat.sign import NotebookNotary
 from papermill.exceptions import PapermillExecutionError
 from traitlets import default
 
@@ -199,7 +200,19 @@ def _execute(plan: _Plan) -> Executed:
             f"parameters.\nThe cells up to there: {partial}"
         ) from error
     partial.replace(plan.target)
+    trust(plan.target)
     return Executed(plan.source.stem, plan.target, plan.parameters, time.perf_counter() - start)
+
+
+def trust(path: Path) -> None:
+    """Sign an executed notebook as ``jupyter trust`` does, so that JupyterLab shows its widgets without a click.
+
+    Where this user's Jupyter folder cannot be written there is no signature, and the reader is asked as ever.
+    """
+    with contextlib.suppress(OSError):
+        notary = NotebookNotary()
+        notary.sign(nbformat.read(path, as_version=4))
+        notary.store.close()
 
 
 class _RunningPython(AsyncKernelManager):
