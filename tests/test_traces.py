@@ -211,6 +211,8 @@ def test_html_shows_the_trace_and_escapes_every_text() -> None:
     assert "<script" not in html and html.count("&lt;script&gt;") == 5 + 3
     assert "data:image/png;base64," in html and "step 5, layer 2, patch 14" in html and "True" in html
     assert "img" not in make(images=[])._repr_html_()
+    masses = trace.mass.mean("layer").values
+    assert all(f"step {step}, visual mass {mass:.3f}" in html for step, mass in enumerate(masses))
 
 
 def test_not_a_trace_dataset_is_refused() -> None:

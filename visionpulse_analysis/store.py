@@ -18,6 +18,7 @@ from visionpulse_analysis._files import disk_error
 from visionpulse_analysis.patches import PatchGrid
 from visionpulse_analysis.traces import StoreVersionError, Trace, create_trace
 from visionpulse_analysis.traces.files import FORMAT_VERSION, check_format
+from visionpulse_analysis.traces.html import store_html
 from visionpulse_analysis.traces.journal import TraceWriter, is_being_written, read_journal
 
 __all__ = ["StoreVersionError", "TraceStore", "TraceWriter"]
@@ -136,6 +137,9 @@ class TraceStore:
             except FileNotFoundError:
                 pass  # its writer closed it between the two lines above
         return Trace.open(self._folder(id))
+
+    def _repr_html_(self) -> str:
+        return store_html(self)
 
     def add(self, trace: Trace, overwrite: bool = False) -> None:
         """Store a whole trace under ``trace.meta["id"]``.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from html import escape
 from typing import Any, ClassVar
 
 import torch
@@ -127,7 +128,8 @@ class Pruner:
         return {"name": self.name, **asdict(self)}
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><th>{key}</th><td>{value}</td></tr>" for key, value in self.to_dict().items())
+        facts = {"pruner": self.name, "does": (type(self).__doc__ or "").partition("\n")[0], **asdict(self)}
+        rows = "".join(f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in facts.items())
         return f"<table>{rows}</table>"
 
 

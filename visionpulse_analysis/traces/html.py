@@ -1,18 +1,26 @@
-"""How a trace shows itself in a notebook."""
+"""How a trace and a store show themselves in a notebook."""
 
 from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
 
 _MAX_TOKENS = 300
+_MAX_ROWS = 20
 
 
 def trace_html(
-    *, image: np.ndarray | None, question: str, tokens: list[str], facts: dict[str, str], width: int = 160
+    *,
+    image: np.ndarray | None,
+    question: str,
+    tokens: Sequence[str],
+    mass: Sequence[float],
+    facts: Mapping[str, str],
+    width: int = 160,
 ) -> str:
     """One self-contained HTML fragment; every text is escaped.
 
@@ -23,6 +31,8 @@ def trace_html(
     question : str
     tokens : list of str
         The first 300 are shown.
+    mass : list of float
+        Visual mass of each token, 0..1: how strongly it is shaded.
     facts : dict of str
         Label and text of each line of the small table.
     width : int
@@ -30,16 +40,53 @@ def trace_html(
     """
     rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in facts.items())
     shown = "".join(
-        f"<code title='step {step}'>{escape(token)}</code> " for step, token in enumerate(tokens[:_MAX_TOKENS])
+        f"<code title='step {step}, visual mass {share:.3f}' style='background:rgba(59,130,246,{0.6 * share:.2f})'>"
+        f"{escape(token)}</code> "
+        for step, (token, share) in enumerate(zip(tokens[:_MAX_TOKENS], mass, strict=False))
     )
     more = f"and {len(tokens) - _MAX_TOKENS} more" if len(tokens) > _MAX_TOKENS else ""
     return (
         "<div style='display:flex;gap:1em;align-items:flex-start'>"
         f"{'' if image is None else _thumbnail(image, width)}"
         f"<div><p><b>{escape(question)}</b></p><p style='line-height:1.7'>{shown}{more}</p>"
+        "<p><small>Shaded by visual mass. vpa.explore(trace) shows where it looked.</small></p>"
         f"<table>{rows}</table></div>"
         "</div>"
     )
+
+
+def store_html(store) -> str:
+    """A table of the first 20 traces of a TraceStore; every text is escaped."""
+    ids = store.ids
+    lines = [_line(store, id) for id in ids[:_MAX_ROWS]]
+    head = "".join(f"<th>{escape(name)}</th>" for name in (lines[0] if lines else {}))
+    body = "".join(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in line.values())}</tr>" for line in lines)
+    more = f"<p>and {len(ids) - _MAX_ROWS} more; store.ids names all</p>" if len(ids) > _MAX_ROWS else ""
+    title = f"<p><b>TraceStore</b> {escape(str(store.path))}: {len(ids)} {'trace' if len(ids) == 1 else 'traces'}</p>"
+    return f"<div>{title}<table><tr>{head}</tr>{body}</table>{more}</div>"
+
+
+def _line(store, id: str) -> dict[str, str]:
+    """What the table says of one trace; a damaged one does not hide the others."""
+    line = dict.fromkeys(("id", "question", "model", "pruner", "steps", "state"), "")
+    try:
+        trace = store[id]
+    except (ValueError, KeyError, OSError) as error:
+        return line | {"id": id, "state": str(error)}
+    return line | {
+        "id": id,
+        "question": trace.question,
+        "model": str(trace.meta.get("model", "")),
+        "pruner": _pruner_text(trace.meta.get("pruner")),
+        "steps": str(len(trace)),
+        "state": "whole" if trace.meta.get("complete") else "unfinished",
+    }
+
+
+def _pruner_text(pruner: object) -> str:
+    if pruner is None:
+        return "none (dense)"
+    return str(pruner["name"]) if isinstance(pruner, Mapping) and "name" in pruner else str(pruner)
 
 
 def _thumbnail(image: np.ndarray, width: int) -> str:

@@ -241,7 +241,8 @@ class Trace:
             "complete": str(self.meta.get("complete")),
         }
         image = self.images[0] if self.images else None
-        return trace_html(image=image, question=self.question, tokens=self.tokens, facts=facts)
+        mass = self.mass.mean([dim for dim in self.mass.dims if dim != "step"]).values.tolist()
+        return trace_html(image=image, question=self.question, tokens=self.tokens, mass=mass, facts=facts)
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name}: {size}" for name, size in self.attention.sizes.items())

@@ -1,0 +1,88 @@
+"""How stores and pruners show themselves in a notebook; traces and models: test_traces.py, test_models.py."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+import visionpulse_analysis as vpa
+from visionpulse_analysis.patches import PatchGrid
+from visionpulse_analysis.pruners.base import KNOWN, Pruner
+
+EVIL = "<script>alert('x')</script>"
+
+
+def trace(id: str, steps: int = 2, **meta) -> vpa.Trace:
+    return vpa.create_trace(
+        attention=np.full((steps, 1, 4), 0.1),
+        mass=np.full((steps, 1), 0.4),
+        tokens=["a"] * steps,
+        token_ids=[1] * steps,
+        logprobs=[-0.1] * steps,
+        grid=PatchGrid.from_grid(range(4), rows=2, cols=2, image_sizes=[(16, 16)]),
+        layers=[5],
+        meta={"id": id, "question": EVIL, **meta},
+    )
+
+
+def rows(html: str) -> list[list[str]]:
+    """The cells of each row of the table but the first."""
+    return [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", html)[1:]]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return vpa.TraceStore(tmp_path / "traces", mode="a")
+
+
+def test_a_store_lists_its_traces_and_escapes_every_text(store):
+    store.add(trace("one", steps=3, model="m", pruner={"name": "uniform", "budget": 0.1}))
+    store.add(trace("two"))
+    html = store._repr_html_()
+    question = "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;"
+    assert rows(html) == [
+        ["one", question, "m", "uniform", "3", "whole"],
+        ["two", question, "", "none (dense)", "2", "whole"],
+    ]
+    assert "2 traces" in html and "<script" not in html
+
+
+def test_a_damaged_trace_is_named_and_does_not_hide_the_others(store):
+    store.add(trace("good"))
+    store.add(trace("bad"))
+    (store.path / "bad" / "zarr.json").write_text("{")
+    (bad, good) = rows(store._repr_html_())
+    assert good[4:] == ["2", "whole"] and bad[0] == "bad" and "bad/zarr.json" in bad[5]
+
+
+def test_a_large_store_shows_twenty_traces_and_says_so(store, monkeypatch):
+    for number in range(23):
+        store.add(trace(f"t{number:02d}"))
+    opened = []
+    monkeypatch.setattr(vpa.TraceStore, "__getitem__", lambda self, id: opened.append(id) or trace(id))
+    html = store._repr_html_()
+    assert len(rows(html)) == len(opened) == 20 and "and 3 more" in html
+    assert "0 traces" in vpa.TraceStore(store.path.with_name("empty"), mode="a")._repr_html_()
+
+
+def test_a_pruner_says_what_it_does_with_which_parameters():
+    html = vpa.VisionPulse(budget=0.05)._repr_html_()
+    assert "<td>visionpulse</td>" in html and "<th>budget</th><td>0.05</td>" in html
+    assert str(vpa.VisionPulse.__doc__).splitlines()[0] in html
+
+    @dataclass(frozen=True)
+    class Odd(Pruner):
+        """Drops <b>nothing</b>."""
+
+        name: ClassVar[str] = "odd"
+        text: str = EVIL
+
+    try:
+        html = Odd()._repr_html_()
+    finally:
+        del KNOWN["odd"]
+    assert "<script" not in html and "&lt;b&gt;nothing" in html
