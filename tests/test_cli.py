@@ -1,6 +1,7 @@
 """The command line: JSON on standard output, one line of error, files where they were asked for."""
 
 import json
+import shlex
 from typing import Any
 
 import pytest
@@ -27,6 +28,11 @@ def picture(pictures, tmp_path):
     return tmp_path / "scene.png"
 
 
+def payload(page):
+    """What an explorer page shows."""
+    return json.loads(page.read_text().split('id="payload">')[1].split("</script>")[0])
+
+
 def test_decode_json(call, picture, scenes_folder, tmp_path):
     out = call(
         "decode", picture, "where ?", "--model", scenes_folder, "--max-new-tokens", 5, "--layers", "2,5",
@@ -39,7 +45,12 @@ def test_decode_json(call, picture, scenes_folder, tmp_path):
     assert result["tokens"] == saved.tokens and result["kept"] == [64, 16, 16, 16, 16]
     assert result["meta"]["pruner"]["budget"] == 0.25
     assert vpa.TraceStore(tmp_path / "store")["one"].data_hash == saved.data_hash
-    assert "<html" in (tmp_path / "page.html").read_text()
+    shown = payload(tmp_path / "page.html")
+    assert [trace["id"] for trace in shown["traces"]] == ["one-dense", "one"]
+    assert [trace["name"] for trace in shown["traces"]] == ["Dense", "Pruned"]
+    assert vpa.TraceStore(tmp_path / "store")["one-dense"].kept is None
+    again = call(*shlex.split(shown["command"])[1:], "--view", "step=1&layer=5", "--figure", tmp_path / "pair.pdf")
+    assert (tmp_path / "pair.pdf").exists() and "pair.svg" in again.stdout
     page = json.loads(call("explore", tmp_path / "store", "--out", tmp_path / "again.html", "--json").stdout)
     assert page["bytes"] == (tmp_path / "again.html").stat().st_size
     drawn = call("explore", tmp_path / "store", "--view", "step=2&layer=5", "--figure", tmp_path / "view.pdf", "--json")
@@ -48,6 +59,15 @@ def test_decode_json(call, picture, scenes_folder, tmp_path):
     assert (
         "error" in call("explore", tmp_path / "store", "--view", "step=99", "--figure", tmp_path / "v", code=2).stderr
     )
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_decoding(call, picture, scenes_folder, tmp_path):
+    decode = ("decode", picture, "where ?", "--model", scenes_folder, "--max-new-tokens", 1, "--store", tmp_path / "s")
+    assert "Create it first" in call(*decode, "--explore", tmp_path / "no" / "page.html", code=2).stderr
+    call(*decode, "--id", "one-dense")
+    words = (*decode, "--id", "one", "--pruner", "visionpulse", "--explore", tmp_path / "page.html")
+    assert "trace 'one-dense' exists" in call(*words, code=2).stderr
+    assert vpa.TraceStore(tmp_path / "s").ids == ["one-dense"]
 
 
 def test_decode_text_and_sampling(call, picture, scenes_folder):

@@ -30,7 +30,7 @@ def chromium(tmp_path_factory) -> Iterator:
 @pytest.fixture
 def new_page(chromium) -> Iterator[Callable]:
     """Make pages; at the end of the test none may have logged an error or asked the network for anything."""
-    contexts, complaints = [], []
+    contexts, complaints, answered = [], [], []
 
     def heard(message) -> None:
         # The tests read pixels, over and over, which Chromium comments on; the page itself never does.
@@ -38,10 +38,11 @@ def new_page(chromium) -> Iterator[Callable]:
             complaints.append(message.text)
 
     def asked(request) -> None:
-        if not request.url.startswith(("file:", "data:", "blob:")):
+        if not request.url.startswith(("file:", "data:", "blob:", *answered)):
             complaints.append(request.url)
 
-    def make(*, offline: bool = True, width: int = 1280, height: int = 900, dark: bool = False):
+    def make(*, offline: bool = True, width: int = 1280, height: int = 900, dark: bool = False, answers: str = "file:"):
+        answered.append(answers)  # an address that the test itself answers for
         context = chromium.new_context(
             offline=offline,
             viewport={"width": width, "height": height},
@@ -73,3 +74,11 @@ def explored(new_page, tmp_path) -> Callable:
         return Explored(new_page(width=width, dark=dark), path).open(link)
 
     return open_page
+
+
+@pytest.fixture(scope="session")
+def executed(tmp_path_factory):
+    """Notebook 06, executed once and signed."""
+    from visionpulse_analysis import notebooks
+
+    return notebooks.run("06_explorer", {"seed": 1}, out=tmp_path_factory.mktemp("figures"), fast=True)

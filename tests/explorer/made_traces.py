@@ -21,13 +21,20 @@ def make_trace(
     heads: tuple[int, ...] | None = None,
     images: int = 1,
     pixels: int = 8,
+    grid: PatchGrid | None = None,
+    pictures: list[np.ndarray] | None = None,
     budget: float | None = None,
     tokens: list[str] | None = None,
     seed: int = 0,
 ) -> Trace:
-    """A trace of `steps` tokens over `images` grids of `rows` x `cols` patches, `pixels` wide each."""
+    """A trace of `steps` tokens over `images` grids of `rows` x `cols` patches, `pixels` wide each, or over `grid`."""
     rng = np.random.default_rng(seed)
-    patches = images * rows * cols
+    if grid is None:
+        sizes = [(rows * pixels, cols * pixels)] * images
+        grid = PatchGrid.from_grid(range(4, 4 + images * rows * cols), rows, cols, sizes)
+    if pictures is None:
+        pictures = [picture(*size, seed=n) for n, size in enumerate(grid.image_size.tolist())]
+    patches = len(grid)
     axes = (steps, len(layers), patches) if heads is None else (steps, len(layers), len(heads), patches)
     attention = rng.lognormal(0, 1.2, axes)
     spot = (3 * np.arange(steps)) % patches
@@ -57,13 +64,13 @@ def make_trace(
         tokens=tokens,
         token_ids=ids,
         logprobs=-rng.exponential(0.2, steps),
-        grid=PatchGrid.from_grid(range(4, 4 + patches), rows, cols, [(rows * pixels, cols * pixels)] * images),
+        grid=grid,
         layers=layers,
         heads=heads,
         kept=kept,
         budget=None if budget is None else np.where(np.arange(steps) == 0, np.nan, budget),
         k=None if kept is None else kept.sum(1),
-        images=[picture(rows * pixels, cols * pixels, seed=n) for n in range(images)],
+        images=pictures,
         prompt_tokens=["<image>", "where", "is", "the", "red", "circle", "?"],
         meta={
             "id": "dense-0" if budget is None else "pruned-0",
@@ -80,6 +87,22 @@ def make_pair(steps: int = 40, **options) -> tuple[Trace, Trace]:
     dense = make_trace(steps=steps, **options)
     words = [*dense.tokens[:20], "hmm", *dense.tokens[22:26], "wait", "a", "moment", *dense.tokens[26:]]
     return dense, make_trace(steps=len(words), tokens=words, seed=1, budget=0.1, **options)
+
+
+def make_video(frames: int = 3, **options) -> Trace:
+    """One video: `frames` frames of 4 x 6 patches, 8 pixels wide each, and a picture of each frame."""
+    cell = np.tile(np.arange(24), frames)
+    row, col = cell // 6, cell % 6
+    grid = PatchGrid(
+        position=np.arange(4, 4 + len(cell)),
+        image=np.zeros_like(cell),
+        frame=np.repeat(np.arange(frames), 24),
+        row=row,
+        col=col,
+        box=8 * np.stack([col, row, col + 1, row + 1], axis=1),
+        image_size=np.array([[32, 48]]),
+    )
+    return make_trace(grid=grid, pictures=[picture(32, 48, seed=n) for n in range(frames)], **options)
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -7,6 +7,17 @@ from pathlib import Path
 import numpy as np
 
 
+def shows(text: str, value: float) -> bool:
+    """Whether a shown number is `value` rounded to four digits (either way at a tie)."""
+    shown = float(text.replace("\N{MINUS SIGN}", "-"))
+    unit = 10.0 ** (np.floor(np.log10(abs(value))) - 3) if value else 0.0
+    return abs(shown - value) <= 0.5000001 * unit
+
+
+def word_after(text: str, before: str) -> str:
+    return text.split(before)[1].split()[0]
+
+
 class Explored:
     """A saved explorer, open in the browser."""
 
@@ -27,8 +38,9 @@ class Explored:
         return self.page.locator(f'[data-ref="{name}"]').inner_text()
 
     def look(self, expression: str):
-        """Evaluate JavaScript with `e` = the explorer in the page."""
-        return self.page.evaluate(f"((e) => {expression})(document.querySelector('.vp-explorer').explorer)")
+        """Evaluate JavaScript with `e` = the explorer in the page, and three of its parts by name."""
+        with_parts = f"(e, [tokens, curve, steps, stage] = e.parts) => {expression}"
+        return self.page.evaluate(f"({with_parts})(document.querySelector('.vp-explorer').explorer)")
 
     def settled(self, expression: str, value) -> None:
         """Wait until an expression of the explorer has a value (a layer may have to be decoded first)."""
@@ -45,7 +57,7 @@ class Explored:
             self.look(
                 f"((c) => {{ const all = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
                 " const at = (x, y) => 4 * ((y + 3) * c.width + x + 3);"
-                " return e.stageRects.map(([, x, y]) => [...all.slice(at(x, y), at(x, y) + 4)]); })"
+                " return stage.rects.map(([, x, y]) => [...all.slice(at(x, y), at(x, y) + 4)]); })"
                 f"(e.ref.{name})"
             )
         )

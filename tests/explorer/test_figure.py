@@ -13,8 +13,8 @@ from visionpulse_analysis.explorer.view import View, read_view
 
 
 def overlay(fig) -> np.ndarray:
-    """RGBA [row, col, 4] of the patches drawn over the picture."""
-    return np.asarray(fig.axes[0].images[1].get_array())
+    """RGBA [row, col, 4] of the 8 x 8 patches drawn over the picture."""
+    return np.asarray(fig.axes[0].collections[0].get_facecolor()).reshape(8, 8, 4)
 
 
 def test_a_link_is_read_in_full():
@@ -30,7 +30,7 @@ def test_a_wrong_link_is_refused(link):
 
 def test_overlay_colours_are_those_of_the_step(tmp_path):
     trace = make_trace()
-    fig = draw_view(trace, view="step=7&layer=3&rows=1-2&cols=1-2")
+    fig = draw_view(trace, view="step=7&layer=3&scale=absolute&rows=1-2&cols=1-2")
     stored = trace.attention.sel(layer=3).values.astype(float)
     wanted = mpl.colormaps["magma"](trace.grid.to_map(stored[7] / stored.max()))[..., :3]
     assert np.allclose(overlay(fig)[..., :3], wanted)
@@ -54,9 +54,21 @@ def test_masked_sinks_show_the_bare_picture():
 
 def test_kept_patches_are_a_panel_of_their_own():
     trace = make_trace(budget=0.1)
-    assert len(draw_view(trace, view="step=7&layer=3").axes) + 1 == len(
-        draw_view(trace, view="step=7&layer=3&kept=shown").axes
-    )
+    assert len(draw_view(trace, view="step=7&layer=3").axes) == 3  # the map, the curve, the colour bar
+    panel = draw_view(trace, view="step=7&layer=3&kept=shown").axes[1]
+    dropped, kept = (len(patches.get_paths()) for patches in panel.collections)
+    assert panel.get_title("left") == "kept"
+    visible = int(trace.dataset["kept"][7].sum())
+    assert (kept, dropped) == (visible, 64 - visible)
+
+
+def test_beside_a_dense_trace_the_kept_patches_are_those_of_the_aligned_step():
+    dense, pruned = make_pair()
+    panel = draw_view(dense, pruned, view="step=30&layer=3&kept=shown").axes[1]
+    assert panel.get_title("left") == "kept (pruned)"
+    visible = dense.grid.box[pruned.dataset["kept"].values[32]]  # dense step 30 is pruned step 32
+    drawn = [path.get_extents().extents for path in panel.collections[1].get_paths()]
+    assert np.allclose(drawn, visible)
 
 
 def test_what_the_traces_do_not_hold_is_refused():

@@ -1,7 +1,8 @@
-"""The widget in a running JupyterLab: with its kernel, and without one after papermill."""
+"""The widget in a running JupyterLab, and notebook 06 as `make figures` leaves it behind."""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import socket
@@ -13,16 +14,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import nbformat
-import papermill
 import pytest
-from nbformat.sign import NotebookNotary
 from open_page import Explored
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 SHOW = """from made_traces import make_pair
 import visionpulse_analysis as vpa
-widget = vpa.explore(*make_pair(), view="step=5&layer=3")
+widget = vpa.explore(*make_pair(heads=(1, 4)), view="step=5&layer=3")
 widget"""
 ASK = "print('view is', widget.view)"
 
@@ -30,32 +29,33 @@ ASK = "print('view is', widget.view)"
 class Lab(NamedTuple):
     """A running server."""
 
-    address: str
-    data: Path
+    port: int
+    token: str
+    root: Path
 
-    def url(self, notebook: str) -> str:
-        return self.address.format(notebook)
+    def url(self, notebook: Path) -> str:
+        return f"http://127.0.0.1:{self.port}/lab/tree/{notebook.relative_to(self.root)}?token={self.token}&reset"
+
+    def ask(self, what: str) -> list:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api/{what}?token={self.token}", timeout=5) as answer:
+            return json.load(answer)
 
 
 @pytest.fixture(scope="module")
-def notebooks(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("notebooks")
-
-
-@pytest.fixture(scope="module")
-def lab(notebooks, tmp_path_factory):
-    """JupyterLab on a free port of this machine."""
-    home, token = tmp_path_factory.mktemp("home"), secrets.token_hex(16)
+def lab(tmp_path_factory):
+    """JupyterLab on a free port of this machine, over the folders of all tests, with the tests' own signatures."""
+    home, root, token = tmp_path_factory.mktemp("home"), tmp_path_factory.getbasetemp(), secrets.token_hex(16)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    own = {f"JUPYTER_{name}_DIR": str(home / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
-    environment = {**os.environ, **own, "PYTHONPATH": str(Path(__file__).parent), "HOME": str(home)}
+    own = {f"JUPYTER_{name}_DIR": str(home / name.lower()) for name in ("CONFIG", "RUNTIME")}
+    here = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, **own, "PYTHONPATH": here, "HOME": str(home)}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1"]
     command += [
         f"--ServerApp.port={port}",
         f"--IdentityProvider.token={token}",
-        f"--ServerApp.root_dir={notebooks}",
+        f"--ServerApp.root_dir={root}",
     ]
     log = (home / "log").open("w")
     server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
@@ -63,13 +63,13 @@ def lab(notebooks, tmp_path_factory):
         deadline = time.monotonic() + 120
         while True:
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={token}", timeout=5).close()
+                Lab(port, token, root).ask("kernels")
                 break
             except OSError:
                 if server.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"JupyterLab did not start:\n{(home / 'log').read_text()}") from None
                 time.sleep(0.3)
-        yield Lab(f"http://127.0.0.1:{port}/lab/tree/{{}}?token={token}&reset", home / "data")
+        yield Lab(port, token, root)
     finally:
         server.terminate()
         try:
@@ -80,12 +80,11 @@ def lab(notebooks, tmp_path_factory):
         log.close()
 
 
-def write(path: Path, *sources: str) -> nbformat.NotebookNode:
+def write(path: Path, *sources: str) -> Path:
     cells = [nbformat.v4.new_code_cell(source) for source in sources]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
-    nbformat.write(notebook, path)
-    return notebook
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+    return path
 
 
 def explorer_in(page) -> Explored:
@@ -101,11 +100,24 @@ def interact(view: Explored) -> None:
     assert "step 16 of 39" in view.text("live") and view.heat() != first
     view.press("ArrowUp")
     view.settled("e.shownPlane", "5/mean")
+    view.press("[")
+    view.settled("e.shownPlane", "5/4")
+    view.press("]")
+    view.settled("e.shownPlane", "5/mean")
+    view.press(" ")
+    view.settled("e.view.column > 16", True)
+    view.press(" ")
+    assert view.text("play") == "Play"
     view.press("d", "d", "a", "s", "k")
     changed = {name: view.view[name] for name in ("mode", "scale", "sinks", "kept")}
-    assert changed == {"mode": 2, "scale": "step", "sinks": "masked", "kept": True}
+    assert changed == {"mode": 2, "scale": "absolute", "sinks": "masked", "kept": True}
     view.page.locator('[data-step="9"]').first.click()
     assert view.view["column"] == 9
+    view.page.mouse.move(*view.point(1, 1))
+    view.page.mouse.down()
+    view.page.mouse.move(*view.point(3, 4), steps=3)
+    view.page.mouse.up()
+    assert view.view["region"] == [1, 1, 3, 4]
     view.page.mouse.click(*view.point(2, 3))
     assert view.view["region"] == [2, 3, 2, 3]
     view.press("?")
@@ -114,10 +126,9 @@ def interact(view: Explored) -> None:
     assert view.page.locator(".jp-Cell").count() == 2  # JupyterLab took none of the keys for itself
 
 
-def test_the_widget_works_and_tells_python_its_view(lab, notebooks, new_page):
-    write(notebooks / "live.ipynb", SHOW, ASK)
+def test_the_widget_works_and_tells_python_its_view(lab, tmp_path, new_page):
     page = new_page(offline=False, height=1400)
-    page.goto(lab.url("live.ipynb"))
+    page.goto(lab.url(write(tmp_path / "live.ipynb", SHOW, ASK)))
     page.locator("#jp-main-statusbar", has_text="| Idle").wait_for(timeout=120_000)  # else nothing is run
     page.locator(".jp-Cell .cm-content").first.click()
     page.keyboard.press("Shift+Enter")
@@ -127,40 +138,28 @@ def test_the_widget_works_and_tells_python_its_view(lab, notebooks, new_page):
     page.keyboard.press("Shift+Enter")
     printed = page.locator(".jp-Cell .jp-OutputArea pre", has_text="view is")
     printed.wait_for(timeout=60_000)
-    assert (
-        "step=9&layer=5&trace=difference&scale=step&sinks=masked&kept=shown&rows=2-2&cols=3-3" in printed.inner_text()
-    )
+    link = "step=9&layer=5&head=mean&trace=difference&scale=absolute&sinks=masked&kept=shown&rows=2-2&cols=3-3"
+    assert link in printed.inner_text()
+    page.evaluate("document.body.dataset.jpThemeLight = 'false'")  # as JupyterLab does for a dark theme
+    page.wait_for_selector('.vp-explorer[data-theme="dark"]')
 
 
-def execute(notebooks: Path, lab: Lab, name: str, *sources: str, kernel: str = "python3") -> None:
-    """Run a notebook with papermill; sign the executed copy as `jupyter trust` does."""
-    write(notebooks / "source.ipynb", *sources)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
-        papermill.execute_notebook(notebooks / "source.ipynb", notebooks / name, progress_bar=False)
-    executed = nbformat.read(notebooks / name, as_version=4)
-    executed.metadata["kernelspec"]["name"] = kernel
-    executed.metadata.pop("language_info")
-    nbformat.write(executed, notebooks / name)
-    NotebookNotary(data_dir=str(lab.data)).sign(executed)
+def test_the_executed_copy_shows_the_widget_without_a_click(lab, executed, new_page):
+    page = new_page(offline=False, height=5000)  # JupyterLab renders only the cells in sight
+    page.goto(lab.url(executed.path))
+    view = explorer_in(page)
+    assert view.look("e.data.traces.length") == 2 and view.view["column"] == 12
+    page.locator(".jp-OutputArea .vp-brand").first.click()
+    view.press("ArrowRight")
+    assert view.view["column"] == 13
 
 
-def test_an_executed_copy_shows_the_widget_without_running_anything(lab, notebooks, new_page):
-    execute(notebooks, lab, "executed.ipynb", SHOW, ASK)
-    page = new_page(offline=False, height=1400)
-    page.goto(lab.url("executed.ipynb"))
-    interact(explorer_in(page))
-
-
-def test_an_inline_page_works_with_no_kernel_at_all(lab, notebooks, new_page):
-    execute(notebooks, lab, "inline.ipynb", SHOW, "widget.inline()", kernel="absent")
-    page = new_page(offline=False, height=1400)
-    page.goto(lab.url("inline.ipynb"))
-    dialog = page.locator(".jp-Dialog", has_text="Select Kernel")
-    dialog.locator("select").select_option(label="No Kernel", timeout=120_000)
-    dialog.locator(".jp-mod-accept").click()
+def test_the_executed_copy_shows_the_page_without_any_kernel_and_without_a_click(lab, executed, new_page):
+    page = new_page(offline=False, height=5000)
+    page.route("**/api/sessions*", lambda route: route.abort() if route.request.method == "POST" else route.fallback())
+    running = len(lab.ask("kernels"))
+    page.goto(lab.url(executed.path))
     frame = page.frame_locator(".jp-OutputArea iframe")
-    frame.locator(".vp-explorer[data-ready]").wait_for(timeout=60_000)
-    frame.locator(".vp-brand").click()
-    page.keyboard.press("ArrowRight")
-    assert "step 6 of 39" in frame.locator('[data-ref="live"]').inner_text()
+    frame.locator(".vp-explorer[data-ready]").wait_for(timeout=120_000)
+    assert "step 12 of" in frame.locator('[data-ref="live"]').inner_text()
+    assert len(lab.ask("kernels")) == running and page.locator(".jp-OutputArea .vp-explorer").count() == 0

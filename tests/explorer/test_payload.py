@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from made_traces import AWKWARD, make_pair, make_trace
 
-from visionpulse_analysis.explorer import encoding, explore, page
+from visionpulse_analysis.explorer import bundle, encoding, explore, page
 from visionpulse_analysis.explorer.alignment import align
 from visionpulse_analysis.explorer.payload import pack
+from visionpulse_analysis.traces import Trace
 
 
 def unpack(text: str) -> np.ndarray:
@@ -47,9 +48,8 @@ def test_page_of_1000_steps_and_1000_patches_is_at_most_3_megabytes(tmp_path):
 def test_what_does_not_fit_is_left_out_and_said():
     trace = make_trace(steps=120, rows=16, cols=16, layers=tuple(range(9)))
     whole, small = pack(trace), pack(trace, max_bytes=420_000)
-    assert whole["notes"] == [] and len(whole["layers"]) == 9
-    assert 1 < len(small["layers"]) < 9
-    assert small["notes"][0].startswith(f"{len(small['layers'])} of 9 layers")
+    assert whole["notes"] == [] and whole["stored"] == whole["layers"] == list(range(9))
+    assert 1 < len(small["layers"]) < 9 and small["stored"] == [*small["layers"], "mean"]
     assert len(page.page(small)) <= 420_000
     assert small["layer"] == whole["layer"] and small["layer"] in small["layers"]
 
@@ -90,8 +90,52 @@ def test_traces_of_other_images_are_refused():
     other.dataset = other.dataset.assign(pixels=other.dataset["pixels"] + np.uint8(1))
     with pytest.raises(ValueError, match="different images"):
         pack(make_trace(), other)
-    with pytest.raises(ValueError, match="share no layer"):
+    with pytest.raises(ValueError, match=r"no layer to show: the recorded layers are \[1\] and \[2\]"):
         pack(make_trace(layers=(1,)), make_trace(layers=(2,)))
+
+
+def test_a_trace_with_nothing_to_show_is_refused():
+    with pytest.raises(ValueError, match="0 steps and 64 image patches"):
+        pack(Trace(make_trace().dataset.isel(step=slice(0))))
+    with pytest.raises(ValueError, match=r"the recorded layers are \[\]"):
+        pack(Trace(make_trace().dataset.isel(layer=slice(0))))
+
+
+@pytest.mark.parametrize(
+    ("view", "message"),
+    [
+        ("stp=3", "'stp'; the explorer's links have step"),
+        ("step=40", r"the trace has steps 0\.\.39"),
+        ("layer=4", r"layer 4 was not recorded; recorded layers: \[2, 3, 5\]"),
+        ("head=1", "head 1 is not in the page; it has the mean only"),
+        ("trace=pruned", "shows a pruned trace, but none was given"),
+        ("panel=1", "panel 1 is out of range"),
+        ("rows=0-8&cols=0-1", "leave the 8 x 8 patches"),
+    ],
+)
+def test_a_view_that_cannot_be_shown_is_refused_at_once(view, message):
+    with pytest.raises(ValueError, match=message):
+        explore(make_trace(), view=view)
+    widget = explore(make_trace(), view="step=5")
+    with pytest.raises(ValueError):
+        widget.view = view
+    assert widget.view == "step=5"
+
+
+def test_the_heading_says_what_each_trace_is_and_answered():
+    dense, pruned = make_pair()
+    assert pack(dense, pruned)["about"] == [
+        "Model: synthetic",
+        "Dense: 40 steps, answer \N{LEFT DOUBLE QUOTATION MARK}r0 c2\N{RIGHT DOUBLE QUOTATION MARK}",
+        "Pruned (visionpulse): 42 steps, answer \N{LEFT DOUBLE QUOTATION MARK}r0 c2\N{RIGHT DOUBLE QUOTATION MARK}",
+    ]
+    thinking = make_trace(tokens=["<think>", "look"], steps=2)
+    assert pack(thinking)["about"][1] == "Dense: 2 steps, no answer"
+
+
+def test_where_the_store_is_unknown_the_page_says_what_stands_for_it(tmp_path):
+    assert "STORE is the folder" in pack(make_trace())["store_hint"]
+    assert pack(make_trace(), store="runs")["store_hint"] == ""
 
 
 def test_alignment_pairs_only_equal_tokens_and_keeps_every_step_once():
@@ -139,7 +183,7 @@ def test_save_needs_an_existing_folder(tmp_path):
 
 @pytest.mark.parametrize(("name", "like"), [("magma", "magma"), ("cividis", "cividis"), ("difference", "berlin")])
 def test_colour_maps_are_those_of_matplotlib(name, like):
-    stops = re.search(rf'{name}: "([0-9a-f]+)"', page.asset("explorer.js"))
+    stops = re.search(rf'{name}: "([0-9a-f]+)"', bundle.asset("colours.js"))
     assert stops is not None
     given = np.frombuffer(bytes.fromhex(stops[1]), np.uint8).reshape(-1, 3)
     there = np.linspace(0, 1, len(given))

@@ -29,31 +29,38 @@ def decode(
     store: Annotated[Path | None, typer.Option(help="Stream the trace into this trace store.")] = None,
     id: Annotated[str, typer.Option(help="Name of the trace in the store.")] = "trace",
     out: Annotated[Path | None, typer.Option(help="Save the trace here.")] = None,
-    explore: Annotated[Path | None, typer.Option(help="Write the explorer page here.")] = None,
+    explore: Annotated[
+        Path | None, typer.Option(help="Write the explorer page here; with a pruner, dense beside pruned.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Ask a question about an image and record where the model looks at every step."""
     import visionpulse_analysis as vpa
+    from visionpulse_analysis.explorer.page import check_folder
     from visionpulse_analysis.sampling import Sample
 
-    trace = vpa.decode(
-        vpa.load(model),
-        image,
-        question,
-        layers=_indices(layers),
-        heads=_indices(heads),
-        pruner=vpa.make_pruner(pruner, **literals(parameter)) if pruner else None,
-        execution=execution,
-        sample=None if temperature is None else Sample(temperature),
-        seed=seed,
-        max_new_tokens=max_new_tokens,
-        store=None if store is None else vpa.TraceStore(store, mode="a"),
-        ids=None if store is None else id,
-    )
+    kept = None if store is None else vpa.TraceStore(store, mode="a")
+    dense_id = f"{id}-dense"
+    if explore is not None:  # what can go wrong at the end is found at the beginning
+        check_folder(explore)
+        if pruner and kept is not None and dense_id in kept:
+            raise FileExistsError(f"trace {dense_id!r} exists in {store}; choose another --id")
+    vlm = vpa.load(model)
+    options: dict[str, Any] = {
+        "layers": _indices(layers),
+        "heads": _indices(heads),
+        "sample": None if temperature is None else Sample(temperature),
+        "seed": seed,
+        "max_new_tokens": max_new_tokens,
+        "store": kept,
+    }
+    pruned = {"pruner": vpa.make_pruner(pruner, **literals(parameter)), "execution": execution} if pruner else {}
+    trace = vpa.decode(vlm, image, question, ids=id, **pruned, **options)
     if out is not None:
         trace.save(out)
     if explore is not None:
-        vpa.explore(trace).save(explore)
+        traces = [vpa.decode(vlm, image, question, ids=dense_id, **options), trace] if pruner else [trace]
+        vpa.explore(*traces, store=None if store is None else str(store)).save(explore)
     result = {
         "answer": trace.answer,
         "thinking": trace.thinking,
@@ -64,6 +71,7 @@ def decode(
         "kept": None if trace.k is None else trace.k.values.tolist(),
         "patches": len(trace.grid),
         "meta": trace.meta,
+        "page": None if explore is None else str(explore),
     }
     show(result, as_json, f"{trace.thinking}\n{trace.answer}")
 

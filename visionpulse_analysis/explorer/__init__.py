@@ -29,10 +29,10 @@ def explore(
     view : str
         What is shown first, as in the page's links: ``"step=12&layer=3"``.
     layer : int, optional
-        Model layer shown first and kept in any case. Default: the layer with the most visual mass.
+        Model layer shown first and kept in any case. Default: that of `view`, else the one with the most visual mass.
     max_bytes : int
-        Aimed size of the saved page. Beyond it layers are left out or heads averaged, and the page says so;
-        one layer is always kept whole.
+        Aimed size of the saved page. Beyond it heads are averaged or layers left out, and the page says so; the mean
+        over layers stays that of all. One layer is always kept whole.
     store : str, optional
         Folder of the trace store, written into the command that regenerates a view as a paper figure.
 
@@ -44,6 +44,7 @@ def explore(
     Raises
     ------
     ValueError
-        If the traces do not share image, patch grid and a layer, or `layer` was not recorded.
+        If a trace is empty, the traces do not share image, patch grid and a layer, `layer` was not recorded, or
+        `view` asks for what the page does not hold.
     """
     return Explorer(trace, pruned, view=view, layer=layer, max_bytes=max_bytes, store=store)

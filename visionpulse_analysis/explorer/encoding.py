@@ -50,14 +50,14 @@ def pictures(images: Sequence[np.ndarray]) -> tuple[list[str], str | None]:
         What was reduced, in words; None when every image is exact.
     """
     allowance = PICTURE_BYTES // max(1, len(images))
-    urls, smallest = [], None
-    for image in images:
-        url, side = _picture(np.asarray(image), allowance)
-        urls.append(url)
-        smallest = side if smallest is None else min(side or smallest, smallest) if smallest else side
-    if smallest is None:
-        return urls, None
-    return urls, f"Pictures are shown as JPEG, at most {smallest} px wide or high; attention is not affected."
+    encoded = [_picture(np.asarray(image), allowance) for image in images]
+    sides = [side for _, side in encoded if side is not None]
+    note = (
+        f"Pictures are shown as JPEG, at most {min(sides)} px wide or high; attention is not affected."
+        if sides
+        else None
+    )
+    return [url for url, _ in encoded], note
 
 
 def _picture(image: np.ndarray, allowance: int) -> tuple[str, int | None]:

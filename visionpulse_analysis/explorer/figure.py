@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from visionpulse_analysis import figures
 from visionpulse_analysis.explorer.alignment import align
-from visionpulse_analysis.explorer.payload import check_same_image, identities, most_visual_layer, shared_layers
+from visionpulse_analysis.explorer.pairing import check_traces, identities, most_visual_layer, names, shared_layers
+from visionpulse_analysis.explorer.panels import panel_labels, panel_pictures
 from visionpulse_analysis.explorer.view import MODES, View, read_view
+from visionpulse_analysis.figures.scales import colours
 
-SINK_FACTOR = 10  # as in explorer.js, where the help explains it
+SINK_FACTOR = 10  # as in script/data.js; the page's help explains it
+BARE = 119  # grey of a panel whose picture was not recorded
+DROPPED, KEPT = (0.15, 0.15, 0.15, 0.72), "#ffd21f"
 
 
 def draw_view(trace, pruned=None, view: str = "") -> Figure:
@@ -33,58 +43,119 @@ def draw_view(trace, pruned=None, view: str = "") -> Figure:
     ValueError
         If the view is not a link of the explorer, or shows what these traces do not hold.
     """
-    asked, traces = read_view(view), [trace] if pruned is None else [trace, pruned]
-    if pruned is not None:
-        check_same_image(trace, pruned)
-    elif asked.mode != "dense" or asked.of_pruned:
+    traces = [trace] if pruned is None else [trace, pruned]
+    check_traces(traces)
+    asked = read_view(view)
+    if pruned is None and (asked.mode != "dense" or asked.of_pruned):
         raise ValueError(f"view {view!r} shows a pruned trace, but none was given")
+    if asked.panel >= len(trace.grid.frames):
+        raise ValueError(f"view {view!r}: there are {len(trace.grid.frames)} images or frames, counted from 0")
+    return _compose(trace.grid, panel_pictures(trace)[0][asked.panel], asked, _look_up(traces, asked))
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What a view shows of which trace: values [patch] and their limit, mass [step], kept [patch] of `kept_name`."""
+
+    tokens: list[str]
+    step: int
+    where: str
+    values: np.ndarray
+    limit: float
+    unit: str
+    mass: np.ndarray
+    kept: np.ndarray | None
+    kept_name: str
+
+
+def _look_up(traces: list, asked: View) -> _Shown:
     layers = shared_layers(traces)
-    layer = most_visual_layer(trace, layers) if asked.layer is None else asked.layer
-    attention = [_select(t.attention, layer, asked.head) for t in traces]
-    masses = [_select(t.mass, layer, asked.head) for t in traces]
+    layer = most_visual_layer(traces[0], layers) if asked.layer is None else asked.layer
+    # A mean is that of the layers which all traces recorded, as in the page.
+    attention = [_select(t.attention.sel(layer=layers), layer, asked.head) for t in traces]
+    masses = [_select(t.mass.sel(layer=layers), layer, asked.head) for t in traces]
     steps, columns = _steps(asked, traces)
+    called = names(traces)
 
     shown = 1 if asked.mode == "pruned" else 0
     rows = [None if step is None else a[step] for a, step in zip(attention, steps, strict=True)]
     if asked.mode == "difference":
         if rows[0] is None or rows[1] is None:
-            raise ValueError(f"view {view!r}: no token of the other trace is aligned there, so no difference")
+            raise ValueError(f"step {asked.step}: no token of the other trace is aligned there, so no difference")
         values, pairs = rows[1] - rows[0], [(a, b) for a, b in columns if a >= 0 and b >= 0]
         every = np.stack([attention[1][b] - attention[0][a] for a, b in pairs])
     else:
         values, every = rows[shown], np.concatenate(attention)
         if values is None:
-            raise ValueError(f"view {view!r}: the {MODES[shown]} trace has no token aligned there")
+            raise ValueError(f"step {asked.step}: the {MODES[shown]} trace has no token aligned there")
     if asked.mask_sinks:
         medians = np.median(attention[0], axis=0)
         sinks = (np.median(medians) > 0) & (medians > SINK_FACTOR * np.median(medians))
         values, every = np.where(sinks, np.nan, values), every[:, ~sinks]
-    limit = float(np.nanmax(np.abs(values)) if asked.own_scale else np.abs(every).max()) or 1.0
-    return _compose(traces[shown], asked, values, limit, masses[shown], steps[shown] or 0, f"layer {layer}")
-
-
-def _compose(trace, asked: View, values: np.ndarray, limit: float, mass: np.ndarray, step: int, layer: str) -> Figure:
-    image, frame = (int(i) for i in trace.grid.frames[asked.panel, :2])
-    picture = trace.images[image]
-    kept = trace.kept if asked.kept else None
-    fig, (above, below) = figures.new_page(figures.DOUBLE, [2.7, 1.7])
-    with figures.style():
-        axes = above.subplots(1, 1 if kept is None else 2, squeeze=False)[0]
-        curve = below.subplots()
     difference = asked.mode == "difference"
-    scale = {"vmin": -limit if difference else 0.0, "vmax": limit, "cmap": "berlin" if difference else asked.map}
-    alpha = (0.75, 0.75) if difference else (0.5, 0.8)
-    label = "pruned - dense attention" if difference else figures.ATTENTION_UNIT
-    figures.draw_overlay(axes[0], picture, trace.grid.to_map(values, image, frame), alpha=alpha, **scale)
-    figures.draw_colour_bar(axes[0], alpha=alpha, label=label, **scale)
-    axes[0].set_title(f"step {step}: {figures.token_label(trace.tokens[step])}, {layer}")
+    # The kept set of the trace shown; beside a dense one, that of the other trace at the aligned step.
+    keeper = next((t for t in (shown, 1 - shown) if t < len(traces) and traces[t].kept is not None), None)
+    step = None if keeper is None or not asked.kept else steps[keeper]
+    return _Shown(
+        tokens=traces[shown].tokens,
+        step=steps[shown] or 0,
+        where=f"layer {layer}" + ("" if traces[shown].heads is None else f", head {asked.head or 'mean'}"),
+        values=values,
+        limit=float(np.nanmax(np.abs(values)) if asked.own_scale else np.abs(every).max()) or 1.0,
+        unit=f"{called[1]} - {called[0]} attention".lower() if difference else figures.ATTENTION_UNIT,
+        mass=masses[shown],
+        kept=None if step is None or keeper is None else traces[keeper].kept.values[step],
+        kept_name="" if keeper in (None, shown) else f" ({called[1 - shown].lower()})",
+    )
+
+
+def _compose(grid, picture: np.ndarray | None, asked: View, shown: _Shown) -> Figure:
+    image, frame = grid.frames[asked.panel, :2].tolist()
+    here = (grid.image == image) & (grid.frame == frame)
+    boxes = grid.box[here]
+    if picture is None:
+        picture = np.full((*grid.image_size[image], 3), BARE, np.uint8)
+    fig, axes, curve = _page(1 if shown.kept is None else 2)
+    difference = asked.mode == "difference"
+    scale: dict[str, Any] = {
+        "vmin": -shown.limit if difference else 0.0,
+        "vmax": shown.limit,
+        "cmap": "berlin" if difference else asked.map,
+        "alpha": (0.75, 0.75) if difference else (0.5, 0.8),
+    }
+    _draw_patches(axes[0], picture, boxes, facecolors=colours(shown.values[here], **scale))
+    figures.draw_colour_bar(axes[0], label=shown.unit, **scale)
+    panel = f", {panel_labels(grid)[asked.panel].lower()}" if len(grid.frames) > 1 else ""
+    title = f"step {shown.step}: {figures.token_label(shown.tokens[shown.step])}\n{shown.where}{panel}"
+    axes[0].set_title(title, loc="left", parse_math=False)
     if asked.region is not None:
-        figures.draw_boxes(axes[0], _region_box(trace.grid, image, frame, asked.region))
-    if kept is not None:
-        figures.draw_kept(axes[1], picture, trace.grid.to_map(kept.values[step], image, frame))
-        axes[1].set_title("kept")
-    figures.draw_mass_curve(curve, mass, trace.tokens, marked_steps=[step])
+        figures.draw_boxes(axes[0], _region_box(grid, here, asked.region))
+    if shown.kept is not None:
+        visible = shown.kept[here]
+        _draw_patches(axes[1], picture, boxes[~visible], facecolors=[DROPPED])
+        _draw_patches(axes[1], picture, boxes[visible], facecolors="none", edgecolors=KEPT, linewidths=0.9)
+        axes[1].set_title(f"kept{shown.kept_name}", loc="left")
+    figures.draw_mass_curve(curve, shown.mass, shown.tokens, marked_steps=[shown.step])
     return fig
+
+
+def _page(pictures: int) -> tuple[Figure, list[Axes], Axes]:
+    """One picture beside the curve, or two above it."""
+    if pictures == 1:
+        fig, (row,) = figures.new_page(figures.DOUBLE, [2.6])
+        left, right = row.subfigures(1, 2, width_ratios=[1, 1.3], squeeze=False)[0]
+    else:
+        fig, (left, right) = figures.new_page(figures.DOUBLE, [2.7, 1.7])
+    with figures.style():
+        return fig, list(left.subplots(1, pictures, squeeze=False)[0]), right.subplots()
+
+
+def _draw_patches(ax: Axes, picture: np.ndarray, boxes: np.ndarray, **colouring) -> None:
+    """Each patch at its own box: the grid of some models covers a part of the picture, or more than it."""
+    if not ax.images:
+        figures.draw_blackout(ax, picture, np.ones((1, 1)), 0)  # the bare picture
+    rectangles = [Rectangle((left, top), right - left, bottom - top) for left, top, right, bottom in boxes]
+    ax.add_collection(PatchCollection(rectangles, antialiased=False, **colouring), autolim=False)
 
 
 def _select(values, layer: int | str, head: int | str | None) -> np.ndarray:
@@ -112,10 +183,10 @@ def _steps(asked: View, traces: list) -> tuple[list[int | None], list[tuple[int,
     return [step if step >= 0 else None for step in here], columns
 
 
-def _region_box(grid, image: int, frame: int, region: tuple[int, int, int, int]) -> np.ndarray:
+def _region_box(grid, here: np.ndarray, region: tuple[int, int, int, int]) -> np.ndarray:
+    """The box around the patches of a region, float [1, 4]; `here` are the patches of the panel, bool [patch]."""
     r0, c0, r1, c1 = region
-    inside = (grid.image == image) & (grid.frame == frame)
-    inside &= (grid.row >= r0) & (grid.row <= r1) & (grid.col >= c0) & (grid.col <= c1)
+    inside = here & (grid.row >= r0) & (grid.row <= r1) & (grid.col >= c0) & (grid.col <= c1)
     if not inside.any():
         raise ValueError(f"no patch in rows {r0}-{r1}, columns {c0}-{c1}")
     box = grid.box[inside]

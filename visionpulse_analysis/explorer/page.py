@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from functools import cache
-from importlib import resources
 from pathlib import Path
 
 from visionpulse_analysis._files import written_whole
+from visionpulse_analysis.explorer.bundle import asset, script
 
 # The policy makes "offline" a rule the browser enforces: no request leaves the page.
 PAGE = """<!doctype html>
@@ -39,12 +38,6 @@ mountPage(
 """
 
 
-@cache
-def asset(name: str) -> str:
-    """Text of ``explorer.js`` or ``explorer.css``."""
-    return resources.files(__name__.rpartition(".")[0]).joinpath(name).read_text(encoding="utf-8")
-
-
 def safe_json(value: object) -> str:
     """JSON that can stand inside a ``<script>``: no character of it can end the element or start markup."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -67,7 +60,7 @@ def page(payload: dict, view: str = "") -> str:
     return PAGE.format(
         title=title,
         css=asset("explorer.css"),
-        script=asset("explorer.js"),
+        script=script(),
         payload=safe_json(payload),
         view=safe_json(view),
     )
@@ -81,12 +74,18 @@ def write(path: str | Path, payload: dict, view: str = "") -> Path:
     FileNotFoundError
         If the folder does not exist.
     """
+    check_folder(path)
     path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: there is no folder {path.parent}. Create it first.")
     with written_whole(path) as draft:
         draft.write_text(page(payload, view), encoding="utf-8")
     return path
+
+
+def check_folder(path: str | Path) -> None:
+    """Raise FileNotFoundError unless a page can be written there: known before a long decode, not after it."""
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: there is no folder {folder}. Create it first.")
 
 
 def _escape(text: str) -> str:

@@ -21,7 +21,7 @@ class View:
     layer: int | str | None = None
     head: int | str | None = None
     mode: str = "dense"
-    own_scale: bool = False
+    own_scale: bool = True  # of the step; else one for all steps and both traces
     mask_sinks: bool = False
     kept: bool = False
     panel: int = 0
@@ -51,13 +51,43 @@ def read_view(link: str) -> View:
         layer=_choice(parts, "layer"),
         head=_choice(parts, "head"),
         mode=mode,
-        own_scale=parts.get("scale") == "step",
+        own_scale=parts.get("scale", "step") == "step",
         mask_sinks=parts.get("sinks") == "masked",
         kept=parts.get("kept") == "shown",
         panel=_whole(parts, "panel"),
         map=parts.get("map", "magma"),
         region=_region(parts),
     )
+
+
+def check_view(link: str, payload: dict) -> None:
+    """Raise unless the page of `payload` can show what a link asks for.
+
+    Raises
+    ------
+    ValueError
+        As `read_view`, or on a trace, step, layer, head, panel or region that is not in the page.
+    """
+    view, traces, panels = read_view(link), payload["traces"], payload["panels"]
+    if len(traces) == 1 and (view.of_pruned or view.mode != "dense"):
+        raise ValueError(f"view {link!r} shows a pruned trace, but none was given")
+    last = len(traces[view.of_pruned]["tokens"]) - 1
+    if view.step > last:
+        raise ValueError(f"step {view.step} is out of range: the trace has steps 0..{last}")
+    for axis, choice, choices in (
+        ("layer", view.layer, payload["layers"]),
+        ("head", view.head, payload["heads"] or []),
+    ):
+        if choice not in (None, "mean", *choices):
+            raise ValueError(f"{axis} {choice} is not in the page; it has {choices or 'the mean only'}")
+    if view.layer == "mean" and "mean" not in payload["stored"] and len(payload["layers"]) < payload["recorded_layers"]:
+        raise ValueError("the mean of the layers is not in the page: there was no room for it; raise max_bytes")
+    if view.panel >= len(panels):
+        raise ValueError(f"panel {view.panel} is out of range: there are {len(panels)} images or frames, from 0")
+    if view.region is not None:
+        (r0, c0, r1, c1), panel = view.region, panels[view.panel]
+        if not (r0 <= r1 < panel["rows"] and c0 <= c1 < panel["cols"]):
+            raise ValueError(f"rows {r0}-{r1}, columns {c0}-{c1} leave the {panel['rows']} x {panel['cols']} patches")
 
 
 def _whole(parts: dict[str, str], name: str) -> int:

@@ -10,8 +10,9 @@ import anywidget
 import traitlets
 from IPython.display import HTML
 
-from visionpulse_analysis.explorer import page
+from visionpulse_analysis.explorer import bundle, page
 from visionpulse_analysis.explorer.payload import pack
+from visionpulse_analysis.explorer.view import check_view, read_view
 
 
 class Explorer(anywidget.AnyWidget):
@@ -25,13 +26,24 @@ class Explorer(anywidget.AnyWidget):
         What is shown, as in the page's links (``"step=12&layer=3"``). Follows the reader; set it to move.
     """
 
-    _esm = page.asset("explorer.js")
-    _css = page.asset("explorer.css")
+    _esm = bundle.script()
+    _css = bundle.asset("explorer.css")
     payload = traitlets.Unicode().tag(sync=True)
     view = traitlets.Unicode().tag(sync=True)
 
-    def __init__(self, trace, pruned=None, *, view: str = "", **packing) -> None:
-        super().__init__(payload=json.dumps(pack(trace, pruned, **packing), allow_nan=False), view=view)
+    def __init__(self, trace, pruned=None, *, view: str = "", layer: int | None = None, **packing) -> None:
+        asked = read_view(view).layer
+        if layer is None and isinstance(asked, int):
+            layer = asked  # what is asked for must be in the page
+        packed = pack(trace, pruned, layer=layer, **packing)
+        check_view(view, packed)
+        super().__init__(payload=json.dumps(packed, allow_nan=False), view=view)
+
+    @traitlets.validate("view")
+    def _check_view(self, proposal) -> str:
+        if self.payload:
+            check_view(proposal.value, json.loads(self.payload))
+        return proposal.value
 
     def save(self, path: str | Path) -> Path:
         """Write the offline page, opening at the current `view`; return its path.

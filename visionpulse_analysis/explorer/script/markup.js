@@ -1,0 +1,89 @@
+// The document, before any data is in it. Elements with data-ref are reached as explorer.ref.name.
+
+export const MARKUP = `
+<header class="vp-head">
+  <div>
+    <p class="vp-brand">VisionPulse explorer</p>
+    <h1 data-ref="question"></h1>
+    <div class="vp-muted" data-ref="about"></div>
+  </div>
+  <div class="vp-row">
+    <button type="button" data-ref="theme"></button>
+    <button type="button" data-ref="openHelp" aria-haspopup="dialog">Help <kbd>?</kbd></button>
+  </div>
+</header>
+<p class="vp-note" data-ref="notes" hidden></p>
+<div class="vp-toolbar" role="group" aria-label="What is shown">
+  <div class="vp-segment" role="group" aria-label="Trace" data-ref="modes">
+    <button type="button"></button><button type="button"></button><button type="button">Difference</button>
+  </div>
+  <label>Layer <select data-ref="layer"></select></label>
+  <label data-ref="headLabel">Head <select data-ref="head"></select></label>
+  <label>Scale <select data-ref="scale">
+    <option value="step">each step</option><option value="absolute">all steps</option>
+  </select></label>
+  <label>Colours <select data-ref="map"><option>magma</option><option>cividis</option></select></label>
+  <label>Opacity <input type="range" min="0" max="100" data-ref="opacity"></label>
+  <button type="button" aria-pressed="false" data-ref="sinks">Mask sinks</button>
+  <button type="button" aria-pressed="false" data-ref="kept">Mark dropped</button>
+</div>
+<div class="vp-main">
+  <section aria-label="Image" class="vp-image">
+    <div class="vp-stage" data-ref="stage">
+      <canvas data-ref="photo" role="img"></canvas><canvas data-ref="heat" aria-hidden="true"></canvas><canvas data-ref="marks" aria-hidden="true"></canvas>
+      <p class="vp-veil" data-ref="veil" hidden></p>
+    </div>
+    <div class="vp-bar"><span data-ref="low"></span><canvas data-ref="bar" aria-hidden="true" width="256" height="1"></canvas><span data-ref="high"></span></div>
+    <p class="vp-muted" data-ref="unit"></p>
+    <div class="vp-thumbs" role="group" aria-label="Images and frames" data-ref="thumbs" hidden></div>
+    <p class="vp-note" data-ref="sinkNote" hidden></p>
+    <p class="vp-value" data-ref="value"></p>
+    <fieldset class="vp-region">
+      <legend>Patch or region</legend>
+      <label>rows <input type="number" min="0" data-ref="row0"></label><label>to <input type="number" min="0" data-ref="row1"></label>
+      <label>columns <input type="number" min="0" data-ref="col0"></label><label>to <input type="number" min="0" data-ref="col1"></label>
+      <button type="button" data-ref="clear">Clear</button>
+    </fieldset>
+  </section>
+  <section aria-label="Step" class="vp-step">
+    <div class="vp-now" role="status" aria-live="polite" data-ref="live"></div>
+    <div class="vp-row vp-transport">
+      <button type="button" data-ref="back" aria-label="One step back">◀</button>
+      <button type="button" data-ref="play" class="vp-play">Play</button>
+      <button type="button" data-ref="forward" aria-label="One step forward">▶</button>
+      <input type="range" min="0" data-ref="slider" aria-label="Step">
+    </div>
+  </section>
+  <section aria-label="Reasoning" class="vp-reasoning">
+    <div data-ref="strips"></div>
+    <div class="vp-peaks" data-ref="peaks"></div>
+    <div class="vp-row vp-caption"><span data-ref="curveTitle"></span><span class="vp-legend" data-ref="legend"></span><button type="button" data-ref="divergence" hidden>Go to first divergence</button></div>
+    <div class="vp-curve" data-ref="curve"><canvas data-ref="plot" role="img"></canvas><div class="vp-cursor" data-ref="cursor"></div></div>
+  </section>
+</div>
+<footer class="vp-foot">
+  <div class="vp-copy"><span>Link to this view</span><code data-ref="link" tabindex="0" role="group" aria-label="Link to this view"></code><button type="button" data-ref="copyLink">Copy link</button></div>
+  <div class="vp-copy"><span>Paper figure</span><code data-ref="command" tabindex="0" role="group" aria-label="Command for the paper figure"></code><button type="button" data-ref="copyCommand">Copy command</button></div>
+  <p class="vp-muted" data-ref="storeHint" hidden></p>
+  <div class="vp-row"><button type="button" data-ref="savePng">Save this view as figure (PNG)</button><span role="status" class="vp-muted" data-ref="told"></span></div>
+  <p class="vp-muted">Attention shows where the model read from at a step; it does not by itself explain why the model answered as it did.</p>
+  <p class="vp-muted">Values are the recorded float16 attention, lossless, shown to four digits; means are taken over them.</p>
+</footer>
+<dialog class="vp-help" data-ref="help" aria-label="Help">
+  <h2>Keys and gestures</h2><dl data-ref="keys"></dl>
+  <p>Click or hover a token for its heatmap. Click a patch, or drag a box, to see on the token strip which steps looked there.</p>
+  <p>A bar before a token: the answer begins. A dotted line under a token: the other trace has none there. A red frame: the first divergence.</p>
+  <p data-ref="sinkHelp"></p>
+  <button type="button" data-ref="closeHelp">Close</button>
+</dialog>`;
+
+/** A new element; its text is text, whatever it holds. */
+export function make(tag, text, attributes = {}) {
+  const element = document.createElement(tag);
+  if (text !== undefined) element.textContent = text;
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  return element;
+}
+
+/** A token with its blanks made visible. */
+export const readable = (token) => (token === "" ? "∅" : token.replaceAll("\n", "↵").replaceAll("\t", "⇥"));

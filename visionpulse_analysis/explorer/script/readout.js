@@ -1,0 +1,57 @@
+// What the colours mean and the value under the pointer, in words and numbers.
+
+import { opaque } from "./colours.js";
+import { capital, number, signed } from "./numbers.js";
+
+export class Readout {
+  constructor(explorer) {
+    this.explorer = explorer;
+  }
+
+  get difference() { return this.explorer.view.mode === 2; }
+
+  /** The name of the difference: "pruned − dense". */
+  get minus() {
+    const [first, second] = this.explorer.data.traces;
+    return `${second.name} − ${first.name}`.toLowerCase();
+  }
+
+  draw() {
+    const { ref, view, palette } = this.explorer, bar = ref.bar.getContext("2d");
+    opaque(palette).forEach((style, i) => { bar.fillStyle = style; bar.fillRect(i, 0, 1, 1); });
+    const scale = view.scale === "step" ? "this step's own scale" : "one scale for all steps";
+    ref.unit.textContent = `${this.difference ? `${this.minus} attention` : "attention, share of the softmax row"}; ${scale}`;
+  }
+
+  heat() {
+    const { ref, limit } = this.explorer;
+    ref.low.textContent = this.difference ? signed(-limit) : "0";
+    ref.high.textContent = this.difference ? signed(limit) : number(limit);
+    this.sinks();
+    this.point();
+  }
+
+  sinks() {
+    const { ref, values, masked } = this.explorer;
+    ref.sinkNote.hidden = !masked;
+    if (!masked) return;
+    const count = masked.reduce((sum, flag) => sum + flag, 0);
+    const held = values && !this.difference ? values.reduce((sum, value, p) => sum + (masked[p] ? value : 0), 0) : null;
+    ref.sinkNote.textContent = count === 0 ? "Sinks masked: no patch is one at this layer and head."
+      : `Sinks masked: ${count} ${count === 1 ? "patch" : "patches"} crossed out, left out of colours and scale` +
+        (held === null ? "." : `; attention there ${number(held)}.`);
+  }
+
+  /** The value under the pointer, else that of the region. */
+  point() {
+    const { ref, data, view, values, masked, pointed: p, regionPatches, keptStep } = this.explorer;
+    const told = (value) => (this.difference ? `${signed(value)} ${this.minus}` : `${number(value)} of the softmax row`);
+    if (p !== null && values) {
+      const [t, step] = keptStep, dropped = step >= 0 && !data.visible(t, step, p) ? ", dropped" : "";
+      ref.value.textContent = `Row ${data.grid.row[p]}, column ${data.grid.col[p]}: attention ${told(values[p])}${dropped}${masked?.[p] ? ", masked sink" : ""}`;
+    } else if (view.region && values) {
+      const sum = regionPatches.reduce((total, patch) => total + values[patch], 0);
+      ref.value.textContent = `${capital(this.explorer.regionName)}: attention ${told(sum)}`;
+    } else ref.value.textContent = "Point at a patch to read its value.";
+  }
+}

@@ -1,0 +1,41 @@
+// Several images, or the frames of a video: a row of thumbnails, all in the colour scale of the large image.
+
+import { make } from "./markup.js";
+import { number, signed } from "./numbers.js";
+import { paintPatches, paintPhoto } from "./paint.js";
+
+const TALL = 64; // pixels of the canvas, which the style sheet shows one to one
+
+export class Thumbs {
+  constructor(explorer) {
+    this.explorer = explorer;
+    const { data, ref } = explorer;
+    ref.thumbs.hidden = data.panels.length < 2;
+    this.thumbs = ref.thumbs.hidden ? [] : data.panels.map((panel, i) => {
+      const button = make("button", undefined, { type: "button" }), canvas = make("canvas"), share = make("span", "");
+      canvas.height = TALL;
+      canvas.width = Math.max(1, Math.round((TALL * panel.width) / panel.height));
+      button.append(canvas, make("span", panel.label), share);
+      explorer.on(button, "click", () => explorer.set({ panel: i, region: null }));
+      ref.thumbs.append(button);
+      return { button, canvas, share, rects: data.rects(i, canvas.width, canvas.height) };
+    });
+  }
+
+  draw() {
+    this.thumbs.forEach(({ button }, i) => button.setAttribute("aria-pressed", String(i === this.explorer.view.panel)));
+  }
+
+  heat() {
+    const { data, view, pictures, values, limit, masked, palette } = this.explorer;
+    this.thumbs.forEach(({ canvas, share, rects }, i) => {
+      const context = canvas.getContext("2d");
+      paintPhoto(context, pictures[data.panels[i].picture], canvas.width, canvas.height);
+      context.globalAlpha = view.opacity / 100;
+      if (values) paintPatches(context, rects, values, limit, masked, palette);
+      context.globalAlpha = 1;
+      const mass = values && data.patchesOf[i].reduce((sum, p) => sum + values[p], 0);
+      share.textContent = values ? `mass ${view.mode === 2 ? signed(mass) : number(mass)}` : "—";
+    });
+  }
+}

@@ -1,0 +1,84 @@
+// The token strips: one per trace, shaded by visual mass or, with a region, by attention to it.
+
+import { shader } from "./colours.js";
+import { make, readable } from "./markup.js";
+import { number } from "./numbers.js";
+
+let strips = 0; // in this document, for unique ids
+
+export class Tokens {
+  constructor(explorer) {
+    this.explorer = explorer;
+    explorer.ref.strips.classList.toggle("vp-pair", explorer.data.pair);
+    this.strips = explorer.data.traces.map((trace, t) => this.fill(trace, t));
+  }
+
+  fill(trace, t) {
+    const { data, ref } = this.explorer, id = `vp-strip-${strips++}`;
+    const heading = make("div", undefined, { class: "vp-row vp-caption" }), shade = make("span", "", { class: "vp-muted" });
+    heading.append(make("strong", data.pair ? `${trace.name} tokens` : "Tokens"), shade);
+    const box = make("div", undefined, { class: "vp-strip", role: "listbox", tabindex: "0", "aria-label": `${trace.name} tokens` });
+    const tokens = trace.tokens.map((token, step) => {
+      const column = data.columnOf[t][step];
+      const element = make("span", readable(token), { role: "option", id: `${id}-${step}`, "aria-selected": "false" });
+      element.dataset.step = step;
+      if (token.includes("\n")) element.classList.add("vp-newline");
+      if (step === trace.answer) element.classList.add("vp-answer");
+      if (data.pair && data.columns[1 - t][column] < 0) element.classList.add("vp-alone");
+      if (column === data.divergence) element.classList.add("vp-diverges");
+      return element;
+    });
+    box.append(...tokens);
+    ref.strips.append(heading, box);
+    this.listen(box, t);
+    return { box, tokens, shade, here: null };
+  }
+
+  listen(box, t) {
+    const { explorer } = this;
+    const columnAt = (event) => {
+      const token = event.target.closest("[data-step]");
+      return token && explorer.data.columnOf[t][Number(token.dataset.step)];
+    };
+    explorer.on(box, "click", (event) => {
+      const column = columnAt(event);
+      if (column !== null) explorer.goTo(t, column);
+    });
+    explorer.on(box, "pointerover", (event) => event.pointerType === "mouse" && explorer.preview(columnAt(event)));
+    explorer.on(box, "pointerleave", () => explorer.preview(null));
+  }
+
+  draw() {
+    const { root, series, seriesName, top, view } = this.explorer;
+    const shadeOf = shader(getComputedStyle(root), view.region ? "--vp-warm" : "--vp-accent");
+    this.strips.forEach(({ tokens, shade }, t) => {
+      shade.textContent = `shaded by ${seriesName}, 0 to ${number(top)}`;
+      tokens.forEach((token, step) => {
+        const [ground, ink] = shadeOf(series[t][step] / top);
+        token.style.backgroundColor = ground;
+        token.style.color = ink;
+      });
+    });
+  }
+
+  /** Mark the current token and bring it into sight. All is read before anything is written. */
+  step() {
+    const { data, view } = this.explorer;
+    const here = this.strips.map(({ box, tokens }, t) => {
+      const step = data.columns[t][view.column], token = step < 0 ? null : tokens[step];
+      return { token, at: token?.offsetTop, tall: token?.offsetHeight, from: box.scrollTop, seen: box.clientHeight };
+    });
+    here.forEach(({ token, at, tall, from, seen }, t) => {
+      const strip = this.strips[t];
+      if (strip.here !== token) {
+        strip.here?.setAttribute("aria-selected", "false");
+        token?.setAttribute("aria-selected", "true");
+        strip.here = token;
+      }
+      strip.box.classList.toggle("vp-nowhere", !token);
+      if (!token) return strip.box.removeAttribute("aria-activedescendant");
+      strip.box.setAttribute("aria-activedescendant", token.id);
+      if (at < from + 4 || at + tall > from + seen - 4) strip.box.scrollTop = at - seen / 2;
+    });
+  }
+}

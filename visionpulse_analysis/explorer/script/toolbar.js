@@ -1,0 +1,42 @@
+// The controls above the image: which trace, layer and head, and how they are coloured.
+
+import { make } from "./markup.js";
+
+export class Toolbar {
+  constructor(explorer) {
+    this.explorer = explorer;
+    const { data, ref } = explorer;
+    const options = (select, choices, count) => {
+      for (const value of choices) select.append(make("option", value === "mean" ? `mean of ${count}` : String(value), { value }));
+    };
+    options(ref.layer, data.layerChoices, data.recorded_layers);
+    options(ref.head, data.headChoices, data.heads?.length);
+    ref.headLabel.hidden = !data.heads;
+    ref.modes.hidden = !data.pair;
+    ref.kept.hidden = !data.pruned;
+    data.traces.forEach((trace, t) => { ref.modes.children[t].textContent = trace.name; });
+    this.listen();
+  }
+
+  listen() {
+    const { explorer } = this, { ref, data } = explorer;
+    const choice = (choices, text) => choices.find((value) => String(value) === text);
+    explorer.on(ref.layer, "change", () => explorer.set({ layer: choice(data.layerChoices, ref.layer.value) }));
+    explorer.on(ref.head, "change", () => explorer.set({ head: choice(data.headChoices, ref.head.value) }));
+    explorer.on(ref.scale, "change", () => explorer.set({ scale: ref.scale.value }));
+    explorer.on(ref.map, "change", () => explorer.set({ map: ref.map.value }));
+    explorer.on(ref.opacity, "input", () => explorer.set({ opacity: Number(ref.opacity.value) }));
+    explorer.on(ref.sinks, "click", () => explorer.toggle("sinks"));
+    explorer.on(ref.kept, "click", () => explorer.toggle("kept"));
+    [...ref.modes.children].forEach((button, mode) => explorer.on(button, "click", () => explorer.set({ mode })));
+  }
+
+  draw() {
+    const { ref, view } = this.explorer;
+    for (const name of ["layer", "head", "scale", "map", "opacity"]) ref[name].value = view[name];
+    ref.map.disabled = view.mode === 2; // the difference has a palette of its own
+    ref.sinks.setAttribute("aria-pressed", String(view.sinks === "masked"));
+    ref.kept.setAttribute("aria-pressed", String(view.kept));
+    [...ref.modes.children].forEach((button, i) => button.setAttribute("aria-pressed", String(i === view.mode)));
+  }
+}
