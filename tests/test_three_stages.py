@@ -1,0 +1,289 @@
+"""The three stages: every measure against a slow statement of it, and sentences that follow the numbers."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import slow_prefill as slow
+import torch
+
+from visionpulse_analysis.pruners import VTW
+from visionpulse_analysis.studies import three_stages_figures, three_stages_report
+from visionpulse_analysis.studies.forced import Frozen, Passages, SkipImage
+from visionpulse_analysis.studies.layer_watch import LayerWatch, logit_lens, sink_value_ratio
+from visionpulse_analysis.studies.samples import scene_samples
+from visionpulse_analysis.studies.three_stages import ThreeStages, ask, asked_hash, over_samples, three_stages
+from visionpulse_analysis.studies.three_stages_lens import lens_words
+
+CLOSE = {"rtol": 1e-3, "atol": 1e-5}  # log probabilities of float32 models, computed in another order
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return scene_samples(2, seed=3, cells=4)  # two tasks: questions of two lengths, so one row is padded
+
+
+@pytest.fixture(scope="module")
+def asked(vlm, samples):
+    return ask(vlm, samples, max_new_tokens=4)
+
+
+@pytest.fixture(scope="module")
+def stages(vlm, asked):
+    return three_stages(vlm, asked, width=3, fraction=0.1)
+
+
+@pytest.fixture(scope="module")
+def passages(vlm, asked):
+    return Passages(vlm, [one.passage for one in asked], [one.queries for one in asked])
+
+
+class SlowSkip(slow.Rule):
+    def __init__(self, layers):
+        self.layers = layers
+
+    def run(self, layer):
+        def lose(weights, values):
+            for query in range(weights.shape[1]):
+                if query not in layer.at:
+                    weights[:, query, layer.at] = 0
+            return weights @ values
+
+        return layer.run(lose) if layer.number in self.layers else layer.run()
+
+
+class SlowFrozen(slow.Rule):
+    def __init__(self, layer):
+        self.layer = layer
+
+    def run(self, layer):
+        states = layer.run()
+        if layer.number == self.layer:
+            states[layer.at] = layer.states[layer.at]
+        return states
+
+
+class SlowGone(slow.Rule):
+    def __init__(self, layer):
+        self.layer = layer
+
+    def before(self, layer):
+        return [] if layer.number >= self.layer else layer.patches
+
+
+class Seen(slow.Rule):
+    """Notes each layer as it was."""
+
+    def __init__(self):
+        self.layers = []
+
+    def run(self, layer):
+        self.layers.append(layer)
+        return layer.run()
+
+
+def by_hand(vlm, one, place, rule):
+    """Log probabilities [word] after the prompt, or after the answer up to the most visual step."""
+    answer = one.passage.ids[one.queries[0] + 1 :].tolist() if place else []
+    words = vlm.tokenizer(one.sample.question, add_special_tokens=False).input_ids
+    inputs = slow.inputs_of(vlm, one.sample.image, one.sample.question, answer, words)
+    return slow.slow_forward(vlm, inputs, rule)[0].double().numpy()
+
+
+def kl(p, q):
+    return sum(np.exp(a) * (a - b) for a, b in zip(p, q, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("start", "rule"),
+    [
+        (lambda layout: SkipImage(layout, range(1, 4)), SlowSkip(range(1, 4))),
+        (lambda layout: Frozen(layout, 2), SlowFrozen(2)),
+        (VTW(3).start, SlowGone(3)),
+    ],
+    ids=["skip", "frozen", "gone"],
+)
+def test_what_acts_in_one_pass_equals_the_rule_by_hand(vlm, asked, passages, start, rule):
+    read, _, _ = passages.read(start)
+    dense, _, _ = passages.read()
+    for row, one in enumerate(asked):
+        for place in range(2):
+            assert np.allclose(read[row, place], by_hand(vlm, one, place, rule), **CLOSE)
+            assert np.allclose(dense[row, place], by_hand(vlm, one, place, slow.Rule()), **CLOSE)
+    assert np.abs(read - dense).max() > 1e-3  # else nothing was tested
+
+
+def test_the_step_asked_depends_on_the_image_most(vlm, samples, asked):
+    for sample, one in zip(samples, asked, strict=True):
+        assert one.sample is sample and one.passage.ids[: one.queries[0] + 1].tolist() == (
+            vlm.prompt(sample.image, sample.question).ids.tolist()
+        )
+        everything = ask(vlm, [sample], max_new_tokens=4)[0]
+        assert everything.step == one.step  # alone as in a batch
+        found = []
+        for step in range(4):
+            answer = torch.tensor(vlm.tokenizer.convert_tokens_to_ids(_greedy(vlm, sample)[:step]), dtype=torch.int64)
+            prompt = vlm.prompt(sample.image, sample.question)
+            longer = replace(one, passage=prompt.answered(answer))
+            found.append(kl(by_hand(vlm, longer, 1, SlowGone(0)), by_hand(vlm, longer, 1, slow.Rule())))
+        assert one.step == np.argmax(found) and one.effect == pytest.approx(max(found), rel=1e-2)
+
+
+def _greedy(vlm, sample):
+    """The first words that the model says, each from a forward of its own."""
+    words = []
+    for _ in range(4):
+        answer = torch.tensor(vlm.tokenizer.convert_tokens_to_ids(words), dtype=torch.int64)
+        prompt = vlm.prompt(sample.image, sample.question).answered(answer)
+        inputs = vlm.to_device(vlm.family.batch([prompt], 0))
+        with torch.inference_mode():
+            logits = vlm.model(**inputs, position_ids=vlm.family.positions(vlm.model, inputs)).logits
+        words.append(vlm.tokenizer.convert_ids_to_tokens(int(logits[0, -1].argmax())))
+    return words
+
+
+def test_what_is_watched_is_what_each_layer_does(vlm, asked, passages):
+    watch = LayerWatch(passages.layout, passages.queries)
+    passages.read(lambda _: watch)
+    for row, one in enumerate(asked):
+        seen = Seen()
+        by_hand(vlm, one, 1, seen)
+        for number, layer in enumerate(seen.layers):
+            weights, values, at = layer.weights().double(), layer.values().double(), layer.at
+            norms = layer.value[0][:, at].abs().sum(dim=(0, 2)).numpy()
+            assert np.allclose(watch.norms[number][row], norms, rtol=1e-3)
+            for place, query in enumerate(one.queries):
+                mean = weights[:, query, at].mean(0).numpy()
+                assert np.allclose(watch.weights[number][row, place], mean, rtol=1e-3, atol=1e-6)
+                assert np.allclose(watch.states[number][row, place], layer.states[query], rtol=1e-3, atol=1e-4)
+                output = torch.stack([weights[h, query] @ values[h] for h in range(len(values))]).flatten()
+                parts = [(weights[:, query, j, None] * values[:, j]).flatten() for j in at]
+                least = min(float(torch.cosine_similarity(output - c, output, dim=0)) for c in parts)
+                assert watch.cosines[number][row, place] == pytest.approx(least, abs=1e-5)
+
+
+def test_the_curves_are_these_divergences(vlm, asked, stages):
+    one, row = asked[1], 1
+    for place in range(2):
+        dense = by_hand(vlm, one, place, slow.Rule())
+        frozen = by_hand(vlm, one, place, SlowFrozen(2))
+        close = {"rel": 2e-2, "abs": 1e-6}
+        assert stages.withdrawn[place, 3, row] == pytest.approx(
+            kl(by_hand(vlm, one, place, SlowGone(3)), dense), **close
+        )
+        skipped = by_hand(vlm, one, place, SlowSkip(range(1, 4)))
+        assert stages.window[place, 1, row] == pytest.approx(kl(skipped, dense), **close)
+        assert stages.shallow[place, row] == pytest.approx(
+            kl(by_hand(vlm, one, place, SlowSkip((0, 1))), dense), **close
+        )
+        assert stages.frozen[place, 2, row] == pytest.approx(kl(frozen, dense), **close)
+        assert stages.frozen_reverse[place, 2, row] == pytest.approx(kl(dense, frozen), **close)
+        seen = Seen()
+        by_hand(vlm, one, place, seen)
+        norm, head = vlm.model.model.language_model.norm, vlm.model.lm_head
+        with torch.inference_mode():
+            lens = torch.log_softmax(head(norm(seen.layers[5].states[-1])), -1).double().numpy()
+        assert stages.lens[place, 5, row] == pytest.approx(kl(lens, dense), **close)
+        assert stages.lens_right[place, 5, row] == (lens.argmax() == dense.argmax())
+        layer = seen.layers[4]
+        weights = layer.weights()[:, -1, layer.at].mean(0)
+        norms = layer.value[0][:, layer.at].abs().sum(dim=(0, 2))
+        six = sorted(range(64), key=lambda j: -float(weights[j]))[:6]  # 10 % of 64 patches
+        assert stages.mass[place, 4, row] == pytest.approx(float(weights.sum()), rel=1e-3)
+        assert stages.sink_ratio[place, 4, row] == pytest.approx(float(norms[six].mean() / norms.mean()), rel=1e-3)
+    assert stages.window.shape == (2, 6, 2) and stages.n_shallow == 2
+    assert np.array_equal(stages.effect, stages.withdrawn[:, 0])
+    assert (stages.lens[:, -1] == 0).all() and stages.lens_right[:, -1].all()
+
+
+def test_batches_do_not_matter(vlm, asked, stages):
+    alone = three_stages(vlm, asked, width=3, fraction=0.1, batch_size=1)
+    for name in ("withdrawn", "window", "frozen", "cosine", "sink_ratio", "lens"):
+        assert np.allclose(getattr(alone, name), getattr(stages, name), rtol=1e-2, atol=1e-5), name
+    assert asked_hash(asked) != asked_hash(asked[:1])
+
+
+def test_sinks_are_the_most_attended_patches():
+    weights, norms = np.array([0.1, 0.5, 0.3, 0.1]), np.array([1.0, 2.0, 4.0, 1.0])
+    assert sink_value_ratio(weights, norms, 0.25) == pytest.approx(1.0)
+    assert sink_value_ratio(weights, norms, 0.5) == pytest.approx(1.5)
+    assert sink_value_ratio(weights, norms, 1e-9) == pytest.approx(1.0)  # at least one
+    assert np.isnan(sink_value_ratio(weights, 0 * norms, 0.5))
+
+
+def test_the_lens_table_ends_with_what_is_said(vlm, asked):
+    table = lens_words(vlm, asked[0])
+    assert table.shape == (9, 2)
+    said = (asked[0].answer[0], asked[0].answer[-1])
+    assert [row.split(", ")[0] for row in table.loc["output"]] == [word.strip() for word in said]
+
+
+def test_wrong_options_are_refused(vlm, asked):
+    for options in ({"width": 0}, {"width": 9}, {"fraction": 0.0}, {"fraction": 1.5}):
+        with pytest.raises(ValueError, match="width of 1 to 8 layers"):
+            three_stages(vlm, asked, **options)
+    with pytest.raises(ValueError, match="0 samples"):
+        three_stages(vlm, [])
+    bare = replace(vlm, model=type("Bare", (), {"get_decoder": lambda self: None})())
+    with pytest.raises(ValueError, match="final norm"):
+        logit_lens(bare, torch.zeros(1))
+
+
+def planted(stages: ThreeStages, *, effect=(0.001, 9.0), shallow=0.001, deep=0.001, sinks=0.5, last=0.0) -> ThreeStages:
+    """Ten samples with these means and a little noise, 8 layers."""
+    noise = np.random.default_rng(0).uniform(0.9, 1.1, 10)
+
+    def everywhere(values):
+        return np.tile(np.asarray(values)[None, :, None], (2, 1, 10)) * noise
+
+    withdrawn = everywhere([9.0, 9, 9, 5, 4, 1, deep, deep])
+    return replace(
+        stages,
+        asked=stages.asked[:1] * 10,
+        effect=np.array(effect)[:, None] * noise,
+        shallow=np.full((2, 1), shallow) * noise,
+        withdrawn=withdrawn,
+        window=everywhere([0, 0, 1, 1, 1, 0.0]),
+        sink_ratio=everywhere([sinks] * 8),
+        cosine=everywhere([0.9, 0.9, 0.9, 0.5, 0.9, 0.9, 0.9, 0.9]),
+        frozen=everywhere([0.5, 0.4, 0.6, 0.7, 0.8, 0.9, last, last]),
+        frozen_reverse=everywhere([0.0] * 8),
+        lens=everywhere([0.0] * 9),
+        lens_right=np.tile(np.array([1, 0, 1, 0, 0, 1, 1, 1, 1])[None, :, None], (2, 1, 10)),
+        mass=everywhere([0.5] * 8),
+    )
+
+
+def test_the_sentences_follow_the_intervals(stages):
+    yes = three_stages_report.verdicts(planted(stages)).splitlines()
+    assert "says nothing about where it reads" in yes[0]
+    assert "these layers do not need the image" in yes[1] and "has been read by then" in yes[2]
+    assert yes[3].endswith("transfers.") and yes[4].endswith("transfers.")
+    no = three_stages_report.verdicts(planted(stages, effect=(3, 9), shallow=1, deep=1, sinks=2, last=2)).splitlines()
+    assert "says nothing" not in no[0] and "these layers need the image" in no[1] and "still read there" in no[2]
+    assert "have larger values" in no[3] and "matters more" in no[4]
+    between = three_stages_report.verdicts(planted(stages, shallow=0.05, sinks=1.0), level=0.05).splitlines()
+    assert "cannot be decided" in between[1] and "cannot be decided" in between[3]
+
+
+def test_the_layers_in_the_table(stages):
+    made = planted(stages, deep=0.001)
+    assert three_stages_report.withdrawal_layer(made, 1) == 6
+    assert three_stages_report.withdrawal_layer(made, 1, 10.0) == 1  # the search begins at 5 of 32 layers
+    assert three_stages_report.withdrawal_layer(made, 1, 1e-9) is None
+    assert three_stages_report.contribution_order(made, 1) == [6, 7, 1, 0, 2, 3, 4, 5]
+    assert three_stages_report.reading_layer(made, 1) == 5
+    table = three_stages_report.paper_table(made)
+    assert table.iloc[3, 1] == "6 of 8 (end of the prompt: 6 of 8)" and "layer 3 of 8" in table.iloc[5, 1]
+    assert table.map(len).to_numpy().max() <= 50  # longer ones are cut off where a notebook shows them
+
+
+def test_the_page_draws_the_means(stages):
+    page = three_stages_figures.stages_page(stages)
+    lines = page.axes[4].lines[1].get_ydata()
+    assert np.allclose(lines, stages.withdrawn[1].mean(axis=1))
+    assert len(page.axes[0].lines[0].get_ydata()) == 9
+    numbers = stages.numbers()["most visual step"]
+    assert numbers["cosine"][3]["estimate"] == pytest.approx(stages.cosine[1, 3].mean())
+    with pytest.raises(ValueError):
+        over_samples(np.array([np.nan]))

@@ -1,0 +1,152 @@
+"""The three stages in sentences and a table, every number computed and every sentence chosen by an interval."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from visionpulse_analysis.statistics import Interval
+from visionpulse_analysis.studies.three_stages import PLACES, ThreeStages, over_samples
+
+PROMPT, VISUAL = range(len(PLACES))
+WITHDRAWN = 0.003  # nats: VTW's bound for LLaVA-1.5-7B
+
+
+def withdrawal_layer(stages: ThreeStages, place: int, threshold: float = WITHDRAWN) -> int | None:
+    """VTW's layer: the first, from 5 of 32 on, whose mean divergence is at most ``threshold``; None without one."""
+    curve = stages.curve("withdrawn", place)
+    first = max(1, round(5 / 32 * stages.n_layers))
+    return next((layer for layer in range(first, stages.n_layers) if curve[layer].estimate <= threshold), None)
+
+
+def contribution_order(stages: ThreeStages, place: int) -> list[int]:
+    """ShortV's order: layers by their mean contribution, the least first."""
+    return np.argsort(stages.frozen[place].mean(axis=1), kind="stable").tolist()
+
+
+def reading_layer(stages: ThreeStages, place: int) -> int | None:
+    """The first layer from which on the logit lens reads the final word in half of the samples; the output counts."""
+    wrong = np.flatnonzero(stages.lens_right[place].mean(axis=1) < 0.5)
+    first = 0 if len(wrong) == 0 else int(wrong[-1]) + 1
+    return first if first <= stages.n_layers else None
+
+
+def deep_layer(n_layers: int) -> int:
+    """Where VisiPruner reports that the image can go: 26 of 32 layers."""
+    return round(26 / 32 * n_layers)
+
+
+def side(interval: Interval, level: float) -> str:
+    """Where a whole interval lies: "below" or "above" the level, or else "open"."""
+    return "below" if interval.high < level else "above" if interval.low > level else "open"
+
+
+def verdicts(stages: ThreeStages, level: float = 0.05) -> str:
+    """What of the three stages shows in this model, as Markdown; a change below ``level`` nats counts as none."""
+    lines = [_places(stages, level)]
+    shallow, deep = over_samples(stages.shallow[VISUAL]), stages.curve("withdrawn", VISUAL)[deep_layer(stages.n_layers)]
+    lines.append(
+        _line(
+            f"The shallow stage (the first {stages.n_shallow} layers skip the image: {_span(shallow)} nats)",
+            side(shallow, level),
+            below="transfers: these layers do not need the image",
+            above="does not transfer: these layers need the image",
+        )
+    )
+    lines.append(
+        _line(
+            f"The deep stage (the image is withdrawn from layer {deep_layer(stages.n_layers)} on: {_span(deep)} nats)",
+            side(deep, level),
+            below="transfers: the image has been read by then",
+            above="does not transfer: the image is still read there",
+        )
+    )
+    sinks = over_samples(stages.sink_ratio[VISUAL, : max(1, stages.n_shallow)].mean(axis=0))
+    lines.append(
+        _line(
+            f"That shallow layers attend most to patches of small value (their norm over that of all: {_span(sinks)})",
+            side(sinks, 1.0),
+            below="transfers",
+            above="does not transfer: there they have larger values than the rest",
+        )
+    )
+    contrast = over_samples(depth_contrast(stages))
+    lines.append(
+        _line(
+            f"That the deepest quarter of the layers changes the patches to less effect than the rest (ShortV; "
+            f"difference {_span(contrast)} nats)",
+            side(contrast, 0.0),
+            below="transfers",
+            above="does not transfer: it matters more",
+        )
+    )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def depth_contrast(stages: ThreeStages) -> np.ndarray:
+    """Layer Contribution of the deepest quarter of the layers minus that of all others: float64 [sample]."""
+    first = stages.n_layers - max(1, round(stages.n_layers / 4))
+    frozen = stages.frozen[VISUAL]
+    return frozen[first:].mean(axis=0) - frozen[:first].mean(axis=0)
+
+
+def paper_table(stages: ThreeStages, threshold: float = WITHDRAWN) -> pd.DataFrame:
+    """What the papers report for LLaVA-1.5-7B, 32 layers, beside what was measured here."""
+    n, deep = stages.n_layers, deep_layer(stages.n_layers)
+    cosine = [interval.estimate for interval in stages.curve("cosine", VISUAL)]
+    rows = {
+        "logit lens reads the final word from": ("layer 10 or 11 (counting)", _both(stages, reading_layer, n)),
+        "shallow layers that skip the image": (
+            "6 of 32, little loss",
+            f"{stages.n_shallow} of {n}: {_span(over_samples(stages.shallow[VISUAL]))} nats",
+        ),
+        "all patches dropped in the deep layers": (
+            "from 26 of 32: GQA 61.95 to 61.91",
+            f"from {deep} of {n}: {_span(stages.curve('withdrawn', VISUAL)[deep])} nats",
+        ),
+        f"VTW's layer, KL <= {threshold:g} nats": (
+            "15 of 32",
+            _both(stages, lambda s, place: withdrawal_layer(s, place, threshold), n),
+        ),
+        "value norm of attention sinks": (
+            "low in shallow layers",
+            f"layer 0: {_span(stages.curve('sink_ratio', VISUAL)[0])} of the mean",
+        ),
+        "one patch turns the output most in": (
+            "one middle layer of each sample",
+            f"layer {int(np.argmin(cosine))} of {n} (cosine {min(cosine):.4f})",
+        ),
+        "least contribution to the patches": (
+            "31, 29, 30, 28, 0 of 32",
+            f"{', '.join(map(str, contribution_order(stages, VISUAL)[:5]))} of {n}",
+        ),
+    }
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["papers (LLaVA-1.5-7B)", "here, most visual step"])
+
+
+def _places(stages: ThreeStages, level: float) -> str:
+    prompt, visual = (over_samples(values) for values in stages.effect)
+    text = (
+        f"Hiding the whole image changes the token after the prompt by {_span(prompt)} nats, that of the most visual "
+        f"step by {_span(visual)} ({len(stages.asked)} samples)."
+    )
+    if side(prompt, level) == "below" and side(visual, level) == "above":
+        return f"{text} Where a model reasons in steps, the end of the prompt says nothing about where it reads."
+    return text
+
+
+def _span(interval: Interval) -> str:
+    bounds = "" if np.isnan(interval.low) else f" [{interval.low:.2g}, {interval.high:.2g}]"
+    return f"{interval.estimate:.2g}{bounds}"
+
+
+def _line(claim: str, where: str, *, below: str, above: str) -> str:
+    ends = {"below": below, "above": above, "open": "cannot be decided with these samples"}
+    return f"{claim} {ends[where]}."
+
+
+def _both(stages: ThreeStages, measure, n_layers: int) -> str:
+    """A layer at the most visual step, and at the end of the prompt."""
+    found = [measure(stages, place) for place in (VISUAL, PROMPT)]
+    visual, prompt = ("none" if layer is None else f"{layer} of {n_layers}" for layer in found)
+    return f"{visual} (end of the prompt: {prompt})"
