@@ -7,9 +7,11 @@ import pytest
 import slow_prefill as slow
 import torch
 
-from visionpulse_analysis.pruners import VTW
+from visionpulse_analysis.calibration import FirstTokens
+from visionpulse_analysis.pruners.freezing import ShortV, layer_contribution
+from visionpulse_analysis.pruners.withdrawal import VTW, withdrawal_curve
 from visionpulse_analysis.studies import three_stages_figures, three_stages_report
-from visionpulse_analysis.studies.forced import Frozen, Passages, SkipImage
+from visionpulse_analysis.studies.forced import Passages, SkipImage
 from visionpulse_analysis.studies.layer_watch import LayerWatch, logit_lens, sink_value_ratio
 from visionpulse_analysis.studies.samples import scene_samples
 from visionpulse_analysis.studies.three_stages import ThreeStages, ask, asked_hash, over_samples, three_stages
@@ -38,16 +40,21 @@ def passages(vlm, asked):
     return Passages(vlm, [one.passage for one in asked], [one.queries for one in asked])
 
 
+class Dense(slow.Rule):
+    def __init__(self):
+        """Nothing acts."""
+
+
 class SlowSkip(slow.Rule):
     def __init__(self, layers):
         self.layers = layers
 
     def run(self, layer):
-        def lose(weights, values):
+        def lose(weights):
             for query in range(weights.shape[1]):
                 if query not in layer.at:
                     weights[:, query, layer.at] = 0
-            return weights @ values
+            return weights
 
         return layer.run(lose) if layer.number in self.layers else layer.run()
 
@@ -98,7 +105,7 @@ def kl(p, q):
     ("start", "rule"),
     [
         (lambda layout: SkipImage(layout, range(1, 4)), SlowSkip(range(1, 4))),
-        (lambda layout: Frozen(layout, 2), SlowFrozen(2)),
+        (ShortV((2,)).start, SlowFrozen(2)),
         (VTW(3).start, SlowGone(3)),
     ],
     ids=["skip", "frozen", "gone"],
@@ -109,7 +116,7 @@ def test_what_acts_in_one_pass_equals_the_rule_by_hand(vlm, asked, passages, sta
     for row, one in enumerate(asked):
         for place in range(2):
             assert np.allclose(read[row, place], by_hand(vlm, one, place, rule), **CLOSE)
-            assert np.allclose(dense[row, place], by_hand(vlm, one, place, slow.Rule()), **CLOSE)
+            assert np.allclose(dense[row, place], by_hand(vlm, one, place, Dense()), **CLOSE)
     assert np.abs(read - dense).max() > 1e-3  # else nothing was tested
 
 
@@ -125,7 +132,7 @@ def test_the_step_asked_depends_on_the_image_most(vlm, samples, asked):
             answer = torch.tensor(vlm.tokenizer.convert_tokens_to_ids(_greedy(vlm, sample)[:step]), dtype=torch.int64)
             prompt = vlm.prompt(sample.image, sample.question)
             longer = replace(one, passage=prompt.answered(answer))
-            found.append(kl(by_hand(vlm, longer, 1, SlowGone(0)), by_hand(vlm, longer, 1, slow.Rule())))
+            found.append(kl(by_hand(vlm, longer, 1, SlowGone(0)), by_hand(vlm, longer, 1, Dense())))
         assert one.step == np.argmax(found) and one.effect == pytest.approx(max(found), rel=1e-2)
 
 
@@ -165,7 +172,7 @@ def test_what_is_watched_is_what_each_layer_does(vlm, asked, passages):
 def test_the_curves_are_these_divergences(vlm, asked, stages):
     one, row = asked[1], 1
     for place in range(2):
-        dense = by_hand(vlm, one, place, slow.Rule())
+        dense = by_hand(vlm, one, place, Dense())
         frozen = by_hand(vlm, one, place, SlowFrozen(2))
         close = {"rel": 2e-2, "abs": 1e-6}
         assert stages.withdrawn[place, 3, row] == pytest.approx(
@@ -194,6 +201,14 @@ def test_the_curves_are_these_divergences(vlm, asked, stages):
     assert stages.window.shape == (2, 6, 2) and stages.n_shallow == 2
     assert np.array_equal(stages.effect, stages.withdrawn[:, 0])
     assert (stages.lens[:, -1] == 0).all() and stages.lens_right[:, -1].all()
+
+
+def test_the_end_of_the_prompt_is_where_calibration_looks(vlm, samples, stages):
+    first = FirstTokens(vlm, [(one.image, one.question) for one in samples])
+    close = {"rtol": 2e-2, "atol": 1e-6}
+    assert np.allclose(stages.withdrawn[0].mean(axis=1), withdrawal_curve(first, 8), **close)
+    both = np.stack([stages.frozen[0], stages.frozen_reverse[0]], axis=1).mean(axis=2)
+    assert np.allclose(both, layer_contribution(first, 8), **close)
 
 
 def test_batches_do_not_matter(vlm, asked, stages):

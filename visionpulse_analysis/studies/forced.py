@@ -97,14 +97,6 @@ class SkipImage(Selection):
         return Redirect(text=torch.full_like(self.layout.places, -1)) if view.layer in self.layers else None
 
 
-class Frozen(Selection):
-    """The patches leave one layer as they entered it (ShortV, arXiv 2504.00502, section 3)."""
-
-    def __init__(self, layout: Layout, layer: int):
-        super().__init__(layout)
-        self.frozen_layers = frozenset([layer])
-
-
 def log_softmax(logits: torch.Tensor) -> np.ndarray:
     """Natural log probabilities over the last axis, as float64."""
     return torch.log_softmax(logits.double(), dim=-1).cpu().numpy()

@@ -14,9 +14,10 @@ from visionpulse_analysis.decoding import decode
 from visionpulse_analysis.families import Prompt
 from visionpulse_analysis.measures import kl_divergence
 from visionpulse_analysis.models import VLM
-from visionpulse_analysis.pruners import VTW
+from visionpulse_analysis.pruners.freezing import ShortV
+from visionpulse_analysis.pruners.withdrawal import VTW
 from visionpulse_analysis.statistics import Interval, cluster_bootstrap
-from visionpulse_analysis.studies.forced import Frozen, Passages, SkipImage, Start
+from visionpulse_analysis.studies.forced import Passages, SkipImage, Start
 from visionpulse_analysis.studies.layer_watch import LayerWatch, logit_lens, sink_value_ratio
 from visionpulse_analysis.studies.samples import Sample
 
@@ -207,7 +208,7 @@ def _examine(vlm: VLM, asked: Sequence[Asked], width: int, fraction: float) -> d
 
     layers = range(vlm.n_layers)
     lenses = [logit_lens(vlm, states) for states in watch.states] + [dense]
-    contribution = divergence([_freezing(layer) for layer in layers], both_ways)
+    contribution = divergence([ShortV((layer,)).start for layer in layers], both_ways)
     withdrawn = divergence([VTW(layer).start for layer in layers])
     windows = [_skipping(range(first, first + width)) for first in range(vlm.n_layers - width + 1)]
     return {
@@ -239,10 +240,6 @@ def _sink_ratios(watch: LayerWatch, fraction: float) -> np.ndarray:
             for place in places
         ]
     )
-
-
-def _freezing(layer: int) -> Start:
-    return lambda layout: Frozen(layout, layer)
 
 
 def _skipping(layers: range) -> Start:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from visionpulse_analysis import figures
 from visionpulse_analysis.figures.style import GREY
@@ -11,7 +12,7 @@ from visionpulse_analysis.studies.drawing import draw_curve
 from visionpulse_analysis.studies.three_stages import PLACES, ThreeStages
 from visionpulse_analysis.studies.three_stages_report import WITHDRAWN
 
-LEAST = 1e-7  # nats: smaller divergences are drawn here
+LEAST = 1e-7  # nats: smaller divergences are not drawn
 
 
 def stages_page(stages: ThreeStages, threshold: float = WITHDRAWN) -> Figure:
@@ -40,7 +41,7 @@ def draw_sinks(ax: Axes, stages: ThreeStages) -> Axes:
     """Draw the value norm of the most attended patches over that of all."""
     _draw_places(ax, stages, "sink_ratio")
     ax.axhline(1, color=GREY, linewidth=0.8, linestyle="--", zorder=0)
-    ax.set(xlabel="layer", ylabel="value norm, most attended / all")
+    ax.set(xlabel="layer", ylabel="value norm of sinks / of all")
     return ax
 
 
@@ -48,7 +49,7 @@ def draw_cosines(ax: Axes, stages: ThreeStages, threshold: float = 0.995) -> Axe
     """Draw how far the most influential patch turns the attention output; dashed: VisiPruner's test of a layer."""
     _draw_places(ax, stages, "cosine")
     ax.axhline(threshold, color=GREY, linewidth=0.8, linestyle="--", zorder=0)
-    ax.set(xlabel="layer", ylabel="least cosine without one patch")
+    ax.set(xlabel="layer", ylabel="least cosine")
     return ax
 
 
@@ -66,4 +67,4 @@ def _draw_places(ax: Axes, stages: ThreeStages, name: str) -> None:
     for place, label in enumerate(PLACES):
         curve = stages.curve(name, place)
         draw_curve(ax, list(range(len(curve))), curve, label)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
