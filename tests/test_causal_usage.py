@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import visionpulse_analysis as vpa
+from visionpulse_analysis import decoding
 from visionpulse_analysis.pruners.base import Pruner, Selection
 from visionpulse_analysis.pruners.choosing import top_k
 from visionpulse_analysis.studies import replay as replay_module
@@ -86,6 +87,22 @@ def test_nothing_hidden_is_the_dense_run(trace, replay):
     assert np.abs(chosen - trace.logprobs).max() < 1e-4
     effect = replay.run(replay.steps, 0, keep_top(replay.n_patches))
     assert effect.kl.max() < 1e-8 and not effect.changed.any() and effect.kept.all()
+
+
+def test_an_image_token_that_the_model_wrote_itself_is_replayed_as_a_word(vlm, monkeypatch, pictures):
+    class Says(decoding.Chooser):
+        steps = 0
+
+        def __call__(self, logits):
+            self.steps += 1
+            chosen = super().__call__(logits)
+            return torch.full_like(chosen, vlm.model.config.image_token_id) if self.steps == 3 else chosen
+
+    monkeypatch.setattr(decoding, "Chooser", Says)
+    trace = vpa.decode(vlm, pictures[0], QUESTION, max_new_tokens=STEPS)
+    assert trace.token_ids[2] == vlm.model.config.image_token_id
+    dense = Replay(vlm, trace).dense.gather(1, torch.from_numpy(trace.token_ids.copy())[:, None])[:, 0].numpy()
+    assert np.abs(dense - trace.logprobs).max() < 1e-4
 
 
 def test_rows_do_not_see_one_another(replay, monkeypatch):

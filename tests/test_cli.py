@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.cli import app, key_values, literals
+from visionpulse_analysis.cli.base import show
 
 
 @pytest.fixture
@@ -36,12 +37,14 @@ def payload(page):
 def test_decode_json(call, picture, scenes_folder, tmp_path):
     out = call(
         "decode", picture, "where ?", "--model", scenes_folder, "--max-new-tokens", 5, "--layers", "2,5",
+        "--heads", "3,1", "--execution", "gathered",
         "--pruner", "visionpulse", "-p", "budget=0.25", "--out", tmp_path / "trace", "--store", tmp_path / "store",
         "--id", "one", "--explore", tmp_path / "page.html", "--json",
     )  # fmt: skip
     result = json.loads(out.stdout)
     saved = vpa.Trace.open(tmp_path / "trace")
-    assert result["layers"] == saved.layers == [2, 5]
+    assert result["layers"] == saved.layers == [2, 5] and saved.heads == [3, 1]
+    assert saved.meta["execution"] == "gathered"
     assert result["tokens"] == saved.tokens and result["kept"] == [64, 16, 16, 16, 16]
     assert result["meta"]["pruner"]["budget"] == 0.25
     assert vpa.TraceStore(tmp_path / "store")["one"].data_hash == saved.data_hash
@@ -197,6 +200,20 @@ def test_every_command_takes_json():
     assert len(found) >= 7
     for path, command in found.items():
         assert any("--json" in getattr(p, "opts", ()) for p in command.params), path
+
+
+def test_explore_shows_the_trace_that_was_asked_for(call, picture, scenes_folder, tmp_path):
+    words = ("--model", scenes_folder, "--max-new-tokens", 1, "--store", tmp_path / "store", "--id")
+    for name, question in (("first", "where is the red circle ?"), ("second", "how many blue shapes ?")):
+        call("decode", picture, question, *words, name)
+    for name, question in (("second", "how many blue shapes ?"), ("first", "where is the red circle ?")):
+        call("explore", tmp_path / "store", "--sample", name, "--out", tmp_path / "page.html")
+        assert question in (tmp_path / "page.html").read_text()
+
+
+def test_json_has_no_nan(capsys):
+    show({"a": float("nan"), "b": [1.5, (float("inf"),)]}, True, "")
+    assert json.loads(capsys.readouterr().out) == {"a": None, "b": [1.5, [None]]}
 
 
 def test_parameters():

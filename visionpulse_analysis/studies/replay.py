@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from visionpulse_analysis.attention import route, stock
+from visionpulse_analysis.cache import make_cache
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners.choosing import top_k
 from visionpulse_analysis.pruners.view import newest_logits
@@ -85,13 +86,19 @@ class Replay:
         self.places = torch.from_numpy(prompt.grid.position.copy()).to(device)
         self.keys: dict[int, torch.Tensor] = {}
         self.values: dict[int, torch.Tensor] = {}
-        inputs = vlm.to_device(vlm.family.batch([prompt.answered(self._tokens.cpu())], padding=0))
+        asked = vlm.to_device(vlm.family.batch([prompt], padding=0))
+        whole = vlm.to_device(vlm.family.batch([prompt.answered(self._tokens.cpu())], padding=0))
+        # Prompt and answer one after the other: an image token that the model wrote itself stands for no picture.
+        answer = {"input_ids": self._tokens[None], "attention_mask": whole["attention_mask"]}
         with torch.inference_mode():
-            position = vlm.family.positions(vlm.model, inputs)
+            position = vlm.family.positions(vlm.model, whole)
             self._position = position[..., self.n_prompt :]
+            memory = {"past_key_values": make_cache(vlm.model), "use_cache": True}
             with route(vlm.model, self._remember):
-                out = vlm.model(**inputs, position_ids=position, use_cache=False, logits_to_keep=self.n_steps)
-        self.dense = torch.log_softmax(out.logits[0].float(), dim=-1)  # [step, word]
+                first = vlm.model(**asked, position_ids=position[..., : self.n_prompt], logits_to_keep=1, **memory)
+                rest = vlm.model(**answer, position_ids=self._position, **memory)
+        logits = torch.cat([first.logits, rest.logits], dim=1)[0]
+        self.dense = torch.log_softmax(logits.float(), dim=-1)  # [step, word]
 
     @property
     def n_patches(self) -> int:
