@@ -112,6 +112,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     revision: str = "main",
+    trust_remote_code: bool = False,
 ) -> VLM:
     """Load a vision-language model.
 
@@ -125,20 +126,26 @@ def load(
         Defaults to CUDA where there is one, else the CPU.
     revision : str
         Branch, tag or commit of a hub model.
+    trust_remote_code : bool
+        Run the Python code that the model brings along. Read it before. Weights are read from safetensors files only,
+        never unpickled, in either case.
 
     Raises
     ------
     ValueError
-        If nothing of that name is found.
+        If nothing of that name is found, its files cannot be read, or it needs code of its own to run.
     UnsupportedModelError
         If the model is text-only or of a family that is not supported.
     """
     source = str(data_folder() / name) if name in BUNDLED else name
     if name in BUNDLED and not Path(source, "config.json").exists():
         raise ValueError(f"the bundled model {name!r} is not at {source}; set VISIONPULSE_DATA to the data folder")
+    # Left out, the library would ask at the terminal whether to run a model's own code, and wait for an answer.
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
+        _explain_own_code(name, error)
         raise ValueError(
             f"no model {name!r}: expected {', '.join(map(repr, BUNDLED))}, a folder with config.json, or a hub id "
             f"that can be reached or is in the local cache ({error})"
@@ -147,12 +154,13 @@ def load(
     try:
         with _quiet(name in BUNDLED):
             model: Any = AutoModelForImageTextToText.from_pretrained(
-                source, revision=revision, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
+                source, **options, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
             )
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        image_processor = load_image_processor(source, revision)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        image_processor = load_image_processor(source, **options)
         settings, _ = ProcessorMixin.get_processor_dict(source, revision=revision)
     except (OSError, ValueError, SafetensorError) as error:
+        _explain_own_code(name, error)
         raise ValueError(f"the weights of {name!r} or its processor files cannot be read: {error}") from error
     # Models for text and pictures keep their chat template with the processor.
     tokenizer.chat_template = settings.get("chat_template") or tokenizer.chat_template
@@ -165,6 +173,15 @@ def load(
         revision=getattr(config, "_commit_hash", None),
         settings=settings,
     )
+
+
+def _explain_own_code(name: str, error: Exception) -> None:
+    """Raise ValueError with our own words where the library refused to run a model's code."""
+    if "trust_remote_code" in str(error):
+        raise ValueError(
+            f"{name!r} brings Python code of its own, which is not run unless asked for: read it, and if you trust it, "
+            "load(..., trust_remote_code=True)"
+        ) from error
 
 
 @contextmanager

@@ -25,7 +25,7 @@ FOLDERS = {
 }
 
 
-def load_image_processor(source: str, revision: str) -> Any:
+def load_image_processor(source: str, revision: str, trust_remote_code: bool = False) -> Any:
     """The image processor of a folder or a hub model.
 
     Raises
@@ -34,7 +34,9 @@ def load_image_processor(source: str, revision: str) -> Any:
         If its files cannot be read, or this version of the library has it for torchvision only.
     """
     try:
-        return AutoImageProcessor.from_pretrained(source, revision=revision, backend="pil")
+        return AutoImageProcessor.from_pretrained(
+            source, revision=revision, trust_remote_code=trust_remote_code, backend="pil"
+        )
     except (ImportError, ValueError) as error:
         kind = _kind(source, revision)
         if kind not in FOLDERS:

@@ -1,0 +1,112 @@
+"""Untrusted model folders: no pickle is opened and no code is run, unless the code was asked for by name."""
+
+import ast
+import json
+import pickle
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import visionpulse_analysis as vpa
+from visionpulse_analysis.families import UnsupportedModelError
+
+PACKAGE = Path(vpa.__file__).parent
+
+
+@pytest.fixture
+def folder(scenes_folder, tmp_path, monkeypatch):
+    """A copy of a good model, and a terminal at which nobody answers."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked at the terminal"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    return Path(shutil.copytree(scenes_folder, tmp_path / "model"))
+
+
+def edit(file: Path, **change) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+
+
+class Touches:
+    """Unpickling this makes a file."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (Path.touch, (self.marker,))
+
+
+def test_pickled_weights_are_not_opened(folder):
+    (folder / "model.safetensors").unlink()
+    marker = folder.parent / "marker"
+    torch.save({"weight": Touches(marker)}, folder / "pytorch_model.bin")
+    (folder / "vocab.pkl").write_bytes(pickle.dumps(Touches(marker)))
+    with pytest.raises(ValueError, match="cannot be read"):
+        vpa.load(str(folder))
+    assert not marker.exists()
+
+
+def own_code(folder: Path, module: str, body: str) -> Path:
+    marker = folder.parent / "marker"
+    (folder / f"{module}.py").write_text(f"from pathlib import Path\nPath({str(marker)!r}).touch()\n{body}")
+    return marker
+
+
+CONFIG = """
+from transformers import PretrainedConfig
+class OwnConfig(PretrainedConfig):
+    model_type = "own"
+"""
+
+
+def test_code_of_an_unknown_architecture_is_run_only_when_asked_for(folder, monkeypatch):
+    marker = own_code(folder, "configuration_own", CONFIG)
+    edit(folder / "config.json", model_type="own", auto_map={"AutoConfig": "configuration_own.OwnConfig"})
+    with pytest.raises(ValueError, match=r"Python code of its own.*load\(\.\.\., trust_remote_code=True\)"):
+        vpa.load(str(folder))
+    assert not marker.exists()
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(UnsupportedModelError):  # it was run, and is no family that we know
+        vpa.load(str(folder), trust_remote_code=True)
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json", "tokenizer_config.json"])
+def test_code_beside_a_known_architecture_is_not_run(folder, file):
+    marker = own_code(folder, "own", "class Own: pass\n")
+    names = ("AutoConfig", "AutoModelForImageTextToText", "AutoImageProcessor", "AutoProcessor")
+    edit(folder / file, auto_map={**dict.fromkeys(names, "own.Own"), "AutoTokenizer": ["own.Own", "own.Own"]})
+    try:
+        vlm = vpa.load(str(folder))
+    except ValueError as error:
+        assert "cannot be read" in str(error) or "of its own" in str(error)
+    else:
+        assert type(vlm.model).__module__.startswith("transformers.")
+    assert not marker.exists()
+
+
+FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
+
+
+def calls(tree: ast.AST):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_the_package_opens_no_pickle_and_runs_no_text(file):
+    tree = ast.parse(file.read_text("utf-8"))
+    imported = {alias.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
+    imported |= {(n.module or "").split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    assert not imported & FORBIDDEN_MODULES
+    for name, keywords in calls(tree):
+        assert name not in ("eval", "exec", "torch.save", "yaml.load", "os.system"), name
+        if name in ("np.load", "numpy.load"):
+            assert keywords.get("allow_pickle") == "False"
+        if name == "torch.load":
+            assert keywords.get("weights_only") == "True"
+        if name.endswith(".extractall") or keywords.get("shell") == "True":
+            raise AssertionError(f"{name}({keywords})")
