@@ -46,16 +46,16 @@ def verdicts(stages: ThreeStages, level: float = 0.05) -> str:
     lines = [_places(stages, level)]
     shallow, deep = over_samples(stages.shallow[VISUAL]), stages.curve("withdrawn", VISUAL)[deep_layer(stages.n_layers)]
     lines.append(
-        _line(
-            f"The shallow stage (the first {stages.n_shallow} layers skip the image: {_span(shallow)} nats)",
+        sentence(
+            f"The shallow stage (the first {stages.n_shallow} layers skip the image: {span(shallow)} nats)",
             side(shallow, level),
             below="transfers: these layers do not need the image",
             above="does not transfer: these layers need the image",
         )
     )
     lines.append(
-        _line(
-            f"The deep stage (the image is withdrawn from layer {deep_layer(stages.n_layers)} on: {_span(deep)} nats)",
+        sentence(
+            f"The deep stage (the image is withdrawn from layer {deep_layer(stages.n_layers)} on: {span(deep)} nats)",
             side(deep, level),
             below="transfers: the image has been read by then",
             above="does not transfer: the image is still read there",
@@ -63,18 +63,19 @@ def verdicts(stages: ThreeStages, level: float = 0.05) -> str:
     )
     sinks = over_samples(stages.sink_ratio[VISUAL, : max(1, stages.n_shallow)].mean(axis=0))
     lines.append(
-        _line(
-            f"That shallow layers attend most to patches of small value (their norm over that of all: {_span(sinks)})",
+        sentence(
+            f"That shallow layers attend most to patches of small value (their norm over that of all: {span(sinks)})",
             side(sinks, 1.0),
             below="transfers",
             above="does not transfer: there they have larger values than the rest",
         )
     )
     contrast = over_samples(depth_contrast(stages))
+    largest = max(stages.curve("frozen", VISUAL), key=lambda interval: interval.estimate)
     lines.append(
-        _line(
+        sentence(
             f"That the deepest quarter of the layers changes the patches to less effect than the rest (ShortV; "
-            f"difference {_span(contrast)} nats)",
+            f"difference {span(contrast)} nats, the largest effect of any layer {span(largest)} nats)",
             side(contrast, 0.0),
             below="transfers",
             above="does not transfer: it matters more",
@@ -98,11 +99,11 @@ def paper_table(stages: ThreeStages, threshold: float = WITHDRAWN) -> pd.DataFra
         "logit lens reads the final word from": ("layer 10 or 11 (counting)", _both(stages, reading_layer, n)),
         "shallow layers that skip the image": (
             "6 of 32, little loss",
-            f"{stages.n_shallow} of {n}: {_span(over_samples(stages.shallow[VISUAL]))} nats",
+            f"{stages.n_shallow} of {n}: {span(over_samples(stages.shallow[VISUAL]))} nats",
         ),
         "all patches dropped in the deep layers": (
             "from 26 of 32: GQA 61.95 to 61.91",
-            f"from {deep} of {n}: {_span(stages.curve('withdrawn', VISUAL)[deep])} nats",
+            f"from {deep} of {n}: {span(stages.curve('withdrawn', VISUAL)[deep])} nats",
         ),
         f"VTW's layer, KL <= {threshold:g} nats": (
             "15 of 32",
@@ -110,7 +111,7 @@ def paper_table(stages: ThreeStages, threshold: float = WITHDRAWN) -> pd.DataFra
         ),
         "value norm of attention sinks": (
             "low in shallow layers",
-            f"layer 0: {_span(stages.curve('sink_ratio', VISUAL)[0])} of the mean",
+            f"layer 0: {span(stages.curve('sink_ratio', VISUAL)[0])} of the mean",
         ),
         "one patch turns the output most in": (
             "one middle layer of each sample",
@@ -127,20 +128,22 @@ def paper_table(stages: ThreeStages, threshold: float = WITHDRAWN) -> pd.DataFra
 def _places(stages: ThreeStages, level: float) -> str:
     prompt, visual = (over_samples(values) for values in stages.effect)
     text = (
-        f"Hiding the whole image changes the token after the prompt by {_span(prompt)} nats, that of the most visual "
-        f"step by {_span(visual)} ({len(stages.asked)} samples)."
+        f"Hiding the whole image changes the token after the prompt by {span(prompt)} nats, that of the most visual "
+        f"step by {span(visual)} ({len(stages.asked)} samples)."
     )
     if side(prompt, level) == "below" and side(visual, level) == "above":
         return f"{text} Where a model reasons in steps, the end of the prompt says nothing about where it reads."
     return text
 
 
-def _span(interval: Interval) -> str:
+def span(interval: Interval) -> str:
+    """The estimate and its interval in two digits, small numbers as well."""
     bounds = "" if np.isnan(interval.low) else f" [{interval.low:.2g}, {interval.high:.2g}]"
     return f"{interval.estimate:.2g}{bounds}"
 
 
-def _line(claim: str, where: str, *, below: str, above: str) -> str:
+def sentence(claim: str, where: str, *, below: str, above: str) -> str:
+    """A claim and how it ends, by the `side` on which its interval lies."""
     ends = {"below": below, "above": above, "open": "cannot be decided with these samples"}
     return f"{claim} {ends[where]}."
 
