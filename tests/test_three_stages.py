@@ -10,11 +10,19 @@ import torch
 from visionpulse_analysis.calibration import FirstTokens
 from visionpulse_analysis.pruners.freezing import ShortV, layer_contribution
 from visionpulse_analysis.pruners.withdrawal import VTW, withdrawal_curve
+from visionpulse_analysis.statistics import Interval
 from visionpulse_analysis.studies import three_stages_figures, three_stages_report
 from visionpulse_analysis.studies.forced import Passages, SkipImage
 from visionpulse_analysis.studies.layer_watch import LayerWatch, logit_lens, sink_value_ratio
 from visionpulse_analysis.studies.samples import scene_samples
-from visionpulse_analysis.studies.three_stages import ThreeStages, ask, asked_hash, over_samples, three_stages
+from visionpulse_analysis.studies.three_stages import (
+    ThreeStages,
+    ask,
+    asked_hash,
+    over_samples,
+    shallow_layers,
+    three_stages,
+)
 from visionpulse_analysis.studies.three_stages_lens import lens_words
 
 CLOSE = {"rtol": 1e-3, "atol": 1e-5}  # log probabilities of float32 models, computed in another order
@@ -199,6 +207,7 @@ def test_the_curves_are_these_divergences(vlm, asked, stages):
         assert stages.mass[place, 4, row] == pytest.approx(float(weights.sum()), rel=1e-3)
         assert stages.sink_ratio[place, 4, row] == pytest.approx(float(norms[six].mean() / norms.mean()), rel=1e-3)
     assert stages.window.shape == (2, 6, 2) and stages.n_shallow == 2
+    assert [shallow_layers(n) for n in (28, 32, 36)] == [5, 6, 7]  # 6 of 32
     assert np.array_equal(stages.effect, stages.withdrawn[:, 0])
     assert (stages.lens[:, -1] == 0).all() and stages.lens_right[:, -1].all()
 
@@ -269,6 +278,14 @@ def planted(stages: ThreeStages, *, effect=(0.001, 9.0), shallow=0.001, deep=0.0
     )
 
 
+def test_only_a_whole_interval_is_on_a_side():
+    def side(level, low=0.4, high=0.6):
+        return three_stages_report.side(Interval(0.5, low, high, 9, 9, 0.95, "made"), level)
+
+    assert [side(level) for level in (0.7, 0.55, 0.45, 0.3)] == ["below", "open", "open", "above"]
+    assert side(0.7, np.nan, np.nan) == "open"  # one sample says nothing
+
+
 def test_the_sentences_follow_the_intervals(stages):
     yes = three_stages_report.verdicts(planted(stages)).splitlines()
     assert "says nothing about where it reads" in yes[0]
@@ -284,6 +301,7 @@ def test_the_sentences_follow_the_intervals(stages):
 def test_the_layers_in_the_table(stages):
     made = planted(stages, deep=0.001)
     assert three_stages_report.withdrawal_layer(made, 1) == 6
+    assert three_stages_report.withdrawal_layer(made, 1, 4.5) == 4
     assert three_stages_report.withdrawal_layer(made, 1, 10.0) == 1  # the search begins at 5 of 32 layers
     assert three_stages_report.withdrawal_layer(made, 1, 1e-9) is None
     assert three_stages_report.contribution_order(made, 1) == [6, 7, 1, 0, 2, 3, 4, 5]

@@ -12,7 +12,7 @@ from visionpulse_analysis.studies.samples import scene_samples
 from visionpulse_analysis.studies.three_stages import ask
 from visionpulse_analysis.studies.three_stages_choice import NONE, Chosen, choices
 
-EARLY = VisiPruner(shallow_layers=0, layer_threshold=0.9999, token_threshold=0.05, exit_threshold=0.99, exit_after=1)
+EARLY = VisiPruner(shallow_layers=0, layer_threshold=0.9999, token_threshold=0.2, exit_threshold=0.99, exit_after=1)
 NEVER = VisiPruner(shallow_layers=1, layer_threshold=-1.0)
 LATE = VisiPruner(shallow_layers=6, layer_threshold=1.0)
 
@@ -44,7 +44,7 @@ def test_the_layers_are_those_of_the_rule(vlm, asked, pruner):
 
 def test_what_is_tested_has_filters_and_exits(vlm, asked):
     at_prompt, at_step = choices(vlm, asked, EARLY)
-    assert (at_prompt.filter_layer != NONE).all() and (at_step.exit_layer != NONE).any()
+    assert (at_prompt.filter_layer != NONE).all() and (at_step.exit_layer != NONE).any() and (at_step.kept < 0.9).any()
     assert (choices(vlm, asked, LATE)[0].filter_layer == 7).all()
 
 
@@ -79,7 +79,7 @@ def test_the_sentences_on_the_choice_follow_the_intervals():
     never, always = np.zeros(60, bool), np.ones(60, bool)
     good = Chosen(8, exit_layer=np.full(60, 6), changed=never, **many)
     bad = Chosen(8, exit_layer=np.full(60, NONE), changed=always, **many)
-    assert "it transfers." in study.choices_verdicts([bad, good]) and "most samples have one" in (
+    assert "next tokens) transfers." in study.choices_verdicts([bad, good]) and "most samples have one" in (
         study.choices_verdicts([bad, good])
     )
     text = study.choices_verdicts([good, bad])

@@ -126,15 +126,14 @@ def choices_verdicts(chosen: Sequence[Chosen], most_changed: float = 0.1) -> str
     shares, kept = chosen[1].shares(), chosen[1].means()["kept"]
     changed, exits = shares["changed"], shares["has_exit_layer"]
     filters = sentence(
-        f"One filter layer (found in {_span(shares['has_filter_layer'], 100, ' %')} of the samples) leaves "
-        f"{_span(kept, 100, ' %')} of the patches and changes "
-        f"{_span(changed, 100, ' %')} of the next tokens: it",
+        f"That one filter layer is enough (found in {_span(shares['has_filter_layer'], 100, ' %')} of the samples; it "
+        f"leaves {_span(kept, 100, ' %')} of the patches and changes {_span(changed, 100, ' %')} of the next tokens)",
         side(changed, most_changed),
         below="transfers",
         above="does not transfer with these thresholds",
     )
     exit_layers = sentence(
-        f"The exit (found in {_span(exits, 100, ' %')} of the samples)",
+        f"That the image can go at an exit layer (found in {_span(exits, 100, ' %')} of the samples)",
         side(exits, 0.5),
         below="does not transfer: in most samples some patch matters to the end",
         above="transfers: most samples have one",
