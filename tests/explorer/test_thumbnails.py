@@ -64,6 +64,16 @@ def test_the_frames_of_a_video_are_thumbnails_with_their_own_pictures(explored):
 
 
 @pytest.mark.browser
+def test_the_chosen_one_of_many_frames_is_in_sight(explored):
+    view = explored(make_video(12), link="step=5&panel=9")
+    row, chosen = (
+        view.page.locator(part).bounding_box() for part in (".vp-thumbs", '.vp-thumbs [aria-pressed="true"]')
+    )
+    assert row["x"] <= chosen["x"] and chosen["x"] + chosen["width"] <= row["x"] + row["width"]
+    assert view.page.locator('.vp-thumbs [aria-pressed="true"]').inner_text().startswith("Frame 10")
+
+
+@pytest.mark.browser
 def test_patches_lie_where_their_boxes_are(explored):
     trace = make_trace(grid=part_of_a_picture(), pictures=[picture(60, 100)])
     view = explored(trace, link="step=5&layer=3")

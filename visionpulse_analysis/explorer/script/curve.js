@@ -3,7 +3,7 @@
 import { make } from "./markup.js";
 import { capital, number } from "./numbers.js";
 
-const LINES = ["--vp-line-dense", "--vp-line-pruned"];
+export const LINES = ["--vp-line-dense", "--vp-line-pruned"];
 
 export class Curve {
   constructor(explorer) {

@@ -1,6 +1,6 @@
 // The view as a PNG: drawn on white, whatever the theme, at twice the size of a screen.
 
-import { across, paintCurve } from "./curve.js";
+import { across, LINES, paintCurve } from "./curve.js";
 import { viewToText } from "./link.js";
 import { make } from "./markup.js";
 import { bytes } from "./numbers.js";
@@ -32,7 +32,7 @@ function paintView(explorer, link) {
   const tall = Math.min(TALL, Math.round((WIDE * panel.height) / panel.width)), wide = Math.round((tall * panel.width) / panel.height);
   const canvas = make("canvas"), context = canvas.getContext("2d");
   canvas.width = wide + 3 * MARGIN + BESIDE;
-  canvas.height = Math.max(tall, 560) + 250;
+  canvas.height = Math.max(tall, 600) + 250;
   context.fillStyle = "#fff";
   context.fillRect(0, 0, canvas.width, canvas.height);
   const write = (text, x, y, size, colour = "--vp-ink") => {
@@ -44,7 +44,8 @@ function paintView(explorer, link) {
 
   const selected = (select) => select.selectedOptions[0].textContent;
   const head = data.heads ? `, head ${selected(ref.head)}` : "", label = data.panels.length > 1 ? `, ${panel.label.toLowerCase()}` : "";
-  write(`layer ${selected(ref.layer)}${head}${label}`, MARGIN, 40, 24, "--vp-muted");
+  const shown = data.pair ? `${ref.modes.children[view.mode].textContent}, ` : "";
+  write(`${shown}layer ${selected(ref.layer)}${head}${label}`, MARGIN, 40, 24, "--vp-muted");
   [...ref.live.children].forEach((line, t) => {
     write([...line.children].map((part) => part.textContent).filter(Boolean).join("  "), MARGIN, 78 + 36 * t, 26);
   });
@@ -55,11 +56,12 @@ function paintView(explorer, link) {
 
   const left = wide + 2 * MARGIN, area = { left: left + 70, right: canvas.width - MARGIN, top: 200, bottom: 520 };
   write(ref.curveTitle.textContent, left, 170, 26);
+  if (data.pair) data.traces.forEach(({ name }, t) => write(`${t ? "╌╌" : "──"} ${name}`, area.left + 180 * t, 576, 22, LINES[t]));
   paintCurve(context, area, explorer, (name) => PAPER[name], 20);
   context.fillStyle = PAPER["--vp-ink"];
   context.fillRect(across(view.column, data, area) - 1, area.top, 2, area.bottom - area.top);
-  write(data.question, left, 600, 24);
-  data.about.forEach((line, i) => write(line, left, 636 + 30 * i, 20, "--vp-muted"));
+  write(data.question, left, 630, 24);
+  data.about.forEach((line, i) => write(line, left, 666 + 30 * i, 20, "--vp-muted"));
   write(`#${link}`, MARGIN, canvas.height - 20, 18, "--vp-muted");
   return canvas;
 }

@@ -23,7 +23,11 @@ export class Thumbs {
   }
 
   draw() {
-    this.thumbs.forEach(({ button }, i) => button.setAttribute("aria-pressed", String(i === this.explorer.view.panel)));
+    const { ref: { thumbs: row }, view } = this.explorer, chosen = this.thumbs[view.panel]?.button;
+    this.thumbs.forEach(({ button }) => button.setAttribute("aria-pressed", String(button === chosen)));
+    if (!chosen) return;
+    const hidden = chosen.offsetLeft < row.scrollLeft || chosen.offsetLeft + chosen.offsetWidth > row.scrollLeft + row.clientWidth;
+    if (hidden) row.scrollLeft = chosen.offsetLeft - (row.clientWidth - chosen.offsetWidth) / 2;
   }
 
   heat() {
