@@ -22,6 +22,7 @@ HEADLINES = {
     "03_trace_length": "Does pruning shorten the trace without losing accuracy?",
     "04_visionpulse_at_work": "What does the pruner do, and what does it cost?",
     "05_layers": "Where does the model read, and which layer can prune?",
+    "10_three_stages": "Are there three stages of depth: image skipped, read, no longer needed?",
 }
 
 
@@ -40,6 +41,12 @@ def plain(interval: dict[str, Any]) -> str:
     """An interval as it is: "0.21 [0.20, 0.22]"."""
     bounds = "" if interval["low"] is None else f" [{interval['low']:.2f}, {interval['high']:.2f}]"
     return f"{interval['estimate']:.2f}{bounds}"
+
+
+def nats(interval: dict[str, Any]) -> str:
+    """A divergence in two digits, small ones as well: "0.00021 nats [0.00012, 0.00034]"."""
+    bounds = "" if interval["low"] is None else f" [{interval['low']:.2g}, {interval['high']:.2g}]"
+    return f"{interval['estimate']:.2g} nats{bounds}"
 
 
 def found_00(n: dict[str, Any]) -> str:
@@ -94,6 +101,16 @@ def found_05(n: dict[str, Any]) -> str:
     return f"Default anchor: layer {n['default']}; layers whose own choice of 5 % would do: {suitable}."
 
 
+def found_10(n: dict[str, Any]) -> str:
+    visual, prompt = n["most visual step"], n["end of the prompt"]
+    deep = round(26 / 32 * n["n_layers"])
+    return (
+        f"Skipping the image in the first {n['n_shallow']} layers moves the most visual step of an answer by "
+        f"{nats(visual['shallow'])}; withdrawing it from layer {deep} on, by {nats(visual['withdrawn'][deep])}. At the "
+        f"end of the prompt, where the methods look, hiding the whole image moves {nats(prompt['effect'])}."
+    )
+
+
 FOUND = {
     "00_quickstart": found_00,
     "01_step_dependence": found_01,
@@ -101,6 +118,7 @@ FOUND = {
     "03_trace_length": found_03,
     "04_visionpulse_at_work": found_04,
     "05_layers": found_05,
+    "10_three_stages": found_10,
 }
 
 
