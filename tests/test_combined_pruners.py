@@ -53,6 +53,9 @@ class TestCombined:
         trace = decode(vlm, pictures, DivPrune(0.5) | FastV(2, 0.25) | VTW(6) | MVW(2))[0]
         assert trace.k_per_layer.values.tolist()[0] == [32, 32, 16, 16, 16, 16, 0, 0]
         assert (trace.k_per_layer.values[2:] == 0).all()
+        # At one layer, the second does not spend its share on what the first has just dropped.
+        trace = decode(vlm, pictures, DivPrune(0.5) | FastV(1, 0.25))[0]
+        assert trace.k_per_layer.values.tolist()[0] == [32, *[16] * 7]
 
     def test_costs_of_both(self, vlm, pictures):
         together = vpa.costs_of(decode(vlm, pictures, ShortV((4,)) | DivPrune(0.25))[0])

@@ -1,0 +1,51 @@
+"""The pruner that CONTRIBUTING.md writes out is one short file, and works everywhere without another edit."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+EVERYWHERE = """
+import json, sys
+import pytest
+from typer.testing import CliRunner
+import visionpulse_analysis as vpa
+from visionpulse_analysis.cli import app
+
+assert vpa.__file__.startswith(sys.argv[1]), vpa.__file__
+assert vpa.make_pruner("longest_embedding", budget=0.2) in [vpa.list_pruners()["longest_embedding"](0.2)]
+listed = CliRunner().invoke(app, ["pruners", "--json"])
+assert json.loads(listed.stdout)["longest_embedding"]["parameters"] == {"budget": 0.1}, listed.stdout
+asked = ["decode", sys.argv[2], "where is the red circle ?", "--model", sys.argv[3], "--max-new-tokens", "2", "--json"]
+made = CliRunner().invoke(app, [*asked, "--pruner", "longest_embedding(budget=0.25)"])
+assert json.loads(made.stdout)["kept"] == [16, 16], made.stdout
+sys.exit(pytest.main(["-o", "addopts=", "-p", "no:cacheprovider", "tests/test_every_pruner.py", "-k", "longest_embedding"]))
+"""
+
+
+def test_the_example_is_all_that_a_new_pruner_needs(tmp_path, scenes_folder, pictures):
+    from PIL import Image
+
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.S)
+    [example] = [block for block in blocks if "(BeforeModel)" in block]
+    assert len(example.splitlines()) <= 40
+    for folder in ("visionpulse_analysis", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "visionpulse_analysis/pruners/longest_embedding.py").write_text(example)
+    Image.fromarray(pictures[0]).save(tmp_path / "scene.png")
+    run = subprocess.run(
+        [sys.executable, "-c", EVERYWHERE, str(tmp_path), str(tmp_path / "scene.png"), str(scenes_folder)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert re.search(r"\b6 passed", run.stdout), run.stdout
