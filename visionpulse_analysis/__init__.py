@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "PatchGrid": "patches",
     "StoreVersionError": "store",
+    "Sweep": "sweeps.results",
     "Trace": "traces",
     "TraceStore": "store",
     "VLM": "models",

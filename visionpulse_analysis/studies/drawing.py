@@ -1,8 +1,9 @@
-"""Intervals and curves of a study, drawn through `visionpulse_analysis.figures`."""
+"""Intervals and curves of a study, drawn through `visionpulse_analysis.figures`, or as text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -30,6 +31,22 @@ def draw_named(ax: Axes, named: Mapping[str, Interval], nulls: Sequence[ShapeNul
 def draw_curve(ax: Axes, x: Sequence[float], intervals: Sequence[Interval], label: str, **options) -> Axes:
     """Draw estimates over x with their band; a missing interval closes on the line."""
     return figures.draw_line_band(ax, np.asarray(x, dtype=float), *_ends(intervals), label=label, **options)
+
+
+def scaled(interval: Interval, factor: float = 100.0) -> Interval:
+    """The same interval in other units, by default in percent."""
+    ends = {name: factor * getattr(interval, name) for name in ("estimate", "low", "high")}
+    return replace(interval, **ends)
+
+
+def show(interval: Interval | None, scale: float = 100.0, unit: str = " %", sign: bool = True) -> str:
+    """An interval as text, such as ``-11.2 % [-14.0, -8.1]``."""
+    if interval is None or np.isnan(interval.estimate):
+        return "not known"
+    first = f"{scale * interval.estimate:{'+' if sign else ''}.1f}{unit}"
+    if np.isnan(interval.low):
+        return first
+    return f"{first} [{scale * interval.low:.1f}, {scale * interval.high:.1f}]"
 
 
 def _ends(intervals: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,16 @@ def scene_samples(n: int, *, seed: int = 0, cells: int = 8, tasks: tuple[str, ..
         raise ValueError(f"n must be at least 1, got {n}")
     samples = []
     for index in range(n):
-        scene_seed = FIRST_STUDY_SEED + 1_000_000 * seed + index
-        scene = generate(scene_seed, cells)
-        rng = np.random.default_rng([scene_seed, 5])
-        question = ask(scene, tasks[index % len(tasks)], rng)
-        samples.append(Sample(f"scene-{scene_seed}", scene.render(), question.text, scene, question))
+        scene, question = study_scene(index, seed=seed, cells=cells, tasks=tasks)
+        samples.append(Sample(f"scene-{scene.seed}", scene.render(), question.text, scene, question))
     return samples
+
+
+def study_scene(index: int, *, seed: int, cells: int, tasks: Sequence[str]) -> tuple[Scene, Question]:
+    """Scene and question number ``index`` of `scene_samples`, without its picture."""
+    scene_seed = FIRST_STUDY_SEED + 1_000_000 * seed + index
+    scene = generate(scene_seed, cells)
+    return scene, ask(scene, tasks[index % len(tasks)], np.random.default_rng([scene_seed, 5]))
 
 
 def image_samples(folder: str | Path, question: str) -> list[Sample]:
@@ -52,15 +57,21 @@ def image_samples(folder: str | Path, question: str) -> list[Sample]:
 
     Raises FileNotFoundError when the folder holds no image.
     """
-    kinds = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-    found = sorted(path for path in Path(folder).glob("*") if path.suffix.lower() in kinds)
-    if not found:
-        raise FileNotFoundError(f"no image ({', '.join(kinds)}) in {folder}")
+    found = image_files(folder)
     # Numbered, because ids are file names: "a.png" and "a.jpg" differ, spaces are not allowed.
     return [
         Sample(f"image-{number:04d}-{re.sub('[^A-Za-z0-9]+', '-', path.stem)[:80]}", path, question)
         for number, path in enumerate(found)
     ]
+
+
+def image_files(folder: str | Path) -> list[Path]:
+    """The images of a folder, sorted; raises FileNotFoundError when it holds none."""
+    kinds = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+    found = sorted(path for path in Path(folder).glob("*") if path.suffix.lower() in kinds)
+    if not found:
+        raise FileNotFoundError(f"no image ({', '.join(kinds)}) in {folder}")
+    return found
 
 
 def one_sample(image: str = "", question: str = "", *, seed: int = 0, task: str = "find") -> Sample:

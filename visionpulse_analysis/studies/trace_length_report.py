@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,7 @@ from matplotlib.figure import Figure
 from visionpulse_analysis import figures
 from visionpulse_analysis.figures import DOUBLE
 from visionpulse_analysis.statistics import Interval
-from visionpulse_analysis.studies.drawing import draw_named
+from visionpulse_analysis.studies.drawing import draw_named, scaled, show
 from visionpulse_analysis.studies.trace_length import DENSE, Change, ScoredChange, compare
 from visionpulse_analysis.studies.trace_measures import PURPOSES, Arm
 
@@ -32,16 +31,6 @@ def compare_all(measured: Mapping[str, Mapping[str, Arm]]) -> dict[str, dict[str
         decoding: {name: compare(arms[DENSE], arm) for name, arm in arms.items() if name != DENSE}
         for decoding, arms in measured.items()
     }
-
-
-def show(interval: Interval | None, scale: float = 100.0, unit: str = " %", sign: bool = True) -> str:
-    """An interval as text, such as ``-11.2 % [-14.0, -8.1]``."""
-    if interval is None or np.isnan(interval.estimate):
-        return "not known"
-    first = f"{scale * interval.estimate:{'+' if sign else ''}.1f}{unit}"
-    if np.isnan(interval.low):
-        return first
-    return f"{first} [{scale * interval.low:.1f}, {scale * interval.high:.1f}]"
 
 
 def table(changes: Changes) -> pd.DataFrame:
@@ -168,12 +157,6 @@ def reasons(changes: Mapping[str, Change]) -> Figure | None:
     for ax in axes[1:]:
         ax.set_xlim(ends.min(), ends.max())
     return fig
-
-
-def scaled(interval: Interval, factor: float = 100.0) -> Interval:
-    """The same interval in other units, by default in percent."""
-    ends = {name: factor * getattr(interval, name) for name in ("estimate", "low", "high")}
-    return replace(interval, **ends)
 
 
 def percent(named: Mapping[str, Interval | None]) -> dict[str, Interval]:

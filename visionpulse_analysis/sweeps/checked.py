@@ -1,0 +1,109 @@
+"""Dataclasses made from plain data (YAML, JSON) with errors that name the key given and the keys known."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+T = TypeVar("T")
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys and says nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = {key for key in keys if keys.count(key) > 1}
+        if twice:
+            raise ValueError(f"the key {min(twice)!r} stands twice, line {node.start_mark.line + 1} and after")
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(text: str) -> Any:
+    """Parse YAML; raises ValueError with the line of the mistake, also for a key that stands twice."""
+    try:
+        return yaml.load(text, _UniqueKeys)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise ValueError(f"no valid YAML: {' '.join(str(error).split())}") from error
+
+
+def check_keys(given: Mapping[Any, Any], known: Iterable[str], where: str) -> None:
+    """Raise ValueError for the first key that is not known, with the closest and all that are."""
+    known = list(known)
+    for key in given:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"{where}: unknown key {key!r}.{hint} Known: {', '.join(known)}")
+
+
+def from_plain(cls: type[T], given: Any, where: str) -> T:
+    """Build a dataclass from a mapping; inner dataclasses are built from inner mappings.
+
+    Parameters
+    ----------
+    cls : dataclass
+    given : mapping
+    where : str
+        What is being read, for the errors: "sweep.yaml: samples".
+
+    Raises
+    ------
+    ValueError
+        Not a mapping; a key is unknown, missing, or its value of the wrong type or refused by the dataclass.
+    """
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{where}: expected key: value lines, got {given!r}")
+    hints = get_type_hints(cls)
+    known = {field.name: field for field in fields(cls) if field.init}  # pyright: ignore[reportArgumentType]
+    check_keys(given, known, where)
+    required = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
+    missing = [name for name in required if name not in given]
+    if missing:
+        raise ValueError(f"{where}: {', '.join(map(repr, missing))} is missing; known: {', '.join(known)}")
+    values = {name: _value(hints[name], value, f"{where}: {name}") for name, value in given.items()}
+    try:
+        return cls(**values)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    inner = next((part for part in (hint, *get_args(hint)) if is_dataclass(part)), None)
+    if inner is not None and not (value is None and type(None) in get_args(hint)):
+        return from_plain(inner, value, where)  # pyright: ignore[reportArgumentType]
+    if not fits(value, hint):
+        raise ValueError(f"{where}: expected {_name(hint)}, got {value!r} ({type(value).__name__})")
+    return value
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Tell whether a plain value fits a type hint; hints that plain data cannot express accept everything."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, part) for part in inner)
+    if origin is Literal:
+        return any(type(value) is type(part) and value == part for part in inner)
+    if origin is list:
+        return isinstance(value, list) and all(fits(item, inner[0]) for item in value)
+    if hint in (int, float):
+        return isinstance(value, (int,) if hint is int else (int, float)) and not isinstance(value, bool)
+    if hint in (bool, str):
+        return isinstance(value, hint)
+    return value is None if hint is type(None) else True
+
+
+def _name(hint: Any) -> str:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_name(part) for part in inner)
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
+    if origin is list:
+        return f"a list of {_name(inner[0])}"
+    return {type(None): "nothing", str: "text"}.get(hint, getattr(hint, "__name__", str(hint)))

@@ -1,0 +1,76 @@
+"""Where the batches run: processes of this machine, or an existing dask cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster
+from distributed.utils import silence_logging_cmgr
+
+
+@contextmanager
+def connect(scheduler: str | None, workers: int | None) -> Iterator[Client]:
+    """A client of the cluster at address ``scheduler``, or of a local one that ends with the block.
+
+    Parameters
+    ----------
+    scheduler : str, optional
+        Such as "tcp://node1:8786".
+    workers : int, optional
+        Local worker processes: by default one per GPU, or per CPU where there is none. 0: no other process, everything
+        in a thread of this one.
+
+    Raises
+    ------
+    ValueError
+        ``workers`` is below 0, or given for an existing cluster.
+    OSError
+        Nothing answers at the address.
+    """
+    if workers is not None and (workers < 0 or scheduler is not None):
+        raise ValueError(f"workers must be at least 0 and is for a local cluster only, got {workers} and {scheduler!r}")
+    if scheduler is not None:
+        # A lost connection is told in one sentence by the sweep, not in tracebacks by dask.
+        with silence_logging_cmgr(logging.CRITICAL), silence_logging_cmgr(logging.CRITICAL, "distributed.client"):
+            try:
+                client = Client(scheduler, set_as_default=False)
+            except (OSError, ValueError) as error:
+                raise OSError(f"no dask scheduler answers at {scheduler!r}: {error}") from error
+            with client:
+                yield client
+        return
+    with local_cluster(workers) as cluster, Client(cluster, set_as_default=False) as client:
+        yield client
+
+
+def local_cluster(workers: int | None) -> Any:
+    """One process and one thread per worker; with GPUs, each worker sees one of them."""
+    if workers == 0:
+        here: dict[str, Any] = {"processes": False, "dashboard_address": None}
+        return LocalCluster(n_workers=1, threads_per_worker=1, memory_limit=0, **here)
+    gpus = visible_gpus()
+    cpus = len(os.sched_getaffinity(0))
+    count = workers or len(gpus) or cpus
+    # Read when a worker imports its numeric libraries: together they use every core once.
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cpus // count)))
+    nannies = {}
+    for number in range(count):
+        env = {"OMP_NUM_THREADS": threads, **({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {})}
+        # No memory limit: what a worker holds is the model, which dask could neither spill nor spare.
+        options = {"nthreads": 1, "memory_limit": 0, "env": env, "silence_logs": logging.WARNING}
+        nannies[number] = {"cls": Nanny, "options": options}
+    served = {"host": "127.0.0.1", "port": 0, "dashboard": True, "dashboard_address": "127.0.0.1:8787"}
+    quiet: Any = logging.WARNING
+    return SpecCluster(workers=nannies, scheduler={"cls": Scheduler, "options": served}, silence_logs=quiet)
+
+
+def visible_gpus() -> list[str]:
+    """What to write into CUDA_VISIBLE_DEVICES for each GPU that this process may use."""
+    count = torch.cuda.device_count()
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return named[:count] if named else [str(number) for number in range(count)]

@@ -1,0 +1,249 @@
+"""What a sweep is asked to do: the YAML file as checked dataclasses.
+
+>>> config = SweepConfig.from_plain({"out": "runs/one", "samples": {"scenes": {"n": 3}}}, folder=Path("."))
+>>> config.models[0].name, config.pruners[0].label, config.seeds
+('scenes', 'dense', [0])
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from visionpulse_analysis.pruners import list_pruners, make_pruner
+from visionpulse_analysis.pruners.base import Pruner
+from visionpulse_analysis.sampling import Sample as Sampling
+from visionpulse_analysis.sweeps.checked import check_keys, fits, from_plain, read_yaml
+from visionpulse_analysis.testbed.questions import TASKS
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Generated scenes with one question each, the tasks in turn; those of `studies.samples.scene_samples`."""
+
+    n: int
+    cells: int = 8
+    tasks: list[str] = field(default_factory=lambda: list(TASKS))
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or self.seed < 0:
+            raise ValueError(f"n must be at least 1 and seed at least 0, got {self.n} and {self.seed}")
+        wrong = [task for task in self.tasks if task not in TASKS]
+        if wrong or not self.tasks:
+            raise ValueError(f"tasks takes some of {', '.join(TASKS)}, got {self.tasks}")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """One question about every image of a folder."""
+
+    path: str
+    question: str
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a CSV or JSON-lines file: image, question, and perhaps answer and id."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Exactly one of the three."""
+
+    scenes: Scenes | None = None
+    folder: Folder | None = None
+    table: Table | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("scenes", "folder", "table") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"expected one of scenes, folder and table, got {' and '.join(given) or 'none'}")
+
+
+@dataclass(frozen=True)
+class Model:
+    """What `load` takes, and the name it has in the table."""
+
+    name: str
+    label: str = ""
+    dtype: str = "auto"
+    device: str | None = None
+    revision: str = "main"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "label", self.label or Path(self.name).name)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A pruner, or None for dense decoding, and the name it has in the table."""
+
+    label: str
+    pruner: Pruner | None
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Options of `decode`, the same for every job."""
+
+    layers: Literal["all", "anchor", "none"] | int | list[int] = "anchor"
+    heads: Literal["mean", "all"] | list[int] = "mean"
+    execution: Literal["masked", "gathered"] = "masked"
+    max_new_tokens: int = 256
+    batch_size: int = 8
+    sample: Sampling | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.batch_size < 1:
+            raise ValueError(
+                f"max_new_tokens and batch_size must be at least 1, got {self.max_new_tokens} and {self.batch_size}"
+            )
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """A whole sweep. Relative paths count from ``folder``, where the YAML file lies.
+
+    retries : how often a sample that failed is tried again. modules : Python modules that define pruners of one's own,
+    installed or beside the YAML file.
+    """
+
+    out: Path
+    samples: Samples
+    models: list[Model]
+    pruners: list[Arm]
+    seeds: list[int]
+    decode: Decoding
+    retries: int
+    table: Literal["csv", "parquet"]
+    modules: list[str]
+    folder: Path
+
+    @classmethod
+    def from_plain(cls, given: Any, *, folder: Path, where: str = "sweep") -> SweepConfig:
+        """Check plain data, as YAML gives it; ``folder`` is what relative paths count from.
+
+        Raises
+        ------
+        ValueError
+            A key is unknown, missing or of the wrong type, or a value is refused; key and value are named.
+        """
+        plain = from_plain(_Plain, given, where)
+        import_modules(plain.modules, folder, where)
+        models = [
+            from_plain(Model, {"name": model} if isinstance(model, str) else model, f"{where}: models: {model!r}")
+            for model in plain.models
+        ]
+        arms = [_arm(pruner, f"{where}: pruners: {pruner!r}") for pruner in plain.pruners]
+        for name, labels in (("models", [m.label for m in models]), ("pruners", [a.label for a in arms])):
+            _distinct(labels, f"{where}: {name}", "give each a label of its own")
+        _distinct(plain.seeds, f"{where}: seeds", "name each once")
+        return cls(
+            out=folder / plain.out,
+            models=models,
+            pruners=arms,
+            folder=folder,
+            **{name: getattr(plain, name) for name in ("samples", "seeds", "decode", "retries", "table", "modules")},
+        )
+
+    def recipe(self, model: Model, arm: Arm) -> dict[str, Any]:
+        """Everything but sample and seed that decides what a trace holds, JSON-ready."""
+        decode = {name: value for name, value in asdict(self.decode).items() if name != "batch_size"}
+        named = {name: value for name, value in asdict(model).items() if name not in ("label", "device")}
+        return {"model": named, "pruner": arm.pruner and arm.pruner.to_dict(), "decode": decode}
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """The keys of the file."""
+
+    out: str
+    samples: Samples
+    models: list[Any] = field(default_factory=lambda: ["scenes"])
+    pruners: list[Any] = field(default_factory=lambda: ["dense"])
+    seeds: list[int] = field(default_factory=lambda: [0])
+    decode: Decoding = field(default_factory=Decoding)
+    retries: int = 2
+    table: Literal["csv", "parquet"] = "csv"
+    modules: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name in ("models", "pruners", "seeds"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty; name at least one")
+        if self.retries < 0 or min(self.seeds) < 0:
+            raise ValueError(f"retries and seeds must be at least 0, got {self.retries} and {self.seeds}")
+
+
+def read_config(path: str | Path) -> SweepConfig:
+    """Read a sweep's YAML file.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        It is no YAML, or as `SweepConfig.from_plain`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no sweep file at {path}")
+    try:
+        given = read_yaml(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    return SweepConfig.from_plain(given, folder=path.resolve().parent, where=path.name)
+
+
+def import_modules(modules: Sequence[str], folder: Path, where: str) -> None:
+    """Import modules that define pruners, installed or lying in ``folder``."""
+    if modules and str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(f"{where}: modules: {module!r} cannot be imported ({error})") from error
+
+
+def _arm(given: Any, where: str) -> Arm:
+    options = {"name": given} if isinstance(given, str) else given
+    if not isinstance(options, Mapping) or not isinstance(options.get("name"), str):
+        raise ValueError(f"{where}: expected a pruner's name, or name: and its parameters")
+    parameters = {key: value for key, value in options.items() if key not in ("name", "label")}
+    name = options["name"]
+    label = options.get("label") or " ".join([name, *(f"{key}={value}" for key, value in parameters.items())])
+    if not isinstance(label, str):
+        raise ValueError(f"{where}: label must be text, got {label!r}")
+    if name == "dense":
+        check_keys(parameters, (), where)
+        return Arm(label, None)
+    known = list_pruners()
+    if name not in known:
+        raise ValueError(f"{where}: no pruner {name!r}; known: dense, {', '.join(known)}")
+    check_keys(parameters, [f.name for f in fields(known[name])], where)
+    hints = get_type_hints(known[name])
+    for key, value in parameters.items():
+        if not fits(value, hints[key]):
+            raise ValueError(f"{where}: {key} must be {hints[key]}, got {value!r} ({type(value).__name__})")
+    missing = [f.name for f in fields(known[name]) if f.default is MISSING and f.default_factory is MISSING]
+    if set(missing) - set(parameters):
+        raise ValueError(f"{where}: pruner {name!r} needs {', '.join(missing)}")
+    try:
+        return Arm(label, make_pruner(name, **parameters))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _distinct(values: Sequence[Any], where: str, advice: str) -> None:
+    twice = [value for value in values if values.count(value) > 1]
+    if twice:
+        raise ValueError(f"{where}: {twice[0]!r} stands twice; {advice}")

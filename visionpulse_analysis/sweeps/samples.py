@@ -1,0 +1,159 @@
+"""What a sweep asks: generated scenes, the images of a folder, or the rows of a table. No picture is opened here."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from visionpulse_analysis.studies.samples import image_files, study_scene
+from visionpulse_analysis.sweeps.config import SweepConfig
+
+COLUMNS = ("image", "question", "answer", "id")
+
+
+@dataclass(frozen=True)
+class SweepSample:
+    """One question about one image, several, or a generated scene.
+
+    name : unique within the sweep. expected : the right answer, None where it is not known. images : absolute paths.
+    scene : seed and cells of a generated scene, instead of images. key : what tells this sample from any other.
+    """
+
+    name: str
+    question: str
+    expected: str | None
+    task: str | None
+    images: tuple[str, ...]
+    scene: tuple[int, int] | None
+    key: str
+
+
+def read_samples(config: SweepConfig) -> list[SweepSample]:
+    """All samples of a sweep, in order.
+
+    Raises
+    ------
+    FileNotFoundError
+        The folder or table does not exist, or the folder holds no image.
+    ValueError
+        A row of the table lacks something, or two rows are the same sample; file and line are named.
+    """
+    scenes, folder, table = config.samples.scenes, config.samples.folder, config.samples.table
+    if scenes is not None:
+        drawn = (study_scene(i, seed=scenes.seed, cells=scenes.cells, tasks=scenes.tasks) for i in range(scenes.n))
+        return [
+            SweepSample(
+                name=f"scene-{scene.seed}",
+                question=asked.text,
+                expected=asked.answer,
+                task=asked.task,
+                images=(),
+                scene=(scene.seed, scenes.cells),
+                key=json.dumps([scene.seed, scenes.cells, asked.text]),
+            )
+            for scene, asked in drawn
+        ]
+    if folder is not None:
+        if not folder.question.strip():
+            raise ValueError("samples: folder: question is empty; ask something")
+        files = image_files(config.folder / folder.path)
+        base = config.folder / folder.path
+        return [_of_files(base, [path.name], folder.question, folder.answer, path.name) for path in files]
+    if table is None:
+        raise ValueError("samples: expected one of scenes, folder and table")
+    return _read_table(config.folder / table.path)
+
+
+def _of_files(base: Path, images: list[str], question: str, answer: str | None, name: str | None) -> SweepSample:
+    paths = [base / image for image in images]
+    # A picture replaced by another one is a new sample; its size tells nearly always, and costs no reading.
+    sizes = [path.stat().st_size if path.is_file() else None for path in paths]
+    short = hashlib.sha256(question.encode()).hexdigest()[:6]
+    return SweepSample(
+        name=name or f"{'+'.join(images)}-{short}",
+        question=question,
+        expected=answer,
+        task=None,
+        images=tuple(str(path) for path in paths),
+        scene=None,
+        key=json.dumps([images, sizes, question]),
+    )
+
+
+def _read_table(path: Path) -> list[SweepSample]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no table of samples at {path}")
+    lines: dict[str, int] = {}
+    samples = []
+    for line, row in _rows(path):
+        where = f"{path.name}, line {line}"
+        images: list[Any] = row["image"] if isinstance(row["image"], list) else [row["image"]]
+        if not images or not all(isinstance(image, str) and image.strip() for image in images):
+            raise ValueError(f"{where}: image must be a path or a list of paths, got {row['image']!r}")
+        if not isinstance(row["question"], str) or not row["question"].strip():
+            raise ValueError(f"{where}: the question is empty (got {row['question']!r}); ask something")
+        sample = _of_files(path.parent, images, row["question"], _text(row, "answer", where), _text(row, "id", where))
+        if sample.name in lines:
+            raise ValueError(
+                f"{where}: the same sample {sample.name!r} as in line {lines[sample.name]}; give other ids"
+            )
+        lines[sample.name] = line
+        samples.append(sample)
+    if not samples:
+        raise ValueError(f"{path.name} holds no rows")
+    return samples
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and columns of each row."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        if path.suffix.lower() == ".csv":
+            reader = csv.DictReader(file, strict=True)
+            try:
+                _check_columns(reader.fieldnames or [], path)
+                for row in reader:
+                    if None in row or None in row.values():
+                        raise ValueError(f"{path.name}, line {reader.line_num}: not as many cells as columns")
+                    yield reader.line_num, row
+            except csv.Error as error:
+                raise ValueError(f"{path.name}, line {reader.line_num}: {error}") from error
+        elif path.suffix.lower() in (".jsonl", ".ndjson"):
+            for number, text in enumerate(file, 1):
+                if text.strip():
+                    yield number, _json_row(text, path, number)
+        else:
+            raise ValueError(f"{path.name} is neither .csv nor .jsonl")
+
+
+def _json_row(text: str, path: Path, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path.name}, line {number}: no valid JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{path.name}, line {number}: expected an object with image and question, got {row!r}")
+    _check_columns(row, path)
+    return row
+
+
+def _check_columns(found: Any, path: Path) -> None:
+    missing = [name for name in ("image", "question") if name not in found]
+    if missing:
+        raise ValueError(f"{path.name}: no column {missing[0]!r}; it has {', '.join(map(repr, found))}")
+    for name in found:
+        plain = str(name).strip().lower()
+        if plain in COLUMNS and plain != name:
+            raise ValueError(f"{path.name}: column {name!r} would be overlooked; call it {plain!r}")
+
+
+def _text(row: dict[str, Any], name: str, where: str) -> str | None:
+    """A cell as text; None where it is empty."""
+    value = row.get(name)
+    if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+        raise ValueError(f"{where}: {name} must be text, got {value!r}")
+    return None if value is None or not str(value).strip() else str(value).strip()
