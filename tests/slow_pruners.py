@@ -189,7 +189,7 @@ def slow_st3(pruner, logits: list[list[np.ndarray]], places: np.ndarray) -> list
             k = min(len(among), max(1, int(np.ceil(share * n - 1e-9))))
             kept = among
             if scores is not None:
-                kept = set(sorted(among, key=lambda patch: (-scores[patch], patch))[:k])
+                kept = {patch for _, patch in sorted((-scores[patch], patch) for patch in among)[:k]}
             held[layer] = above = kept
             scores = slow_weights(layers[layer], places, kept)
             first = scores if layer == 0 else first

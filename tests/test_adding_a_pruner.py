@@ -24,7 +24,8 @@ assert json.loads(listed.stdout)["longest_embedding"]["parameters"] == {"budget"
 asked = ["decode", sys.argv[2], "where is the red circle ?", "--model", sys.argv[3], "--max-new-tokens", "2", "--json"]
 made = CliRunner().invoke(app, [*asked, "--pruner", "longest_embedding(budget=0.25)"])
 assert json.loads(made.stdout)["kept"] == [16, 16], made.stdout
-sys.exit(pytest.main(["-o", "addopts=", "-p", "no:cacheprovider", "tests/test_every_pruner.py", "-k", "longest_embedding"]))
+plainly = ["-o", "addopts=", "-p", "no:cacheprovider"]
+sys.exit(pytest.main([*plainly, "tests/test_every_pruner.py", "-k", "longest_embedding"]))
 """
 
 

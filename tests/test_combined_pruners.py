@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import numpy as np
 import pytest
 import torch
@@ -70,7 +72,7 @@ class TestCombined:
         assert vpa.make_pruner(as_text(pruner)) == pruner == vpa.make_pruner(**pruner.to_dict())
         assert vpa.make_pruner("fastv(layer=3, budget=0.1) | keep_all") == FastV(3, 0.1) | KeepAll()
         with pytest.raises(TypeError):
-            FastV() | 3
+            operator.or_(FastV(), 3)
 
     @pytest.mark.parametrize(
         ("text", "message"),

@@ -16,7 +16,7 @@ QUESTION = "where is the red circle ?"
 
 def slow_relevance(vlm, prompt, answer) -> np.ndarray:
     """The product of all layers' matrices, token by token, each with a forward of its own: float64 [patch]."""
-    total = 0
+    total = np.zeros(len(prompt.grid))
     vlm.model.set_attn_implementation({"text_config": "eager"})
     try:
         for number, token in enumerate(answer.tolist()):
