@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from visionpulse_analysis import figures
 from visionpulse_analysis.figures.style import GREY
@@ -59,6 +59,8 @@ def draw_divergence(ax: Axes, stages: ThreeStages, name: str, xlabel: str, thres
     if threshold is not None:
         ax.axhline(threshold, color=GREY, linewidth=0.8, linestyle="--", zorder=0)
     ax.set_yscale("log", nonpositive="clip")
+    ax.set_yticks([1e-6, 1e-4, 1e-2, 1, 100])
+    ax.yaxis.set_minor_locator(NullLocator())
     ax.set(xlabel=xlabel, ylabel="KL(changed || dense) in nats", ylim=(LEAST, 100))
     return ax
 
