@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
@@ -210,6 +210,7 @@ class TestOwnTraces:
             write_npz(own(), tmp_path / "trace.npz", layer=2)
         write_npz(own(), tmp_path / "trace.npz", layer=2, overwrite=True)
         before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        assert set(before) == {"trace.npz", "image.png"}
 
         def full(file, **arrays):
             file.write(b"half")
@@ -300,6 +301,7 @@ class TestTables:
 
     @settings(deadline=None, max_examples=50, suppress_health_check=list(HealthCheck))
     @given(TOKENS)
+    @example(["\r", "a\r\nb", "=1+1", "NA", ""])  # a lone carriage return ends a row for some readers
     def test_any_token_survives_csv(self, tmp_path, tokens):
         trace = own(tokens=tokens)
         path = write_table([trace], tmp_path / "steps.csv", overwrite=True)

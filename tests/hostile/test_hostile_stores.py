@@ -140,6 +140,25 @@ def test_edited_metadata_is_noticed(data):
             assert str(Path(folder) / "a") in str(error)
 
 
+PLAUSIBLE = {
+    "a token": ("zarr.json", '"w1 "', '"w9 "'),
+    "the question": ("zarr.json", '"where ?"', '"who ?"'),
+    "a layer": ("zarr.json", "[1, 4]", "[1, 5]"),
+    "the byte order": ("mass/zarr.json", '"little"', '"big"'),
+}
+
+
+@pytest.mark.parametrize("edit", PLAUSIBLE)
+def test_an_edit_that_would_make_sense_is_noticed(tmp_path, edit):
+    made("a").save(tmp_path / "a")
+    name, before, after = PLAUSIBLE[edit]
+    content = json.dumps(json.loads((tmp_path / "a" / name).read_text()))
+    assert before in content
+    (tmp_path / "a" / name).write_text(content.replace(before, after))
+    with pytest.raises(ValueError, match=r"damaged .*(it was changed)"):
+        everything(Trace.open(tmp_path / "a"))
+
+
 def test_a_missing_chunk_is_noticed_although_another_file_takes_its_place(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_CHUNK_BYTES", 24)
     made("a").save(tmp_path / "a")
@@ -204,6 +223,22 @@ def test_replacing_a_trace_never_leaves_none_not_even_under_kill_9(tmp_path):
         assert everything(Trace.open(tmp_path / "a")) in both
         (tmp_path / "a").rename(tmp_path / f"old{read}")
     assert read
+
+
+KILLED_BETWEEN = """
+def killed(*_): os._exit(9)
+Path.rename = killed
+made("a", seed=1).save(sys.argv[2], overwrite=True)
+"""
+
+
+def test_there_is_no_moment_between_the_old_trace_and_the_new_one(tmp_path):
+    made("a").save(tmp_path / "a")
+    with child(KILLED_BETWEEN, tmp_path / "a") as process:
+        pass
+    assert process.returncode == 0
+    assert everything(Trace.open(tmp_path / "a")) == everything(made("a", seed=1))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 WRITING = """
