@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis import decoding
+from visionpulse_analysis.decoding import Batch, run
 from visionpulse_analysis.pruners import Random, VisionPulse
 from visionpulse_analysis.sampling import Sample
 
@@ -40,19 +40,19 @@ def test_questions_of_a_list_have_seeds_of_their_own(vlm, pictures):
 def test_rows_that_end_early_do_not_disturb_the_others(vlm, pictures, monkeypatch, pruner):
     images, questions = [*pictures, pictures[0]], [*QUESTIONS, QUESTION]
     options = {"max_new_tokens": 12, "sample": Sample(temperature=1.5), "seed": [1, 2, 3, 4], "pruner": pruner}
-    monkeypatch.setattr(decoding, "end_ids", lambda vlm: set())
+    monkeypatch.setattr(run, "end_ids", lambda vlm: set())
     free = vpa.decode(vlm, images, questions, **options)
     # Two rows end at a word that the other two never say.
     lasting = {token for trace in (free[0], free[2]) for token in trace.token_ids.tolist()}
     stop = {next(t for t in free[row].token_ids.tolist() if t not in lasting) for row in (1, 3)}
     sizes = []
 
-    def forward(self, ids, *given, original=decoding._Run._forward, **inputs):
+    def forward(self, ids, *given, original=Batch.forward, **inputs):
         sizes.append(len(ids))
         return original(self, ids, *given, **inputs)
 
-    monkeypatch.setattr(decoding._Run, "_forward", forward)
-    monkeypatch.setattr(decoding, "end_ids", lambda vlm: stop)
+    monkeypatch.setattr(Batch, "forward", forward)
+    monkeypatch.setattr(run, "end_ids", lambda vlm: stop)
     ended = vpa.decode(vlm, images, questions, **options)
     assert (sizes[0], sizes[-1]) == (4, 2)  # the ended rows were dropped from the batch
     for row, (a, b) in enumerate(zip(free, ended, strict=True)):

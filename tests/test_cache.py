@@ -12,8 +12,9 @@ from transformers import DynamicCache, Qwen3NextConfig
 from transformers.cache_utils import DynamicLayer
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis import cache, decoding
+from visionpulse_analysis import cache
 from visionpulse_analysis.cache import GrowingLayer, grows_in_place, make_cache
+from visionpulse_analysis.decoding import batch, run
 from visionpulse_analysis.sampling import Sample
 
 QUESTIONS = ["where is the red circle ?", "how many blue shapes ?", "is the red star left of the blue cross ?"]
@@ -103,11 +104,11 @@ def test_a_copy_grows_by_itself():
 def test_decoding_equals_that_with_the_librarys_cache(vlm, pictures, monkeypatch, sample, pruner, execution):
     """Rows of different lengths, one that ends early, more steps than the spare room."""
     free = vpa.decode(vlm, pictures, QUESTIONS, max_new_tokens=3, sample=sample, layers="none")
-    monkeypatch.setattr(decoding, "end_ids", lambda vlm: {int(trace.token_ids[2]) for trace in free[:2]})
+    monkeypatch.setattr(run, "end_ids", lambda vlm: {int(trace.token_ids[2]) for trace in free[:2]})
     runs = []
     for make in (make_cache, lambda model: DynamicCache(config=model.config)):
-        monkeypatch.setattr(decoding, "make_cache", make)
-        monkeypatch.setattr(decoding, "grows_in_place", lambda cache: True)
+        monkeypatch.setattr(batch, "make_cache", make)
+        monkeypatch.setattr(run, "grows_in_place", lambda cache: True)
         runs.append(
             vpa.decode(vlm, pictures, QUESTIONS, max_new_tokens=20, sample=sample, pruner=pruner, execution=execution)
         )
@@ -150,10 +151,10 @@ def test_another_kind_of_cache_is_the_librarys_and_the_log_says_why(vlm, caplog,
 def test_rows_of_another_cache_stay_until_the_last_has_ended(vlm, pictures, monkeypatch):
     """Such layers cannot drop rows: finished ones are decoded on, and what is recorded is the same."""
     free = vpa.decode(vlm, pictures, QUESTIONS, max_new_tokens=12)
-    monkeypatch.setattr(decoding, "end_ids", lambda vlm: {int(free[0].token_ids[2])})
+    monkeypatch.setattr(run, "end_ids", lambda vlm: {int(free[0].token_ids[2])})
     expected = vpa.decode(vlm, pictures, QUESTIONS, max_new_tokens=12)
     library = DynamicCache(config=vlm.model.config)
-    monkeypatch.setattr(decoding, "make_cache", lambda model: library)
+    monkeypatch.setattr(batch, "make_cache", lambda model: library)
     found = vpa.decode(vlm, pictures, QUESTIONS, max_new_tokens=12)
     assert len(library.layers[0].keys) == 3
     for a, b in zip(expected, found, strict=True):

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis import decoding
+from visionpulse_analysis.decoding import batch
 from visionpulse_analysis.pruners.base import Pruner, Selection
 from visionpulse_analysis.pruners.choosing import top_k
+from visionpulse_analysis.sampling import Chooser
 from visionpulse_analysis.studies import replay as replay_module
 from visionpulse_analysis.studies.causal_usage import causal_usage, smallest_k
 from visionpulse_analysis.studies.replay import Replay, keep_exactly, keep_top
@@ -90,7 +91,7 @@ def test_nothing_hidden_is_the_dense_run(trace, replay):
 
 
 def test_an_image_token_that_the_model_wrote_itself_is_replayed_as_a_word(vlm, monkeypatch, pictures):
-    class Says(decoding.Chooser):
+    class Says(Chooser):
         steps = 0
 
         def __call__(self, logits):
@@ -98,7 +99,7 @@ def test_an_image_token_that_the_model_wrote_itself_is_replayed_as_a_word(vlm, m
             chosen = super().__call__(logits)
             return torch.full_like(chosen, vlm.model.config.image_token_id) if self.steps == 3 else chosen
 
-    monkeypatch.setattr(decoding, "Chooser", Says)
+    monkeypatch.setattr(batch, "Chooser", Says)
     trace = vpa.decode(vlm, pictures[0], QUESTION, max_new_tokens=STEPS)
     assert trace.token_ids[2] == vlm.model.config.image_token_id
     dense = Replay(vlm, trace).dense.gather(1, torch.from_numpy(trace.token_ids.copy())[:, None])[:, 0].numpy()

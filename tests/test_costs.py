@@ -9,6 +9,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import visionpulse_analysis as vpa
+from visionpulse_analysis.attending import functions
+from visionpulse_analysis.attending.gathering import Gathered
 from visionpulse_analysis.costs import Costs, ModelShape, costs_of, count_costs
 from visionpulse_analysis.pruners import FastV, KeepAll, VisionPulse
 from visionpulse_analysis.testbed.model import Size, build_model
@@ -83,16 +85,19 @@ def test_attention_that_reads_fewer_patches_costs_fewer_pairs(model):
 @pytest.mark.parametrize("execution", ["masked", "gathered"])
 def test_bytes_are_those_of_the_keys_and_values_really_read(vlm, pictures, monkeypatch, execution):
     """What the gathered attention gets is counted call by call; masked execution reports the same costs."""
-    from visionpulse_analysis import recording
-
     read: list[int] = []
 
-    def stock(module, query, key, value, mask, original=recording.stock, **options):
-        if query.shape[2] == 1:
-            read.append(key.nbytes + value.nbytes)
+    def newest(module, query, key, value, mask, original=functions.newest, **options):
+        read.append(key.nbytes + value.nbytes)
         return original(module, query, key, value, mask, **options)
 
-    monkeypatch.setattr(recording, "stock", stock)
+    def attend(self, query, key, value, scaling, original=Gathered.attend):
+        columns = self.index.shape[1] + sum(end - first for first, end in self.views)
+        read.append((key[:, :, 0].nbytes + value[:, :, 0].nbytes) * columns)
+        return original(self, query, key, value, scaling)
+
+    monkeypatch.setattr(functions, "newest", newest)
+    monkeypatch.setattr(Gathered, "attend", attend)
     for pruner in (VisionPulse(budget=0.1), FastV(3, 0.2), None, KeepAll()):
         read.clear()
         trace = vpa.decode(

@@ -8,10 +8,10 @@ import torch
 from eager import eager_run
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis import attention, decoding
+from visionpulse_analysis import attention
+from visionpulse_analysis.decoding import Batch, run
 from visionpulse_analysis.pruners import KeepAll, Random, VisionPulse
 from visionpulse_analysis.pruners.view import newest_logits
-from visionpulse_analysis.recording import StepAttention
 
 QUESTION = "where is the red circle ?"
 QUESTIONS = [QUESTION, "how many blue shapes ?", "is the red star left of the blue cross ?"]
@@ -39,22 +39,18 @@ def test_head_mean_is_the_mean_of_the_heads(vlm, pictures):
     assert np.array_equal(two.attention.values, every.attention.values[:, [2, 5]][:, :, [3, 1]])
 
 
-def test_recorded_row_times_value_is_the_output_of_the_kernel(vlm, pictures):
+def test_recorded_row_times_value_is_the_output_of_the_kernel(vlm, pictures, monkeypatch):
     errors = []
 
-    class Checked(StepAttention):
-        def __call__(self, module, query, key, value, mask, *, scaling, **options):
-            output, weights = super().__call__(module, query, key, value, mask, scaling=scaling, **options)
-            row = torch.softmax(newest_logits(query, key, mask, scaling), -1)
-            expanded = value.repeat_interleave(module.num_key_value_groups, dim=1)
-            errors.append((torch.einsum("bhk,bhkd->bhd", row, expanded) - output[:, -1]).abs().max().item())
-            return output, weights
+    def checked(self, module, query, key, value, mask, *, scaling, original=Batch.attend, **options):
+        output, weights = original(self, module, query, key, value, mask, scaling=scaling, **options)
+        row = torch.softmax(newest_logits(query, key, mask, scaling), -1)
+        expanded = value.repeat_interleave(module.num_key_value_groups, dim=1)
+        errors.append((torch.einsum("bhk,bhkd->bhd", row, expanded) - output[:, -1]).abs().max().item())
+        return output, weights
 
-    original, decoding.StepAttention = decoding.StepAttention, Checked
-    try:
-        vpa.decode(vlm, pictures, QUESTIONS, max_new_tokens=6)
-    finally:
-        decoding.StepAttention = original
+    monkeypatch.setattr(Batch, "attend", checked)
+    vpa.decode(vlm, pictures, QUESTIONS, max_new_tokens=6)
     assert len(errors) == 6 * vlm.n_layers
     assert max(errors) < 1e-5
 
@@ -89,18 +85,17 @@ def test_everything_is_restored(vlm, pictures):
 
 def test_a_layer_that_does_not_report_is_an_error(vlm, pictures, monkeypatch):
     """A model whose attention does not come by would otherwise leave rows of an earlier step, or none."""
-    monkeypatch.setattr(decoding, "route", lambda *given: nullcontext())
-    with pytest.raises(RuntimeError, match=r"layers \[2, 5\] did not report at step 0"):
+    monkeypatch.setattr(run, "route", lambda *given: nullcontext())
+    with pytest.raises(RuntimeError, match=r"layers \[2, 5\] did not report"):
         vpa.decode(vlm, pictures[0], QUESTION, layers=[2, 5], max_new_tokens=2)
 
 
 @pytest.mark.parametrize("name", ["softcap", "s_aux", "position_bias"])
 def test_attention_that_would_be_recorded_wrong_is_refused(vlm, pictures, monkeypatch, name):
-    class Passed(StepAttention):
-        def __call__(self, *given, **options):
-            return super().__call__(*given, **options, **{name: torch.tensor(30.0)})
+    def passed(self, *given, original=Batch.attend, **options):
+        return original(self, *given, **options, **{name: torch.tensor(30.0)})
 
-    monkeypatch.setattr(decoding, "StepAttention", Passed)
+    monkeypatch.setattr(Batch, "attend", passed)
     with pytest.raises(ValueError, match=rf"\({name}\); its attention cannot be recorded exactly"):
         vpa.decode(vlm, pictures[0], QUESTION, max_new_tokens=2)
 

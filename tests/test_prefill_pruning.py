@@ -8,14 +8,13 @@ import slow_prefill as slow
 import torch
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis import decoding
+from visionpulse_analysis.decoding import Batch
 from visionpulse_analysis.pruners import VTW, DivPrune, FastV, PyramidDrop
 from visionpulse_analysis.pruners.annealing import ST3
 from visionpulse_analysis.pruners.freezing import ShortV
 from visionpulse_analysis.pruners.prompt_aware import CDPruner, ZSPAPrune
 from visionpulse_analysis.pruners.sparsevlm import SparseVLM
 from visionpulse_analysis.pruners.visipruner import VisiPruner
-from visionpulse_analysis.recording import StepAttention
 
 QUESTION = "where is the red circle ?"
 RULES = [
@@ -57,13 +56,12 @@ def left(monkeypatch):
     """What prefill left at every layer, per run: bool [row, patch] or None."""
     kept: list[list[torch.Tensor | None]] = []
 
-    class Watched(StepAttention):
-        def take(self):
-            if self.step == 0 and self.prefill is not None:
-                kept.append(list(self.prefill.kept))
-            return super().take()
+    def prefill(self, original=Batch.prefill):
+        logits = original(self)
+        kept.extend(list(group.prefill.kept) for group in self.groups)
+        return logits
 
-    monkeypatch.setattr(decoding, "StepAttention", Watched)
+    monkeypatch.setattr(Batch, "prefill", prefill)
     return kept
 
 

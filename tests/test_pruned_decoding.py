@@ -9,7 +9,7 @@ from eager import eager_run
 from slow_pruners import slow_blocks, slow_tokens
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis import decoding
+from visionpulse_analysis.decoding import Batch
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners import KeepAll, LastStepOnly, PrefillOnce, Random, Uniform, VisionPulse
 from visionpulse_analysis.testbed.model import Size, build_image_processor, build_model
@@ -65,12 +65,12 @@ def logits(monkeypatch):
     """The logits [row, word] of every forward that decoding makes, in order."""
     seen: list[torch.Tensor] = []
 
-    def forward(self, *args, original=decoding._Run._forward, **inputs):
+    def forward(self, *args, original=Batch.forward, **inputs):
         out = original(self, *args, **inputs)
         seen.append(out.clone())
         return out
 
-    monkeypatch.setattr(decoding._Run, "_forward", forward)
+    monkeypatch.setattr(Batch, "forward", forward)
     return seen
 
 

@@ -95,5 +95,5 @@ def test_a_sample_out_of_range_is_refused(options, message):
 
 def test_nothing_to_choose_from_is_an_error():
     for logits in (torch.full((1, 3), -torch.inf), torch.tensor([[0.0, float("nan"), 1.0]])):
-        with pytest.raises(FloatingPointError, match="nothing can be chosen"):
+        with pytest.raises(FloatingPointError, match="no token can be chosen"):
             Chooser(None, [0])(logits)

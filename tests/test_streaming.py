@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis import attention, decoding
+from visionpulse_analysis import attention
+from visionpulse_analysis.decoding import Batch
 from visionpulse_analysis.pruners import VisionPulse
 
 QUESTION = "where is the red circle ?"
@@ -26,13 +27,13 @@ def test_an_interrupted_run_leaves_its_steps_and_the_model_as_it_was(vlm, pictur
     full = vpa.decode(vlm, pictures[0], QUESTION, max_new_tokens=6)
     calls = []
 
-    def interrupted(self, *args, original=decoding._Run._forward, **inputs):
+    def interrupted(self, *args, original=Batch.forward, **inputs):
         calls.append(1)
         if len(calls) == 5:
             raise KeyboardInterrupt
         return original(self, *args, **inputs)
 
-    monkeypatch.setattr(decoding._Run, "_forward", interrupted)
+    monkeypatch.setattr(Batch, "forward", interrupted)
     store = vpa.TraceStore(tmp_path / "store", mode="a")
     with pytest.raises(KeyboardInterrupt):
         vpa.decode(vlm, pictures[0], QUESTION, max_new_tokens=6, store=store, ids="cut")

@@ -36,6 +36,22 @@ def stock(module: torch.nn.Module, query, key, value, attention_mask, **options)
     return AttentionInterface._global_mapping["sdpa"](module, query, key, value, attention_mask, **options)
 
 
+def newest(module: torch.nn.Module, query, key, value, attention_mask, *, scaling: float, **options):
+    """Scaled-dot-product attention of the newest query alone, [row, head, 1, dim]: `stock`, arranged for speed.
+
+    On a CPU the query heads that share a key head become the queries of one head, so that each key is read once
+    instead of once per query head. Elsewhere the library's own way is the fast one.
+    """
+    rows, heads, length, dim = query.shape
+    if length > 1 or heads == key.shape[1] or query.device.type != "cpu":
+        return stock(module, query, key, value, attention_mask, scaling=scaling, **options)
+    grouped = query.view(rows, key.shape[1], -1, dim)
+    output = torch.nn.functional.scaled_dot_product_attention(
+        grouped, key, value, attn_mask=attention_mask, scale=scaling
+    )
+    return output.view(rows, 1, heads, value.shape[3]), None
+
+
 def _dispatch(module: torch.nn.Module, query, key, value, attention_mask, **options):
     """Call the innermost function that this thread routed for this module, else the library's own."""
     routes = _routes.get(module)

@@ -33,7 +33,7 @@ class GrowingLayer(DynamicLayer):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
         self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
-        self.rooms = self.keys, self.values
+        self.rooms, self.first = (self.keys, self.values), 0
         self.is_initialized = True
 
     def update(
@@ -41,21 +41,44 @@ class GrowingLayer(DynamicLayer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.keys, key_room = _append(self.keys, key_states, self.rooms[0])
-        self.values, value_room = _append(self.values, value_states, self.rooms[1])
-        self.rooms = key_room, value_room
+        end = self.keys.shape[2] + key_states.shape[2]
+        if not (_begins(self.keys, self.rooms[0], self.first) and self.first + end <= self.rooms[0].shape[2]):
+            self.rooms, self.first = (_room(self.keys, key_states, end), _room(self.values, value_states, end)), 0
+        last = self.first + end
+        for room, new in zip(self.rooms, (key_states, value_states), strict=True):
+            room[:, :, last - new.shape[2] : last] = new
+        self.keys, self.values = (room[:, :, self.first : last] for room in self.rooms)
         return self.keys, self.values
 
+    def shift(self, columns: int) -> None:
+        """Put so many columns of zeros before the first one; where negative, forget as many."""
+        if columns > 0:
+            self.keys, self.values = (
+                torch.cat([held.new_zeros(*held.shape[:2], columns, held.shape[3]), held], dim=2)
+                for held in (self.keys, self.values)
+            )
+        else:
+            self.first -= columns
+            self.keys, self.values = self.keys[:, :, -columns:], self.values[:, :, -columns:]
 
-def _append(held: torch.Tensor, new: torch.Tensor, room: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Write ``new`` behind ``held`` [row, kv_head, key, dim], in its room if it still fits; returns both together."""
-    start, end = held.shape[2], held.shape[2] + new.shape[2]
-    fits = held.data_ptr() == room.data_ptr() and held.shape[0] == room.shape[0] and end <= room.shape[2]
-    if not fits:
-        room = new.new_empty(*new.shape[:2], end + max(SPARE, end // 8), new.shape[3])
-        room[:, :, :start] = held
-    room[:, :, start:end] = new
-    return room[:, :, :end], room
+    def put_rows(self, rows: torch.Tensor, other: DynamicLayer) -> None:
+        """Overwrite the last columns of ``rows`` int64 [row] with all that ``other`` holds; it must not hold more."""
+        for mine, new in ((self.keys, other.keys), (self.values, other.values)):
+            if new is not None:
+                mine[rows, :, mine.shape[2] - new.shape[2] :] = new
+
+
+def _begins(held: torch.Tensor, room: torch.Tensor, first: int) -> bool:
+    """Whether ``held`` is the part of ``room`` [row, kv_head, key, dim] from column ``first`` on."""
+    same = held.shape[:2] == room.shape[:2] and held.stride() == room.stride()
+    return same and held.data_ptr() == room.data_ptr() + first * room.stride(2) * room.element_size()
+
+
+def _room(held: torch.Tensor, new: torch.Tensor, end: int) -> torch.Tensor:
+    """A larger tensor that begins with ``held``, has space for ``end`` columns and some to spare."""
+    room = new.new_empty(*new.shape[:2], end + max(SPARE, end // 8), new.shape[3])
+    room[:, :, : held.shape[2]] = held
+    return room
 
 
 def make_cache(model: Any) -> Cache:

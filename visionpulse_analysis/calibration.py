@@ -9,7 +9,7 @@ import torch
 
 from visionpulse_analysis.attention import route
 from visionpulse_analysis.collecting import Record
-from visionpulse_analysis.decoding import _Options, _Run
+from visionpulse_analysis.decoding import Batch, Options
 from visionpulse_analysis.images import ImageLike
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners import Pruner, list_pruners
@@ -60,12 +60,12 @@ class FirstTokens:
 
     @torch.inference_mode()
     def __call__(self, pruner: Pruner | None) -> torch.Tensor:
-        options, parts = _Options([], None, pruner, "masked", None, 1), []
+        options, parts = Options([], None, pruner, max_new_tokens=1), []
         for start in range(0, len(self.prompts), self.batch_size):
             prompts = self.prompts[start : start + self.batch_size]
-            records = [Record(self.vlm, prompt, {}, [], None) for prompt in prompts]
-            run = _Run(self.vlm, prompts, records, list(range(start, start + len(prompts))), options)
-            with route(self.vlm.model, run.attention):
-                logits, _ = run._prefill()
+            records = [Record(self.vlm, prompt, seed, {}, layers=[]) for seed, prompt in enumerate(prompts, start)]
+            batch = Batch(self.vlm, records, options)
+            with route(self.vlm.model, batch.attend):
+                logits = batch.prefill()
             parts.append(torch.log_softmax(logits.double(), dim=1).cpu())
         return torch.cat(parts)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from visionpulse_analysis.attending import Group
 from visionpulse_analysis.costs import ModelShape
 from visionpulse_analysis.families import Prompt
 from visionpulse_analysis.models import VLM
-from visionpulse_analysis.recording import StepAttention
 from visionpulse_analysis.store import TraceStore
 from visionpulse_analysis.traces import Trace, create_trace
 
@@ -43,51 +41,98 @@ class Choice:
         }
 
 
-def choices_of(attention: StepAttention, patches: list[int]) -> list[Choice]:
-    """What the step just made left visible, for every row of the batch, which has ``patches`` of them."""
-    selection = attention.selection
-    shown = [attention.layout.patches if kept is None else kept for kept in attention.shown]
+def visible_of(group: Group) -> dict[str, torch.Tensor | None]:
+    """What the step just made left visible to the rows of a group, still on the device.
+
+    kept bool [row, patch]; counts int32 [row, model_layer]; budget and mass float [row], or None.
+    """
+    shown = [group.layout.patches if kept is None else kept for kept in group.shown]
     # Layers that share a choice share the object, and so the count.
     counted = {id(kept): kept.sum(dim=1) for kept in shown}
-    counts = torch.stack([counted[id(kept)] for kept in shown], dim=1).int().cpu().numpy()
-    kept = shown[-1].cpu().numpy()
-    budget = mass = None
-    if selection is not None and attention.step:
-        budget, mass = selection.budget, selection.mass
-    masses = [float("nan")] * len(patches) if mass is None else mass.tolist()
-    budgets = (counts[:, -1] / patches).tolist() if budget is None else budget.tolist()
-    return [
-        Choice(row[:count], per_layer, *numbers)
-        for row, count, per_layer, *numbers in zip(kept, patches, counts, budgets, masses, strict=True)
-    ]
+    counts = torch.stack([counted[id(kept)] for kept in shown], dim=1).int()
+    later = group.selection if group.step else None
+    return {
+        "kept": shown[-1],
+        "counts": counts,
+        "budget": None if later is None else later.budget,
+        "mass": None if later is None else later.mass,
+    }
+
+
+def choice_of(row: int, patches: int, visible: dict[str, Any]) -> Choice:
+    """The choice for one row, which has so many patches, from the arrays of `visible_of`."""
+    counts, budget, mass = visible["counts"][row], visible["budget"], visible["mass"]
+    return Choice(
+        visible["kept"][row, :patches].copy(),
+        counts.copy(),
+        counts[-1] / patches if budget is None else float(budget[row]),
+        float("nan") if mass is None else float(mass[row]),
+    )
 
 
 class Record:
-    """The growing record of one row."""
+    """The growing record of one row.
 
-    def __init__(self, vlm: VLM, prompt: Prompt, meta: dict[str, Any], layers: list[int], heads: list[int] | None):
-        self.vlm, self.prompt, self.meta = vlm, prompt, meta
-        self.layers, self.heads = layers, heads
+    Parameters
+    ----------
+    vlm, prompt, seed
+    meta : dict
+        Provenance, without what is known only at the end.
+    layers, heads
+        What is recorded, as in :class:`Options`.
+    pruned : bool
+        Whether the steps come with the choices of a pruner.
+    store : TraceStore, optional
+        Streams every step to disk as soon as it is made.
+    overwrite : bool
+        Replace a stored trace of the same id.
+
+    Attributes
+    ----------
+    finished : whether the trace has ended by itself. trace : the whole trace, once :meth:`end` was called.
+    """
+
+    def __init__(
+        self,
+        vlm: VLM,
+        prompt: Prompt,
+        seed: int,
+        meta: dict[str, Any],
+        *,
+        layers: list[int],
+        heads: list[int] | None = None,
+        pruned: bool = False,
+        store: TraceStore | None = None,
+        overwrite: bool = False,
+    ):
+        self.vlm, self.prompt, self.seed, self.meta = vlm, prompt, seed, meta
+        self.layers, self.heads, self.pruned, self.store, self.overwrite = layers, heads, pruned, store, overwrite
         self.finished = False
         self.account: dict[str, Any] = {}  # what the costs depend on beside the patches visible
         self.steps: list[dict[str, Any]] = []
         self.writer: Any = None
         self.trace: Trace | None = None
 
-    def open(self, store: TraceStore, pruned: bool, overwrite: bool) -> None:
-        """Begin to stream to a store."""
-        self.writer = store.writer(
-            self.meta["id"],
-            grid=self.prompt.grid,
-            layers=self.layers,
-            heads=self.heads,
-            optional=CHOICE if pruned else (),
-            images=self.prompt.images,
-            prompt_tokens=self._prompt_tokens(),
-            meta=self.meta,
-            n_layers=self.vlm.n_layers,
-            overwrite=overwrite,
-        )
+    @property
+    def over(self) -> bool:
+        """Whether the record takes no more steps."""
+        return self.trace is not None
+
+    def begin(self) -> None:
+        """Begin to stream, if there is a store."""
+        if self.store is not None:
+            self.writer = self.store.writer(
+                self.meta["id"],
+                grid=self.prompt.grid,
+                layers=self.layers,
+                heads=self.heads,
+                optional=CHOICE if self.pruned else (),
+                images=self.prompt.images,
+                prompt_tokens=self._prompt_tokens(),
+                meta=self.meta,
+                n_layers=self.vlm.n_layers,
+                overwrite=self.overwrite,
+            )
 
     def add(self, token: int, logprob: float, attention: np.ndarray, mass: np.ndarray, choice: Choice | None) -> None:
         """Take one finished step."""
@@ -103,20 +148,22 @@ class Record:
         if self.writer is not None:
             self.writer.append(**step)
 
-    def close(self) -> Trace:
-        """Make the trace, once; a streamed one is completed on disk."""
-        if self.trace is None:
-            self.trace = self._make()
-        return self.trace
-
-    def _make(self) -> Trace:
+    def end(self) -> None:
+        """Make the trace; a streamed one is completed on disk."""
         text = self.vlm.tokenizer.decode([step["token_id"] for step in self.steps])
         shape = ModelShape.of(self.vlm.model.config, self.vlm.model.dtype.itemsize)
         text_tokens = len(self.prompt.ids) - len(self.prompt.grid)
         costs = {"shape": shape.to_dict(), "text": text_tokens, **self.account}
         known_now = {"finished": self.finished, "text": text, "costs": costs}
+        self.trace = self._in_memory(known_now) if self.writer is None else self.writer.close(known_now)
+        self.steps, self.writer = [], None
+
+    def abandon(self) -> None:
+        """Stop streaming; the steps so far stay readable, as an unfinished trace."""
         if self.writer is not None:
-            return self.writer.close(known_now)
+            self.writer.abandon()
+
+    def _in_memory(self, known_now: dict[str, Any]) -> Trace:
         columns: dict[str, Any] = {name: [step[name] for step in self.steps] for name in self.steps[0]}
         chosen: dict[str, Any] = {name: np.asarray(columns[name]) for name in CHOICE if name in columns}
         return create_trace(
@@ -138,17 +185,3 @@ class Record:
         ids, text = self.prompt.ids.tolist(), (self.prompt.kinds == 0).tolist()
         shown = [i for n, i in enumerate(ids) if text[n] or n == 0 or i != ids[n - 1]]
         return [self.vlm.tokenizer.decode([i]) for i in shown]
-
-
-@contextmanager
-def collecting(records: list[Record], store: TraceStore | None, *, pruned: bool, overwrite: bool) -> Iterator[None]:
-    """Stream the records to ``store`` if there is one; what an exception interrupts stays readable, and unfinished."""
-    try:
-        if store is not None:
-            for record in records:
-                record.open(store, pruned, overwrite)
-        yield
-    finally:
-        for record in records:
-            if record.writer is not None:
-                record.writer.abandon()

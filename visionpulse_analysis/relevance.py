@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
+from visionpulse_analysis.attending import refuse_inexact
 from visionpulse_analysis.attention import route
 from visionpulse_analysis.families import Prompt
 from visionpulse_analysis.models import VLM
-from visionpulse_analysis.recording import refuse_inexact
 
 
 def relevance(vlm: VLM, prompt: Prompt, answer: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import isfinite
 
 import torch
 
@@ -29,6 +30,22 @@ class Sample:
         return asdict(self)
 
 
+BROKEN = (
+    "no token can be chosen: the model returned NaN, +inf, or only -inf; its weights are damaged, or its numbers "
+    "overflow in this dtype (try dtype='float32')"
+)
+
+
+def check_chosen(logprob: float) -> None:
+    """Raise FloatingPointError unless this can be the logarithmic probability of a chosen token.
+
+    It is NaN where any logit of its row was NaN or +inf, or all were -inf. So a GPU is asked only for the number that
+    is recorded anyway.
+    """
+    if not isfinite(logprob):
+        raise FloatingPointError(BROKEN)
+
+
 class Chooser:
     """Chooses tokens for a batch. A row's draws depend on its own seed only, not on the rest of the batch."""
 
@@ -37,13 +54,15 @@ class Chooser:
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """Next tokens int64 [row] from float32 logits [row, word]."""
-        broken = torch.isnan(logits).any() or torch.isposinf(logits).any() or torch.isneginf(logits).all(dim=1).any()
-        if broken:
-            raise FloatingPointError(
-                "no token can be chosen: the model returned NaN, +inf, or only -inf; its weights are damaged, or its "
-                "numbers overflow in this dtype (try dtype='float32')"
-            )
+        """Next tokens int64 [row] from float32 logits [row, word].
+
+        Raises FloatingPointError for broken logits on a CPU; on a GPU, which would have to be waited for, their
+        logarithmic probability says it (`check_chosen`).
+        """
+        if logits.device.type == "cpu":
+            broken = torch.isnan(logits) | torch.isposinf(logits) | torch.isneginf(logits).all(dim=1, keepdim=True)
+            if broken.any():
+                raise FloatingPointError(BROKEN)
         if self.sample is None:
             return logits.argmax(dim=1)
         shares = torch.softmax(logits.double() / self.sample.temperature, dim=1)
@@ -55,7 +74,8 @@ class Chooser:
         levels = ordered.cumsum(dim=1)
         draws = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in self.generators]).to(logits.device)
         ranks = torch.searchsorted(levels, (draws * levels[:, -1])[:, None], right=True)
-        ranks = ranks.clamp(max=(ordered > 0).sum(dim=1, keepdim=True) - 1)
+        # Rows of NaN are noticed by their logarithmic probability; here they only must not break the others.
+        ranks = ranks.clamp(max=(ordered > 0).sum(dim=1, keepdim=True) - 1).clamp(min=0)
         return words.gather(1, ranks)[:, 0]
 
     def drop_rows(self, rows: torch.Tensor) -> None:

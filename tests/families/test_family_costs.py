@@ -8,8 +8,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis import decoding
 from visionpulse_analysis.costs import costs_of
+from visionpulse_analysis.decoding import Batch
 from visionpulse_analysis.pruners import VTW
 
 
@@ -18,7 +18,7 @@ def counted(monkeypatch):
     """FLOPs of the language model and its head in every forward that decoding makes, in order."""
     counts: list[int] = []
 
-    def forward(self, *args, original=decoding._Run._forward, **inputs):
+    def forward(self, *args, original=Batch.forward, **inputs):
         # Made of plain matrix products, which the counter knows on every device.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             out = original(self, *args, **inputs)
@@ -28,7 +28,7 @@ def counted(monkeypatch):
         counts.append(per_module[decoder] + per_module["lm_head"])
         return out
 
-    monkeypatch.setattr(decoding._Run, "_forward", forward)
+    monkeypatch.setattr(Batch, "forward", forward)
     return counts
 
 

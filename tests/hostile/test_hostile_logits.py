@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis import attention, decoding
+from visionpulse_analysis import attention
+from visionpulse_analysis.decoding import batch, run
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.sampling import Chooser, Sample
 
@@ -52,8 +53,8 @@ def test_rows_that_finished_before_the_break_are_whole(vlm, pictures, tmp_path, 
             Breaks.calls += 1
             return super().__call__(logits * float("nan") if Breaks.calls == 4 else logits)
 
-    monkeypatch.setattr(decoding, "Chooser", Breaks)
-    monkeypatch.setattr(decoding, "end_ids", lambda vlm: ends)
+    monkeypatch.setattr(batch, "Chooser", Breaks)
+    monkeypatch.setattr(run, "end_ids", lambda vlm: ends)
     store = vpa.TraceStore(tmp_path / "s", mode="a")
     with pytest.raises(FloatingPointError):
         options = {"seed": seeds, "sample": sample, "store": store, "ids": ["a", "b"]}

@@ -118,12 +118,12 @@ def test_pictures_of_any_shape(vlm, height, width, data):
 
 
 def test_one_new_token_and_an_end_at_once(vlm, pictures, monkeypatch):
-    from visionpulse_analysis import decoding
+    from visionpulse_analysis.decoding import run
 
     pruner = vpa.VisionPulse(budget=0.1)
     free = vpa.decode(vlm, pictures[0], "where ?", max_new_tokens=1, pruner=pruner)
     assert len(free) == 1 and free.kept.all() and free.meta["finished"] is False
-    monkeypatch.setattr(decoding, "end_ids", lambda vlm: set(range(vlm.model.config.text_config.vocab_size)))
+    monkeypatch.setattr(run, "end_ids", lambda vlm: set(range(vlm.model.config.text_config.vocab_size)))
     for execution in ("masked", "gathered"):
         ended = vpa.decode(vlm, pictures[0], ["where ?"] * 2, max_new_tokens=9, pruner=pruner, execution=execution)
         for trace in ended:

@@ -70,6 +70,7 @@ class FixedShareSelection(AnchoredSelection):
             (len(layout.patches),), pruner.budget, dtype=torch.float64, device=layout.patches.device
         )
         self.k = budget_to_k(self.budget, layout.counts)
+        self.most = int(self.k.max())
 
     def pick(self, view: View) -> torch.Tensor:
         """What the pruner's rule keeps of this view."""

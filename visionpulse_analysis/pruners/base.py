@@ -39,10 +39,12 @@ class Selection:
 
     ``frozen_layers`` : layers of prefill that leave the hidden states of the patches as they were, though queries
     still read the patches there. ``forgets`` : whether what a decode step hides in a layer is gone from it for good.
+    ``most`` : no row ever keeps more patches than this at a decode step, where that is known beforehand.
     """
 
     frozen_layers: frozenset[int] = frozenset()
     forgets: bool = False
+    most: int | None = None
 
     def __init__(self, layout: Layout):
         self.layout = layout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,6 +38,13 @@ class Layout:
     def counts(self) -> torch.Tensor:
         """Number of patches: int64 [row]."""
         return self.patches.sum(dim=1)
+
+    @cached_property
+    def span(self) -> tuple[int, int] | None:
+        """First and end key position of the patches, where they lie in one stretch that is the same in all rows."""
+        first, count = int(self.places[0, 0]), self.places.shape[1]
+        alone = self.places == torch.arange(first, first + count, device=self.places.device)
+        return (first, first + count) if bool((alone & self.patches).all()) else None
 
     @property
     def text(self) -> torch.Tensor:
@@ -194,6 +202,9 @@ class View:
         return self._hide(newest_logits(query, key, self.mask, self.scaling))
 
     def _at_patches(self, logits: torch.Tensor) -> torch.Tensor:
+        if self.layout.span is not None:
+            first, end = self.layout.span
+            return logits[:, :, first:end]
         index = self.layout.places[:, None].expand(-1, logits.shape[1], -1)
         return logits.gather(2, index).masked_fill(~self.layout.patches[:, None], -torch.inf)
 

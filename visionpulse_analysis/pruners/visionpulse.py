@@ -101,6 +101,9 @@ class _VisionPulseSelection(AnchoredSelection):
     def __init__(self, pruner: VisionPulse, layout: Layout):
         super().__init__(layout, pruner.anchor_layer)
         self.pruner = pruner
+        if pruner.granularity == "token":
+            largest = torch.tensor(pruner.budget_max if pruner.budget is None else pruner.budget, dtype=torch.float64)
+            self.most = int(budget_to_k(largest, layout.counts.cpu()).max())
         self.looks_back = pruner.reuse_previous or pruner.hysteresis > 0
 
     def observe_prefill(self, view: View) -> None:
@@ -130,7 +133,7 @@ class _VisionPulseSelection(AnchoredSelection):
         scores = logits.mean(dim=1)
         if previous is not None:
             scores = scores + pruner.hysteresis * previous
-        self.kept = top_k(scores, budget_to_k(self.budget, self.layout.counts))
+        self.kept = top_k(scores, budget_to_k(self.budget, self.layout.counts), self.most)
 
     def _share(self, mass: torch.Tensor) -> torch.Tensor:
         """Share of the patches to keep: float64 [row]."""

@@ -20,13 +20,14 @@ import torch
 
 from visionpulse_analysis.attention import route
 from visionpulse_analysis.collecting import Record
-from visionpulse_analysis.decoding import _Options, _Run
+from visionpulse_analysis.decoding import Batch, Options, Run
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners.base import Pruner, Selection
 from visionpulse_analysis.pruners.view import Layout, View
 from visionpulse_analysis.sampling import Sample as Sampling
-from visionpulse_analysis.studies.collect import _key, cache_folder
+from visionpulse_analysis.studies.collect import cache_folder, key_of
 from visionpulse_analysis.studies.samples import Sample
+from visionpulse_analysis.traces import Trace
 
 VERSION = 1  # of the kept files
 
@@ -79,7 +80,7 @@ def decode_arms(
     """
     if not samples or not arms or not seeds:
         raise ValueError(f"expected samples, arms and seeds, got {len(samples)}, {len(arms)} and {len(seeds)} of them")
-    base = _key(vlm, samples, {"outcomes": VERSION, "max_new_tokens": max_new_tokens})
+    base = key_of(vlm, samples, {"outcomes": VERSION, "max_new_tokens": max_new_tokens})
     files = {(arm, seed): _file(base, pruner, seed, sample) for arm, pruner in arms.items() for seed in seeds}
     missing = [job for job, path in files.items() if not path.exists()]
     fresh: dict[tuple[str, int], list[Outcome]] = {job: [] for job in missing}
@@ -101,23 +102,22 @@ class _Trunk:
         self.vlm, self.max_new_tokens = vlm, max_new_tokens
         self.prompts = [vlm.prompt(one.image, one.question) for one in samples]
         self.views: list[View] = []
-        options = self.options(_Witness(self.views), None)
-        run = _Run(vlm, self.prompts, self.records(), [0] * len(samples), options)
-        with torch.inference_mode(), route(vlm.model, run.attention):
-            self.logits, self.position = run._prefill()
-        self.cache = run.cache
+        self.batch = Batch(vlm, self.records([0] * len(samples)), self.options(_Witness(self.views), None))
+        with torch.inference_mode(), route(vlm.model, self.batch.attend):
+            self.logits = self.batch.prefill()
 
     def branch(self, pruner: Pruner | None, sample: Sampling | None, seeds: list[int]) -> list[Outcome]:
         """Decode all rows from here."""
-        records = self.records()
-        _Branch(self, records, seeds, self.options(pruner, sample)).finish()
-        return [_outcome(record) for record in records]
+        records = self.records(seeds)
+        _Branch(self, records, self.options(pruner, sample)).finish()
+        return [_outcome(record.trace) for record in records if record.trace is not None]
 
-    def records(self) -> list[Record]:
-        return [Record(self.vlm, prompt, {}, [], None) for prompt in self.prompts]
+    def records(self, seeds: list[int]) -> list[Record]:
+        pairs = zip(self.prompts, seeds, strict=True)
+        return [Record(self.vlm, prompt, seed, {}, layers=[]) for prompt, seed in pairs]
 
-    def options(self, pruner: Pruner | None, sample: Sampling | None) -> _Options:
-        return _Options([], None, pruner, "masked", sample, self.max_new_tokens)
+    def options(self, pruner: Pruner | None, sample: Sampling | None) -> Options:
+        return Options([], None, pruner, "masked", sample, self.max_new_tokens)
 
 
 @dataclass(frozen=True)
@@ -139,33 +139,32 @@ class _Witnessing(Selection):
         self.views.append(view)
 
 
-class _Branch(_Run):
+class _Branch(Run):
     """A run that goes on from a trunk: its selection is shown the prefill, and it gets a copy of the cache."""
 
-    def __init__(self, trunk: _Trunk, records: list[Record], seeds: list[int], options: _Options):
-        super().__init__(trunk.vlm, trunk.prompts, records, seeds, options)
+    def __init__(self, trunk: _Trunk, records: list[Record], options: Options):
+        super().__init__(trunk.vlm, records, options, len(records))
         self.trunk = trunk
 
-    def _prefill(self) -> tuple[torch.Tensor, torch.Tensor]:
-        selection = self.attention.selection
-        if selection is not None and not selection.dense_prefill:
-            return super()._prefill()
-        for view in self.trunk.views:
-            if selection is not None:
-                selection.observe_prefill(view)
-        self.cache = copy.deepcopy(self.trunk.cache)
-        return self.trunk.logits.clone(), self.trunk.position.clone()
+    def prefill(self, records: Sequence[Record]) -> tuple[Batch, torch.Tensor]:
+        batch, trunk = Batch(self.vlm, records, self.options), self.trunk
+        for group in batch.groups:
+            if not group.selection.dense_prefill:
+                return super().prefill(records)
+            for view in trunk.views:
+                group.selection.observe_prefill(view)
+        batch.cache, batch.position = copy.deepcopy(trunk.batch.cache), trunk.batch.position.clone()
+        return batch, trunk.logits.clone()
 
 
-def _outcome(record: Record) -> Outcome:
-    tokens = [step["token"] for step in record.steps]
-    kept = np.array([step["kept"] for step in record.steps[1:] if "kept" in step])
+def _outcome(trace: Trace) -> Outcome:
+    kept = np.ones((0, 0), bool) if trace.kept is None else trace.kept.values[1:]
     if len(kept) == 0:
-        return Outcome(tokens, record.finished, 1.0, 1.0)
+        return Outcome(trace.tokens, trace.meta["finished"], 1.0, 1.0)
     both, either = (kept[1:] & kept[:-1]).sum(1), (kept[1:] | kept[:-1]).sum(1)
     same = np.where(either == 0, 1.0, both / np.maximum(either, 1))  # two empty sets are the same set
     overlap = float(same.mean()) if len(kept) > 1 else 1.0
-    return Outcome(tokens, record.finished, float(kept.mean()), overlap)
+    return Outcome(trace.tokens, trace.meta["finished"], float(kept.mean()), overlap)
 
 
 def _file(base: str, pruner: Pruner | None, seed: int, sample: Sampling | None) -> Path:

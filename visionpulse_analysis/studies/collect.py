@@ -12,17 +12,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from visionpulse_analysis.attending import Execution
 from visionpulse_analysis.decoding import decode, end_ids
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners.base import Pruner
-from visionpulse_analysis.recording import Execution
 from visionpulse_analysis.sampling import Sample as Sampling
 from visionpulse_analysis.store import TraceStore
 from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.traces import Trace
 
 CODE = (
-    "attention", "cache", "recording", "decoding", "sampling", "collecting", "models", "families", "patches", "pruners",
+    "attention", "attending", "cache", "collecting", "decoding", "families", "hooks", "images", "models", "patches",
+    "prefilling", "prompt_text", "pruners", "sampling",
 )  # fmt: skip
 
 
@@ -75,7 +76,7 @@ def collect(
         "execution": execution,
         "max_new_tokens": max_new_tokens,
     }
-    folder = cache_folder() / _key(vlm, samples, options)
+    folder = cache_folder() / key_of(vlm, samples, options)
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         # The folder gets its name when it is whole: what a killed run leaves is never found.
@@ -113,7 +114,8 @@ def traces_hash(traces: Sequence[Trace]) -> str:
     return hashlib.sha256("".join(trace.data_hash for trace in traces).encode()).hexdigest()
 
 
-def _key(vlm: VLM, samples: Sequence[Sample], options: dict[str, Any]) -> str:
+def key_of(vlm: VLM, samples: Sequence[Sample], options: dict[str, Any]) -> str:
+    """Hash of everything that decoding these samples with these options depends on: 24 hex digits."""
     versions = {name: version(name) for name in ("torch", "transformers")}
     model = [vlm.name, vlm.weights_hash, vlm.model.device, vlm.default_anchor, vlm.model.config.to_dict()]
     ends = sorted(end_ids(vlm))

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from visionpulse_analysis.attending import refuse_inexact
 from visionpulse_analysis.attention import route, stock
 from visionpulse_analysis.cache import make_cache
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners.choosing import top_k
 from visionpulse_analysis.pruners.view import newest_logits
-from visionpulse_analysis.recording import refuse_inexact
 from visionpulse_analysis.similarity import kl_divergence
 from visionpulse_analysis.traces import Trace
 

@@ -1,0 +1,159 @@
+"""The benchmarks measure what they say: never how fast this machine is."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from visionpulse_analysis.benchmarks import batch, decode
+from visionpulse_analysis.benchmarks.synthetic import (
+    AFTER,
+    BEFORE,
+    VARIANTS,
+    Steps,
+    bytes_read,
+    pruner_of,
+    random_language_model,
+    weight_bytes,
+)
+from visionpulse_analysis.cli import app
+
+TOKENS = 256
+PER_KEY = 2 * 16 * 4  # the tiny model: 2 key heads of 16 values, float32
+LAYERS, ANCHOR = 4, 1
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return random_language_model("tiny", "cpu", torch.float32)
+
+
+@pytest.fixture
+def small_reading(monkeypatch):
+    monkeypatch.setattr(decode, "READ", 1 << 20)
+
+
+def test_every_variant_is_measured_and_related_to_stock_and_the_limit(small_reading, monkeypatch):
+    clock = iter(np.arange(1000) ** 2 / 1000)  # every timing is another one, and known
+    monkeypatch.setattr(decode.time, "perf_counter", lambda: next(clock))
+    result = decode.bench_decode((64, TOKENS), (1, 2), size="tiny", rounds=2, device="cpu")
+    rows = {(row["visual_tokens"], row["batch"], row["variant"]): row for row in result["rows"]}
+    assert set(rows) == {(n, b, v) for n in (64, TOKENS) for b in (1, 2) for v in VARIANTS}
+    for (tokens, _, variant), row in rows.items():
+        speed = row["speedup_over_stock"]
+        assert 0 < speed["min"] <= speed["median"] <= speed["max"]
+        assert (variant != "stock") or speed == {"min": 1, "median": 1, "max": 1}
+        assert row["limit_ms"] == pytest.approx(row["bytes"] / result["bandwidth_gb_s"] / 1e6)
+        assert row["time_over_limit"] == pytest.approx(row["step_ms"] / row["limit_ms"])
+        share = {"5": 0.05, "10": 0.1}.get(variant.rpartition("_")[2], 1.0)
+        assert row["kept"] <= max(1, int(share * tokens)) / tokens
+    assert json.loads(json.dumps(result)) == result
+    assert {"processor", "threads", "versions", "date"} <= set(result["machine"])
+    assert all(name in decode.format_rows(result) for name in VARIANTS)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_bytes_are_those_of_weights_and_of_what_is_read(tiny, rows):
+    steps, columns, text = Steps(tiny, TOKENS, rows), BEFORE + TOKENS + AFTER + 1, BEFORE + AFTER + 1
+    weights = sum(p.numel() * 4 for p in tiny.model.get_decoder().layers.parameters())
+    weights += tiny.model.lm_head.weight.numel() * 4
+    assert weight_bytes(tiny) == weights
+    assert bytes_read(steps.variant("dense")(), False) == weights + 2 * LAYERS * rows * columns * PER_KEY
+    gathered = bytes_read(steps.variant("gathered_25")(), True)
+    kept = text + TOKENS // 4
+    # One dense layer, the anchor whose keys are all ranked, two sparse ones.
+    assert gathered - weights == rows * PER_KEY * (2 * columns + (columns + kept) + 2 * 2 * kept)
+    step = steps.variant("reuse_5")
+    step()
+    batch_after = step()
+    counts = [int(k.sum()) for k in batch_after.groups[0].shown]
+    read = [2 * (rows * text + count) for count in counts]
+    read[ANCHOR] = rows * columns + rows * text + counts[ANCHOR]
+    assert bytes_read(batch_after, True) - weights == PER_KEY * sum(read)
+    assert max(counts) <= rows * int(0.05 * TOKENS)
+
+
+def test_a_step_leaves_the_context_as_it_was_and_agrees_with_the_library(tiny, monkeypatch):
+    steps = Steps(tiny, TOKENS, 2)
+    ours, stock = steps.variant("dense"), steps.variant("stock")
+    seen = []
+    handle = tiny.model.lm_head.register_forward_hook(lambda module, given, out: seen.append(out[:, -1].clone()))
+    try:
+        for run in (ours, stock, ours, stock):
+            steps.tokens.manual_seed(5)
+            run()
+    finally:
+        handle.remove()
+    assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3])
+    assert (seen[0] - seen[1]).abs().max() < 1e-5
+    assert steps.grown.get_seq_length() == steps.copied.get_seq_length() == steps.length
+    assert tiny.model.config.text_config._attn_implementation == "sdpa"
+
+
+def test_every_layer_has_its_own_memory(tiny):
+    steps = Steps(tiny, TOKENS, 1)
+    steps.variant("dense")
+    assert len({layer.keys.untyped_storage().data_ptr() for layer in steps.grown.layers}) == LAYERS
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"variants": ("dense",)}, "must include stock"),
+        ({"variants": ("stock", "gathered_0")}, "no variant 'gathered_0'"),
+        ({"variants": ("stock", "faster")}, "no variant 'faster'"),
+        ({"size": "large"}, "no size 'large'"),
+        ({"visual_tokens": (100,)}, "multiple of 32, got 100"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(small_reading, options, message):
+    with pytest.raises(ValueError, match=message):
+        decode.bench_decode(**{"visual_tokens": (64,), "size": "tiny", "device": "cpu", **options})
+
+
+def test_what_does_not_fit_is_left_out_and_named(small_reading, monkeypatch):
+    need = 3.2 * 2 * LAYERS * (64 * PER_KEY)
+    monkeypatch.setattr(decode, "free_memory", lambda device: 4 * need)
+    options = {"size": "tiny", "rounds": 1, "device": "cpu", "variants": ("stock", "dense")}
+    result = decode.bench_decode((64, 512), (1, 8), **options)
+    assert result["left_out"] == [
+        {"visual_tokens": 64, "batch": 8},
+        *({"visual_tokens": 512, "batch": b} for b in (1, 8)),
+    ]
+    assert "left out" in decode.format_rows(result)
+    monkeypatch.setattr(decode, "free_memory", lambda device: 0)
+    with pytest.raises(ValueError, match="nothing fits"):
+        decode.bench_decode((64,), (1,), **options)
+
+
+def test_variants_name_their_pruner():
+    assert pruner_of("dense") == (None, "masked")
+    pruner, execution = pruner_of("masked_30")
+    assert (pruner.budget, execution) == (0.3, "masked")
+    assert pruner_of("reuse_5")[0].reuse_previous
+
+
+def test_batches_decode_the_same_and_are_compared_with_the_first():
+    result = batch.bench_batch((1, 2), samples=3, alone=2, cells=4, rounds=1, max_new_tokens=4)
+    assert [(row["batch"], row["recorded"]) for row in result["rows"]] == [(1, False), (2, False), (1, True), (2, True)]
+    for row in result["rows"]:
+        assert row["differing_traces"] == 0 and row["samples_per_second"] > 0
+        assert row["batch"] != 1 or row["speedup_over_first"] == {"min": 1, "median": 1, "max": 1}
+    assert result["visual_tokens"] == 64 and result["mean_steps"] == 4
+    assert "recorded" in batch.format_rows(result)
+    with pytest.raises(ValueError, match="at least 1"):
+        batch.bench_batch((0,))
+
+
+def test_the_command_prints_json_and_keeps_it(small_reading, tmp_path):
+    kept = tmp_path / "deep" / "decode.json"
+    given = ["bench", "decode", "--visual-tokens", "64", "--batch", "1", "--size", "tiny", "--rounds", "1"]
+    given += ["--device", "cpu", "--variant", "stock", "--variant", "gathered_25", "--save", str(kept), "--json"]
+    done = CliRunner().invoke(app, given)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == json.loads(kept.read_text())
+    assert [path.name for path in kept.parent.iterdir()] == ["decode.json"]

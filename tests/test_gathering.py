@@ -1,0 +1,167 @@
+"""Gathered attention: exact, blind to what was dropped, and with text left where it lies."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from slow_pruners import Batch, random_batch
+
+import visionpulse_analysis as vpa
+from visionpulse_analysis.attending import gathering, reading
+from visionpulse_analysis.attending.gathering import TextColumns, product
+from visionpulse_analysis.attending.reading import Masked, Readings
+from visionpulse_analysis.cache import GrowingLayer
+from visionpulse_analysis.pruners import VisionPulse
+
+HEADS, KV_HEADS, DIM = 6, 2, 8
+
+
+def many_images(rng, images: int) -> Batch:
+    """Two rows with so many images of 5 patches each, with 1 to 4 tokens of text between them."""
+    places, lengths = [], []
+    for _ in range(2):
+        gaps = rng.integers(1, 5, images)
+        firsts = np.cumsum(gaps) + 5 * np.arange(images)
+        places.append((firsts[:, None] + np.arange(5)).ravel())
+        lengths.append(int(firsts[-1] + 5 + rng.integers(1, 9)))
+    return Batch(places, lengths)
+
+
+BATCHES = {
+    "padded": lambda rng: random_batch(rng, 3),
+    "alone": lambda rng: random_batch(rng, 1),
+    "alike": lambda rng: Batch([np.arange(4, 30)] * 2, [40, 40]),
+    "many images": lambda rng: many_images(rng, 9),
+}
+
+
+@pytest.fixture(params=BATCHES.values(), ids=BATCHES)
+def batch(request, rng):
+    return request.param(rng)
+
+
+def cached(batch, steps, generator):
+    """Keys and values of a cache that has grown by some steps, and the newest query."""
+    layer, rows = GrowingLayer(), len(batch.places)
+    for length in (batch.width, *[1] * steps):
+        layer.update(*(torch.randn(rows, KV_HEADS, length, DIM, generator=generator) for _ in range(2)))
+    return torch.randn(rows, HEADS, 1, DIM, generator=generator), layer.keys, layer.values
+
+
+def mask_of(batch, columns):
+    starts = batch.layout().starts
+    real = torch.arange(columns)[None] >= starts[:, None]
+    return real[:, None, None] if starts.any() else None
+
+
+def choice(batch, rng, share=0.3):
+    layout = batch.layout()
+    return torch.from_numpy(rng.random(layout.patches.shape) < share) & layout.patches
+
+
+def slow_attention(query, key, value, visible):
+    """Float64, row by row and head by head, over the visible keys only."""
+    out = np.zeros((len(query), 1, HEADS, DIM))
+    for row, head in np.ndindex(len(query), HEADS):
+        seen = visible[row].numpy()
+        keys, values = (t[row, head // (HEADS // KV_HEADS)].double().numpy()[seen] for t in (key, value))
+        logits = keys @ query[row, head, 0].double().numpy() * DIM**-0.5
+        weights = np.exp(logits - logits.max())
+        out[row, 0, head] = weights / weights.sum() @ values
+    return out
+
+
+@pytest.mark.parametrize("steps", [0, 1, 7])
+def test_gathered_attention_is_that_over_the_visible_keys(batch, rng, steps):
+    generator = torch.Generator().manual_seed(steps)
+    query, key, value = cached(batch, steps, generator)
+    layout, kept, mask = batch.layout(), choice(batch, rng), mask_of(batch, batch.width + steps)
+    hidden = Readings(layout, "masked").of(kept, mask, key.shape[2])
+    gathered = Readings(layout, "gathered").of(kept, mask, key.shape[2])
+    output, weights = gathered.attend(query, key, value, DIM**-0.5)
+    assert np.abs(output.numpy() - slow_attention(query, key, value, hidden.visible)).max() < 1e-6
+    for row, patches in enumerate(kept):
+        named = gathered.patches[row, : int(patches.sum())].tolist()
+        assert named == torch.nonzero(patches)[:, 0].tolist()
+        assert (weights[row, :, len(named) :] == 0).all()
+
+
+def test_nothing_of_a_dropped_patch_or_of_padding_is_read(batch, rng):
+    query, key, value = cached(batch, 3, torch.Generator().manual_seed(0))
+    layout, kept, mask = batch.layout(), choice(batch, rng), mask_of(batch, batch.width + 3)
+    gathered = Readings(layout, "gathered").of(kept, mask, key.shape[2])
+    expected, _ = gathered.attend(query, key, value, 1.0)
+    read = torch.zeros(len(kept), key.shape[2], dtype=torch.bool)
+    read.scatter_(1, gathered.index, True)
+    for first, end in gathered.views:
+        read[:, first:end] = True
+    unread = ~read[:, None, :, None].expand_as(key)
+    found, _ = gathered.attend(query, key.masked_fill(unread, torch.nan), value.masked_fill(unread, torch.nan), 1.0)
+    assert torch.equal(expected, found)
+    if len(kept) == 1:  # what one row does not need, another may
+        dropped = layout.keys_of(~kept, key.shape[2])
+        assert torch.equal(read, ~dropped & (True if mask is None else mask[:, 0, 0]))
+
+
+def test_text_is_read_where_it_lies(rng):
+    """Only the kept patches are copied; with many images the shortest stretches of text between them too."""
+    few, many = BATCHES["alike"](rng), many_images(rng, 9)
+    for batch, most in ((few, 0), (many, 6 * 4)):
+        text = TextColumns.of(batch.layout())
+        assert text.copied.shape[1] <= most
+        assert len(text.views) <= gathering.VIEWS + 1 and text.views[-1][1] is None
+        kept = choice(batch, rng)
+        index = Readings(batch.layout(), "gathered").of(kept, None, batch.width + 50).index
+        assert index.shape[1] == kept.sum(dim=1).max() + text.copied.shape[1]
+
+
+def test_every_column_of_text_is_read_once_and_no_patch(batch):
+    layout = batch.layout()
+    text = TextColumns.of(layout)
+    for row, (places, length) in enumerate(zip(batch.places, batch.lengths, strict=True)):
+        start = batch.width - length
+        own = set(range(start, batch.width)) - set((places + start).tolist())
+        viewed = [c for a, b in text.views for c in range(a, b or batch.width) if text.own[row, c : c + 1].all()]
+        found = viewed + text.copied[row][text.real[row]].tolist()
+        assert len(found) == len(set(found)) and set(found) == own
+
+
+def test_a_known_bound_replaces_asking_the_device(vlm, pictures, monkeypatch):
+    """As on a GPU: every row is filled up to the largest number that it may keep."""
+    questions = ["where is the red circle ?", "how many blue shapes ?", "what ?"]
+    options = {"max_new_tokens": 8, "pruner": VisionPulse.ten_percent(), "execution": "gathered"}
+    expected = vpa.decode(vlm, pictures, questions, **options)
+    widths, gather = set(), TextColumns.gather
+
+    def noted(self, kept, width, *given):
+        widths.add((width, int(kept.sum(dim=1).min())))
+        return gather(self, kept, width, *given)
+
+    monkeypatch.setattr(reading, "NO_WAIT", set())
+    monkeypatch.setattr(TextColumns, "gather", noted)
+    found = vpa.decode(vlm, pictures, questions, **options)
+    assert {width for width, _ in widths} == {25} and min(count for _, count in widths) < 25  # 10 % of 256
+    for a, b in zip(expected, found, strict=True):
+        assert a.tokens == b.tokens and np.array_equal(a.kept.values, b.kept.values)
+        assert np.abs(a.logprobs - b.logprobs).max() < 1e-5
+        assert np.abs(a.mass.values - b.mass.values).max() < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_products_of_short_numbers_are_summed_in_float32(rng, dtype):
+    a, b = (torch.from_numpy(rng.normal(size=shape)).to(dtype) for shape in ((2, 3, 4, 500), (2, 3, 500, 6)))
+    exact = a.double() @ b.double()
+    assert product(a, b).dtype == torch.float32
+    assert (product(a, b) - exact).abs().max() < 1e-4 < (torch.matmul(a, b) - exact).abs().max()
+
+
+def test_choices_that_are_the_same_object_are_worked_out_once(rng):
+    batch = BATCHES["padded"](rng)
+    kept, columns = choice(batch, rng), batch.width
+    mask = mask_of(batch, columns)
+    readings = Readings(batch.layout(), "masked")
+    first = readings.of(kept, mask, columns)
+    assert isinstance(first, Masked) and readings.of(kept, mask, columns) is first
+    assert readings.of(kept.clone(), mask, columns) is not first
+    assert readings.of(batch.layout().patches, mask, columns) is None

@@ -1,0 +1,162 @@
+"""Gathered execution: only the kept patches are copied out of the cache; text is read where it lies.
+
+The attention of one query is a softmax over one vector of logits. Its parts are computed where their keys are (the kept
+patches, copied together; each stretch of text, as a view of the cache), joined for the softmax, and parted again for
+the values. Nothing is approximated, and query heads that share a key head share one reading of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from visionpulse_analysis.pruners.view import Layout
+
+VIEWS = 3  # stretches of text inside the prompt that are read where they lie; shorter ones are copied with the patches
+
+
+@dataclass
+class TextColumns:
+    """Which columns of the cache hold text, and how they are read.
+
+    views : stretches (first, end) of columns where some row has text; the last has no end: it grows with the answer.
+    copied : int64 [row, token], text outside of them; real : bool [row, token], False where a row has less of it.
+    own : bool [row, column], where each row has text itself. uniform : whether all rows have it in the same columns.
+    """
+
+    layout: Layout
+    views: list[tuple[int, int | None]]
+    copied: torch.Tensor
+    real: torch.Tensor
+    own: torch.Tensor
+    uniform: bool
+
+    @classmethod
+    def of(cls, layout: Layout) -> TextColumns:
+        """Find the text of a batch."""
+        places, present, starts = (t.cpu().numpy() for t in (layout.places, layout.patches, layout.starts))
+        width = int(max(places[present].max(initial=-1) + 1, starts.max()))
+        own = np.arange(width)[None] >= starts[:, None]
+        rows, _ = np.nonzero(present)
+        own[rows, places[present]] = False
+        some = own.any(axis=0)
+        edges = np.flatnonzero(np.diff(some, prepend=False, append=False))
+        inner = [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+        last = inner.pop()[0] if inner and inner[-1][1] == width else width
+        viewed = sorted(sorted(inner, key=lambda part: part[0] - part[1])[:VIEWS])
+        rest = np.zeros(width, bool)
+        for a, b in set(inner) - set(viewed):
+            rest[a:b] = True
+        counts = (own & rest).sum(axis=1)
+        copied = np.zeros((len(own), counts.max(initial=0)), np.int64)
+        real = np.arange(copied.shape[1])[None] < counts[:, None]
+        copied[real] = np.nonzero(own & rest)[1]
+        on_device = (torch.from_numpy(array).to(layout.places.device) for array in (copied, real, own))
+        return cls(layout, [*viewed, (last, None)], *on_device, uniform=bool((own == some).all()))
+
+    def gather(self, kept: torch.Tensor, width: int, even: bool, mask: torch.Tensor | None, n_keys: int) -> Gathered:
+        """Read the kept patches, bool [row, patch], of which no row has more than ``width``; ``even``: all have that.
+
+        mask : the model's own, bool [row, 1, 1, key], or None.
+        """
+        slot = kept.cumsum(dim=1) - 1
+        numbers = torch.arange(kept.shape[1], device=kept.device).expand(len(kept), -1)
+        patches = torch.zeros(len(kept), width + 1, dtype=torch.int64, device=kept.device)
+        patches = patches.scatter_(1, torch.where(kept, slot, width), numbers)[:, :width]
+        index = torch.cat([self.layout.places.gather(1, patches), self.copied], dim=1)
+        views = [(first, n_keys if end is None else end) for first, end in self.views]
+        views = [(first, end) for first, end in views if end > first]
+        hidden = None
+        if not even or mask is not None or not self.uniform:
+            filled = numbers[:, :width] <= slot[:, -1:]
+            shown = [torch.cat([filled, self.real], dim=1), *(self._own(first, end) for first, end in views)]
+            if mask is not None:
+                given = mask[:, 0, -1]
+                masks = [given.gather(1, index), *(given[:, first:end] for first, end in views)]
+                shown = [a & b for a, b in zip(shown, masks, strict=True)]
+            hidden = ~torch.cat(shown, dim=1)[:, None, None]
+        return Gathered(patches, index, views, hidden)
+
+    def _own(self, first: int, end: int) -> torch.Tensor:
+        """Which rows have text in a stretch of columns: bool [row, column]; behind the prompt, all."""
+        known = self.own[:, first:end]
+        return torch.nn.functional.pad(known, (0, end - first - known.shape[1]), value=True)
+
+
+@dataclass
+class Gathered:
+    """What one choice reads of the cache.
+
+    patches : int64 [row, slot], the kept patches in order; index : int64 [row, slot + copied], their columns, and those
+    of text that is copied with them; views : stretches of columns; hidden : bool [row, 1, 1, column read] or None.
+    """
+
+    patches: torch.Tensor
+    index: torch.Tensor
+    views: list[tuple[int, int]]
+    hidden: torch.Tensor | None
+
+    def __post_init__(self) -> None:
+        self._lines: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def attend(self, query, key, value, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Output [row, 1, head, dim] of the newest query, and the weights [row, head, slot] of the kept patches."""
+        rows, heads, _, dim = query.shape
+        grouped = query.view(rows, key.shape[1], -1, dim) * scaling
+        keys = [self._copied(key), *(key[:, :, first:end] for first, end in self.views)]
+        logits = torch.cat([product(grouped, part.transpose(2, 3)) for part in keys], dim=3)
+        if self.hidden is not None:
+            logits.masked_fill_(self.hidden, -torch.inf)
+        weights = torch.softmax(logits, dim=3)
+        cuts = [0, self.index.shape[1]]
+        for first, end in self.views:
+            cuts.append(cuts[-1] + end - first)
+        values = [self._copied(value), *(value[:, :, first:end] for first, end in self.views)]
+        parts = [
+            product(weights[..., a:b].to(value.dtype), part)
+            for (a, b), part in zip(pairwise(cuts), values, strict=True)
+        ]
+        output = sum(parts[1:], parts[0]).to(value.dtype).view(rows, 1, heads, -1)
+        return output, weights[..., : self.patches.shape[1]].reshape(rows, heads, -1)
+
+    def _copied(self, states: torch.Tensor) -> torch.Tensor:
+        """Copy out the columns ``index`` of keys or values: [row, kv_head, key, dim] -> [row, kv_head, slot, dim]."""
+        rows, heads, columns, dim = states.shape
+        strides = states.stride()
+        if strides[2:] != (dim, 1) or strides[0] % dim or strides[1] % dim:
+            states = states.contiguous()
+            strides = states.stride()
+        # The memory as one list of vectors, also where the cache has spare room behind every head: picking whole
+        # vectors out of a list is ten times as fast as torch.gather, and nothing else is copied.
+        per_row, per_head = strides[0] // dim, strides[1] // dim
+        if (per_row, per_head) not in self._lines:
+            device = states.device
+            first = torch.arange(rows, device=device)[:, None] * per_row + torch.arange(heads, device=device) * per_head
+            self._lines[per_row, per_head] = (first[..., None] + self.index[:, None]).flatten()
+        lines = states.as_strided(((rows - 1) * per_row + (heads - 1) * per_head + columns, dim), (dim, 1))
+        return lines.index_select(0, self._lines[per_row, per_head]).view(rows, heads, -1, dim)
+
+
+def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Matrix product of [row, head, n, k] and [row, head, k, m] in float32 (or in float64 where these are)."""
+    if a.dtype in (torch.float32, torch.float64):
+        return torch.matmul(a, b)
+    if multiplies_into_float32(a.device.type, a.dtype):
+        rows, heads = a.shape[:2]
+        return torch.bmm(a.flatten(0, 1), b.flatten(0, 1), out_dtype=torch.float32).unflatten(0, (rows, heads))
+    return torch.matmul(a.float(), b.float())
+
+
+@cache
+def multiplies_into_float32(device: str, dtype: torch.dtype) -> bool:
+    """Whether this device multiplies matrices of this type into float32 without copying them first."""
+    one = torch.ones(1, 1, 1, device=device, dtype=dtype)
+    try:
+        torch.bmm(one, one, out_dtype=torch.float32)
+    except (RuntimeError, TypeError, NotImplementedError):
+        return False
+    return True

@@ -1,0 +1,169 @@
+"""What one decode step costs: the library's, ours dense and pruned, and the least that memory allows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from visionpulse_analysis.benchmarks.machine import about_machine, free_memory, spread
+from visionpulse_analysis.benchmarks.synthetic import (
+    SIZES,
+    VARIANTS,
+    Steps,
+    bytes_read,
+    cache_bytes,
+    pruner_of,
+    random_language_model,
+)
+from visionpulse_analysis.decoding import Batch
+
+VISUAL_TOKENS = (1024, 8192, 16384, 32768)
+READ = 1 << 30  # bytes, more than any cache holds
+
+
+def bench_decode(
+    visual_tokens: Sequence[int] = VISUAL_TOKENS,
+    batches: Sequence[int] = (1, 8),
+    *,
+    size: str = "small",
+    rounds: int = 12,
+    device: str | None = None,
+    variants: Sequence[str] = VARIANTS,
+    report: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Time decode steps of a random language model over a cache of random keys, as arXiv 2605.31457 does.
+
+    Every round takes the variants in turn, so that each ratio compares steps of the same moment. The limit is the time
+    to read, once, what a step must read (weights, and the keys and values it uses) at the bandwidth measured in the
+    same rounds by reading 1 GiB.
+
+    Parameters
+    ----------
+    visual_tokens : list of int
+        Contexts, multiples of 32; 48 tokens of text are added.
+    batches : list of int
+        Rows per step. What does not fit into memory is left out and named in ``left_out``.
+    size : "small" or "qwen3-vl-4b"
+        float32 on a CPU, bfloat16 on a GPU.
+    rounds : int
+    device : "cpu" or "cuda", optional
+        CUDA where there is one.
+    variants : list of str
+        "stock" is what all are compared with; others as in `pruner_of`.
+
+    Returns
+    -------
+    dict
+        ``rows``: visual_tokens, batch, variant, step_ms (median), speedup_over_stock {min, median, max}, bytes (that
+        the step must read), limit_ms, time_over_limit, kept (mean share of the patches seen by the last layer); and
+        ``bandwidth_gb_s``, the machine, the model.
+
+    Raises
+    ------
+    ValueError
+        An unknown variant or size, visual_tokens that is no multiple of 32, or nothing fits into memory.
+    """
+    if "stock" not in variants:
+        raise ValueError(f"variants must include stock, which the others are compared with; got {', '.join(variants)}")
+    if size not in SIZES:
+        raise ValueError(f"no size {size!r}; known: {', '.join(SIZES)}")
+    ways = {name: pruner_of(name) for name in variants}
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    vlm = random_language_model(size, device, torch.bfloat16 if device == "cuda" else torch.float32)
+    buffer = torch.ones(READ // 4, device=device)  # written: memory never written to is not read from memory
+    rows, left_out, reading = [], [], []
+    for count in visual_tokens:
+        for batch in batches:
+            # The library's cache, its copy while it grows, and ours.
+            if 3.2 * cache_bytes(vlm, count, batch) > free_memory(device):
+                left_out.append({"visual_tokens": count, "batch": batch})
+                continue
+            report(f"{count:,} visual tokens, batch {batch}")
+            steps = Steps(vlm, count, batch)
+            run = {name: steps.variant(name) for name in variants}
+            for step in run.values():
+                step()  # where layers look back, the first step has nothing to look back to
+            needs = {name: _needs(ways[name][1] == "gathered", step()) for name, step in run.items()}
+            timed = _rounds({**run, "read": buffer.sum}, rounds, device)
+            reading += timed.pop("read")
+            for name, times in timed.items():
+                ratios = [stock / own for stock, own in zip(timed["stock"], times, strict=True)]
+                rows.append(
+                    {
+                        "visual_tokens": count,
+                        "batch": batch,
+                        "variant": name,
+                        "step_ms": 1e3 * spread(times)["median"],
+                        "speedup_over_stock": spread(ratios),
+                        **needs[name],
+                    }
+                )
+    if not rows:
+        raise ValueError(f"nothing fits into the free memory of {free_memory(device) / 1e9:.1f} GB; ask for less")
+    bandwidth = READ / min(reading)
+    for row in rows:
+        row["limit_ms"] = 1e3 * row["bytes"] / bandwidth
+        row["time_over_limit"] = row["step_ms"] / row["limit_ms"]
+    text = vlm.model.config.get_text_config()
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
+    return {
+        "rows": rows,
+        "left_out": left_out,
+        "bandwidth_gb_s": bandwidth / 1e9,
+        "rounds": rounds,
+        "model": {"size": size, "dtype": str(vlm.model.dtype), **{name: getattr(text, name) for name in names}},
+        "machine": about_machine(device),
+    }
+
+
+def _needs(gathered: bool, batch: Batch) -> dict[str, Any]:
+    """What a step of a variant must read, and the mean share of the patches that it keeps."""
+    kept = [group.shown[-1] for group in batch.groups]
+    share = [float(one.float().mean()) for one in kept if one is not None]
+    return {"bytes": bytes_read(batch, gathered), "kept": (share or [1.0])[0]}
+
+
+def _rounds(run: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, list[float]]:
+    """Seconds of each function in every round, one after the other; the order turns from round to round."""
+    names, seconds = list(run), {name: [] for name in run}
+    for turn in range(rounds + 1):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            taken = _seconds(run[name], device)
+            if turn:  # the first round warms up
+                seconds[name].append(taken)
+    return seconds
+
+
+def _seconds(function: Callable[[], Any], device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    function()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def format_rows(result: dict[str, Any]) -> str:
+    """The result as a table for a terminal."""
+    lines = [
+        f"{'tokens':>7} {'batch':>5}  {'variant':12} {'step':>10}  {'x stock: min median max':24} {'x limit':>7}  kept"
+    ]
+    for row in result["rows"]:
+        speed = row["speedup_over_stock"]
+        shown = f"{speed['min']:6.2f} {speed['median']:7.2f} {speed['max']:7.2f}"
+        lines.append(
+            f"{row['visual_tokens']:>7,} {row['batch']:>5}  {row['variant']:12} {row['step_ms']:>7.1f} ms  {shown:24} "
+            f"{row['time_over_limit']:>7.2f}  {row['kept']:.1%}"
+        )
+    for part in result["left_out"]:
+        lines.append(f"{part['visual_tokens']:>7,} {part['batch']:>5}  left out: does not fit into memory")
+    machine = result["machine"]
+    lines.append(
+        f"{machine['device']} ({machine['processor']}, {machine['threads']} threads), {result['model']['dtype']}; "
+        f"limit: {result['bandwidth_gb_s']:.1f} GB/s, read in the same rounds"
+    )
+    return "\n".join(lines)

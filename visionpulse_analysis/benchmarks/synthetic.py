@@ -1,0 +1,195 @@
+"""A language model with random weights and a cache full of random keys: decode steps without a prefill."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import Cache, DynamicCache, Qwen3VLForConditionalGeneration
+
+from visionpulse_analysis.attending import Execution
+from visionpulse_analysis.attention import route
+from visionpulse_analysis.collecting import Record
+from visionpulse_analysis.decoding import Batch, Options
+from visionpulse_analysis.families import Prompt
+from visionpulse_analysis.models import VLM
+from visionpulse_analysis.patches import PatchGrid
+from visionpulse_analysis.pruners import Pruner, VisionPulse
+from visionpulse_analysis.testbed.model import Size, build_config, build_image_processor
+from visionpulse_analysis.testbed.tokens import build_tokenizer
+
+SIZES = {
+    "tiny": Size(layers=4, width=64, heads=4, kv_heads=2, head_dim=16, mlp=96),
+    "small": Size(layers=12, width=512, heads=8, kv_heads=4, head_dim=64, mlp=1536),
+    "qwen3-vl-4b": Size(layers=36, width=2560, heads=32, kv_heads=8, head_dim=128, mlp=9728),
+}
+WORDS = {"qwen3-vl-4b": 151_936}  # of the vocabulary; that of the bundled model for the others
+PRUNERS: dict[str, tuple[Pruner, Execution]] = {
+    "masked_5": (VisionPulse.five_percent(), "masked"),
+    "gathered_5": (VisionPulse.five_percent(), "gathered"),
+    "gathered_10": (VisionPulse.ten_percent(), "gathered"),
+    "reuse_5": (replace(VisionPulse.five_percent(), reuse_previous=True), "gathered"),
+}
+VARIANTS = ("stock", "eager", "dense", *PRUNERS)
+BEFORE, AFTER = 16, 32  # tokens of text before and after the image
+
+
+def pruner_of(variant: str) -> tuple[Pruner | None, Execution]:
+    """The pruner and execution of a variant; ``gathered_25`` keeps 25 % at every step, whatever the number.
+
+    Raises ValueError for a name that is no variant.
+    """
+    if variant in ("stock", "eager", "dense"):
+        return None, "masked"
+    if variant in PRUNERS:
+        return PRUNERS[variant]
+    execution, _, percent = variant.partition("_")
+    if execution not in ("masked", "gathered") or not percent.isdecimal() or not 1 <= int(percent) <= 100:
+        raise ValueError(
+            f"no variant {variant!r}: expected {', '.join(VARIANTS)}, or masked_ or gathered_ with a percentage"
+        )
+    return VisionPulse(budget=int(percent) / 100), "masked" if execution == "masked" else "gathered"
+
+
+def random_language_model(size: str, device: str, dtype: torch.dtype) -> VLM:
+    """A random model of the given size with the smallest of vision towers, which is never run."""
+    config = build_config(SIZES[size])
+    text = config.get_text_config()
+    text.vocab_size = WORDS.get(size, text.vocab_size)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device), torch.random.fork_rng(devices=[0] if device == "cuda" else []):
+            torch.manual_seed(0)
+            model = Qwen3VLForConditionalGeneration(config).eval()
+    finally:
+        torch.set_default_dtype(before)
+    model.set_attn_implementation({"text_config": "sdpa"})
+    return VLM(f"random {size}", model, build_tokenizer(), build_image_processor())
+
+
+def cache_bytes(vlm: VLM, tokens: int, rows: int) -> int:
+    """Bytes of the keys and values of so many tokens in every layer."""
+    text = vlm.model.config.get_text_config()
+    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+    return per_token * tokens * rows * vlm.model.dtype.itemsize
+
+
+def weight_bytes(vlm: VLM) -> int:
+    """Bytes of the weights that a step reads: the layers and the output, not the embeddings."""
+    read = [*vlm.model.get_decoder().layers.parameters(), *vlm.model.lm_head.parameters()]
+    return sum(weight.numel() * weight.element_size() for weight in read)
+
+
+@dataclass
+class Steps:
+    """Ways to take the same decode step at the same context, over and over.
+
+    Parameters
+    ----------
+    vlm : VLM
+        From :func:`random_language_model`.
+    visual_tokens, rows : int
+    """
+
+    vlm: VLM
+    visual_tokens: int
+    rows: int
+
+    def __post_init__(self) -> None:
+        if self.visual_tokens % 32:
+            raise ValueError(f"visual_tokens must be a multiple of 32, got {self.visual_tokens}")
+        self.length = BEFORE + self.visual_tokens + AFTER
+        self.device = self.vlm.model.device
+        self.tokens = torch.Generator().manual_seed(0)  # every step reads another token, and so looks elsewhere
+        self.place = torch.full((3, self.rows, 1), self.length, device=self.device)
+        self.grown: Cache | None = None
+        self.copied: Cache | None = None
+
+    def variant(self, name: str) -> Callable[[], Batch]:
+        """A function that takes one step in one way, and leaves the context as it found it; returns our batch."""
+        options = Options([], None, *pruner_of(name))
+        batch = Batch(self.vlm, [self._record() for _ in range(self.rows)], options)
+        self.grown = batch.cache = self._filled(batch.cache) if self.grown is None else self.grown
+        batch.position = self.place[0, :, 0]
+        if name in ("stock", "eager"):
+            return lambda: self._library(name) or batch
+
+        def step() -> Batch:
+            batch.tokens = self._token()[:, 0]
+            with torch.inference_mode(), route(self.vlm.model, batch.attend):
+                batch.step()
+            batch.width, batch.position = batch.width - 1, self.place[0, :, 0]
+            batch.cache.crop(-1)
+            return batch
+
+        return step
+
+    def _token(self) -> torch.Tensor:
+        words = self.vlm.model.config.get_text_config().vocab_size
+        return torch.randint(10, words, (self.rows, 1), generator=self.tokens).to(self.device)
+
+    def _library(self, name: str) -> None:
+        """What ``generate`` does at a step."""
+        model, cache = self.vlm.model, self.copied
+        if cache is None:
+            cache = self.copied = self._filled(DynamicCache(config=model.config.get_text_config()))
+        if name == "eager":
+            model.set_attn_implementation({"text_config": "eager"})
+        try:
+            with torch.inference_mode():
+                model(
+                    input_ids=self._token(),
+                    attention_mask=torch.ones(self.rows, self.length + 1, dtype=torch.int64, device=self.device),
+                    position_ids=self.place,
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+        finally:
+            model.set_attn_implementation({"text_config": "sdpa"})
+        cache.crop(-1)
+
+    def _filled(self, cache: Any) -> Any:
+        """Fill a cache with random keys and values: every layer has its own memory."""
+        text = self.vlm.model.config.get_text_config()
+        shape = (self.rows, text.num_key_value_heads, self.length, text.head_dim)
+        generator = torch.Generator(self.device).manual_seed(0)
+        keys, values = (
+            torch.randn(shape, generator=generator, device=self.device, dtype=self.vlm.model.dtype) for _ in range(2)
+        )
+        for layer in cache.layers:
+            layer.update(keys.roll(1, 2), values.roll(1, 2))
+        return cache
+
+    def _record(self) -> Record:
+        image, text = self.vlm.model.config.image_token_id, 9
+        ids = torch.tensor([text] * BEFORE + [image] * self.visual_tokens + [text] * AFTER)
+        positions = range(BEFORE, BEFORE + self.visual_tokens)
+        grid = PatchGrid.from_grid(positions, rows=32, cols=self.visual_tokens // 32, image_sizes=[(256, 256)])
+        prompt = Prompt("what ?", ids, (ids == image).long(), grid, {}, [])
+        return Record(self.vlm, prompt, 0, {}, layers=[])
+
+
+def bytes_read(batch: Batch, gathered: bool) -> int:
+    """Bytes that the step just taken must read: weights, and the keys and values that it uses.
+
+    A gathered step reads, in each row, the text and the kept patches; at the anchor also all other keys, without their
+    values, since it ranks them.
+    """
+    text = batch.vlm.model.config.get_text_config()
+    per_key = text.num_key_value_heads * text.head_dim * batch.vlm.model.dtype.itemsize
+    rows, columns = len(batch.records), batch.width + 1
+    total = weight_bytes(batch.vlm)
+    [group] = batch.groups or [None]
+    for layer in range(batch.vlm.n_layers):
+        kept = group.shown[layer] if group is not None and gathered else None
+        if kept is None:
+            total += 2 * rows * columns * per_key
+            continue
+        used = rows * (columns - kept.shape[1]) + int(kept.sum())
+        chooses = layer == getattr(group.selection, "anchor", None) if group is not None else False
+        total += (rows * columns + used if chooses else 2 * used) * per_key
+    return total

@@ -1,0 +1,154 @@
+"""Decode with a recorder, and perhaps a pruner, attached."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any, Literal
+
+from visionpulse_analysis.attending import Execution
+from visionpulse_analysis.collecting import Record
+from visionpulse_analysis.decoding.batch import Batch, end_ids
+from visionpulse_analysis.decoding.options import Options, heads_of, layers_of
+from visionpulse_analysis.decoding.run import Run
+from visionpulse_analysis.families import Prompt
+from visionpulse_analysis.images import ImageLike
+from visionpulse_analysis.models import VLM
+from visionpulse_analysis.pruners.base import Pruner
+from visionpulse_analysis.sampling import Sample
+from visionpulse_analysis.store import TraceStore
+
+__all__ = ["Batch", "Options", "Run", "decode", "end_ids", "heads_of", "layers_of"]
+
+
+def decode(
+    vlm: VLM,
+    image: ImageLike | Sequence[Any],
+    question: str | Sequence[str],
+    *,
+    layers: Literal["all", "anchor", "none"] | int | Sequence[int] = "all",
+    heads: Literal["mean", "all"] | Sequence[int] = "mean",
+    pruner: Pruner | None = None,
+    execution: Execution = "masked",
+    seed: int | Sequence[int] = 0,
+    sample: Sample | None = None,
+    max_new_tokens: int = 256,
+    batch_size: int = 32,
+    store: TraceStore | None = None,
+    ids: str | Sequence[str] | None = None,
+    overwrite: bool = False,
+) -> Any:
+    """Let the model reason about an image and record where it looks at every step.
+
+    At each step the softmax row of the newest query is restricted to the image patches: temperature 1, not
+    renormalised over the image. Step 0 is the token that prefill produces. The model runs under its own
+    scaled-dot-product attention; logits and tokens are the same with and without recording.
+
+    Parameters
+    ----------
+    vlm : VLM
+    image : image or list of images
+        A path, a PIL image or uint8 [row_px, col_px, 3]. With one question, a list is several images of that
+        question. With a list of questions, one entry (an image or a list of images) per question.
+    question : str or list of str
+        A list is decoded ``batch_size`` rows at a time, the place of one that has ended taken by the next, and gives
+        a list of traces.
+    layers : "all", "anchor", "none", int or list of int
+        Which layers to record, zero-based; "anchor" is the model's default anchor.
+    heads : "mean", "all" or list of int
+        The mean over heads, or one row per head.
+    pruner : Pruner, optional
+        Hides patches; dense without one.
+    execution : "masked" or "gathered"
+        Hide dropped patches by a mask (exact simulation), or read only the kept keys and values.
+    seed : int or list of int
+        Row ``i`` of a list of questions uses ``seed + i``, or the i-th seed of a list.
+    sample : Sample, optional
+        Temperature and truncation; greedy without one.
+    max_new_tokens : int
+        At least 1. A trace that stops here has ``meta["finished"]`` False.
+    store : TraceStore, optional
+        Streams every finished step to disk under ``ids`` while decoding.
+
+    Returns
+    -------
+    Trace or list of Trace
+
+    Raises
+    ------
+    ValueError
+        A question is empty, a layer or head out of range, an option unknown, or an image unreadable. Nothing has
+        been decoded then.
+    FileNotFoundError
+        An image path does not exist.
+    FileExistsError
+        The store holds one of the ids; nothing has been decoded then.
+    FloatingPointError
+        The model returned NaN or infinite logits. What finished before is in the store.
+    RuntimeError
+        The model is decoding in another thread.
+    """
+    single = isinstance(question, str)
+    questions = [question] if single else list(question)
+    images = [image] if single else list(image) if isinstance(image, list | tuple) else [image] * len(questions)
+    if not questions:
+        raise ValueError("no question given; pass a string or a list of strings")
+    if len(images) != len(questions):
+        raise ValueError(f"{len(questions)} questions need as many images, got {len(images)}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    seeds = [seed + i for i in range(len(questions))] if isinstance(seed, int) else list(seed)
+    if len(seeds) != len(questions):
+        raise ValueError(f"{len(questions)} questions need as many seeds, got {len(seeds)}")
+    names = _names(ids, len(questions), store, overwrite)
+    options = Options(layers_of(vlm, layers), heads_of(vlm, heads), pruner, execution, sample, max_new_tokens)
+    prompts = [vlm.prompt(i, q) for i, q in zip(images, questions, strict=True)]
+    shared: Any = {"layers": options.layers, "heads": options.heads, "pruned": pruner is not None}
+    records = [
+        Record(vlm, prompt, row_seed, _meta(vlm, prompt, options, row_seed, name), **shared, store=store,
+               overwrite=overwrite)
+        for prompt, row_seed, name in zip(prompts, seeds, names, strict=True)
+    ]  # fmt: skip
+    try:
+        Run(vlm, records, options, batch_size).finish()
+    finally:
+        for record in records:
+            record.abandon()
+    return records[0].trace if single else [record.trace for record in records]
+
+
+def _meta(vlm: VLM, prompt: Prompt, options: Options, seed: int, name: str | None) -> dict[str, Any]:
+    """Provenance of one trace."""
+    packages = ("torch", "transformers", "visionpulse_analysis")
+    return {
+        **({} if name is None else {"id": name}),
+        "question": prompt.question,
+        "model": vlm.name,
+        "model_hash": vlm.weights_hash,
+        "revision": vlm.revision,
+        "dtype": str(vlm.model.dtype).removeprefix("torch."),
+        "attention": "sdpa",
+        "seed": seed,
+        "sample": None if options.sample is None else options.sample.to_dict(),
+        "pruner": None if options.pruner is None else options.pruner.to_dict(),
+        "execution": options.execution if options.pruner is not None else "dense",
+        "max_new_tokens": options.max_new_tokens,
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _names(ids: str | Sequence[str] | None, count: int, store: TraceStore | None, overwrite: bool) -> list[str | None]:
+    if ids is None:
+        if store is not None:
+            raise ValueError("streaming to a store needs ids, one per question")
+        return [None] * count
+    listed = [ids] if isinstance(ids, str) else list(ids)
+    if len(listed) != count or len(set(listed)) != count:
+        raise ValueError(f"ids must be {count} different names, got {len(listed)} with {len(set(listed))} different")
+    if store is not None:
+        for name in listed:
+            store.check_new(name, overwrite)
+    return list(listed)

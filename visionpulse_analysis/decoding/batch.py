@@ -1,0 +1,252 @@
+"""Rows that take their steps together: prefill, one step, and rows that join, leave or change places."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from visionpulse_analysis.attending import Group, PrefillAttention, Recorder, StepAttention
+from visionpulse_analysis.attention import route
+from visionpulse_analysis.cache import GrowingLayer, grows_in_place, make_cache
+from visionpulse_analysis.collecting import Record
+from visionpulse_analysis.decoding.options import Options
+from visionpulse_analysis.families import Prompt
+from visionpulse_analysis.hooks import watch_layers
+from visionpulse_analysis.models import VLM
+from visionpulse_analysis.prompt_text import question_tokens
+from visionpulse_analysis.pruners.view import Layout
+from visionpulse_analysis.relevance import relevance
+from visionpulse_analysis.sampling import Chooser
+
+ROOM = 256  # columns for which the padding mask is made beforehand
+
+
+class Batch:
+    """A left-padded batch.
+
+    All rows share the columns of one cache: row ``i`` has its first token in column ``starts[i]``, and its newest in
+    the last of ``width`` columns. Call :meth:`prefill` once, then, with ``tokens`` int64 [row] set, :meth:`step`.
+
+    Parameters
+    ----------
+    vlm : VLM
+    records : list of Record
+        One per row.
+    options : Options
+    """
+
+    def __init__(self, vlm: VLM, records: Sequence[Record], options: Options):
+        self.vlm, self.options, self.records = vlm, options, list(records)
+        lengths = [len(record.prompt.ids) for record in self.records]
+        self.width = max(lengths)
+        self.starts = [self.width - length for length in lengths]
+        self.chosen = [0] * len(self.records)  # tokens, per row
+        self.layout = self._layout([record.prompt for record in self.records])
+        pruner = options.pruner
+        self.groups = [] if pruner is None else [Group(self.layout, pruner.start(self.layout))]
+        self.chooser = Chooser(options.sample, self.layout.seeds)
+        self.cache = make_cache(vlm.model)
+        self.recorder = Recorder(self.layout, options.layers, options.heads)
+        self.attention: PrefillAttention | StepAttention | None = None
+        self.tokens = self.position = torch.zeros(0, dtype=torch.int64)
+        # A model whose layers all see the whole prompt takes the mask as it is; others make one per kind of layer.
+        self.takes_mask = grows_in_place(self.cache) and not vlm.windowed_layers
+        self.real: torch.Tensor | None = None
+
+    def _layout(self, prompts: list[Prompt]) -> Layout:
+        vlm, rows = self.vlm, len(prompts)
+        places = torch.zeros(rows, max(len(prompt.grid) for prompt in prompts), dtype=torch.int64)
+        present = torch.zeros(places.shape, dtype=torch.bool)
+        question = torch.zeros(rows, self.width, dtype=torch.bool)
+        for row, (start, prompt) in enumerate(zip(self.starts, prompts, strict=True)):
+            places[row, : len(prompt.grid)] = torch.from_numpy(prompt.grid.position + start)
+            present[row, : len(prompt.grid)] = True
+            if self.options.pruner is not None:
+                question[row, start + question_tokens(vlm.tokenizer, prompt)] = True
+        device, starts = vlm.model.device, torch.tensor(self.starts)
+        present, places, starts, question = (tensor.to(device) for tensor in (present, places, starts, question))
+        seeds = [record.seed for record in self.records]
+        return Layout(present, places, starts, vlm.n_layers, vlm.default_anchor, seeds, question, self._relevance)
+
+    def _relevance(self, tokens: int) -> torch.Tensor:
+        """How much the first tokens of the dense answers depend on each patch: float32 [row, patch]."""
+        limit = min(tokens, self.options.max_new_tokens)
+        dense = Batch(self.vlm, self.records, Options([], None, max_new_tokens=limit))
+        answers, ends = [], end_ids(self.vlm)
+        with route(self.vlm.model, dense.attend):
+            dense.choose(dense.prefill())
+            while len(answers) < limit - 1:
+                answers.append(dense.tokens)
+                dense.choose(dense.step())
+        rows = torch.stack([*answers, dense.tokens], dim=1).tolist()
+        cut = [next((n for n, token in enumerate(row, 1) if token in ends), limit) for row in rows]
+        found = [
+            relevance(self.vlm, record.prompt, torch.tensor(row[:length]))
+            for record, row, length in zip(self.records, rows, cut, strict=True)
+        ]
+        return pad_sequence(found, batch_first=True).to(self.vlm.model.device)
+
+    def prefill(self) -> torch.Tensor:
+        """Read the prompts: logits float32 [row, word] of the first token."""
+        inputs = self.vlm.to_device(self.vlm.family.batch([r.prompt for r in self.records], pad_id(self.vlm)))
+        position = self.vlm.family.positions(self.vlm.model, inputs)
+        ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
+        self.position = position.view(-1, *ids.shape)[:, :, -1].amax(dim=0) + 1
+        group = self.groups[0] if self.groups else None
+        self.attention = PrefillAttention(self.recorder, group)
+        with nullcontext() if group is None else watch_layers(self.vlm.model, group.prefill):
+            return self.forward(ids, mask, position, **inputs)
+
+    def step(self) -> torch.Tensor:
+        """Read ``tokens``: logits float32 [row, word] of the next ones."""
+        if not isinstance(self.attention, StepAttention):
+            self.attention = StepAttention(self.recorder, self.groups, self.options.execution)
+        for group in self.groups:
+            group.step += 1
+        self.width += 1
+        logits = self.forward(self.tokens[:, None], self._mask(), self.position[:, None])
+        self.position = self.position + 1
+        return logits
+
+    def attend(self, *given: Any, **options: Any) -> Any:
+        """The attention function to route while this batch runs."""
+        if self.attention is None:
+            raise RuntimeError("the batch is neither in prefill nor in a step; call prefill() or step()")
+        return self.attention(*given, **options)
+
+    def forward(self, ids: torch.Tensor, mask: Any, position: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        """Run the model on new tokens; logits float32 [row, word] of the newest."""
+        out = self.vlm.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=position.expand(3, -1, -1) if self.vlm.family.mrope and position.ndim == 2 else position,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **inputs,
+        )
+        return out.logits[:, -1].float()
+
+    def _mask(self) -> torch.Tensor | None:
+        """Which columns the newest query sees; None where that is all of them."""
+        if self.takes_mask and not any(self.starts):
+            return None
+        if self.real is None or self.real.shape[1] < self.width:
+            device = self.position.device
+            columns = torch.arange(self.width + ROOM, device=device)
+            self.real = columns[None] >= torch.tensor(self.starts, device=device)[:, None]
+        real = self.real[:, : self.width]
+        return real[:, None, None] if self.takes_mask else real
+
+    def choose(self, logits: torch.Tensor) -> torch.Tensor:
+        """Choose the next tokens; returns their logarithmic probabilities float32 [row]."""
+        self.tokens = self.chooser(logits)
+        self.chosen = [count + 1 for count in self.chosen]
+        return torch.log_softmax(logits, dim=1).gather(1, self.tokens[:, None])[:, 0]
+
+    @property
+    def over(self) -> list[int]:
+        """Rows whose trace has ended, or has as many tokens as it may have."""
+        limit = self.options.max_new_tokens
+        return [row for row, record in enumerate(self.records) if record.finished or self.chosen[row] >= limit]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Keep only these rows."""
+        chosen = torch.tensor(rows, device=self.tokens.device)
+        self._leave([row for row in range(len(self.records)) if row not in rows])
+        for group in self.groups:
+            group.rows = [rows.index(row) for row in group.rows]
+        for name in ("records", "starts", "chosen"):
+            setattr(self, name, [getattr(self, name)[row] for row in rows])
+        self.tokens, self.position = self.tokens[chosen], self.position[chosen]
+        self.cache.batch_select_indices(chosen)
+        self.chooser.drop_rows(chosen)
+        self._rearranged(self.layout.take(chosen))
+
+    def put(self, rows: Sequence[int], other: Batch) -> None:
+        """Let the rows of ``other``, whose first tokens are chosen, take the places of these rows."""
+        if other.width > self.width:
+            self._shift(other.width - self.width)
+        shift = self.width - other.width
+        self._leave(rows)
+        chosen = torch.tensor(rows, device=self.tokens.device)
+        for mine, others in zip(self._layers, other._layers, strict=True):
+            mine.put_rows(chosen, others)
+        self.tokens[chosen], self.position[chosen] = other.tokens, other.position
+        for place, row in enumerate(rows):
+            self.records[row], self.chosen[row] = other.records[place], other.chosen[place]
+            self.starts[row] = other.starts[place] + shift
+            self.chooser.generators[row] = other.chooser.generators[place]
+        for group in other.groups:
+            group.rows, group.first = [rows[row] for row in group.rows], group.first + shift
+            self.groups.append(group)
+        self._rearranged(_joined(self.layout, chosen, other.layout, shift))
+        # Columns that only padding is left in are forgotten.
+        running = [start for row, start in enumerate(self.starts) if row not in self.over]
+        self._shift(-min([group.first for group in self.groups] or running or [0]))
+
+    @property
+    def _layers(self) -> list[GrowingLayer]:
+        return [layer for layer in self.cache.layers if isinstance(layer, GrowingLayer)]
+
+    def _shift(self, columns: int) -> None:
+        """Put so many empty columns before the first one, or take some away."""
+        if columns == 0:
+            return
+        for layer in self._layers:
+            layer.shift(columns)
+        self.width += columns
+        self.starts = [max(0, start + columns) for start in self.starts]
+        for group in self.groups:
+            group.first += columns
+        places = (self.layout.places + columns).clamp(min=0)
+        self._rearranged(replace(self.layout, places=places, starts=(self.layout.starts + columns).clamp(min=0)))
+
+    def _leave(self, rows: Sequence[int]) -> None:
+        for group in self.groups:
+            group.leave(rows)
+        self.groups = [group for group in self.groups if group.rows]
+
+    def _rearranged(self, layout: Layout) -> None:
+        self.layout, self.attention, self.real = layout, None, None
+        self.recorder = Recorder(layout, self.options.layers, self.options.heads)
+
+
+def _joined(layout: Layout, rows: torch.Tensor, other: Layout, shift: int) -> Layout:
+    """The layout of a batch in which ``other``, its columns moved by ``shift``, takes the places of ``rows``."""
+    width = max(layout.patches.shape[1], other.patches.shape[1])
+
+    def widened(values: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(values, (0, width - values.shape[1]))
+
+    patches, places, starts = widened(layout.patches), widened(layout.places), layout.starts.clone()
+    patches[rows], places[rows], starts[rows] = (
+        widened(other.patches),
+        widened(other.places + shift),
+        other.starts + shift,
+    )
+    seeds = list(layout.seeds)
+    for row, seed in zip(rows.tolist(), other.seeds, strict=True):
+        seeds[row] = seed
+    # Only prefill asks where the question stands.
+    return replace(layout, patches=patches, places=places, starts=starts, seeds=seeds, question=patches[:, :0])
+
+
+def pad_id(vlm: VLM) -> int:
+    """The token that fills short rows: the tokenizer's padding token, or 0, which the mask hides anyway."""
+    return vlm.tokenizer.pad_token_id if vlm.tokenizer.pad_token_id is not None else 0
+
+
+def end_ids(vlm: VLM) -> set[int]:
+    """The tokens that end a trace. Raises ValueError where the model names none."""
+    generation = getattr(vlm.model, "generation_config", None)
+    ends = getattr(generation, "eos_token_id", None)
+    ends = vlm.tokenizer.eos_token_id if ends is None else ends
+    if ends is None:
+        raise ValueError(f"{vlm.name} names no end token; set generation_config.eos_token_id")
+    return set(ends) if isinstance(ends, list | tuple) else {int(ends)}
