@@ -155,7 +155,7 @@ def test_the_executed_copy_shows_the_widget_without_a_click(lab, executed, new_p
 
 
 def test_the_executed_copy_shows_the_page_without_any_kernel_and_without_a_click(lab, executed, new_page):
-    page = new_page(offline=False, height=5000)
+    page = new_page(offline=False, height=5000, excuse="'kernel'")  # JupyterLab itself misses the kernel
     page.route("**/api/sessions*", lambda route: route.abort() if route.request.method == "POST" else route.fallback())
     running = len(lab.ask("kernels"))
     page.goto(lab.url(executed.path))

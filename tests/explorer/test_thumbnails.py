@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from made_traces import make_pair, make_trace, make_video, picture
@@ -92,6 +93,9 @@ def test_the_paper_figure_draws_the_panel_and_the_boxes():
         (patches,) = axes.collections
         drawn = [path.get_extents().extents for path in patches.get_paths()]
         assert np.allclose(drawn, trace.grid.box[trace.grid.frame == panel])
+        stored = trace.attention.sel(layer=3)[5].values.astype(float)
+        wanted = mpl.colormaps["magma"](stored[trace.grid.frame == panel] / stored.max())
+        assert np.allclose(patches.get_facecolor()[:, :3], wanted[:, :3])
 
 
 def test_labels_say_which_image_and_which_frame():
