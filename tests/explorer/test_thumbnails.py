@@ -95,7 +95,7 @@ def test_the_paper_figure_draws_the_panel_and_the_boxes():
         assert np.allclose(drawn, trace.grid.box[trace.grid.frame == panel])
         stored = trace.attention.sel(layer=3)[5].values.astype(float)
         wanted = mpl.colormaps["magma"](stored[trace.grid.frame == panel] / stored.max())
-        assert np.allclose(patches.get_facecolor()[:, :3], wanted[:, :3])
+        assert np.allclose(np.asarray(patches.get_facecolor())[:, :3], wanted[:, :3])
 
 
 def test_labels_say_which_image_and_which_frame():
