@@ -18,6 +18,14 @@ PACKAGE = str(Path(vpa.__file__).parent)
 QUESTION = "where is the red circle ?"
 
 
+@pytest.fixture(autouse=True)
+def python_handles_interrupts():
+    """What is started in the background ignores Ctrl-C; these tests must not depend on how they are started."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def state(vlm) -> tuple:
     """Everything that a decode changes for a while."""
     hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in vlm.model.modules())
@@ -80,7 +88,9 @@ def test_an_interrupt_at_any_line_leaves_everything_as_it_was(vlm, pictures, tmp
 
 
 CHILD = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, sys.argv[1])
 import numpy as np
 import visionpulse_analysis as vpa
