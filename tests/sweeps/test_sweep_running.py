@@ -1,5 +1,6 @@
 """A sweep in one process: what it stores, what it does about failures, and going on where it stopped."""
 
+import gc
 import json
 import shutil
 from typing import Any
@@ -100,6 +101,24 @@ def test_the_model_is_loaded_once_and_another_one_after_it(sweep, plain, scenes_
     other = {"name": str(scenes_folder), "label": "half", "dtype": "bfloat16"}
     sweep({**plain, "models": [*plain["models"], other]})
     assert loaded == [str(scenes_folder)] * 2
+
+
+def test_a_batch_leaves_nothing_of_its_decode_in_memory(sweep, plain, monkeypatch):
+    """Reference cycles would keep tensors of every batch until Python happens to collect them."""
+    left: list[int] = []
+
+    def count():
+        left.append(sum(isinstance(thing, visionpulse_analysis.decoding._Run) for thing in gc.get_objects()))
+        return 1.0
+
+    monkeypatch.setattr(worker, "memory_mb", count)  # the last thing a batch does
+    gc.collect()
+    gc.disable()
+    try:
+        sweep(plain)
+    finally:
+        gc.enable()
+    assert left == [0] * 6
 
 
 @pytest.mark.parametrize("lost", ["some traces", "the outcomes", "the end of a line", "the table"])

@@ -44,13 +44,18 @@ def run_batch(task: dict[str, Any]) -> dict[str, Any]:
         The worker does not see the sweep's folder, cannot write there, or cannot run this model with this pruner.
     """
     with _turn:
-        batch = _Batch(task)
-        # A worker that died between storing and answering leaves traces behind: they are measured, not made again.
-        outcomes = [batch.measured(id) for id in batch.wanted if id in batch.store]
-        if len(outcomes) < len(batch.wanted):
-            outcomes = [outcome for outcome in batch.decoded() if outcome["id"] in batch.wanted]
+        outcomes = _outcomes(_Batch(task))
+        gc.collect()  # a decode leaves reference cycles that hold tensors, and Python would wait long to free them
     worker = f"{os.uname().nodename}, process {os.getpid()}"
     return {"outcomes": outcomes, "worker": worker, "memory_mb": memory_mb()}
+
+
+def _outcomes(batch: _Batch) -> list[dict[str, Any]]:
+    # A worker that died between storing and answering leaves traces behind: they are measured, not made again.
+    stored = [batch.measured(id) for id in batch.wanted if id in batch.store]
+    if len(stored) == len(batch.wanted):
+        return stored
+    return [outcome for outcome in batch.decoded() if outcome["id"] in batch.wanted]
 
 
 def memory_mb() -> float:
