@@ -18,6 +18,7 @@ _MODULE_OF = {
     "VLM": "models",
     "VisionPulse": "pruners",
     "calibrate": "calibration",
+    "check": "checking",
     "costs_of": "costs",
     "create_trace": "traces",
     "decode": "decoding",

@@ -6,7 +6,13 @@ import pytest
 from visionpulse_analysis.checking.vision import brighten, changes
 
 QUESTION = "where ?"
-SHAPES = {"one": [(64, 64)], "wide": [(33, 150)], "tall": [(140, 37)], "three": [(64, 64), (40, 96), (90, 44)]}
+SHAPES = {
+    "one": [(64, 64)],
+    "large": [(150, 150)],
+    "wide": [(33, 150)],
+    "tall": [(140, 37)],
+    "three": [(64, 64), (40, 96), (90, 44)],
+}
 
 
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
@@ -28,6 +34,24 @@ def test_a_bright_cell_reaches_its_patch_and_no_far_one(family, shapes, rng):
             reached = np.zeros(len(change), bool)
             reached[grid.position[near]] = True
             assert (change[~reached] == 0).all()
+
+
+def test_rows_go_down_and_columns_right(family, photos):
+    grid = family.vlm.prompt(photos, QUESTION).grid
+    for image, frame, *_ in grid.frames.tolist():
+        left, top = (grid.to_map(grid.box[:, side], image, frame) for side in (0, 1))
+        assert (np.diff(left, axis=1) > 0).all() and (np.diff(top, axis=0) > 0).all()
+        assert (np.ptp(left, axis=0) < 1e-3).all() and (np.ptp(top, axis=1) < 1e-3).all()
+
+
+@pytest.mark.parametrize("family", ["llava_siglip", "llava_onevision"], indirect=True)
+def test_pixels_that_no_patch_reads_lie_in_no_box(family):
+    """A tower of 34 pixels has 8 patches of 4: two pixels at the right and at the bottom go unread."""
+    grid = family.vlm.prompt(np.zeros((34, 34, 3), np.uint8), QUESTION).grid
+    for image, frame, *_ in grid.frames.tolist():
+        here = (grid.image == image) & (grid.frame == frame)
+        corners = np.stack([4 * grid.col, 4 * grid.row, 4 * grid.col + 4, 4 * grid.row + 4], axis=1)[here]
+        assert grid.box[here].max() == 32 and np.abs(grid.box[here] - corners).max() < 1e-4
 
 
 def touches(grid, box) -> np.ndarray:

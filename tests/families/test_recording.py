@@ -54,7 +54,8 @@ def stock_inputs(family) -> Any:
 def test_the_stock_processor_gives_the_same_inputs(family, photos, stock_inputs):
     if stock_inputs is None:
         pytest.skip("the library's own processor needs torchvision")
-    for pictures in ([photos[1]], photos):
+    large = np.random.default_rng(1).integers(0, 256, (150, 150, 3), dtype=np.uint8)
+    for pictures in ([photos[1]], photos, [large]):
         expected = stock_inputs(pictures, QUESTION)
         given = family.vlm.family.batch([family.vlm.prompt(pictures, QUESTION)], padding=0)
         assert set(given) == set(expected) - {"labels"}

@@ -57,7 +57,7 @@ def qwen2_vl() -> Tiny:
 
 
 def llava() -> Tiny:
-    words = tokenizer({"image_token": "<image>"}, "<image>")
+    words = tokenizer({"image_token": "<image>"}, "<image>", begins=False)
     config = hf.LlavaConfig(
         vision_config=hf.CLIPVisionConfig(**tower(32, projection_dim=32)),
         text_config=hf.LlamaConfig(**text(words)),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import transformers as hf
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 PATCH = 4  # pixels along one side of a patch of the vision tower
 MARKS = ("<pad>", "<bos>", "<end>")
@@ -35,15 +35,20 @@ class Tiny:
         self.image_processor.save_pretrained(folder)
 
 
-def tokenizer(marks: dict[str, str], turn: str) -> Any:
-    """Bytes, the family's marks by name, and a chat template: ``turn`` is what it writes for one picture."""
+def tokenizer(marks: dict[str, str], turn: str, begins: bool = True) -> Any:
+    """Bytes, the family's marks by name, and a chat template: ``turn`` is what it writes for one picture.
+
+    The tokenizer puts the first token before every text; ``begins`` tells whether the template writes it as well.
+    """
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [*MARKS, *dict.fromkeys(marks.values()), *letters]
     core = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
+    core.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
     template = (
-        "{% for message in messages %}<bos>{{ message.role }}: {% for part in message.content %}"
+        ("<bos>" if begins else "")
+        + "{% for message in messages %}{{ message.role }}: {% for part in message.content %}"
         "{% if part.type == 'image' %}" + turn + "{% elif part.type == 'video' %}<video>"
         "{% elif part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}\n{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"

@@ -8,6 +8,17 @@ from visionpulse_analysis.cli.base import app, key_values, literals
 
 # The order in which --help lists the commands.
 # isort: off
-from visionpulse_analysis.cli import tracing, exchange, sweeps, figures, testbed, benchmarks
+from visionpulse_analysis.cli import tracing, checking, exchange, sweeps, figures, testbed, benchmarks
 
-__all__ = ["app", "benchmarks", "exchange", "figures", "key_values", "literals", "sweeps", "testbed", "tracing"]
+__all__ = [
+    "app",
+    "benchmarks",
+    "checking",
+    "exchange",
+    "figures",
+    "key_values",
+    "literals",
+    "sweeps",
+    "testbed",
+    "tracing",
+]

@@ -28,6 +28,8 @@ def command(group: typer.Typer, name: str | None = None) -> Callable:
         def run(*args: Any, **options: Any) -> None:
             try:
                 function(*args, **options)
+            except typer.Exit:  # a RuntimeError, but an answer and not an error
+                raise
             except (ValueError, TypeError, OSError, LookupError, ArithmeticError, RuntimeError, ImportError) as error:
                 if "--traceback" in sys.argv:
                     raise

@@ -1,0 +1,122 @@
+"""The self-checks hold on every family, and each of them fails when what it guards is broken."""
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import visionpulse_analysis as vpa
+from visionpulse_analysis.checking import checks, forward
+from visionpulse_analysis.cli import app
+from visionpulse_analysis.decoding import _Run
+from visionpulse_analysis.families.cells import Cells
+from visionpulse_analysis.recording import Reading, StepAttention
+
+
+def test_all_checks_hold(family):
+    report = vpa.check(family.vlm)
+    assert report.passed and len(report.findings) == 8, str(report)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_all_checks_hold_in_half_precision(scenes_folder, dtype):
+    report = vpa.check(vpa.load(str(scenes_folder), dtype=dtype))
+    assert report.passed, str(report)
+    assert f"{dtype} on cpu" in str(report)
+
+
+def failed(vlm) -> list[str]:
+    return [finding.name for finding in vpa.check(vlm).findings if not finding.passed]
+
+
+def test_a_wrong_row(vlm, monkeypatch):
+    right = forward.newest_logits
+    monkeypatch.setattr(
+        forward, "newest_logits", lambda query, key, mask, scaling: right(query, key, mask, 1.01 * scaling)
+    )
+    assert failed(vlm) == ["row times values is the kernel's output"]
+
+
+def test_a_recorder_that_misses_a_layer(vlm, monkeypatch):
+    right = StepAttention.take
+    monkeypatch.setattr(StepAttention, "take", lambda self: tuple(part.roll(1, dims=1) for part in right(self)))
+    assert failed(vlm) == ["rows are those of eager attention"]
+
+
+def test_a_recorder_that_touches_the_output(vlm, monkeypatch):
+    right = StepAttention.__call__
+
+    def meddling(self, *given, **options):
+        output, weights = right(self, *given, **options)
+        return output + 1e-6, weights
+
+    monkeypatch.setattr(StepAttention, "__call__", meddling)
+    assert "recording changes no logit" in failed(vlm)
+
+
+def test_a_gathering_that_reads_the_wrong_keys(vlm, monkeypatch):
+    right = Reading.gather
+    monkeypatch.setattr(Reading, "gather", lambda self, states: right(self, states.roll(1, dims=2)))
+    assert failed(vlm) == ["masked equals gathered"]
+
+
+def test_a_budget_that_drops_a_patch(vlm, monkeypatch):
+    monkeypatch.setattr(checks, "VisionPulse", lambda budget: vpa.VisionPulse(budget=min(budget, 0.9)))
+    assert failed(vlm) == ["keeping every patch equals dense"]
+
+
+def test_rows_and_columns_swapped(vlm, monkeypatch):
+    right = Cells.block.__func__
+
+    def swapped(cls, rows, cols, region, frame=0, at=(0, 0)):
+        block = right(cls, rows, cols, region, frame, at)
+        return block.take(np.lexsort([block.row, block.col]))
+
+    monkeypatch.setattr(Cells, "block", classmethod(swapped))
+    (name,) = failed(vlm)
+    assert name == "a bright cell reaches its patch"
+
+
+def test_a_padding_mask_that_gets_lost(vlm, monkeypatch):
+    right = _Run._forward
+
+    def lost(self, ids, length, position, **inputs):
+        self.mask[:, :length] = 1
+        return right(self, ids, length, position, **inputs)
+
+    monkeypatch.setattr(_Run, "_forward", lost)
+    assert failed(vlm) == ["left padding changes nothing"]
+
+
+def test_a_model_that_is_left_changed(vlm, monkeypatch):
+    def meddling(vlm):
+        vlm.model.train()
+        return checks.Finding("", True)
+
+    monkeypatch.setattr(checks, "_padding", meddling)
+    try:
+        assert failed(vlm) == ["the model is as it was"]
+    finally:
+        vlm.model.eval()
+
+
+def test_an_exception_is_one_failed_line(vlm, monkeypatch):
+    def broken(*given, **options):
+        raise RuntimeError("no such <kernel>")
+
+    monkeypatch.setattr(checks, "_padding", broken)
+    report = vpa.check(vlm)
+    assert not report and "RuntimeError: no such <kernel>" in str(report)
+    assert "1 of 8 checks fail" in str(report) and "do not trust" in str(report)
+    html = report._repr_html_()
+    assert "no such &lt;kernel&gt;" in html and html.count("✗") == 1
+
+
+def test_the_command(scenes_folder, monkeypatch):
+    run = CliRunner().invoke(app, ["check", str(scenes_folder)])
+    assert run.exit_code == 0 and "All 8 checks hold" in run.stdout
+    monkeypatch.setattr(checks, "_padding", lambda vlm: checks.Finding("", False, 0.5, 0.1))
+    run = CliRunner().invoke(app, ["check", str(scenes_folder), "--json"])
+    report = json.loads(run.stdout)
+    assert run.exit_code == 1 and not report["passed"] and report["findings"][6]["measured"] == 0.5
