@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -52,7 +53,7 @@ def _draw(ax: Axes, compared: Comparison, value) -> None:
     colours = dict(zip(FAMILIES, COLOURS, strict=True))
     for label, names in compared.arms.items():
         rival = RIVALS[label]
-        style = {"color": colours[rival.family], "marker": AT_PREFILL if rival.at_prefill else AT_STEPS}
+        style: dict[str, Any] = {"color": colours[rival.family], "marker": AT_PREFILL if rival.at_prefill else AT_STEPS}
         points: list[Point] = [compared.frontier.points[name] for name in names if not name.endswith(OWN)]
         own: list[Point] = [compared.frontier.points[name] for name in names if name.endswith(OWN)]
         ax.plot([100 * p.retention for p in points], [value(p) for p in points], linewidth=0.9, alpha=0.85, **style)
