@@ -30,10 +30,11 @@ def relevance(vlm: VLM, prompt: Prompt, answer: torch.Tensor) -> torch.Tensor:
         0 or above, on the CPU.
     """
     n, weights = len(prompt.ids), _Weights()
-    inputs = vlm.to_device(vlm.family.batch([prompt.answered(answer[:-1])], 0))
-    position = vlm.family.positions(vlm.model, inputs)
-    total = torch.zeros(len(prompt.grid))
     with torch.inference_mode(False), torch.enable_grad(), route(vlm.model, weights):
+        # Made here, because the gradient does not take tensors of the inference mode around it.
+        inputs = vlm.to_device(vlm.family.batch([prompt.answered(answer[:-1])], 0))
+        position = vlm.family.positions(vlm.model, inputs)
+        total = torch.zeros(len(prompt.grid))
         out = vlm.model(**inputs, position_ids=position, use_cache=False, logits_to_keep=len(answer))
         for number, token in enumerate(answer.tolist()):
             logit = out.logits[0, number, token]

@@ -20,6 +20,7 @@ import torch
 
 from visionpulse_analysis.attention import route
 from visionpulse_analysis.collecting import Record
+from visionpulse_analysis.costs import costs_of
 from visionpulse_analysis.decoding import Batch, Options, Run
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners.base import Pruner, Selection
@@ -29,7 +30,7 @@ from visionpulse_analysis.studies.collect import cache_folder, key_of
 from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.traces import Trace
 
-VERSION = 1  # of the kept files
+VERSION = 2  # of the kept files
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,16 @@ class Outcome:
     finished : False when the limit of tokens cut the trace off.
     retention : mean share of the patches visible from the anchor on, over the steps after prefill; 1 when dense.
     overlap : mean Jaccard index of the kept sets of consecutive steps; 1 when dense.
+    flops, kv_bytes_read, peak_kv_bytes : of the whole trace, prefill included, by `costs`; NaN where not counted.
     """
 
     tokens: list[str]
     finished: bool
     retention: float
     overlap: float
+    flops: float = float("nan")
+    kv_bytes_read: float = float("nan")
+    peak_kv_bytes: float = float("nan")
 
 
 def decode_arms(
@@ -159,12 +164,14 @@ class _Branch(Run):
 
 def _outcome(trace: Trace) -> Outcome:
     kept = np.ones((0, 0), bool) if trace.kept is None else trace.kept.values[1:]
+    costs = costs_of(trace)
+    spent = (float(costs.flops.sum()), float(costs.kv_bytes_read.sum()), costs.peak_kv_bytes)
     if len(kept) == 0:
-        return Outcome(trace.tokens, trace.meta["finished"], 1.0, 1.0)
+        return Outcome(trace.tokens, trace.meta["finished"], 1.0, 1.0, *spent)
     both, either = (kept[1:] & kept[:-1]).sum(1), (kept[1:] | kept[:-1]).sum(1)
     same = np.where(either == 0, 1.0, both / np.maximum(either, 1))  # two empty sets are the same set
     overlap = float(same.mean()) if len(kept) > 1 else 1.0
-    return Outcome(trace.tokens, trace.meta["finished"], float(kept.mean()), overlap)
+    return Outcome(trace.tokens, trace.meta["finished"], float(kept.mean()), overlap, *spent)
 
 
 def _file(base: str, pruner: Pruner | None, seed: int, sample: Sampling | None) -> Path:

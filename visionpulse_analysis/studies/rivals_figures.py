@@ -1,0 +1,113 @@
+"""The frontier of all pruners, and what each of them keeps of one image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from visionpulse_analysis import figures
+from visionpulse_analysis.figures.style import GREY
+from visionpulse_analysis.models import VLM
+from visionpulse_analysis.pruners.base import Pruner
+from visionpulse_analysis.studies.collect import collect
+from visionpulse_analysis.studies.frontier import Point
+from visionpulse_analysis.studies.frontier_report import kept_of
+from visionpulse_analysis.studies.rivals import OWN, RIVALS, Comparison
+from visionpulse_analysis.studies.samples import Sample
+from visionpulse_analysis.traces import Trace
+
+# Okabe and Ito's eight colours, one per family.
+COLOURS = ("#D55E00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#E69F00", GREY, "#000000")
+FAMILIES = tuple(dict.fromkeys(rival.family for rival in RIVALS.values()))
+AT_PREFILL, AT_STEPS = "o", "^"
+COLUMNS = 7
+
+
+def frontier_figure(compared: Comparison) -> Figure:
+    """Draw accuracy (where it is known) and the change of length against the share kept: colour is the family."""
+    known = compared.frontier.dense.accuracy
+    fig, axes = figures.new_figure(figures.DOUBLE, 3.6, 1, 1 if known is None else 2)
+    *first, last = np.atleast_1d(axes)
+    for ax in first:
+        _draw(ax, compared, lambda point: 100 * point.accuracy.estimate if point.accuracy else np.nan)
+        ax.axhline(100 * known.estimate if known else 0, color=GREY, linewidth=0.8, linestyle="--")
+        ax.set(ylabel="accuracy (%)", ylim=(0, 104))
+    _draw(last, compared, lambda point: 100 * point.change.length.estimate)
+    last.axhline(0, color=GREY, linewidth=0.8, linestyle="--", label="dense")
+    last.set_ylabel("change of length (%)")
+    for family, colour in zip(FAMILIES, COLOURS, strict=True):
+        last.plot([], [], color=colour, label=family)
+    for marker, label in ((AT_PREFILL, "settled at prefill"), (AT_STEPS, "settled at steps")):
+        last.plot([], [], marker=marker, color=GREY, linestyle="", label=label)
+    last.plot([], [], marker="o", color=GREY, markerfacecolor="white", linestyle="", label=OWN)
+    figures.draw_legend([*first, last])
+    return fig
+
+
+def _draw(ax: Axes, compared: Comparison, value) -> None:
+    colours = dict(zip(FAMILIES, COLOURS, strict=True))
+    for label, names in compared.arms.items():
+        rival = RIVALS[label]
+        style: dict[str, Any] = {"color": colours[rival.family], "marker": AT_PREFILL if rival.at_prefill else AT_STEPS}
+        points: list[Point] = [compared.frontier.points[name] for name in names if not name.endswith(OWN)]
+        own: list[Point] = [compared.frontier.points[name] for name in names if name.endswith(OWN)]
+        ax.plot([100 * p.retention for p in points], [value(p) for p in points], linewidth=0.9, alpha=0.85, **style)
+        where = [100 * p.retention for p in own]
+        ax.plot(where, [value(p) for p in own], linestyle="", markerfacecolor="white", zorder=3, **style)
+    # Linear near zero, because a pruner may leave nothing.
+    ax.set_xscale("symlog", linthresh=3, linscale=0.4)
+    ticks = [0, 5, 10, 25, 50, 100]
+    ax.set_xticks(ticks, [str(tick) for tick in ticks])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set(xlim=(-0.5, 120), xlabel="patches kept at the last layer (mean, %)")
+
+
+def decode_one(
+    vlm: VLM, sample: Sample, arms: Mapping[str, Mapping[str, Pruner]], max_new_tokens: int
+) -> dict[str, Trace]:
+    """One sample under one arm of every rival, the first that ``arms`` gives it."""
+    traces = {}
+    for label, group in arms.items():
+        pruner = next(iter(group.values()))
+        [traces[label]] = collect(vlm, [sample], pruner=pruner, layers="none", max_new_tokens=max_new_tokens)
+    return traces
+
+
+def two_steps(traces: Mapping[str, Trace], like: str) -> list[int]:
+    """The first pruned step, and the step that every trace reaches at which ``like`` keeps the fewest of the same.
+
+    Raises ValueError where a trace has no pruned step.
+    """
+    last = min(len(trace) for trace in traces.values()) - 1
+    if last < 1:
+        raise ValueError("a trace ends before any pruned step; ask for more tokens or another sample")
+    kept = kept_of(traces[like])[1 : last + 1]
+    same = (kept & kept[0]).sum(axis=1) / np.maximum((kept | kept[0]).sum(axis=1), 1)
+    return sorted({1, 1 + int(np.argmin(same))})
+
+
+def kept_page(traces: Mapping[str, Trace], steps: Sequence[int]) -> Figure:
+    """Draw what every pruner keeps at some steps: pruners side by side, steps below one another."""
+    labels = list(traces)
+    groups = [labels[start : start + COLUMNS] for start in range(0, len(labels), COLUMNS)]
+    height = (figures.DOUBLE / COLUMNS + 0.08) * len(steps) + 0.3
+    fig, parts = figures.new_page(figures.DOUBLE, [height] * len(groups))
+    for part, group in zip(parts, groups, strict=True):
+        with figures.style():
+            panels = part.subplots(len(steps), COLUMNS, squeeze=False)
+            for column in range(len(group), COLUMNS):
+                for ax in panels[:, column]:
+                    ax.set_axis_off()
+            for ax, label in zip(panels[0], group, strict=False):
+                ax.set_title(label.replace(" | ", " |\n").replace(", ", ",\n"), parse_math=False)
+        for row, step in enumerate(steps):
+            for ax, label in zip(panels[row], group, strict=False):
+                trace = traces[label]
+                figures.draw_kept(ax, trace.images[0], trace.grid.to_map(kept_of(trace)[step]))
+            panels[row, 0].set_ylabel(f"step {step}", fontsize=8)
+    return fig
