@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from nbformat.sign import NotebookNotary
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from PIL import Image
 
 from visionpulse_analysis import notebooks
 from visionpulse_analysis.notebook_parameters import read_parameters
@@ -206,6 +208,33 @@ def test_a_notebook_is_committed_without_outputs(path):
 def test_a_notebook_only_calls_the_package(path, pattern):
     for source in code(path):
         assert not re.search(pattern, source, re.MULTILINE), f"this belongs in the package: {source}"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two small images of one's own, with nothing known about them."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, shape in enumerate(((64, 96, 3), (80, 56, 3))):
+        noise = np.random.default_rng(number).integers(0, 256, shape, dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"photo {number}.png")
+    return folder
+
+
+@each_notebook
+def test_a_notebook_takes_a_model_and_images_of_ones_own(path, photos, scenes_folder, tmp_path):
+    known = read_parameters(nbformat.read(path, as_version=4))
+    own = {"images": str(photos)} if "images" in known else {"image": str(photos / "photo 0.png")}
+    given = {"model": str(scenes_folder), "question": "what is on the left ?", "max_new_tokens": 8, **own}
+    done = notebooks.run(path.stem, given, out=tmp_path / "out", fast=True)
+    assert list((tmp_path / "out").glob("*.png"))
+    if "describe_samples" in "".join(code(path)):
+        assert "of your own: what they show is not known, so everything that needs the" in done.path.read_text()
+
+
+def test_the_notebooks_of_the_studies_say_what_is_known_of_their_samples():
+    saying = {path.stem[:2] for path in OURS if "print(describe_samples(" in "".join(code(path))}
+    assert saying >= {"00", "01", "02", "03", "04", "05"}
 
 
 @each_notebook
