@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from nbformat.sign import NotebookNotary
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 
+import visionpulse_analysis as vpa
 from visionpulse_analysis import notebooks
 from visionpulse_analysis.notebook_parameters import read_parameters
 
@@ -221,20 +223,28 @@ def photos(tmp_path):
     return folder
 
 
-@each_notebook
-def test_a_notebook_takes_a_model_and_images_of_ones_own(path, photos, scenes_folder, tmp_path):
+@pytest.fixture(scope="session")
+def silent_folder(scenes_folder, tmp_path_factory):
+    """The random model without its bad habit of writing image placeholders, which no trained model has."""
+    model = vpa.load(str(scenes_folder)).model
+    for token in (model.config.image_token_id, model.config.video_token_id):
+        model.lm_head.weight.data[token] = 0
+    folder = tmp_path_factory.mktemp("models") / "silent"
+    shutil.copytree(scenes_folder, folder)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["00", "01", "02", "03", "04", "05"])
+def test_a_notebook_takes_a_model_and_images_of_ones_own(name, photos, silent_folder, tmp_path):
+    path = notebooks.find(name)
     known = read_parameters(nbformat.read(path, as_version=4))
     own = {"images": str(photos)} if "images" in known else {"image": str(photos / "photo 0.png")}
-    given = {"model": str(scenes_folder), "question": "what is on the left ?", "max_new_tokens": 8, **own}
-    done = notebooks.run(path.stem, given, out=tmp_path / "out", fast=True)
+    given = {"model": str(silent_folder), "question": "what is on the left ?", "max_new_tokens": 16, **own}
+    done = notebooks.run(name, given, out=tmp_path / "out", fast=True)
     assert list((tmp_path / "out").glob("*.png"))
-    if "describe_samples" in "".join(code(path)):
-        assert "of your own: what they show is not known, so everything that needs the" in done.path.read_text()
-
-
-def test_the_notebooks_of_the_studies_say_what_is_known_of_their_samples():
-    saying = {path.stem[:2] for path in OURS if "print(describe_samples(" in "".join(code(path))}
-    assert saying >= {"00", "01", "02", "03", "04", "05"}
+    assert "of your own: what they show is not known" in done.path.read_text()
 
 
 @each_notebook
