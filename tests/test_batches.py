@@ -42,9 +42,12 @@ def test_rows_that_end_early_do_not_disturb_the_others(vlm, pictures, monkeypatc
     options = {"max_new_tokens": 12, "sample": Sample(temperature=1.5), "seed": [1, 2, 3, 4], "pruner": pruner}
     monkeypatch.setattr(run, "end_ids", lambda vlm: set())
     free = vpa.decode(vlm, images, questions, **options)
-    # Two rows end at a word that the other two never say.
-    lasting = {token for trace in (free[0], free[2]) for token in trace.token_ids.tolist()}
-    stop = {next(t for t in free[row].token_ids.tolist() if t not in lasting) for row in (1, 3)}
+    # Row 1 ends early and row 3 two steps later or more, each at a word that no other row says.
+    said = [trace.token_ids.tolist() for trace in free]
+    early = next(t for t in said[1] if all(t not in said[row] for row in (0, 2, 3)))
+    after = said[1].index(early) + 2
+    late = next(t for t in said[3][after:] if t not in said[3][:after] and all(t not in said[row] for row in (0, 1, 2)))
+    stop = {early, late}
     sizes = []
 
     def forward(self, ids, *given, original=Batch.forward, **inputs):

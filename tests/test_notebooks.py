@@ -2,14 +2,18 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from nbformat.sign import NotebookNotary
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from PIL import Image
 
+import visionpulse_analysis as vpa
 from visionpulse_analysis import notebooks
 from visionpulse_analysis.notebook_parameters import read_parameters
 
@@ -206,6 +210,41 @@ def test_a_notebook_is_committed_without_outputs(path):
 def test_a_notebook_only_calls_the_package(path, pattern):
     for source in code(path):
         assert not re.search(pattern, source, re.MULTILINE), f"this belongs in the package: {source}"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two small images of one's own, with nothing known about them."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, shape in enumerate(((64, 96, 3), (80, 56, 3))):
+        noise = np.random.default_rng(number).integers(0, 256, shape, dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"photo {number}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def silent_folder(scenes_folder, tmp_path_factory):
+    """The random model without its bad habit of writing image placeholders, which no trained model has."""
+    model = vpa.load(str(scenes_folder)).model
+    for token in (model.config.image_token_id, model.config.video_token_id):
+        model.lm_head.weight.data[token] = 0
+    folder = tmp_path_factory.mktemp("models") / "silent"
+    shutil.copytree(scenes_folder, folder)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["00", "01", "02", "03", "04", "05"])
+def test_a_notebook_takes_a_model_and_images_of_ones_own(name, photos, silent_folder, tmp_path):
+    path = notebooks.find(name)
+    known = read_parameters(nbformat.read(path, as_version=4))
+    own = {"images": str(photos)} if "images" in known else {"image": str(photos / "photo 0.png")}
+    given = {"model": str(silent_folder), "question": "what is on the left ?", "max_new_tokens": 16, **own}
+    done = notebooks.run(name, given, out=tmp_path / "out", fast=True)
+    assert list((tmp_path / "out").glob("*.png"))
+    assert "of your own: what they show is not known" in done.path.read_text()
 
 
 @each_notebook

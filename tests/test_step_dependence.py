@@ -220,6 +220,15 @@ def test_a_kind_that_only_single_objects_have_gets_no_bar(rng):
     figures.draw_legend(step_figures.draw_object_share(figures.new_figure()[1], truth))
 
 
+def test_samples_that_share_no_word_are_drawn_with_a_sentence(rng):
+    attention = rng.dirichlet(np.ones(64), (3, 1)) * 0.5
+    traces = [trace_of(attention, [f"{name}{i}" for i in range(3)]) for name in "ab"]
+    study = step_dependence(traces, 2)
+    assert study.words == {}
+    page = step_figures.headline(traces[0], Sample("own", sample_of().image, "?"), study, None)
+    assert "no word is used by enough samples" in [text.get_text() for text in page.axes[-1].texts]
+
+
 def test_without_truth_there_is_none(rng):
     trace = random_traces(rng, 1)[0]
     own = Sample("own", sample_of().image, "what is this ?")

@@ -1,10 +1,14 @@
 """The model card holds the stored scores, and the stored scores are those of the shipped weights and evaluation set."""
 
 import json
+import shutil
+
+import pytest
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.models import data_folder
 from visionpulse_analysis.testbed.evaluation import evaluate, evaluation_items
+from visionpulse_analysis.testbed.publishing import write_card
 
 
 def stored():
@@ -44,3 +48,15 @@ def test_evidence_is_read_above_the_default_anchor():
     vlm, items = vpa.load("scenes"), [item for item in evaluation_items() if item.scene.cells == 8][:48]
     dense = right_answers(items, "find", ask_all(vlm, items, "find"))
     assert random_control(vlm, items, dense, Random(0.05))["cost_points"] >= 20
+
+
+def test_the_card_is_what_the_stored_scores_write(tmp_path):
+    copy = tmp_path / "data"
+    shutil.copytree(data_folder(), copy)
+    before = (copy / "README.md").read_text()
+    assert write_card(stored(), copy) == copy / "README.md"
+    assert (copy / "README.md").read_text() == before
+    with pytest.raises(ValueError, match="these are scores of weights 0"):
+        write_card({**stored(), "weights": "0"}, copy)
+    with pytest.raises(ValueError, match="evaluate with controls"):
+        write_card({name: value for name, value in stored().items() if name != "horizon"}, copy)

@@ -91,3 +91,19 @@ def one_sample(image: str = "", question: str = "", *, seed: int = 0, task: str 
         return Sample(f"scene-{scene_seed}-own-question", scene.render(), question, scene)
     asked = ask(scene, task, np.random.default_rng([scene_seed, 5]))
     return Sample(f"scene-{scene_seed}-{task}", scene.render(), asked.text, scene, asked)
+
+
+def describe_samples(samples: list[Sample]) -> str:
+    """Say in one sentence what is known of the samples, and so which parts of a study are left out."""
+    count = len(samples)
+    if all(sample.truth is not None for sample in samples):
+        return f"{count} generated scene{'s' * (count > 1)}: every object and every right answer is known."
+    if all(sample.scene is not None for sample in samples):
+        return (
+            f"{count} generated scene{'s' * (count > 1)} with a question of your own: the objects are known, the right "
+            "answers are not, so accuracy is left out."
+        )
+    return (
+        f"{count} image{'s' * (count > 1)} of your own: what they show is not known, so everything that needs the "
+        "truth is left out: kinds of token, named objects, right answers and detours."
+    )

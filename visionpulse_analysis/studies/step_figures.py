@@ -129,8 +129,15 @@ def draw_object_layers(ax: Axes, truth: ObjectAttention) -> Axes:
 
 
 def draw_words(ax: Axes, study: StepDependence, most: int = 24) -> Axes:
-    """Draw the image mass of the steps that produce a word; the two ends where there are many words."""
+    """Draw the image mass of the steps that produce a word; the two ends where there are many words.
+
+    Few samples may share no word; the panel then says so.
+    """
     names = list(study.words)
+    if not names:
+        ax.text(0.5, 0.5, "no word is used by enough samples", ha="center", va="center", transform=ax.transAxes)
+        ax.set_axis_off()
+        return ax
     names = names if len(names) <= most else [*names[: most // 2], *names[-most // 2 :]]
     chosen = {figures.token_label(name): study.words[name] for name in names}
     return _intervals(ax, chosen, xlabel="visual attention mass", reference=study.text_below)
