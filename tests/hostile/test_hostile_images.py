@@ -16,7 +16,7 @@ from PIL import EpsImagePlugin, Image
 
 from visionpulse_analysis.images import read_image
 
-quickly = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quickly = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 FORMATS = {
     "PNG": {},
     "GIF": {},

@@ -9,7 +9,7 @@ import visionpulse_analysis as vpa
 from visionpulse_analysis.explorer.page import page
 from visionpulse_analysis.explorer.payload import pack
 
-slowly = settings(deadline=None, max_examples=20, suppress_health_check=list(HealthCheck))
+slowly = settings(deadline=None, max_examples=10, suppress_health_check=list(HealthCheck))
 
 
 def special_tokens(vlm) -> list[str]:

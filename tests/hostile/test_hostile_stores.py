@@ -18,7 +18,7 @@ from visionpulse_analysis.store import TraceStore
 from visionpulse_analysis.traces import Trace, create_trace, files
 
 GRID = PatchGrid.from_grid(range(6), rows=2, cols=3, image_sizes=[(16, 24)])
-quickly = settings(deadline=None, max_examples=50, suppress_health_check=list(HealthCheck))
+quickly = settings(deadline=None, max_examples=30, suppress_health_check=list(HealthCheck))
 
 
 def made(id: str, steps: int = 5, seed: int = 0) -> Trace:
