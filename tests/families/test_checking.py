@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 from typer.testing import CliRunner
+from visionpulse_analysis.recording import Reading, StepAttention
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.checking import checks, forward
 from visionpulse_analysis.cli import app
 from visionpulse_analysis.decoding import _Run
 from visionpulse_analysis.families.cells import Cells
-from visionpulse_analysis.recording import Reading, StepAttention
 
 
 def test_all_checks_hold(family):
