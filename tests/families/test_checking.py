@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pytest
 from typer.testing import CliRunner
-from visionpulse_analysis.recording import Reading, StepAttention
 
 import visionpulse_analysis as vpa
+from visionpulse_analysis.attending import Recorder
+from visionpulse_analysis.attending.gathering import Gathered
 from visionpulse_analysis.checking import checks, forward
 from visionpulse_analysis.cli import app
-from visionpulse_analysis.decoding import _Run
+from visionpulse_analysis.decoding import Batch
 from visionpulse_analysis.families.cells import Cells
 
 
@@ -38,26 +39,30 @@ def test_a_wrong_row(vlm, monkeypatch):
     assert failed(vlm) == ["row times values is the kernel's output"]
 
 
-def test_a_recorder_that_misses_a_layer(vlm, monkeypatch):
-    right = StepAttention.take
-    monkeypatch.setattr(StepAttention, "take", lambda self: tuple(part.roll(1, dims=1) for part in right(self)))
+def test_a_recorder_that_mixes_up_layers(vlm, monkeypatch):
+    right = Recorder.take
+    monkeypatch.setattr(Recorder, "take", lambda self: tuple(part.roll(1, dims=1) for part in right(self)))
     assert failed(vlm) == ["rows are those of eager attention"]
 
 
-def test_a_recorder_that_touches_the_output(vlm, monkeypatch):
-    right = StepAttention.__call__
+def test_a_recorder_that_touches_the_model(vlm, monkeypatch):
+    right, weights = Recorder.put, vlm.model.lm_head.weight.data
+    before = weights.clone()
 
-    def meddling(self, *given, **options):
-        output, weights = right(self, *given, **options)
-        return output + 1e-6, weights
+    def meddling(self, layer, logits, redirect=None):
+        weights[0] += 1e-3
+        right(self, layer, logits, redirect)
 
-    monkeypatch.setattr(StepAttention, "__call__", meddling)
-    assert "recording changes no logit" in failed(vlm)
+    monkeypatch.setattr(Recorder, "put", meddling)
+    try:
+        assert "recording changes no logit" in failed(vlm)
+    finally:
+        weights.copy_(before)
 
 
 def test_a_gathering_that_reads_the_wrong_keys(vlm, monkeypatch):
-    right = Reading.gather
-    monkeypatch.setattr(Reading, "gather", lambda self, states: right(self, states.roll(1, dims=2)))
+    right = Gathered._copied
+    monkeypatch.setattr(Gathered, "_copied", lambda self, states: right(self, states.roll(1, dims=2)))
     assert failed(vlm) == ["masked equals gathered"]
 
 
@@ -79,13 +84,10 @@ def test_rows_and_columns_swapped(vlm, monkeypatch):
 
 
 def test_a_padding_mask_that_gets_lost(vlm, monkeypatch):
-    right = _Run._forward
-
-    def lost(self, ids, length, position, **inputs):
-        self.mask[:, :length] = 1
-        return right(self, ids, length, position, **inputs)
-
-    monkeypatch.setattr(_Run, "_forward", lost)
+    right = Batch.forward
+    monkeypatch.setattr(
+        Batch, "forward", lambda self, ids, mask, *given, **inputs: right(self, ids, None, *given, **inputs)
+    )
     assert failed(vlm) == ["left padding changes nothing"]
 
 

@@ -11,16 +11,14 @@ from typing import get_args
 import numpy as np
 import torch
 
+from visionpulse_analysis.attending import Execution
 from visionpulse_analysis.attention import active_routes
-from visionpulse_analysis.checking.forward import RowsTimesValues, logits
+from visionpulse_analysis.checking.forward import RowsTimesValues, forced
 from visionpulse_analysis.checking.report import Finding, Report
 from visionpulse_analysis.checking.vision import brighten, changes
 from visionpulse_analysis.decoding import decode
-from visionpulse_analysis.families import Prompt
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners import VisionPulse
-from visionpulse_analysis.pruners.view import Layout
-from visionpulse_analysis.recording import Execution, StepAttention
 
 SIDE, STEPS, QUESTION, SHORT = 112, 4, "What is in the picture, and where is it?", "What?"
 
@@ -101,7 +99,7 @@ def _answer(vlm: VLM) -> list[int]:
 
 def _rows_times_values(vlm: VLM) -> Finding:
     witness = RowsTimesValues()
-    logits(vlm, vlm.prompt(_noise(), QUESTION), _answer(vlm), witness)
+    forced(vlm, vlm.prompt(_noise(), QUESTION), _answer(vlm), witness=witness)
     missing = set(range(vlm.n_layers)) - witness.layers
     if missing:
         return Finding("", False, note=f"layers {sorted(missing)} never called the attention function")
@@ -111,8 +109,7 @@ def _rows_times_values(vlm: VLM) -> Finding:
 @torch.inference_mode()
 def _rows_of_eager(vlm: VLM) -> Finding:
     prompt, answer = vlm.prompt(_noise(), QUESTION), _answer(vlm)
-    recorder = _recorder(vlm, prompt)
-    logits(vlm, prompt, answer, recorder)
+    _, recorded = forced(vlm, prompt, answer, layers=range(vlm.n_layers))
     whole = vlm.to_device(vlm.family.batch([prompt.answered(torch.tensor(answer))], padding=0))
     position = vlm.family.positions(vlm.model, whole)
     before = vlm.model.config.get_text_config()._attn_implementation
@@ -124,50 +121,23 @@ def _rows_of_eager(vlm: VLM) -> Finding:
     places = torch.from_numpy(prompt.grid.position.copy())
     rows = torch.stack([layer[0].float().cpu() for layer in out.attentions])  # [layer, head, query, key]
     eager = rows[:, :, len(prompt.ids) - 1 :][..., places].mean(dim=1).transpose(0, 1)  # [step, layer, patch]
-    recorded = torch.stack(recorder.rows)
     # Recorded rows are stored as float16, so half a unit of its last place comes on top.
     worst = float((recorded - eager).abs().max() / eager.max())
     return _within(worst, _rounding(vlm, 10) + 2**-11, "relative to the largest weight, all layers and steps")
 
 
-class _Recorder(StepAttention):
-    """Records the rows of every layer and step, and counts the steps itself."""
-
-    rows: list[torch.Tensor]
-
-    def __call__(self, module, *args, **options):
-        result = super().__call__(module, *args, **options)
-        if module.layer_idx == self.layers[-1]:
-            self.rows.append(self.take()[0][0].float())
-            self.step += 1
-        return result
-
-
-def _recorder(vlm: VLM, prompt: Prompt, pruner: VisionPulse | None = None, way: Execution = "masked") -> _Recorder:
-    device, size = vlm.model.device, len(prompt.grid)
-    places = torch.from_numpy(prompt.grid.position.copy())[None].to(device)
-    present = torch.ones(1, size, dtype=torch.bool, device=device)
-    question = torch.zeros(1, len(prompt.ids), dtype=torch.bool, device=device)
-    starts = torch.zeros(1, dtype=torch.long, device=device)
-    layout = Layout(present, places, starts, vlm.n_layers, vlm.default_anchor, [0], question)
-    selection = None if pruner is None else pruner.start(layout)
-    recorder = _Recorder(layout, list(range(vlm.n_layers)), None, selection, way)
-    recorder.rows = []
-    return recorder
-
-
 def _recording(vlm: VLM) -> Finding:
     prompt, answer = vlm.prompt(_noise(), QUESTION), _answer(vlm)
-    plain, recorded = logits(vlm, prompt, answer), logits(vlm, prompt, answer, _recorder(vlm, prompt))
+    plain, recorded = (forced(vlm, prompt, answer, layers=range(n))[0] for n in (0, vlm.n_layers))
     if not bool(torch.isfinite(plain).all()):
         return Finding("", False, note="the model's own logits are not finite")
     return _within(float((plain - recorded).abs().max()), 0)
 
 
 def _gathered(vlm: VLM) -> Finding:
-    prompt, answer = vlm.prompt(_noise(), QUESTION), _answer(vlm)
-    ways = [_recorder(vlm, prompt, VisionPulse(budget=0.25), way) for way in get_args(Execution)]
-    masked, gathered = (torch.log_softmax(logits(vlm, prompt, answer, way).float(), dim=1) for way in ways)
+    prompt, answer, pruner = vlm.prompt(_noise(), QUESTION), _answer(vlm), VisionPulse(budget=0.25)
+    ways = (forced(vlm, prompt, answer, pruner=pruner, execution=way)[0] for way in get_args(Execution))
+    masked, gathered = (torch.log_softmax(logits, dim=1) for logits in ways)
     return _within(float((masked - gathered).abs().max()), _rounding(vlm, 10), "log probabilities, all words and steps")
 
 
