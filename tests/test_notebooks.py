@@ -242,6 +242,8 @@ def test_a_notebook_takes_a_model_and_images_of_ones_own(name, photos, silent_fo
     known = read_parameters(nbformat.read(path, as_version=4))
     own = {"images": str(photos)} if "images" in known else {"image": str(photos / "photo 0.png")}
     given = {"model": str(silent_folder), "question": "what is on the left ?", "max_new_tokens": 16, **own}
+    if name == "05":
+        given["level"] = 1e-7  # an untrained model hardly reads the image
     done = notebooks.run(name, given, out=tmp_path / "out", fast=True)
     assert list((tmp_path / "out").glob("*.png"))
     assert "of your own: what they show is not known" in done.path.read_text()
