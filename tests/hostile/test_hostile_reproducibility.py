@@ -20,9 +20,9 @@ for words in [
     ["decode", picture, "where is the red circle ?", "--model", model, "--max-new-tokens", "4", "--temperature", "1.5",
      "--seed", "7", "--pruner", "visionpulse", "-p", "budget=0.2", "--store", "store", "--id", "a", "--explore",
      out + "/page.html", "--json"],
-    ["explore", "store", "--view", "step=2&layer=5", "--figure", out + "/view"],
+    ["explore", "store", "--sample", "a", "--view", "step=2&layer=5", "--figure", out + "/view"],
     ["export", "store", out + "/steps.csv"],
-    ["export", "store", out + "/boxes.json", "--layer", "5"],
+    ["export", "store", out + "/boxes.json", "--sample", "a", "--layer", "5"],
 ]:
     app(words, standalone_mode=False)
 """

@@ -13,6 +13,8 @@ from PIL import Image
 import visionpulse_analysis.decoding
 import visionpulse_analysis.models
 from visionpulse_analysis.decoding import decode
+from visionpulse_analysis.decoding.batch import Batch
+from visionpulse_analysis.decoding.run import Run
 from visionpulse_analysis.pruners import Random
 from visionpulse_analysis.store import TraceStore
 from visionpulse_analysis.studies.samples import scene_samples
@@ -108,7 +110,7 @@ def test_a_batch_leaves_nothing_of_its_decode_in_memory(sweep, plain, monkeypatc
     left: list[int] = []
 
     def count():
-        left.append(sum(isinstance(thing, visionpulse_analysis.decoding._Run) for thing in gc.get_objects()))
+        left.append(sum(isinstance(thing, Run | Batch) for thing in gc.get_objects()))
         return 1.0
 
     monkeypatch.setattr(worker, "memory_mb", count)  # the last thing a batch does

@@ -27,7 +27,11 @@ class _UniqueKeys(yaml.SafeLoader):
 def read_yaml(text: str) -> Any:
     """Parse YAML; raises ValueError with the line of the mistake, also for a key that stands twice."""
     try:
-        return yaml.load(text, _UniqueKeys)  # a SafeLoader
+        loader = _UniqueKeys(text)  # a SafeLoader: data only, no objects
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except yaml.YAMLError as error:
         raise ValueError(f"no valid YAML: {' '.join(str(error).split())}") from error
 
