@@ -24,7 +24,8 @@ for words in [
     ["export", "store", out + "/steps.csv"],
     ["export", "store", out + "/boxes.json", "--sample", "a", "--layer", "5"],
 ]:
-    app(words, standalone_mode=False)
+    if code := app(words, standalone_mode=False):
+        sys.exit(code)
 """
 
 
