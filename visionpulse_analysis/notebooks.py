@@ -25,6 +25,7 @@ from nbformat.sign import NotebookNotary
 from papermill.exceptions import PapermillExecutionError
 from traitlets import default
 
+from visionpulse_analysis._side_by_side import available_cores, call_each
 from visionpulse_analysis.notebook_parameters import check_parameters, parameters_cell, read_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -128,19 +129,32 @@ def run_all(
     folder: Path = FOLDER,
     cwd: str | os.PathLike[str] = ROOT,
     report: Callable[[str], object] = print,
+    jobs: int | None = None,
 ) -> list[Executed]:
-    """Execute every notebook in reading order and ``report`` a line with the time of each.
+    """Execute every notebook and ``report`` a line with the time of each.
 
     ``parameters`` must be known to every notebook; all of them are checked before the first one starts. Stops
     at the first failure. The other arguments and the errors are those of :func:`run`.
+
+    Parameters
+    ----------
+    jobs
+        Notebooks that run side by side, sharing the cores. By default one for each core, up to four; a single one
+        where ``parameters`` name a model, for each notebook loads it.
     """
     plans = [_plan(path, parameters or {}, out, fast, Path(cwd)) for path in list_notebooks(folder)]
-    results = []
-    for plan in plans:
-        results.append(_execute(plan))
-        report(f"{results[-1].name}: {results[-1].seconds:.1f} s")
-    report(f"all {len(results)} notebooks: {sum(result.seconds for result in results):.1f} s")
-    return results
+    if jobs is None:
+        jobs = 1 if "model" in (parameters or {}) else min(4, available_cores())
+    if jobs < 1:
+        raise ValueError(f"expected jobs of 1 or more, got {jobs}")
+    start = time.perf_counter()
+    results = {}
+    done = enumerate(map(_execute, plans)) if jobs == 1 else call_each(_execute, plans, jobs)
+    for index, result in done:
+        results[index] = result
+        report(f"{result.name}: {result.seconds:.1f} s")
+    report(f"all {len(results)} notebooks: {time.perf_counter() - start:.1f} s")
+    return [results[index] for index in sorted(results)]
 
 
 @dataclass(frozen=True)

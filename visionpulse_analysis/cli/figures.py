@@ -19,6 +19,7 @@ def figures(
     parameter: Parameters = None,
     fast: Annotated[bool, typer.Option("--fast", help="Small and quick, into figures/fast/.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Notebooks side by side; by default one for each core.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run the notebooks and write every figure."""
@@ -27,7 +28,7 @@ def figures(
     values = key_values(parameter)
     if name is None:
         silent = (lambda line: None) if as_json else typer.echo
-        done = notebooks.run_all(values, out=out, fast=fast, report=silent)
+        done = notebooks.run_all(values, out=out, fast=fast, report=silent, jobs=jobs)
     else:
         done = [notebooks.run(name, values, out=out, fast=fast)]
     result = [
