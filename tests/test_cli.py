@@ -117,6 +117,12 @@ def test_errors_are_one_line(call, picture, scenes_folder, words, message):
     assert message in result.stderr and "Traceback" not in result.stderr and result.stdout == ""
 
 
+def test_where_an_error_came_from(call):
+    result = CliRunner().invoke(app, ["--traceback", "explore", "no-store"])
+    assert isinstance(result.exception, FileNotFoundError) and "error:" not in result.stderr
+    assert "error: " in call("explore", "no-store", code=2).stderr  # asked for anew each time
+
+
 def test_a_trace_id_that_is_not_in_the_store(call, picture, scenes_folder, tmp_path):
     call(
         "decode",

@@ -180,7 +180,7 @@ def _explain_own_code(name: str, error: Exception) -> None:
     if "trust_remote_code" in str(error):
         raise ValueError(
             f"{name!r} brings Python code of its own, which is not run unless asked for: read it, and if you trust it, "
-            "load(..., trust_remote_code=True)"
+            "load(..., trust_remote_code=True), or --trust-remote-code on the command line"
         ) from error
 
 

@@ -5,13 +5,22 @@ import json
 import pickle
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
+from PIL import Image
+from typer.testing import CliRunner
 
 import visionpulse_analysis as vpa
+from visionpulse_analysis import models, notebooks
+from visionpulse_analysis.cli import app
 from visionpulse_analysis.families import UnsupportedModelError
+from visionpulse_analysis.notebook_parameters import read_parameters
+from visionpulse_analysis.sweeps import worker
+from visionpulse_analysis.sweeps.config import Model
 
 PACKAGE = Path(vpa.__file__).parent
 
@@ -71,6 +80,44 @@ def test_code_of_an_unknown_architecture_is_run_only_when_asked_for(folder, monk
     with pytest.raises(UnsupportedModelError):  # it was run, and is no family that we know
         vpa.load(str(folder), trust_remote_code=True)
     assert marker.exists()
+
+
+@pytest.mark.parametrize("words", [("decode", "PICTURE", "where ?", "--model"), ("check",), ("evaluate", "--model")])
+def test_commands_run_code_of_a_model_only_when_asked_to(folder, pictures, monkeypatch, words):
+    marker = own_code(folder, "configuration_own", CONFIG)
+    edit(folder / "config.json", model_type="own", auto_map={"AutoConfig": "configuration_own.OwnConfig"})
+    Image.fromarray(pictures[0]).save(folder.parent / "scene.png")
+    words = [str(folder.parent / "scene.png") if word == "PICTURE" else word for word in (*words, str(folder))]
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    refused = CliRunner().invoke(app, words)
+    assert refused.exit_code == 2 and "--trust-remote-code on the command line" in refused.stderr
+    assert not marker.exists()
+    asked = CliRunner().invoke(app, [*words, "--trust-remote-code"])
+    assert asked.exit_code == 2 and marker.exists()  # it was run, and is no family that we know
+
+
+def test_workers_of_a_sweep_load_as_its_file_says(monkeypatch):
+    given = []
+    monkeypatch.setattr(models, "load", lambda name, **options: given.append((name, options)))
+    monkeypatch.setattr(worker, "_ready", {})
+    asked = Model("own", label="a", dtype="float16", device="cpu", revision="v2", trust_remote_code=True)
+    for model in (Model("own"), asked):
+        worker._load(asdict(model), None)
+    usual = {"dtype": "auto", "device": None, "revision": "main", "trust_remote_code": False}
+    wanted = {"dtype": "float16", "device": "cpu", "revision": "v2", "trust_remote_code": True}
+    assert given == [("own", usual), ("own", wanted)]
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_notebooks_run_code_of_a_model_only_when_asked_to(monkeypatch, asked):
+    for file in notebooks.list_notebooks():
+        known = read_parameters(nbformat.read(file, 4))
+        assert known["trust_remote_code"].default is False, file
+        assert "trust_remote_code=trust_remote_code" in file.read_text(), file
+    given = []
+    monkeypatch.setattr(notebooks, "run", lambda name, values, **_: given.append(values))
+    CliRunner().invoke(app, ["figures", "00", *(["--trust-remote-code"] if asked else [])])
+    assert given == [{"trust_remote_code": True} if asked else {}]
 
 
 @pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json", "tokenizer_config.json"])

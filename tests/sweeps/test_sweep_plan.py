@@ -113,12 +113,14 @@ CHANGES = {
     "budget": {"pruners": [{"name": "random", "budget": 0.3, "label": "r"}]},
     "revision": {"models": [{"name": "scenes", "revision": "v2"}]},
     "dtype": {"models": [{"name": "scenes", "dtype": "bfloat16"}]},
+    "code": {"models": [{"name": "scenes", "trust_remote_code": True}]},
     "cells": {"samples": {"scenes": {"n": 1, "cells": 6}}},
 }
 SAME = {
     "batch size": {"decode": {"batch_size": 3}},
     "retries": {"retries": 5},
     "device": {"models": [{"name": "scenes", "device": "cpu"}]},
+    "no code": {"models": [{"name": "scenes", "trust_remote_code": False}]},
     "more samples": {"samples": {"scenes": {"n": 2}}},
     "more pruners": {"pruners": [{"name": "random", "budget": 0.2, "label": "r"}, "dense"]},
 }

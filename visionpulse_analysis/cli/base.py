@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from functools import wraps
 from math import isfinite
@@ -11,13 +10,30 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="See where a vision-language model looks.")
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 bench = typer.Typer(no_args_is_help=True, help="Measure speed and memory, as ratios taken side by side.")
 app.add_typer(bench, name="bench")
+
+
+_errors = {"traceback": False}
+
+
+@app.callback()
+def options(
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Before the command: show where an error came from, not just one line.")
+    ] = False,
+) -> None:
+    """See where a vision-language model looks."""
+    _errors["traceback"] = traceback
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 Parameters = Annotated[list[str] | None, typer.Option("-p", "--parameter", metavar="KEY=VALUE")]
 Model = Annotated[str, typer.Option(help='"scenes", a folder, or a hub id.')]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the Python code that the model brings along; read it before.")
+]
 
 
 def command(group: typer.Typer, name: str | None = None) -> Callable:
@@ -31,7 +47,7 @@ def command(group: typer.Typer, name: str | None = None) -> Callable:
             except typer.Exit:  # a RuntimeError, but an answer and not an error
                 raise
             except (ValueError, TypeError, OSError, LookupError, ArithmeticError, RuntimeError, ImportError) as error:
-                if "--traceback" in sys.argv:
+                if _errors["traceback"]:
                     raise
                 message = error.args[0] if isinstance(error, KeyError) and error.args else error
                 typer.echo(f"error: {message}", err=True)

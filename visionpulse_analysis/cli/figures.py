@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from visionpulse_analysis.cli.base import Json, Parameters, app, command, key_values, show
+from visionpulse_analysis.cli.base import Json, Parameters, TrustRemoteCode, app, command, key_values, show
 
 
 @command(app)
@@ -20,12 +20,13 @@ def figures(
     fast: Annotated[bool, typer.Option("--fast", help="Small and quick, into figures/fast/.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
     jobs: Annotated[int | None, typer.Option(help="Notebooks side by side; by default one for each core.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Run the notebooks and write every figure."""
     from visionpulse_analysis import notebooks
 
-    values = key_values(parameter)
+    values: dict[str, Any] = key_values(parameter) | ({"trust_remote_code": True} if trust_remote_code else {})
     if name is None:
         silent = (lambda line: None) if as_json else typer.echo
         done = notebooks.run_all(values, out=out, fast=fast, report=silent, jobs=jobs)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from visionpulse_analysis.cli.base import Json, Model, app, command, show
+from visionpulse_analysis.cli.base import Json, Model, TrustRemoteCode, app, command, show
 
 
 @command(app)
@@ -45,6 +45,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Only this many scenes of each size.")] = None,
     controls: Annotated[bool, typer.Option(help="Also measure noise, random patches and the reading horizon.")] = True,
     card: Annotated[bool, typer.Option("--card", help="Store the bundled model's scores and write its card.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Score a model on the evaluation set that ships with the project."""
@@ -60,7 +61,8 @@ def evaluate(
     if limit is not None:
         sizes = sorted({item.scene.cells for item in items})
         items = [i for size in sizes for i in [x for x in items if x.scene.cells == size][:limit]]
-    result = evaluation.evaluate(vpa.load(model), items, cells=cells, controls=controls)
+    vlm = vpa.load(model, trust_remote_code=trust_remote_code)
+    result = evaluation.evaluate(vlm, items, cells=cells, controls=controls)
     if card:
         publishing.write_card(result)
     show(result, as_json, evaluation.format_report(result))

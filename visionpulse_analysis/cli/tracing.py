@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from visionpulse_analysis.cli.base import Json, Model, Parameters, app, command, literals, show
+from visionpulse_analysis.cli.base import Json, Model, Parameters, TrustRemoteCode, app, command, literals, show
 
 
 @command(app)
@@ -32,6 +32,7 @@ def decode(
     explore: Annotated[
         Path | None, typer.Option(help="Write the explorer page here; with a pruner, dense beside pruned.")
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Ask a question about an image and record where the model looks at every step."""
@@ -45,7 +46,7 @@ def decode(
         check_folder(explore)
         if pruner and kept is not None and dense_id in kept:
             raise FileExistsError(f"trace {dense_id!r} exists in {store}; choose another --id")
-    vlm = vpa.load(model)
+    vlm = vpa.load(model, trust_remote_code=trust_remote_code)
     options: dict[str, Any] = {
         "layers": _indices(layers),
         "heads": _indices(heads),

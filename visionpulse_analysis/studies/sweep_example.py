@@ -25,6 +25,7 @@ def example_sweep(
     max_new_tokens: int = 160,
     batch_size: int = 8,
     workers: int = 0,
+    trust_remote_code: bool = False,
 ) -> Sweep:
     """Sweep generated scenes: dense, and every pruner at every budget. What an interrupted call has done is kept.
 
@@ -34,6 +35,8 @@ def example_sweep(
     budgets : shares of the patches, each in (0, 1]
     workers : int
         As `sweeps.running.run`; 0: in this process.
+    trust_remote_code : bool
+        As `load`.
 
     Raises
     ------
@@ -43,11 +46,12 @@ def example_sweep(
     arms = [{"name": p, "budget": b, "label": f"{p} {100 * b:g} %"} for p in pruners for b in budgets]
     plain = {
         "samples": {"scenes": {"n": n_samples, "seed": seed}},
-        "models": [model],
+        "models": [{"name": model, "trust_remote_code": trust_remote_code}],
         "pruners": ["dense", *arms],
         "decode": {"layers": "anchor", "max_new_tokens": max_new_tokens, "batch_size": batch_size},
     }
-    made_with = [load(model).weights_hash, version("torch"), version("transformers"), _code_hash()]
+    weights = load(model, trust_remote_code=trust_remote_code).weights_hash
+    made_with = [weights, version("torch"), version("transformers"), _code_hash()]
     key = hashlib.sha256(json.dumps([plain, made_with]).encode()).hexdigest()[:16]
     out = cache_folder() / f"sweep-{key}"
     run(SweepConfig.from_plain({**plain, "out": str(out)}, folder=Path()), workers=workers, progress=False)

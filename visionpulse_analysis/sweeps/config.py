@@ -77,6 +77,7 @@ class Model:
     dtype: str = "auto"
     device: str | None = None
     revision: str = "main"
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or Path(self.name).name)
@@ -157,7 +158,7 @@ class SweepConfig:
     def recipe(self, model: Model, arm: Arm) -> dict[str, Any]:
         """Everything but sample and seed that decides what a trace holds, JSON-ready."""
         decode = {name: value for name, value in asdict(self.decode).items() if name != "batch_size"}
-        named = {name: value for name, value in asdict(model).items() if name not in ("label", "device")}
+        named = {k: v for k, v in asdict(model).items() if k not in ("label", "device") and v is not False}
         return {"model": named, "pruner": arm.pruner and arm.pruner.to_dict(), "decode": decode}
 
 

@@ -169,7 +169,7 @@ def _load(model: dict[str, Any], weights: str | None) -> Any:
         gc.collect()
         name = model["name"]
         try:
-            vlm = load(name, dtype=model["dtype"], device=model["device"], revision=model["revision"])
+            vlm = load(name, **{key: value for key, value in model.items() if key not in ("name", "label")})
         except Exception as error:
             raise SweepError(f"the model {name!r} cannot be loaded: {type(error).__name__}: {error}") from error
         logger.info("loaded %s in process %d", name, os.getpid())
