@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,6 +16,8 @@ from typing import NamedTuple
 import nbformat
 import pytest
 from open_page import Explored
+
+from visionpulse_analysis import notebooks
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -145,24 +146,20 @@ def test_the_widget_works_and_tells_python_its_view(lab, tmp_path, new_page):
     page.wait_for_selector('.vp-explorer[data-theme="dark"]')
 
 
-def test_the_executed_copy_shows_the_widget_without_a_click(lab, executed, new_page):
+def test_the_executed_copy_shows_the_explorer_where_the_reader_wants_no_kernel(lab, executed, tmp_path, new_page):
+    copy = tmp_path / "copy.ipynb"  # of its own: JupyterLab joins whatever session it finds for a path
+    notebook = nbformat.read(executed.path, as_version=4)
+    for name in ("kernelspec", "language_info"):  # without them JupyterLab asks which kernel to start
+        del notebook.metadata[name]
+    nbformat.write(notebook, copy)
+    notebooks.trust(copy)
     page = new_page(offline=False, height=5000)  # JupyterLab renders only the cells in sight
-    page.goto(lab.url(executed.path))
+    page.goto(lab.url(copy))
+    page.locator(".jp-Dialog button", has_text="No Kernel").click(timeout=120_000)
+    page.locator(".jp-Toolbar-kernelName", has_text="No Kernel").wait_for(timeout=60_000)
     view = explorer_in(page)
-    assert view.look("e.data.traces.length") == 2 and view.view["column"] == 12
+    assert view.look("e.data.traces.length") == 2 and "step 12 of" in view.text("live")
     page.locator(".jp-OutputArea .vp-brand").first.click()
     view.press("ArrowRight")
-    assert view.view["column"] == 13
-
-
-def test_the_executed_copy_shows_the_page_without_any_kernel_and_without_a_click(lab, executed, tmp_path, new_page):
-    copy = tmp_path / "copy.ipynb"  # JupyterLab joins the session it finds for a path: no test has opened this one
-    shutil.copyfile(executed.path, copy)
-    page = new_page(offline=False, height=5000, excuse="'kernel'")  # JupyterLab itself misses the kernel
-    page.route("**/api/sessions*", lambda route: route.abort() if route.request.method == "POST" else route.fallback())
-    page.goto(lab.url(copy))
-    frame = page.frame_locator(".jp-OutputArea iframe")
-    frame.locator(".vp-explorer[data-ready]").wait_for(timeout=120_000)
-    assert "step 12 of" in frame.locator('[data-ref="live"]').inner_text()
-    assert str(copy.relative_to(lab.root)) not in {session["path"] for session in lab.ask("sessions")}
-    assert page.locator(".jp-OutputArea .vp-explorer").count() == 0
+    assert "step 13 of" in view.text("live")
+    assert copy.name not in {session["name"] for session in lab.ask("sessions")}

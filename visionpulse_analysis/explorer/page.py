@@ -1,8 +1,9 @@
-"""The explorer as one HTML file that opens from disk with the network off."""
+"""The explorer as HTML: one file that opens from disk with the network off, or an output of a notebook."""
 
 from __future__ import annotations
 
 import json
+import secrets
 from pathlib import Path
 
 from visionpulse_analysis._files import written_whole
@@ -37,6 +38,19 @@ mountPage(
 </html>
 """
 
+# The same inside a notebook, whose page it shares. Where scripts are not run, the sentence stays.
+OUTPUT = """<div id="{name}">The explorer is shown once this notebook is trusted (File, Trust Notebook).</div>
+<style>
+{css}
+</style>
+<script type="module">
+{script}
+const place = document.getElementById("{name}");
+place.textContent = "";
+mount(place.appendChild(document.createElement("div")), {payload}, {{ link: {view} }});
+</script>
+"""
+
 
 def safe_json(value: object) -> str:
     """JSON that can stand inside a ``<script>``: no character of it can end the element or start markup."""
@@ -59,6 +73,17 @@ def page(payload: dict, view: str = "") -> str:
     title = _escape(f"{payload['question']} · VisionPulse explorer")
     return PAGE.format(
         title=title,
+        css=asset("explorer.css"),
+        script=script(),
+        payload=safe_json(payload),
+        view=safe_json(view),
+    )
+
+
+def output(payload: dict, view: str = "") -> str:
+    """Return the same as a notebook output, which needs neither a kernel nor Jupyter's widget manager."""
+    return OUTPUT.format(
+        name=f"vp-{secrets.token_hex(8)}",
         css=asset("explorer.css"),
         script=script(),
         payload=safe_json(payload),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import json
 from pathlib import Path
 
 import anywidget
 import traitlets
+from IPython.core.getipython import get_ipython
 from IPython.display import HTML
 
 from visionpulse_analysis.explorer import bundle, page
@@ -55,19 +55,27 @@ class Explorer(anywidget.AnyWidget):
         """
         return page.write(path, json.loads(self.payload), self.view)
 
-    def inline(self, height: int = 1000) -> HTML:
-        """Return the offline page as a notebook output of `height` pixels, at the current `view`.
+    def inline(self) -> HTML:
+        """Return the same view as a notebook output that stays alive in the saved notebook.
 
-        It needs no kernel at all, where JupyterLab restores a saved widget only after some kernel has
-        started; but what the reader does in it does not come back to Python.
+        Jupyter restores a saved widget only where a kernel has started; this needs none. What the reader does
+        in it does not come back to Python.
         """
-        source = html.escape(page.page(json.loads(self.payload), self.view))
-        return HTML(
-            f'<div><iframe title="VisionPulse explorer" srcdoc="{source}" '
-            f'style="width: 100%; height: {height}px; border: 0"></iframe></div>'
-        )
+        return HTML(page.output(json.loads(self.payload), self.view))
+
+    def _repr_mimebundle_(self, **kwargs) -> tuple[dict, dict] | None:
+        """The widget; in a notebook that runs with nobody in front of it (papermill, nbconvert), `inline`."""
+        if _somebody_is_there():
+            return super()._repr_mimebundle_(**kwargs)
+        return {"text/plain": repr(self), "text/html": self.inline().data}, {}
 
     def __repr__(self) -> str:
         packed = json.loads(self.payload)
         steps = " and ".join(f"{len(trace['tokens'])} steps" for trace in packed["traces"])
         return f"Explorer({packed['question']!r}, {steps}, layers {packed['layers']})"
+
+
+def _somebody_is_there() -> bool:
+    """Whether who asked for this cell could answer a question: front ends can, runners of notebooks cannot."""
+    kernel = getattr(get_ipython(), "kernel", None)
+    return kernel is None or kernel.get_parent("shell").get("content", {}).get("allow_stdin", True)
