@@ -18,8 +18,8 @@ def overlay(fig) -> np.ndarray:
 
 
 def test_a_link_is_read_in_full():
-    link = "#pruned_step=7&layer=5&head=mean&trace=difference&scale=step&sinks=masked&panel=1&rows=2-4&cols=3"
-    assert read_view(link) == View(7, True, 5, "mean", "difference", True, True, False, 1, "magma", (2, 3, 4, 3))
+    link = "#pruned_step=7&layer=5&head=mean&trace=difference&scale=step&sinks=masked&panel=1&rows=2-4&cols=3&opacity=5"
+    assert read_view(link) == View(7, True, 5, "mean", "difference", True, True, False, 1, "magma", (2, 3, 4, 3), 5)
 
 
 @pytest.mark.parametrize("link", ["steps=3", "step=-1", "layer=x", "trace=both", "rows=a&cols=1"])

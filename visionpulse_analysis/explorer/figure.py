@@ -13,18 +13,19 @@ from matplotlib.patches import Rectangle
 
 from visionpulse_analysis import figures
 from visionpulse_analysis.explorer.alignment import align
+from visionpulse_analysis.explorer.figure_curves import Curves, lay_out, region_name
 from visionpulse_analysis.explorer.pairing import check_traces, identities, most_visual_layer, names, shared_layers
 from visionpulse_analysis.explorer.panels import panel_labels, panel_pictures
 from visionpulse_analysis.explorer.view import MODES, View, read_view
 from visionpulse_analysis.figures.scales import colours
 
-SINK_FACTOR = 10  # as in script/data.js; the page's help explains it
+SINK_FACTOR, VEIL = 10, 0.65  # as in script/data.js and script/colours.js
 BARE = 119  # grey of a panel whose picture was not recorded
 DROPPED, KEPT = (0.15, 0.15, 0.15, 0.72), "#ffd21f"
 
 
 def draw_view(trace, pruned=None, view: str = "") -> Figure:
-    """Draw what a link of the explorer shows: the overlay, the mass curve and, if asked for, the kept patches.
+    """Draw what a link of the explorer shows: the overlay, its curves and, if asked for, the kept patches.
 
     Parameters
     ----------
@@ -55,7 +56,7 @@ def draw_view(trace, pruned=None, view: str = "") -> Figure:
 
 @dataclass(frozen=True)
 class _Shown:
-    """What a view shows of which trace: values [patch] and their limit, mass [step], kept [patch] of `kept_name`."""
+    """What a view shows of which trace: values [patch] and their limit, curves, kept [patch] of `kept_name`."""
 
     tokens: list[str]
     step: int
@@ -63,7 +64,7 @@ class _Shown:
     values: np.ndarray
     limit: float
     unit: str
-    mass: np.ndarray
+    curves: Curves
     kept: np.ndarray | None
     kept_name: str
 
@@ -73,11 +74,21 @@ def _look_up(traces: list, asked: View) -> _Shown:
     layer = most_visual_layer(traces[0], layers) if asked.layer is None else asked.layer
     # A mean is that of the layers which all traces recorded, as in the page.
     attention = [_select(t.attention.sel(layer=layers), layer, asked.head) for t in traces]
-    masses = [_select(t.mass.sel(layer=layers), layer, asked.head) for t in traces]
-    steps, columns = _steps(asked, traces)
+    column, columns = _columns(asked, traces)
+    steps = [step if step >= 0 else None for step in columns[column]]
     called = names(traces)
 
     shown = 1 if asked.mode == "pruned" else 0
+    where = [f"layer {layer}"] + ([] if traces[shown].heads is None else [f"head {asked.head or 'mean'}"])
+    if len(traces) == 2:
+        where.insert(0, "difference" if asked.mode == "difference" else called[shown].lower())
+    if asked.region is None:
+        measured = "visual attention mass"
+        series = [_select(t.mass.sel(layer=layers), layer, asked.head) for t in traces]
+    else:
+        inside = _inside(traces[0].grid, asked.panel, asked.region)
+        measured = f"attention to\n{region_name(asked.region)}"
+        series = [a[:, inside].sum(axis=1) for a in attention]
     rows = [None if step is None else a[step] for a, step in zip(attention, steps, strict=True)]
     if asked.mode == "difference":
         if rows[0] is None or rows[1] is None:
@@ -92,6 +103,7 @@ def _look_up(traces: list, asked: View) -> _Shown:
         medians = np.median(attention[0], axis=0)
         sinks = (np.median(medians) > 0) & (medians > SINK_FACTOR * np.median(medians))
         values, every = np.where(sinks, np.nan, values), every[:, ~sinks]
+        where.append(f"{sinks.sum()} sink{'' if sinks.sum() == 1 else 's'} masked")
     difference = asked.mode == "difference"
     # The kept set of the trace shown; beside a dense one, that of the other trace at the aligned step.
     keeper = next((t for t in (shown, 1 - shown) if t < len(traces) and traces[t].kept is not None), None)
@@ -99,11 +111,11 @@ def _look_up(traces: list, asked: View) -> _Shown:
     return _Shown(
         tokens=traces[shown].tokens,
         step=steps[shown] or 0,
-        where=f"layer {layer}" + ("" if traces[shown].heads is None else f", head {asked.head or 'mean'}"),
+        where=", ".join(where),
         values=values,
         limit=float(np.nanmax(np.abs(values)) if asked.own_scale else np.abs(every).max()) or 1.0,
         unit=f"{called[1]} - {called[0]} attention".lower() if difference else figures.ATTENTION_UNIT,
-        mass=masses[shown],
+        curves=lay_out(traces, dict(zip(called, series, strict=True)), columns, column, measured),
         kept=None if step is None or keeper is None else traces[keeper].kept.values[step],
         kept_name="" if keeper in (None, shown) else f" ({called[1 - shown].lower()})",
     )
@@ -121,21 +133,29 @@ def _compose(grid, picture: np.ndarray | None, asked: View, shown: _Shown) -> Fi
         "vmin": -shown.limit if difference else 0.0,
         "vmax": shown.limit,
         "cmap": "berlin" if difference else asked.map,
-        "alpha": (0.75, 0.75) if difference else (0.5, 0.8),
+        "alpha": (1.0, 1.0),
     }
-    _draw_patches(axes[0], picture, boxes, facecolors=colours(shown.values[here], **scale))
+    veil = colours(shown.values[here], **scale)
+    share = np.minimum(1, np.nan_to_num(np.abs(shown.values[here])) / shown.limit)
+    strength = np.sqrt(np.round(255 * share) / 255)  # in the 256 colours of the page
+    veil[:, 3] *= asked.opacity / 100 * (VEIL + (1 - VEIL) * strength)
+    _draw_patches(axes[0], picture, boxes, facecolors=veil)
     figures.draw_colour_bar(axes[0], label=shown.unit, **scale)
     panel = f", {panel_labels(grid)[asked.panel].lower()}" if len(grid.frames) > 1 else ""
     title = f"step {shown.step}: {figures.token_label(shown.tokens[shown.step])}\n{shown.where}{panel}"
     axes[0].set_title(title, loc="left", parse_math=False)
     if asked.region is not None:
-        figures.draw_boxes(axes[0], _region_box(grid, here, asked.region))
+        box = grid.box[_inside(grid, asked.panel, asked.region)]
+        figures.draw_boxes(axes[0], np.concatenate([box[:, :2].min(0), box[:, 2:].max(0)])[None])
     if shown.kept is not None:
         visible = shown.kept[here]
         _draw_patches(axes[1], picture, boxes[~visible], facecolors=[DROPPED])
         _draw_patches(axes[1], picture, boxes[visible], facecolors="none", edgecolors=KEPT, linewidths=0.9)
         axes[1].set_title(f"kept{shown.kept_name}", loc="left")
-    figures.draw_mass_curve(curve, shown.mass, shown.tokens, marked_steps=[shown.step])
+    drawn = shown.curves
+    figures.draw_step_curves(
+        curve, drawn.lines, drawn.tokens, label=drawn.label, cursor=drawn.cursor, moments=drawn.moments
+    )
     return fig
 
 
@@ -170,24 +190,24 @@ def _select(values, layer: int | str, head: int | str | None) -> np.ndarray:
     return values.values.astype(float)
 
 
-def _steps(asked: View, traces: list) -> tuple[list[int | None], list[tuple[int, int]]]:
-    """The step of each trace under the cursor (None where it has none) and all aligned columns."""
+def _columns(asked: View, traces: list) -> tuple[int, list[tuple[int, ...]]]:
+    """The column under the cursor, and the step of each trace in every column, -1 for none."""
     counted = traces[1 if asked.of_pruned else 0]
     if asked.step >= len(counted.tokens):
         raise ValueError(f"step {asked.step} is out of range: the trace has steps 0..{len(counted.tokens) - 1}")
     if len(traces) == 1:
-        return [asked.step], []
+        return asked.step, [(step,) for step in range(len(counted.tokens))]
     aligned = align(*(identities(t) for t in traces))
-    columns = list(zip(aligned.first, aligned.second, strict=True))
-    here = columns[(aligned.second if asked.of_pruned else aligned.first).index(asked.step)]
-    return [step if step >= 0 else None for step in here], columns
+    column = (aligned.second if asked.of_pruned else aligned.first).index(asked.step)
+    return column, list(zip(aligned.first, aligned.second, strict=True))
 
 
-def _region_box(grid, here: np.ndarray, region: tuple[int, int, int, int]) -> np.ndarray:
-    """The box around the patches of a region, float [1, 4]; `here` are the patches of the panel, bool [patch]."""
+def _inside(grid, panel: int, region: tuple[int, int, int, int]) -> np.ndarray:
+    """The patches of the region, in the panel shown: bool [patch]."""
+    image, frame = grid.frames[panel, :2].tolist()
     r0, c0, r1, c1 = region
+    here = (grid.image == image) & (grid.frame == frame)
     inside = here & (grid.row >= r0) & (grid.row <= r1) & (grid.col >= c0) & (grid.col <= c1)
     if not inside.any():
         raise ValueError(f"no patch in rows {r0}-{r1}, columns {c0}-{c1}")
-    box = grid.box[inside]
-    return np.concatenate([box[:, :2].min(0), box[:, 2:].max(0)])[None]
+    return inside

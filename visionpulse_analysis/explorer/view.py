@@ -27,6 +27,7 @@ class View:
     panel: int = 0
     map: str = "magma"
     region: tuple[int, int, int, int] | None = None  # first row, first column, last row, last column
+    opacity: int = 90  # of the map over the picture, percent
 
 
 def read_view(link: str) -> View:
@@ -57,6 +58,7 @@ def read_view(link: str) -> View:
         panel=_whole(parts, "panel"),
         map=parts.get("map", "magma"),
         region=_region(parts),
+        opacity=min(100, _whole(parts, "opacity", "90")),
     )
 
 
@@ -90,8 +92,8 @@ def check_view(link: str, payload: dict) -> None:
             raise ValueError(f"rows {r0}-{r1}, columns {c0}-{c1} leave the {panel['rows']} x {panel['cols']} patches")
 
 
-def _whole(parts: dict[str, str], name: str) -> int:
-    text = parts.get(name, "0")
+def _whole(parts: dict[str, str], name: str, otherwise: str = "0") -> int:
+    text = parts.get(name, otherwise)
     if not text.isdigit():
         raise ValueError(f"view has {name}={text!r}, expected a whole number from 0")
     return int(text)

@@ -9,7 +9,7 @@ Arrays in, Axes out; nothing is computed here that is not drawing, and neither t
 True
 """
 
-from .curves import draw_line_band, draw_mass_curve
+from .curves import draw_line_band, draw_mass_curve, draw_step_curves
 from .distributions import draw_histogram, draw_scatter
 from .legend import draw_legend
 from .matrices import draw_matrix
@@ -39,6 +39,7 @@ __all__ = [
     "draw_matrix",
     "draw_overlay",
     "draw_scatter",
+    "draw_step_curves",
     "draw_token_strip",
     "new_figure",
     "new_page",

@@ -1,14 +1,16 @@
 """Curves over the steps of a trace."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import matplotlib.patheffects as effects
 import numpy as np
 from matplotlib.axes import Axes
 
 from .checks import check_bracket, check_count, check_vector
+from .legend import draw_legend
 from .style import ACCENT, GREY, INK, laid_out_points, style
-from .tokens import check_steps, label_width, token_label
+from .token_axis import write_tokens
+from .tokens import check_steps
 
 _VISUAL_TINT = "#fbe3b3"
 
@@ -67,7 +69,72 @@ def draw_mass_curve(
     ax.spines["left"].set_bounds(0, 1)
     slot = laid_out_points(ax)[0] / count  # points per step
     _number_steps(ax, mass, marked, slot)
-    _write_tokens(ax, tokens, marked, slot)
+    write_tokens(ax, tokens, marked, slot)
+    return ax
+
+
+@style()
+def draw_step_curves(
+    ax: Axes,
+    curves: Mapping[str, Sequence[float] | np.ndarray],
+    tokens: Sequence[str],
+    *,
+    label: str,
+    cursor: int,
+    moments: Mapping[str, int] | None = None,
+) -> Axes:
+    """Draw what one trace, or several over one row of aligned tokens, gave to something at each step.
+
+    Parameters
+    ----------
+    ax : Axes
+    curves : dict of float [column]
+        By name, from 0 on; NaN where a trace has no token. The second and later lines are dashed.
+    tokens : sequence of str [column]
+    label : str
+        What is drawn, with its unit.
+    cursor : int
+        The column shown elsewhere as a picture.
+    moments : dict of int, optional
+        Columns marked with a word.
+
+    Returns
+    -------
+    ax : Axes
+
+    Raises
+    ------
+    ValueError
+        On lengths that differ, no finite value, or a column that does not exist.
+    """
+    count, moments = len(tokens), moments or {}
+    check_steps([cursor, *moments.values()], count)
+    top = max((float(np.nanmax(values)) for values in curves.values() if np.isfinite(values).any()), default=0) or 1.0
+    for place, (name, values) in enumerate(curves.items()):
+        check_count(list(values), name, count)
+        gaps = np.concatenate([[True], np.isnan(values), [True]])
+        alone = np.flatnonzero(~gaps[1:-1] & gaps[:-2] & gaps[2:])  # no line leads there: a dot
+        every = None if count <= 150 else alone.tolist()
+        line = {"marker": "o", "markersize": 2.2, "linewidth": 0.9, "linestyle": "--" if place else "-"}
+        ax.plot(np.arange(count), values, label=name, markevery=every, clip_on=False, **line)
+    ax.set(xlim=(-0.7, count - 0.3), ylim=(0, 1.14 * top), ylabel=label, xlabel="generated token")
+    ax.axvline(cursor, color=INK, linewidth=1.0, zorder=0)
+    for word, column in moments.items():
+        ax.axvline(column - 0.5, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
+        right = column > count / 2
+        ax.annotate(
+            word,
+            (column - 0.5, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(-2 if right else 2, -1),
+            textcoords="offset points",
+            ha="right" if right else "left",
+            va="top",
+            color=GREY,
+        )
+    if len(curves) > 1:
+        draw_legend(ax)
+    write_tokens(ax, tokens, [cursor], laid_out_points(ax)[0] / count)
     return ax
 
 
@@ -149,47 +216,3 @@ def _number_steps(ax: Axes, mass: np.ndarray, marked: list[int], slot: float) ->
             annotation_clip=False,
             zorder=5,
         )
-
-
-def _write_tokens(ax: Axes, tokens: Sequence[str], marked: list[int], slot: float) -> None:
-    """Write tokens upright under the axis: in one row, or smaller in two staggered rows, or not all."""
-    labels = [token_label(token, 12) for token in tokens]
-    size, spacing, every, rows = 8.0, 8.6, 1, 1  # spacing: points from one upright label to the next
-    if slot < spacing:
-        size, spacing, rows = 6.5, 6.8, 2
-        every = next(n for n in _round_numbers() if n * slot * rows >= spacing)
-    if every == 1:
-        placed = [list(range(start, len(labels), rows)) for start in range(rows)]
-    else:
-        placed = [[], []]
-        for step in [*marked, *range(0, len(labels), every)]:  # marked steps come first, the others give way
-            free = [row for row in placed if all(abs(step - other) * slot >= spacing for other in row)]
-            if free and not any(step in row for row in placed):
-                free[0].append(step)
-    for minor, row in enumerate(placed):
-        row.sort()
-        ax.set_xticks(
-            row,
-            [labels[step] for step in row],
-            minor=bool(minor),
-            rotation=90,
-            fontsize=size,
-            parse_math=False,
-        )
-        for text, step in zip(ax.get_xticklabels(minor=bool(minor)), row, strict=True):
-            if step in marked:
-                text.set(color=ACCENT, fontweight="bold")
-    ax.tick_params(axis="x", which="both", pad=1.5, color=GREY, length=2, width=0.4)
-    if rows == 2:
-        # The longer ticks of the second row lead past the labels of the first.
-        depth = max(label_width(labels[step], size) for step in placed[0]) + 4.5
-        ax.tick_params(axis="x", which="minor", length=depth)
-    if every > 1:
-        ax.set_xlabel(f"generated token (one in {every} of {len(labels):,} named)")
-
-
-def _round_numbers() -> Iterator[int]:
-    scale = 1
-    while True:
-        yield from (scale, 2 * scale, 5 * scale)
-        scale *= 10
