@@ -13,6 +13,7 @@ from visionpulse_analysis.attending.gathering import TextColumns, product
 from visionpulse_analysis.attending.reading import Masked, Readings
 from visionpulse_analysis.cache import GrowingLayer
 from visionpulse_analysis.pruners import VisionPulse
+from visionpulse_analysis.pruners.view import newest_logits
 
 HEADS, KV_HEADS, DIM = 6, 2, 8
 
@@ -85,6 +86,28 @@ def test_gathered_attention_is_that_over_the_visible_keys(batch, rng, steps):
         named = gathered.patches[row, : int(patches.sum())].tolist()
         assert named == torch.nonzero(patches)[:, 0].tolist()
         assert (weights[row, :, len(named) :] == 0).all()
+
+
+@pytest.mark.parametrize("shared", [0, 99], ids=["copied", "summed while read"])
+def test_values_are_summed_the_same_in_both_ways(batch, rng, shared, monkeypatch):
+    monkeypatch.setattr(gathering, "SHARED", shared)
+    query, key, value = cached(batch, 3, torch.Generator().manual_seed(1))
+    layout, kept, mask = batch.layout(), choice(batch, rng), mask_of(batch, batch.width + 3)
+    visible = Readings(layout, "masked").of(kept, mask, key.shape[2]).visible
+    gathered = Readings(layout, "gathered").of(kept, mask, key.shape[2])
+    for states in (value, torch.randn_like(value), value.clone()):  # layers share a reading, not a memory layout
+        output, _ = gathered.attend(query, key, states, DIM**-0.5)
+        assert np.abs(output.numpy() - slow_attention(query, key, states, visible)).max() < 1e-6
+
+
+def test_logits_that_the_choice_computed_are_used_instead_of_the_keys(batch, rng):
+    query, key, value = cached(batch, 3, torch.Generator().manual_seed(2))
+    layout, kept, mask = batch.layout(), choice(batch, rng), mask_of(batch, batch.width + 3)
+    gathered = Readings(layout, "gathered").of(kept, mask, key.shape[2])
+    expected = gathered.attend(query, key, value, DIM**-0.5)
+    known = newest_logits(query, key, mask, DIM**-0.5)
+    found = gathered.attend(query, torch.full_like(key, torch.nan), value, DIM**-0.5, known)
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(expected, found, strict=True))
 
 
 def test_nothing_of_a_dropped_patch_or_of_padding_is_read(batch, rng):

@@ -74,7 +74,8 @@ class StepAttention:
         recorded = view.layer in self.recorder.layers
         reading = self._reading(view) if self.groups else None
         if isinstance(reading, Gathered):
-            output, weights = reading.attend(query, key, value, scaling)
+            known = view.logits() if view.scored else None
+            output, weights = reading.attend(query, key, value, scaling, known)
             if recorded:
                 self.recorder.put_kept(view.layer, weights, reading.patches)
             return output, None

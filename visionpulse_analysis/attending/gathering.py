@@ -16,6 +16,7 @@ import torch
 
 from visionpulse_analysis.pruners.view import Layout
 
+SHARED = 4  # query heads of one key head; with more, copying its values once is the faster way on a CPU
 VIEWS = 3  # stretches of text inside the prompt that are read where they lie; shorter ones are copied with the patches
 
 
@@ -63,16 +64,12 @@ class TextColumns:
 
         mask : the model's own, bool [row, 1, 1, key], or None.
         """
-        slot = kept.cumsum(dim=1) - 1
-        numbers = torch.arange(kept.shape[1], device=kept.device).expand(len(kept), -1)
-        patches = torch.zeros(len(kept), width + 1, dtype=torch.int64, device=kept.device)
-        patches = patches.scatter_(1, torch.where(kept, slot, width), numbers)[:, :width]
+        patches, filled = _numbers(kept, width, even)
         index = torch.cat([self.layout.places.gather(1, patches), self.copied], dim=1)
         views = [(first, n_keys if end is None else end) for first, end in self.views]
         views = [(first, end) for first, end in views if end > first]
         hidden = None
         if not even or mask is not None or not self.uniform:
-            filled = numbers[:, :width] <= slot[:, -1:]
             shown = [torch.cat([filled, self.real], dim=1), *(self._own(first, end) for first, end in views)]
             if mask is not None:
                 given = mask[:, 0, -1]
@@ -85,6 +82,18 @@ class TextColumns:
         """Which rows have text in a stretch of columns: bool [row, column]; behind the prompt, all."""
         known = self.own[:, first:end]
         return torch.nn.functional.pad(known, (0, end - first - known.shape[1]), value=True)
+
+
+def _numbers(kept: torch.Tensor, width: int, even: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The marked patches of each row, int64 [row, slot] in order, and which of these slots are filled, bool."""
+    if even:
+        patches = kept.nonzero()[:, 1].view(len(kept), width)
+        return patches, torch.ones_like(patches, dtype=torch.bool)
+    slot = kept.cumsum(dim=1) - 1
+    numbers = torch.arange(kept.shape[1], device=kept.device).expand(len(kept), -1)
+    patches = torch.zeros(len(kept), width + 1, dtype=torch.int64, device=kept.device)
+    patches = patches.scatter_(1, torch.where(kept, slot, width), numbers)[:, :width]
+    return patches, numbers[:, :width] <= slot[:, -1:]
 
 
 @dataclass
@@ -101,30 +110,59 @@ class Gathered:
     hidden: torch.Tensor | None
 
     def __post_init__(self) -> None:
-        self._lines: dict[tuple[int, ...], torch.Tensor] = {}
+        self._places: dict[tuple[int, ...], torch.Tensor] = {}
+        self._bags: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
-    def attend(self, query, key, value, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Output [row, 1, head, dim] of the newest query, and the weights [row, head, slot] of the kept patches."""
+    def attend(
+        self, query, key, value, scaling: float, known: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Output [row, 1, head, dim] of the newest query, and the weights [row, head, slot] of the kept patches.
+
+        known : float32 [row, head, key], the logits of all keys, where the choice has computed them.
+        """
         rows, heads, _, dim = query.shape
-        grouped = query.view(rows, key.shape[1], -1, dim) * scaling
-        keys = [self._copied(key), *(key[:, :, first:end] for first, end in self.views)]
-        logits = torch.cat([product(grouped, part.transpose(2, 3)) for part in keys], dim=3)
+        if known is None:
+            grouped = query.view(rows, key.shape[1], -1, dim) * scaling
+            keys = [self._copied(key), *(key[:, :, first:end] for first, end in self.views)]
+            logits = torch.cat([product(grouped, part.transpose(2, 3)) for part in keys], dim=3)
+        else:
+            picked = known.gather(2, self.index[:, None].expand(-1, heads, -1))
+            read = torch.cat([picked, *(known[:, :, first:end] for first, end in self.views)], dim=2)
+            logits = read.view(rows, key.shape[1], -1, read.shape[2])
         if self.hidden is not None:
             logits.masked_fill_(self.hidden, -torch.inf)
         weights = torch.softmax(logits, dim=3)
         cuts = [0, self.index.shape[1]]
         for first, end in self.views:
             cuts.append(cuts[-1] + end - first)
-        values = [self._copied(value), *(value[:, :, first:end] for first, end in self.views)]
-        parts = [
-            product(weights[..., a:b].to(value.dtype), part)
-            for (a, b), part in zip(pairwise(cuts), values, strict=True)
-        ]
+        parts = [self._weighted(weights[..., : cuts[1]], value)]
+        for (a, b), (first, end) in zip(pairwise(cuts[1:]), self.views, strict=True) if len(cuts) > 2 else ():
+            parts.append(product(weights[..., a:b].to(value.dtype), value[:, :, first:end]))
         output = sum(parts[1:], parts[0]).to(value.dtype).view(rows, 1, heads, -1)
         return output, weights[..., : self.patches.shape[1]].reshape(rows, heads, -1)
 
     def _copied(self, states: torch.Tensor) -> torch.Tensor:
         """Copy out the columns ``index`` of keys or values: [row, kv_head, key, dim] -> [row, kv_head, slot, dim]."""
+        rows, heads, _, dim = states.shape
+        lines, places = self._lines(states)
+        return lines.index_select(0, places.flatten()).view(rows, heads, -1, dim)
+
+    def _weighted(self, weights: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Sum of the values of the columns ``index``, [row, kv_head, query, slot] x [row, kv_head, key, dim]."""
+        rows, heads, queries, slots = weights.shape
+        if value.device.type != "cpu" or weights.dtype != value.dtype or queries > SHARED or slots == 0:
+            return product(weights.to(value.dtype), self._copied(value))
+        # On a CPU they are summed while they are read, instead of copied, written and read again.
+        lines, places = self._lines(value)
+        if self._bags is None or self._bags[0] is not places:
+            bags = places[:, :, None].expand(-1, -1, queries, -1).flatten()
+            self._bags = places, bags, torch.arange(0, len(bags), slots)
+        _, bags, firsts = self._bags
+        summed = torch.embedding_bag(lines, bags, firsts, False, 0, False, weights.flatten())
+        return summed[0].view(rows, heads, queries, -1)
+
+    def _lines(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The memory of keys or values as one list of vectors, and where in it ``index`` is: [row, kv_head, slot]."""
         rows, heads, columns, dim = states.shape
         strides = states.stride()
         if strides[2:] != (dim, 1) or strides[0] % dim or strides[1] % dim:
@@ -133,12 +171,12 @@ class Gathered:
         # The memory as one list of vectors, also where the cache has spare room behind every head: picking whole
         # vectors out of a list is ten times as fast as torch.gather, and nothing else is copied.
         per_row, per_head = strides[0] // dim, strides[1] // dim
-        if (per_row, per_head) not in self._lines:
+        if (per_row, per_head) not in self._places:
             device = states.device
             first = torch.arange(rows, device=device)[:, None] * per_row + torch.arange(heads, device=device) * per_head
-            self._lines[per_row, per_head] = (first[..., None] + self.index[:, None]).flatten()
+            self._places[per_row, per_head] = first[..., None] + self.index[:, None]
         lines = states.as_strided(((rows - 1) * per_row + (heads - 1) * per_head + columns, dim), (dim, 1))
-        return lines.index_select(0, self._lines[per_row, per_head]).view(rows, heads, -1, dim)
+        return lines, self._places[per_row, per_head]
 
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

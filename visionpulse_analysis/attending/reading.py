@@ -53,7 +53,7 @@ class Readings:
         if bound is None or bound >= kept.shape[1]:
             counts = kept.sum(dim=1)
             widest, narrowest, dropped = torch.stack(
-                [counts.max(), counts.min(), (self.layout.patches & ~kept).sum()]
+                [counts.max(), counts.min(), (self.layout.patches & ~kept).any().long()]
             ).tolist()
             if not dropped:
                 return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -119,9 +120,15 @@ def decode(
     return records[0].trace if single else [record.trace for record in records]
 
 
+@cache
+def _versions() -> dict[str, str]:
+    # Looked up once: it takes as long as a step.
+    packages = ("torch", "transformers", "visionpulse_analysis")
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
+
+
 def _meta(vlm: VLM, prompt: Prompt, options: Options, seed: int, name: str | None) -> dict[str, Any]:
     """Provenance of one trace."""
-    packages = ("torch", "transformers", "visionpulse_analysis")
     return {
         **({} if name is None else {"id": name}),
         "question": prompt.question,
@@ -135,7 +142,7 @@ def _meta(vlm: VLM, prompt: Prompt, options: Options, seed: int, name: str | Non
         "pruner": None if options.pruner is None else options.pruner.to_dict(),
         "execution": options.execution if options.pruner is not None else "dense",
         "max_new_tokens": options.max_new_tokens,
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
+        "versions": dict(_versions()),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

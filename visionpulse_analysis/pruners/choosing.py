@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from visionpulse_analysis.pruners.view import Layout
@@ -14,12 +15,26 @@ def top_k(scores: torch.Tensor, k: torch.Tensor, most: int | None = None) -> tor
     most : no ``k`` is larger, where that is known without asking the device.
     Returns bool [row, patch] with exactly ``k`` True per row.
     """
+    if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
+        return _top_k_on_cpu(scores, k)
     # Not a stable sort: at 32,768 patches it takes ten times as long.
     highest = torch.topk(scores, max(1, int(k.max()) if most is None else most), dim=1).values
     limit = highest.gather(1, (k - 1).clamp(min=0)[:, None])
     above, tied = scores > limit, scores == limit
     room = k - above.sum(dim=1)
     return above | (tied & (tied.cumsum(dim=1) <= room[:, None]))
+
+
+def _top_k_on_cpu(scores: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """The same by partition: at 32,768 patches a fifth of the time of `torch.topk`."""
+    kept = np.zeros(scores.shape, dtype=bool)
+    for row, count, chosen in zip(scores.detach().numpy(), k.tolist(), kept, strict=True):
+        if count:
+            place = len(row) - count
+            limit = np.partition(row, place)[place]
+            np.greater(row, limit, out=chosen)
+            chosen[np.flatnonzero(row == limit)[: count - np.count_nonzero(chosen)]] = True
+    return torch.from_numpy(kept)
 
 
 def budget_to_k(budget: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:

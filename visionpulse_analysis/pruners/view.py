@@ -134,7 +134,7 @@ class View:
 
     def patch_logits(self) -> torch.Tensor:
         """The logits of the patches: float32 [row, head, patch], -inf where masked or absent."""
-        return self._at_patches(self.logits())
+        return self.at_patches(self.logits())
 
     def patch_weights(self, rope: bool = True) -> torch.Tensor:
         """Softmax over all keys, at the patches: float32 [row, head, patch], 0 where masked or absent.
@@ -142,7 +142,7 @@ class View:
         With ``rope`` False, of ``logits_without_rope``.
         """
         logits = self.logits() if rope else self.logits_without_rope()
-        return torch.exp(self._at_patches(logits) - torch.logsumexp(logits, dim=-1, keepdim=True))
+        return torch.exp(self.at_patches(logits) - torch.logsumexp(logits, dim=-1, keepdim=True))
 
     def contributions(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What each patch adds to the newest query's attention output before the output projection, and the output.
@@ -201,12 +201,13 @@ class View:
         key = _project(attention, "k", entering, dim)
         return self._hide(newest_logits(query, key, self.mask, self.scaling))
 
-    def _at_patches(self, logits: torch.Tensor) -> torch.Tensor:
+    def at_patches(self, found: torch.Tensor, absent: float = -torch.inf) -> torch.Tensor:
+        """Pick the patches out of [row, head, key]: [row, head, patch], ``absent`` where there is no patch."""
         if self.layout.span is not None:
             first, end = self.layout.span
-            return logits[:, :, first:end]
-        index = self.layout.places[:, None].expand(-1, logits.shape[1], -1)
-        return logits.gather(2, index).masked_fill(~self.layout.patches[:, None], -torch.inf)
+            return found[:, :, first:end]
+        index = self.layout.places[:, None].expand(-1, found.shape[1], -1)
+        return found.gather(2, index).masked_fill(~self.layout.patches[:, None], absent)
 
     def _hide(self, logits: torch.Tensor) -> torch.Tensor:
         """Mask what prefill dropped: float32 [row, head, (q,) key]."""

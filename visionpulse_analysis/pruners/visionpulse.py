@@ -128,7 +128,7 @@ class _VisionPulseSelection(AnchoredSelection):
             self.kept = blocks.keep(self.budget, self.layout, previous, pruner.hysteresis)
             return
         logits = view.patch_logits()
-        self.mass = attention_mass(view.logits(), logits, pruner.temperature)
+        self.mass = attention_mass(view, pruner.temperature)
         self.budget = self._share(self.mass)
         scores = logits.mean(dim=1)
         if previous is not None:
@@ -142,10 +142,7 @@ class _VisionPulseSelection(AnchoredSelection):
         return mass.double().clamp(self.pruner.budget_min, self.pruner.budget_max)
 
 
-def attention_mass(logits: torch.Tensor, patch_logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Visual attention mass at a temperature, maximum over heads: float32 [row] in 0..1.
-
-    logits : float32 [row, head, key]; patch_logits : float32 [row, head, patch]; -inf where masked.
-    """
-    share = torch.logsumexp(patch_logits / temperature, -1) - torch.logsumexp(logits / temperature, -1)
-    return share.exp().amax(dim=1).clamp(0.0, 1.0)
+def attention_mass(view: View, temperature: float) -> torch.Tensor:
+    """Visual attention mass at a temperature, maximum over heads: float32 [row] in 0..1."""
+    weights = torch.softmax(view.logits() / temperature, dim=-1)
+    return view.at_patches(weights, absent=0.0).sum(dim=-1).amax(dim=1).clamp(0.0, 1.0)
