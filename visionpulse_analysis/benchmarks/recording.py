@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from visionpulse_analysis.benchmarks.machine import about_machine, spread
 from visionpulse_analysis.decoding import decode
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.testbed.model import PATCH, Size, build_image_processor, build_model
@@ -75,14 +75,15 @@ def bench_recording(
 ) -> dict[str, Any]:
     """Time and memory of recording, relative to plain decoding.
 
-    Every round runs all variants once, in turn; a ratio compares a variant with the plain run of its own round. Peak
-    memory is that of a fresh process which runs one variant once.
+    Every round runs all variants once, in an order that turns from round to round; eager comes last and is followed by
+    an untimed plain run, since its gigabytes slow down whatever comes next. A ratio compares a variant with the plain
+    run of its own round. Peak memory is that of a fresh process which runs one variant once.
 
     Returns
     -------
     dict
         ``rows``: visual_tokens, variant, ratio_to_plain {min, median, max}, peak_memory_mb; and ``model``, ``steps``,
-        ``rounds``, ``threads``.
+        ``rounds``, ``machine``.
     """
     vlm, rows = random_vlm(), []
     decode(vlm, noise_image(64), QUESTION, max_new_tokens=1)  # hashes the weights once, outside any timed run
@@ -91,24 +92,26 @@ def bench_recording(
         runners = {variant: runner(variant, vlm, image, steps) for variant in VARIANTS}
         runners["plain"]()
         ratios: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-        for _ in range(rounds):
+        ours = [variant for variant in VARIANTS if variant != "eager"]
+        for turn in range(rounds):
             seconds = {}
-            for variant, run in runners.items():
+            for variant in [*ours[turn % len(ours) :], *ours[: turn % len(ours)], "eager"]:
                 started = time.perf_counter()
-                run()
+                runners[variant]()
                 seconds[variant] = time.perf_counter() - started
+            runners["plain"]()
             for variant in VARIANTS:
                 ratios[variant].append(seconds[variant] / seconds["plain"])
         for variant, values in ratios.items():
-            spread = {"min": min(values), "median": statistics.median(values), "max": max(values)}
             peak = peak_memory(variant, count, steps) if memory else None
-            rows.append({"visual_tokens": count, "variant": variant, "ratio_to_plain": spread, "peak_memory_mb": peak})
+            ratio = spread(values)
+            rows.append({"visual_tokens": count, "variant": variant, "ratio_to_plain": ratio, "peak_memory_mb": peak})
     return {
         "rows": rows,
         "model": asdict(MODEL),
         "steps": steps,
         "rounds": rounds,
-        "threads": torch.get_num_threads(),
+        "machine": about_machine(),
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from visionpulse_analysis.benchmarks.machine import about_machine, spread
 from visionpulse_analysis.patches import PatchGrid
 from visionpulse_analysis.store import TraceStore
 from visionpulse_analysis.traces import Trace, create_trace
@@ -54,7 +54,7 @@ def bench_store(traces: int = 100_000, *, reads: int = 200, folder: Path | None 
     -------
     dict
         ``add_ms`` per trace; ``open_ms``, ``list_ms`` and ``random_step_ms`` (opening the store and reading the
-        attention of one step of one random trace), each {"min", "median", "max"}.
+        attention of one step of one random trace), each {"min", "median", "max"}; and ``machine``.
     """
     if traces < 1 or reads < 1:
         raise ValueError(f"traces and reads must be at least 1, got {traces} and {reads}")
@@ -69,10 +69,11 @@ def _measure(folder: Path, traces: int, reads: int) -> dict[str, Any]:
     names = [_name(int(number)) for number in np.random.default_rng(0).integers(traces, size=reads)]
     return {
         "traces": traces,
-        "add_ms": _spread(add_ms),
-        "open_ms": _spread([_ms(lambda: TraceStore(folder)) for _ in range(20)]),
-        "list_ms": _spread([_ms(lambda: TraceStore(folder).ids) for _ in range(5)]),
-        "random_step_ms": _spread([_ms(lambda name=name: TraceStore(folder)[name].at(3, 1)) for name in names]),
+        "machine": about_machine(),
+        "add_ms": spread(add_ms) if add_ms else None,
+        "open_ms": spread([_ms(lambda: TraceStore(folder)) for _ in range(20)]),
+        "list_ms": spread([_ms(lambda: TraceStore(folder).ids) for _ in range(5)]),
+        "random_step_ms": spread([_ms(lambda name=name: TraceStore(folder)[name].at(3, 1)) for name in names]),
     }
 
 
@@ -99,12 +100,6 @@ def _ms(call: Callable[[], object]) -> float:
     started = time.perf_counter()
     call()
     return 1000 * (time.perf_counter() - started)
-
-
-def _spread(values: list[float]) -> dict[str, float] | None:
-    if not values:
-        return None
-    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
 def format_result(result: dict[str, Any]) -> str:

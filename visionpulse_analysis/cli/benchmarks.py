@@ -7,13 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from visionpulse_analysis.cli.base import Json, bench, command, show
+from visionpulse_analysis.cli.base import Json, Model, bench, command, show
 
-Save = Annotated[Path | None, typer.Option(help="Also keep the result, with machine, versions and date, here.")]
+Save = Annotated[
+    Path | None, typer.Option(help="Also keep the result, with command, machine, versions and date, here.")
+]
 
 
 @command(bench, "decode")
 def bench_decode(
+    context: typer.Context,
     visual_tokens: Annotated[
         list[int] | None, typer.Option(help="Contexts; 1024, 8192, 16384 and 32768 by default.")
     ] = None,
@@ -36,11 +39,12 @@ def bench_decode(
         report=lambda line: typer.echo(line, err=True),
         **options,
     )
-    _finish(result, decode.format_rows(result), save, as_json)
+    _finish(context, result, decode.format_rows(result), save, as_json)
 
 
 @command(bench, "batch")
 def bench_batch(
+    context: typer.Context,
     batch: Annotated[list[int] | None, typer.Option(help="Batch sizes; 1, 8 and 32 by default.")] = None,
     samples: int = 96,
     rounds: int = 3,
@@ -53,11 +57,12 @@ def bench_batch(
     result = together.bench_batch(
         batch or (1, 8, 32), samples=samples, rounds=rounds, report=lambda line: typer.echo(line, err=True)
     )
-    _finish(result, together.format_rows(result), save, as_json)
+    _finish(context, result, together.format_rows(result), save, as_json)
 
 
 @command(bench, "recording")
 def bench_recording(
+    context: typer.Context,
     visual_tokens: Annotated[list[int] | None, typer.Option(help="Square numbers; 1024 and 4096 by default.")] = None,
     steps: int = 24,
     rounds: int = 5,
@@ -68,28 +73,60 @@ def bench_recording(
     from visionpulse_analysis.benchmarks import recording
 
     result = recording.bench_recording(visual_tokens or (1024, 4096), steps=steps, rounds=rounds)
-    _finish(result, recording.format_rows(result), save, as_json)
+    _finish(context, result, recording.format_rows(result), save, as_json)
 
 
 @command(bench, "store")
 def bench_store(
+    context: typer.Context,
     traces: int = 100_000,
     reads: int = 200,
     folder: Annotated[
         Path | None, typer.Option(help="Fill a store here and keep it; without it, one that is removed.")
     ] = None,
+    save: Save = None,
     as_json: Json = False,
 ) -> None:
     """How fast a store of very many traces opens, lists its traces, and gives a step of any of them."""
     from visionpulse_analysis.benchmarks import store
 
     result = store.bench_store(traces, reads=reads, folder=folder)
-    show(result, as_json, store.format_result(result))
+    _finish(context, result, store.format_result(result), save, as_json)
 
 
-def _finish(result: dict[str, Any], table: str, save: Path | None, as_json: bool) -> None:
+@command(bench, "sweep")
+def bench_sweep(
+    context: typer.Context,
+    samples: int = 2000,
+    model: Model = "scenes",
+    cells: Annotated[int, typer.Option(help="Size of the scenes; 4 gives 64 visual tokens.")] = 4,
+    save: Save = None,
+    as_json: Json = False,
+) -> None:
+    """Whether the memory of a worker stays flat over a long sweep."""
+    from visionpulse_analysis.sweeps import memory
+
+    result = memory.bench_sweep(samples, model=model, cells=cells, report=lambda line: typer.echo(line, err=True))
+    _finish(context, result, memory.format_result(result), save, as_json)
+
+
+def _finish(context: typer.Context, result: dict[str, Any], table: str, save: Path | None, as_json: bool) -> None:
     from visionpulse_analysis.benchmarks.machine import write_result
 
+    result = {"command": _command(context), **result}
     if save is not None:
         write_result(result, save)
     show(result, as_json, table)
+
+
+def _command(context: typer.Context) -> str:
+    """What was typed, without where the result goes."""
+    words = ["visionpulse", "bench", str(context.info_name)]
+    for option in context.command.params:
+        name = str(option.name)
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE" and name not in ("save", "folder", "as_json"):
+            given = context.params[name]
+            for value in given if isinstance(given, list | tuple) else [given]:
+                words += [option.opts[0], str(value)]
+    return " ".join(words)
