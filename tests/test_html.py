@@ -16,11 +16,11 @@ from visionpulse_analysis.pruners.base import KNOWN, Pruner
 EVIL = "<script>alert('x')</script>"
 
 
-def trace(id: str, steps: int = 2, **meta) -> vpa.Trace:
+def trace(id: str, steps: int = 2, tokens: list[str] | None = None, **meta) -> vpa.Trace:
     return vpa.create_trace(
         attention=np.full((steps, 1, 4), 0.1),
         mass=np.full((steps, 1), 0.4),
-        tokens=["a"] * steps,
+        tokens=tokens or ["a"] * steps,
         token_ids=[1] * steps,
         logprobs=[-0.1] * steps,
         grid=PatchGrid.from_grid(range(4), rows=2, cols=2, image_sizes=[(16, 16)]),
@@ -49,6 +49,23 @@ def test_a_store_lists_its_traces_and_escapes_every_text(store):
         ["two", question, "", "none (dense)", "2", "whole"],
     ]
     assert "2 traces" in html and "<script" not in html
+
+
+def test_tokens_of_any_kind_stay_small_and_to_themselves():
+    odd = ["a\nb\t", "", "\x1b[31m", "x" * 5000, "\N{RIGHT-TO-LEFT OVERRIDE}abc", "</code>", "' onclick='"]
+    html = trace("one", steps=len(odd), tokens=odd)._repr_html_()
+    shown = re.findall(r"<code title='([^']*)' style='([^']*)'>([^<]*)</code>", html)
+    assert [text for _, _, text in shown] == [
+        "a↵b⇥",
+        "∅",
+        "\N{REPLACEMENT CHARACTER}[31m",
+        "x" * 60 + "…",
+        "\N{RIGHT-TO-LEFT OVERRIDE}abc",  # turns its own letters around, not those of its neighbours:
+        "&lt;/code&gt;",
+        "&#x27; onclick=&#x27;",
+    ]
+    assert all("unicode-bidi:isolate" in style for _, style, _ in shown)
+    assert html.startswith("<div class='mathjax_ignore'")  # a question about $5 or $6 is no formula
 
 
 def test_a_damaged_trace_is_named_and_does_not_hide_the_others(store):

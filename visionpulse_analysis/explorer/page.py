@@ -39,7 +39,9 @@ mountPage(
 """
 
 # The same inside a notebook, whose page it shares. Where scripts are not run, the sentence stays.
-OUTPUT = """<div id="{name}">The explorer is shown once this notebook is trusted (File, Trust Notebook).</div>
+OUTPUT = """<div id="{name}" class="mathjax_ignore">
+The explorer is shown once this notebook is trusted (File, Trust Notebook).
+</div>
 <style>
 {css}
 </style>

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import unicodedata
 from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
 
 _MAX_TOKENS = 300
+_MAX_LETTERS = 60  # of one token
 _MAX_ROWS = 20
 
 
@@ -40,19 +42,26 @@ def trace_html(
     """
     rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in facts.items())
     shown = "".join(
-        f"<code title='step {step}, visual mass {share:.3f}' style='background:rgba(59,130,246,{0.6 * share:.2f})'>"
-        f"{escape(token)}</code> "
+        f"<code title='step {step}, visual mass {share:.3f}' style='background:rgba(59,130,246,{0.6 * share:.2f});"
+        f"unicode-bidi:isolate'>{escape(_readable(token))}</code> "
         for step, (token, share) in enumerate(zip(tokens[:_MAX_TOKENS], mass, strict=False))
     )
     more = f"and {len(tokens) - _MAX_TOKENS} more" if len(tokens) > _MAX_TOKENS else ""
     return (
-        "<div style='display:flex;gap:1em;align-items:flex-start'>"
+        "<div class='mathjax_ignore' style='display:flex;gap:1em;align-items:flex-start'>"
         f"{'' if image is None else _thumbnail(image, width)}"
         f"<div><p><b>{escape(question)}</b></p><p style='line-height:1.7'>{shown}{more}</p>"
         "<p><small>Shaded by visual mass. vpa.explore(trace) shows where it looked.</small></p>"
         f"<table>{rows}</table></div>"
         "</div>"
     )
+
+
+def _readable(token: str) -> str:
+    """A token with its blanks seen and control characters as one sign; of a long one the beginning."""
+    shown = token[:_MAX_LETTERS] + ("…" if len(token) > _MAX_LETTERS else "")
+    shown = shown.replace("\n", "↵").replace("\t", "⇥")
+    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) == "Cc" else c for c in shown) or "∅"
 
 
 def store_html(store) -> str:
@@ -63,7 +72,7 @@ def store_html(store) -> str:
     body = "".join(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in line.values())}</tr>" for line in lines)
     more = f"<p>and {len(ids) - _MAX_ROWS} more; store.ids names all</p>" if len(ids) > _MAX_ROWS else ""
     title = f"<p><b>TraceStore</b> {escape(str(store.path))}: {len(ids)} {'trace' if len(ids) == 1 else 'traces'}</p>"
-    return f"<div>{title}<table><tr>{head}</tr>{body}</table>{more}</div>"
+    return f"<div class='mathjax_ignore'>{title}<table><tr>{head}</tr>{body}</table>{more}</div>"
 
 
 def _line(store, id: str) -> dict[str, str]:
