@@ -16,6 +16,7 @@ _MODULE_OF = {
     "Trace": "traces",
     "TraceStore": "store",
     "VLM": "models",
+    "Video": "videos",
     "VisionPulse": "pruners",
     "calibrate": "calibration",
     "check": "checking",

@@ -35,7 +35,7 @@ def read_image(image: ImageLike) -> np.ndarray:
             raise ValueError(f"an image array must be uint8 [row_px, col_px, 3], got {image.dtype} {image.shape}")
         return image
     if isinstance(image, Image.Image):
-        return _guarded_pixels(image, "the image")
+        return pixels_of(image, "the image")
     if not isinstance(image, str | Path):
         raise ValueError(f"an image is a path, a PIL image or a uint8 array, got {type(image).__name__}")
     path = Path(image)
@@ -50,7 +50,7 @@ def read_image(image: ImageLike) -> np.ndarray:
         ) from error
     with opened:
         _refuse_unclear(opened, path)
-        return _guarded_pixels(opened, str(path))
+        return pixels_of(opened, str(path))
 
 
 def _refuse_unclear(picture: Image.Image, path: Path) -> None:
@@ -64,11 +64,13 @@ def _refuse_unclear(picture: Image.Image, path: Path) -> None:
     # The second picture inside a phone's MPO file is a preview or another view; every viewer shows the first.
     if picture.format != "MPO" and getattr(picture, "is_animated", False):
         raise ValueError(
-            f"{path} holds several frames; open it with PIL, seek() the frame that you mean, and pass that image"
+            f"{path} holds several frames; pass vpa.Video(path) for all of them, or open it with PIL, seek() the one that "
+            "you mean, and pass that image"
         )
 
 
-def _guarded_pixels(picture: Image.Image, name: str) -> np.ndarray:
+def pixels_of(picture: Image.Image, name: str) -> np.ndarray:
+    """The pixels of an opened picture; ValueError, which calls it ``name``, where it cannot be read."""
     try:
         picture.load()
         return _pixels(ImageOps.exif_transpose(picture))

@@ -18,8 +18,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer,
 from transformers.utils import logging as hf_logging
 
 from visionpulse_analysis.families import Family, Prompt, check_supported, family_class
-from visionpulse_analysis.families.processors import load_image_processor
+from visionpulse_analysis.families.processors import load_image_processor, load_video_settings
 from visionpulse_analysis.images import ImageLike
+from visionpulse_analysis.videos import Video
 
 BUNDLED = ("scenes",)
 
@@ -76,14 +77,17 @@ class VLM:
             digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def prompt(self, images: ImageLike | Sequence[ImageLike], question: str) -> Prompt:
-        """Build the prompt of one question about one image or several; see :meth:`Family.prompt`."""
+    def prompt(self, images: ImageLike | Video | Sequence[ImageLike | Video], question: str) -> Prompt:
+        """Build the prompt of one question about one image or video or several; see :meth:`Family.prompt`."""
         return self.family.prompt(images, question)
 
     def to_device(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Model inputs on the model's device, pixels in its dtype."""
+        """Model inputs on the model's device, pixels in its dtype; times stay as they are."""
         device, dtype = self.model.device, self.model.dtype
-        return {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in inputs.items()}
+        return {
+            name: value.to(device, dtype if value.is_floating_point() and name.startswith("pixel") else None)
+            for name, value in inputs.items()
+        }
 
     def _repr_html_(self) -> str:
         text = self.model.config.get_text_config()
@@ -159,6 +163,7 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         image_processor = load_image_processor(source, **options)
         settings, _ = ProcessorMixin.get_processor_dict(source, revision=revision)
+        settings.setdefault("video_processor", load_video_settings(source, revision))
     except (OSError, ValueError, SafetensorError) as error:
         _explain_own_code(name, error)
         raise ValueError(f"the weights of {name!r} or its processor files cannot be read: {error}") from error

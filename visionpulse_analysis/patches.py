@@ -21,18 +21,21 @@ class PatchGrid:
     position : int64 [patch]
         Index in the unpadded prompt token sequence, each used once.
     image : int16 [patch]
-        Which image, 0-based.
+        Which image, 0-based; a video counts as one.
     frame : int16 [patch]
-        Frame inside a video; 0 for stills.
+        Frame inside a video, or several frames that the model merges into one; 0 for stills.
     row, col : int16 [patch]
         Cell of the patch in the grid of its image and frame; no two patches of one frame share a cell.
     box : float32 [patch, 4]
         Left, top, right, bottom in pixels of the *original* image (right and bottom exclusive).
     image_size : int32 [n_images, 2]
-        Height and width in pixels of each original image.
+        Height and width in pixels of each original image, or of each frame of a video.
     frames : int32 [n_frames, 4], optional
         One line ``image, frame, rows, cols`` per frame. Left out, it is read off the largest row and column.
         `take` hands it on, so that a grid with patches removed keeps its shape.
+    pictures : int32 [n_frames, 2], optional
+        Per line of `frames` the first of the original pictures that it shows, and one past the last, counted over all
+        images and all frames of videos. Left out, every image is one picture, and its frames show parts of it.
 
     Raises
     ------
@@ -48,6 +51,7 @@ class PatchGrid:
     box: np.ndarray
     image_size: np.ndarray
     frames: np.ndarray | None = None
+    pictures: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         count = np.size(self.position)
@@ -75,6 +79,9 @@ class PatchGrid:
                     f"PatchGrid.frames says {shape} (rows, cols) for image {image}, frame {frame}, "
                     f"but its patches reach {(int(rows), int(cols))}"
                 )
+        if self.pictures is None:
+            object.__setattr__(self, "pictures", np.asarray(self.frames)[:, :1] + [0, 1])
+        self._set("pictures", np.int32, (len(frames), 2), "[n_frames, 2]")
 
     def _set(self, name: str, dtype: type, shape: tuple[int, ...], axes: str) -> None:
         """Replace one field by a checked, converted, read-only copy."""
@@ -226,7 +233,7 @@ class PatchGrid:
         if chosen.size and (chosen.min() < 0 or chosen.max() >= len(self)):
             raise IndexError(f"patch indices must lie in 0..{len(self) - 1}, got {chosen.min()}..{chosen.max()}")
         columns = {name: getattr(self, name)[chosen] for name in [*_INDICES, "box"]}
-        return PatchGrid(**columns, image_size=self.image_size, frames=self.frames)
+        return PatchGrid(**columns, image_size=self.image_size, frames=self.frames, pictures=self.pictures)
 
     def equals(self, other: PatchGrid) -> bool:
         """Tell whether every array is the same."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,21 +14,29 @@ from transformers.utils.import_utils import is_torchvision_available
 from visionpulse_analysis.families.processors import pil_class
 
 
+GRID = {"patch_size": PATCH, "temporal_patch_size": 2, "merge_size": 2}
+
+
 def qwen(config_class: Any, model_class: Any, vision: dict, **text_extra: Any) -> Tiny:
     marks = {
         "image_token": "<|image_pad|>", "video_token": "<|video_pad|>",
         "vision_start_token": "<|vision_start|>", "vision_end_token": "<|vision_end|>",
     }  # fmt: skip
-    words = tokenizer(marks, "<|vision_start|><|image_pad|><|vision_end|>")
+    turn, clip = (f"<|vision_start|><|{kind}_pad|><|vision_end|>" for kind in ("image", "video"))
+    words = tokenizer(marks, turn, clip=clip)
     ids = {f"{name}_id": words.convert_tokens_to_ids(mark) for name, mark in marks.items()}
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
     vision = {"depth": 2, "hidden_size": 32, "num_heads": 2, "patch_size": PATCH, "temporal_patch_size": 2, **vision}
     vision |= {"spatial_merge_size": 2}
     config = config_class(text_config=text(words, rope_parameters=rope, **text_extra), vision_config=vision, **ids)
-    pictures = pil_class("Qwen2VLImageProcessor")(
-        patch_size=PATCH, temporal_patch_size=2, merge_size=2, size={"shortest_edge": 1024, "longest_edge": 16384}
-    )
+    pictures = pil_class("Qwen2VLImageProcessor")(**GRID, size={"shortest_edge": 1024, "longest_edge": 16384})
     return Tiny(model_class(config), words, pictures, hf.Qwen3VLProcessor)
+
+
+def with_video(tiny: Tiny, processor: Any, name: str, fewest: int, most: int) -> Tiny:
+    """Videos through the library's ``processor``, its video half of that name; so many pixels at least and at most."""
+    size = {"shortest_edge": fewest, "longest_edge": most}
+    return replace(tiny, processor=processor, video=(name, {**GRID, "size": size}))
 
 
 QWEN3 = {
@@ -39,21 +48,25 @@ QWEN3 = {
 
 
 def qwen3_vl() -> Tiny:
-    return qwen(hf.Qwen3VLConfig, hf.Qwen3VLForConditionalGeneration, QWEN3)
+    tiny = qwen(hf.Qwen3VLConfig, hf.Qwen3VLForConditionalGeneration, QWEN3)
+    return with_video(tiny, hf.Qwen3VLProcessor, "Qwen3VLVideoProcessor", 2048, 16384)
 
 
 def qwen3_vl_moe() -> Tiny:
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
-    return qwen(hf.Qwen3VLMoeConfig, hf.Qwen3VLMoeForConditionalGeneration, QWEN3, **experts)
+    tiny = qwen(hf.Qwen3VLMoeConfig, hf.Qwen3VLMoeForConditionalGeneration, QWEN3, **experts)
+    return with_video(tiny, hf.Qwen3VLProcessor, "Qwen3VLVideoProcessor", 2048, 16384)
 
 
 def qwen2_5_vl() -> Tiny:
     vision = {"intermediate_size": 64, "out_hidden_size": 32, "window_size": 16, "fullatt_block_indexes": [1]}
-    return qwen(hf.Qwen2_5_VLConfig, hf.Qwen2_5_VLForConditionalGeneration, vision)
+    tiny = qwen(hf.Qwen2_5_VLConfig, hf.Qwen2_5_VLForConditionalGeneration, {**vision, "tokens_per_second": 4})
+    return with_video(tiny, hf.Qwen2_5_VLProcessor, "Qwen2VLVideoProcessor", 1024, 4096)
 
 
 def qwen2_vl() -> Tiny:
-    return qwen(hf.Qwen2VLConfig, hf.Qwen2VLForConditionalGeneration, {"embed_dim": 32, "mlp_ratio": 2})
+    tiny = qwen(hf.Qwen2VLConfig, hf.Qwen2VLForConditionalGeneration, {"embed_dim": 32, "mlp_ratio": 2})
+    return with_video(tiny, hf.Qwen2VLProcessor, "Qwen2VLVideoProcessor", 1024, 4096)
 
 
 def llava() -> Tiny:
@@ -175,7 +188,8 @@ def glm(config_class: Any, model_class: Any, **extra: Any) -> Tiny:
         "image_end_token": "<|end_of_image|>", "video_start_token": "<|begin_of_video|>",
         "video_end_token": "<|end_of_video|>",
     }  # fmt: skip
-    words = tokenizer(marks, "<|begin_of_image|><|image|><|end_of_image|>")
+    clip = "<|begin_of_video|><|video|><|end_of_video|>"
+    words = tokenizer(marks, "<|begin_of_image|><|image|><|end_of_image|>", clip=clip)
     ids = {f"{name}_id": words.convert_tokens_to_ids(mark) for name, mark in marks.items()}
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1], "partial_rotary_factor": 1.0}
     vision = {
@@ -184,9 +198,9 @@ def glm(config_class: Any, model_class: Any, **extra: Any) -> Tiny:
     }  # fmt: skip
     config = config_class(text_config=text(words, rope_parameters=rope, **extra), vision_config=vision, **ids)
     size = {"shortest_edge": 1024, "longest_edge": 16384}
-    options: Any = {"patch_size": PATCH, "temporal_patch_size": 2, "merge_size": 2, "size": size}
-    pictures = pil_class("Glm4vImageProcessor")(**options)
-    return Tiny(model_class(config), words, pictures, hf.Glm4vProcessor)
+    options: Any = {**GRID, "size": size}
+    tiny = Tiny(model_class(config), words, pil_class("Glm4vImageProcessor")(**options), hf.Glm4vProcessor)
+    return with_video(tiny, hf.Glm4vProcessor, "Glm4vVideoProcessor", 2048, 16384)
 
 
 def glm4v() -> Tiny:

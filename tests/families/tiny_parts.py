@@ -6,6 +6,7 @@ different ids.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,22 +22,26 @@ class Tiny:
     """A model with what turns pictures and text into its inputs.
 
     processor : the library's, which does both at once; a class where its video half needs torchvision, None where all
-    of it does.
+    of it does. video : what its files say about its video processor, and the name of that; None where it has none.
     """
 
     model: Any
     tokenizer: Any
     image_processor: Any
     processor: Any
+    video: tuple[str, dict[str, Any]] | None = None
 
     def save(self, folder) -> None:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
+        if self.video is not None:
+            (folder / "video_preprocessor_config.json").write_text(json.dumps(self.video[1]), "utf-8")
 
 
-def tokenizer(marks: dict[str, str], turn: str, begins: bool = True) -> Any:
-    """Bytes, the family's marks by name, and a chat template: ``turn`` is what it writes for one picture.
+def tokenizer(marks: dict[str, str], turn: str, begins: bool = True, clip: str = "<video>") -> Any:
+    """Bytes, the family's marks by name, and a chat template: ``turn`` and ``clip`` are what it writes for one picture
+    and for one video.
 
     The tokenizer puts the first token before every text; ``begins`` tells whether the template writes it as well.
     """
@@ -49,8 +54,7 @@ def tokenizer(marks: dict[str, str], turn: str, begins: bool = True) -> Any:
     template = (
         ("<bos>" if begins else "")
         + "{% for message in messages %}{{ message.role }}: {% for part in message.content %}"
-        "{% if part.type == 'image' %}" + turn + "{% elif part.type == 'video' %}<video>"
-        "{% elif part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}\n{% endfor %}"
+        "{% if part.type == 'image' %}" + turn + "{% elif part.type == 'video' %}" + clip + "{% elif part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}\n{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
     return hf.PreTrainedTokenizerFast(

@@ -25,7 +25,8 @@ def internvl() -> Tiny:
     )
     pictures = pil_class("GotOcr2ImageProcessor")(size={"height": 32, "width": 32}, max_patches=6)
     processor = partial(hf.InternVLProcessor, image_seq_length=16)
-    return Tiny(hf.InternVLForConditionalGeneration(config), words, pictures, processor)
+    video = ("InternVLVideoProcessor", {"size": {"height": 32, "width": 32}})
+    return Tiny(hf.InternVLForConditionalGeneration(config), words, pictures, processor, video)
 
 
 PINPOINTS = [[32, 64], [64, 32], [64, 64], [96, 32], [32, 96]]
@@ -63,7 +64,8 @@ def llava_onevision() -> Tiny:
     )
     options = {"num_image_tokens": 64, "vision_feature_select_strategy": "full", "vision_aspect_ratio": "anyres_max_4"}
     processor = partial(hf.LlavaOnevisionProcessor, **options)
-    return Tiny(hf.LlavaOnevisionForConditionalGeneration(config), words, pictures, processor)
+    video = ("LlavaOnevisionVideoProcessor", {"size": {"height": 34, "width": 34}})
+    return Tiny(hf.LlavaOnevisionForConditionalGeneration(config), words, pictures, processor, video)
 
 
 def idefics(config_class: Any, vision_class: Any, model_class: Any, pictures: Any, processor: Any) -> Tiny:

@@ -50,9 +50,9 @@ def decode(
     Parameters
     ----------
     vlm : VLM
-    image : image or list of images
-        A path, a PIL image or uint8 [row_px, col_px, 3]. With one question, a list is several images of that
-        question. With a list of questions, one entry (an image or a list of images) per question.
+    image : image, Video, or list of these
+        An image is a path, a PIL image or uint8 [row_px, col_px, 3]. With one question, a list is several images or
+        videos of that question. With a list of questions, one entry (an image, a video or a list) per question.
     question : str or list of str
         A list is decoded ``batch_size`` rows at a time, the place of one that has ended taken by the next, and gives
         a list of traces.
@@ -80,8 +80,8 @@ def decode(
     Raises
     ------
     ValueError
-        A question is empty, a layer or head out of range, an option unknown, or an image unreadable. Nothing has
-        been decoded then.
+        A question is empty, a layer or head out of range, an option unknown, an image or video unreadable, or the
+        model reads no videos. Nothing has been decoded then.
     FileNotFoundError
         An image path does not exist.
     FileExistsError
@@ -106,6 +106,8 @@ def decode(
     names = _names(ids, len(questions), store, overwrite)
     options = Options(layers_of(vlm, layers), heads_of(vlm, heads), pruner, execution, sample, max_new_tokens)
     prompts = [vlm.prompt(i, q) for i, q in zip(images, questions, strict=True)]
+    if batch_size > 1:
+        vlm.family.check_together(prompts)
     shared: Any = {"layers": options.layers, "heads": options.heads, "pruned": pruner is not None}
     records = [
         Record(vlm, prompt, row_seed, _meta(vlm, prompt, options, row_seed, name), **shared, store=store,
@@ -132,6 +134,7 @@ def _meta(vlm: VLM, prompt: Prompt, options: Options, seed: int, name: str | Non
     return {
         **({} if name is None else {"id": name}),
         "question": prompt.question,
+        **({"videos": prompt.videos} if prompt.videos else {}),
         "model": vlm.name,
         "model_hash": vlm.weights_hash,
         "revision": vlm.revision,

@@ -9,15 +9,15 @@ from visionpulse_analysis.families.base import Family, Prompt
 from visionpulse_analysis.families.idefics3 import Idefics3
 from visionpulse_analysis.families.internvl import InternVL
 from visionpulse_analysis.families.pixtral import Pixtral
-from visionpulse_analysis.families.qwen import QwenGrid
+from visionpulse_analysis.families.qwen import Glm4v, Qwen3, Qwen25, QwenGrid
 from visionpulse_analysis.families.square import Gemma3, Llava, PaliGemma
 
 __all__ = ["FAMILIES", "Family", "Prompt", "UnsupportedModelError", "check_supported", "family_class"]
 
 FAMILIES: dict[str, type[Family]] = {
     "gemma3": Gemma3,
-    "glm4v": QwenGrid,
-    "glm4v_moe": QwenGrid,
+    "glm4v": Glm4v,
+    "glm4v_moe": Glm4v,
     "idefics3": Idefics3,
     "internvl": InternVL,
     "llava": Llava,
@@ -25,10 +25,10 @@ FAMILIES: dict[str, type[Family]] = {
     "llava_onevision": LlavaOneVision,
     "mistral3": Pixtral,
     "paligemma": PaliGemma,
-    "qwen2_5_vl": QwenGrid,
+    "qwen2_5_vl": Qwen25,
     "qwen2_vl": QwenGrid,
-    "qwen3_vl": QwenGrid,
-    "qwen3_vl_moe": QwenGrid,
+    "qwen3_vl": Qwen3,
+    "qwen3_vl_moe": Qwen3,
     "smolvlm": Idefics3,
     "vipllava": Llava,
 }

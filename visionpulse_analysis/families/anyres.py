@@ -11,8 +11,10 @@ import torch
 from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
 from transformers.models.llava_next.modeling_llava_next import unpad_image
 
-from visionpulse_analysis.families.base import Family, Shown
-from visionpulse_analysis.families.cells import Cells, Region
+from visionpulse_analysis.families.base import Family, Prompt, Shown
+from visionpulse_analysis.families.cells import Cells, Medium, Region
+from visionpulse_analysis.families.frames import CLIP, SQUARE, pixels, settings_of
+from visionpulse_analysis.videos import Clip
 
 
 class LlavaNext(Family):
@@ -62,12 +64,36 @@ def _region(x: float, y: float, size: float, across: float, down: float) -> Regi
 
 
 class LlavaOneVision(LlavaNext):
-    """As LLaVA-NeXT; large grids are shrunk, and several pictures are read as overviews alone, padded to squares."""
+    """As LLaVA-NeXT; large grids are shrunk, and several pictures are read as overviews alone, padded to squares.
 
-    def shows(self, pictures: Sequence[np.ndarray]) -> list[Shown]:
-        shown = super().shows(pictures) if len(pictures) == 1 else [self._overview(picture) for picture in pictures]
-        shown[0].inputs["batch_num_images"] = torch.tensor([len(pictures)])  # one number per prompt
+    Frames of a video are squeezed into the overview's square, and four patches of the tower become one token.
+    """
+
+    def shows(self, media: Sequence[Medium]) -> list[Shown]:
+        stills = sum(not isinstance(one, Clip) for one in media)
+        still = self.show if stills == 1 else self._overview
+        shown = [self.show_video(one) if isinstance(one, Clip) else still(one) for one in media]
+        if stills:
+            shown[0].inputs["batch_num_images"] = torch.tensor([stills])  # one number per prompt
         return shown
+
+    def show_video(self, clip: Clip) -> Shown:
+        settings = settings_of(self.video_settings, **CLIP, **SQUARE)
+        height, width = clip.frames[0].shape[:2]
+        values = pixels(clip, settings["size"]["height"], settings["size"]["width"], settings)
+        side, covered = -(-self.side // 2), self.side * self.config.vision_config.patch_size / self.tile_px
+        cells = Cells.blocks(len(values), side, side, (0, 0, covered * width, covered * height))
+        cells = Cells.join(cells, Cells.breaks())  # one break after the whole video
+        token = self.tokenizer.convert_ids_to_tokens(self.video_id)
+        return Shown(token * len(cells), cells, {"pixel_values_videos": values[None]})
+
+    def check_together(self, prompts: Sequence[Prompt]) -> None:
+        lengths = sorted({len(video["frames"]) for prompt in prompts for video in prompt.videos})
+        if len(lengths) > 1:
+            raise ValueError(
+                f"{self.config.model_type} reads videos of one length together, these show {lengths} frames: "
+                "give each as many, or in questions of their own with batch_size=1"
+            )
 
     def _overview(self, picture: np.ndarray) -> Shown:
         # The processor pads only where it is told of several pictures.

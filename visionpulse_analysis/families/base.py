@@ -12,24 +12,27 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from visionpulse_analysis.families.cells import Cells
+from visionpulse_analysis.families.cells import Cells, Medium, grid_of
 from visionpulse_analysis.images import ImageLike, read_image
 from visionpulse_analysis.patches import PatchGrid
+from visionpulse_analysis.videos import Clip, Video
 
 TEXT, IMAGE, VIDEO, ANSWER = range(4)
 
 
 @dataclass
 class Shown:
-    """One picture as the model reads it.
+    """One picture or video as the model reads it.
 
     text : what stands for it in the prompt; cells : what its image tokens are; inputs : tensors for the model, whose
-    first axis counts pictures, tiles or patches, so that those of several pictures are concatenated along it.
+    first axis counts pictures, tiles or patches, so that those of several pictures are concatenated along it;
+    merged : how many frames of a video are one for the model.
     """
 
     text: str
     cells: Cells
     inputs: dict[str, torch.Tensor]
+    merged: int = 1
 
 
 @dataclass
@@ -37,7 +40,8 @@ class Prompt:
     """One question about one picture or more, ready for the model.
 
     ids int64 [token]; kinds int64 [token], 0 text, 1 image, 2 video, 3 answer; grid : which tokens are image patches;
-    inputs : what the model takes beside the tokens, as in `Shown`; images : the originals, uint8.
+    inputs : what the model takes beside the tokens, as in `Shown`; images : the original pictures and frames, uint8;
+    videos : for the images that are videos their number, and of what the frames are: rate and numbers in the source.
     """
 
     question: str
@@ -46,6 +50,7 @@ class Prompt:
     grid: PatchGrid
     inputs: dict[str, torch.Tensor]
     images: list[np.ndarray] = field(repr=False)
+    videos: list[dict[str, Any]] = field(default_factory=list)
 
     def answered(self, ids: torch.Tensor) -> Prompt:
         """The prompt followed by the tokens ``ids`` int64 [token] of an answer."""
@@ -73,9 +78,18 @@ class Family(ABC):
     def show(self, picture: np.ndarray) -> Shown:
         """Prepare one still, uint8 [row_px, col_px, 3]."""
 
-    def shows(self, pictures: Sequence[np.ndarray]) -> list[Shown]:
-        """Prepare the stills of one prompt."""
-        return [self.show(picture) for picture in pictures]
+    def show_video(self, clip: Clip) -> Shown:
+        """Prepare one video; ValueError where the model reads none."""
+        raise ValueError(
+            f"models of family {self.config.model_type!r} read no video here; give some of its frames as a list of images"
+        )
+
+    def shows(self, media: Sequence[Medium]) -> list[Shown]:
+        """Prepare the stills and videos of one prompt."""
+        return [self.show_video(one) if isinstance(one, Clip) else self.show(one) for one in media]
+
+    def check_together(self, prompts: Sequence[Prompt]) -> None:
+        """Raise ValueError where the model cannot read these prompts in one batch."""
 
     @property
     def image_id(self) -> int:
@@ -96,44 +110,73 @@ class Family(ABC):
         """What the chat template writes for one picture."""
         return self.image_token
 
+    @property
+    def video_settings(self) -> dict[str, Any]:
+        """What the model's files say about its video processor."""
+        return self.settings.get("video_processor") or {}
+
+    @property
+    def video_placeholder(self) -> str | None:
+        """What the chat template writes for one video."""
+        return None if self.video_id is None else self.tokenizer.convert_ids_to_tokens(self.video_id)
+
+    def kinds(self, ids: torch.Tensor) -> torch.Tensor:
+        """What the tokens of a prompt are, text, image or video: int64 [token]."""
+        kinds = torch.where(ids == self.image_id, IMAGE, TEXT)
+        if self.video_id is not None:
+            kinds[ids == self.video_id] = VIDEO
+        return kinds
+
     def token_inputs(self, kinds: torch.Tensor) -> dict[str, torch.Tensor]:
         """Inputs with one value per token that the model takes at prefill; kinds int64 [row, token]."""
         return {}
 
-    def text(self, pictures: Sequence[np.ndarray], question: str) -> str:
-        """The conversation as text, with one placeholder per picture."""
+    def text(self, media: Sequence[Medium], question: str) -> str:
+        """The conversation as text, with one placeholder per picture or video."""
         if self.tokenizer.chat_template is None:
             raise ValueError(
                 "the model has no chat template; set vlm.tokenizer.chat_template to the one it was tuned with"
             )
-        content = [{"type": "image"} for _ in pictures] + [{"type": "text", "text": question}]
+        content = [{"type": "video" if isinstance(one, Clip) else "image"} for one in media]
+        content.append({"type": "text", "text": question})
         return self.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
 
-    def prompt(self, images: ImageLike | Sequence[ImageLike], question: str) -> Prompt:
-        """Build the prompt of one question about one image or several.
+    def prompt(self, images: ImageLike | Video | Sequence[ImageLike | Video], question: str) -> Prompt:
+        """Build the prompt of one question about one image or video or several.
 
         Raises
         ------
         ValueError
-            If the question is empty, no Unicode text, or holds a special token of the model, or an image cannot be
-            read.
+            If the question is empty, no Unicode text, or holds a special token of the model, an image or video cannot
+            be read, or the model reads no videos.
         FileNotFoundError
-            If an image path does not exist.
+            If the path of an image or video does not exist.
         """
         self._check(question)
         listed = list(images) if isinstance(images, list | tuple) else [images]
         if not listed:
             raise ValueError("no image given; pass at least one")
-        pictures = [read_image(image) for image in listed]
-        shown = self.shows(pictures)
-        ids = self._ids(self.text(pictures, question), [one.text for one in shown])
-        kinds = torch.where(ids == self.image_id, IMAGE, TEXT)
-        if self.video_id is not None:
-            kinds[ids == self.video_id] = VIDEO
-        grid = _grid(np.flatnonzero(kinds.numpy()), [one.cells for one in shown], pictures)
-        return Prompt(question, ids, kinds, grid, stack([one.inputs for one in shown]), pictures)
+        media = [one.read() if isinstance(one, Video) else read_image(one) for one in listed]
+        shown = self.shows(media)
+        ids = self._ids(self.text(media, question), media, [one.text for one in shown])
+        kinds = self.kinds(ids)
+        prompt = Prompt(
+            question,
+            ids,
+            kinds,
+            grid_of(np.flatnonzero(kinds.numpy()), shown, media),
+            stack([one.inputs for one in shown]),
+            [picture for one in media for picture in (one.frames if isinstance(one, Clip) else [one])],
+            [
+                {"image": i, "fps": one.fps, "total": one.total, "frames": one.numbers, "merged": how.merged}
+                for i, (one, how) in enumerate(zip(media, shown, strict=True))
+                if isinstance(one, Clip)
+            ],
+        )
+        self.check_together([prompt])
+        return prompt
 
     def _check(self, question: Any) -> None:
         """Raise ValueError for a question that says nothing, or that the model would not read as plain text."""
@@ -148,17 +191,21 @@ class Family(ABC):
                 raise ValueError(f"the question contains the image placeholder {mark!r}; remove it")
         # Turns, ends and pictures: typed by the user, they would change the conversation and not be part of it.
         marks = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
-        video = [] if self.video_id is None else [self.tokenizer.convert_ids_to_tokens(self.video_id)]
-        for mark in (*marks, *video):
+        for mark in (*marks, self.video_placeholder):
             if mark and mark in question:
                 raise ValueError(f"the question contains {mark!r}, a mark with a meaning of its own; leave it out")
 
-    def _ids(self, text: str, pictures: list[str]) -> torch.Tensor:
+    def _ids(self, text: str, media: Sequence[Medium], shown: list[str]) -> torch.Tensor:
         """Put what stands for each picture in the place of its placeholder, and cut the whole into tokens."""
-        parts = re.split(re.escape(self.placeholder), text)
-        if len(parts) - 1 != len(pictures):
-            raise ValueError(f"the chat template wrote {len(parts) - 1} image placeholders for {len(pictures)} images")
-        whole = "".join(part + picture for part, picture in zip(parts, [*pictures, ""], strict=True))
+        marks = {"video": self.video_placeholder, "image": self.placeholder}
+        pattern = "|".join(f"(?P<{name}>{re.escape(mark)})" for name, mark in marks.items() if mark)
+        written = [found.lastgroup for found in re.finditer(pattern, text)]
+        wanted = ["video" if isinstance(one, Clip) else "image" for one in media]
+        if written != wanted:
+            counts = [f"{written.count(name)} {name} placeholders for {wanted.count(name)} {name}s" for name in marks]
+            raise ValueError(f"the chat template wrote {' and '.join(reversed(counts))}, or in another order")
+        replacements = iter(shown)
+        whole = re.sub(pattern, lambda _: next(replacements), text)
         return torch.tensor(self.tokenizer(whole, add_special_tokens=not self.begun(whole)).input_ids)
 
     def begun(self, text: str) -> bool:
@@ -203,20 +250,3 @@ def stack(parts: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         ]
         joined[name] = torch.cat(filled)
     return joined
-
-
-def _grid(positions: np.ndarray, cells: list[Cells], pictures: list[np.ndarray]) -> PatchGrid:
-    whole = Cells.join(*cells)
-    if len(positions) != len(whole):
-        raise ValueError(f"the prompt holds {len(positions)} image tokens, but the pictures give {len(whole)}")
-    image = np.repeat(np.arange(len(cells)), [len(part) for part in cells])
-    patch = whole.row >= 0
-    return PatchGrid(
-        positions[patch],
-        image[patch],
-        whole.frame[patch],
-        whole.row[patch],
-        whole.col[patch],
-        box=whole.box[patch],
-        image_size=np.array([picture.shape[:2] for picture in pictures]),
-    )

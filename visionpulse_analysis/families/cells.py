@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from visionpulse_analysis.patches import PatchGrid
+from visionpulse_analysis.videos import Clip
+
+if TYPE_CHECKING:
+    from visionpulse_analysis.families.base import Shown
+
+Medium = np.ndarray | Clip  # a still, uint8 [row_px, col_px, 3], or a video
 Region = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the original picture
 
 
@@ -32,6 +41,11 @@ class Cells:
         return cls(np.full(rows * cols, frame), row + at[0], col + at[1], box + np.array([left, top, left, top]))
 
     @classmethod
+    def blocks(cls, count: int, rows: int, cols: int, region: Region) -> Cells:
+        """The same grid in each of so many frames."""
+        return cls.join(*(cls.block(rows, cols, region, frame=frame) for frame in range(count)))
+
+    @classmethod
     def breaks(cls, count: int = 1) -> Cells:
         """Image tokens that are no patches."""
         return cls(np.zeros(count, int), np.full(count, -1), np.full(count, -1), np.zeros((count, 4)))
@@ -48,6 +62,15 @@ class Cells:
         row, col = (np.where(gap < 0, -1, column[gap]) for column in (self.row, self.col))
         return Cells(self.frame[gap], row, col, np.where(gap[:, None] < 0, 0, self.box[gap]))
 
+    def extents(self) -> list[tuple[int, int, int]]:
+        """Frame, rows and columns of every frame that has patches."""
+        inside = self.row >= 0
+        frames = np.unique(self.frame[inside]).tolist()
+        return [
+            (frame, *(int(axis[inside & (self.frame == frame)].max()) + 1 for axis in (self.row, self.col)))
+            for frame in frames
+        ]
+
     def take(self, chosen: np.ndarray) -> Cells:
         """Some of the tokens, in the order given."""
         return Cells(self.frame[chosen], self.row[chosen], self.col[chosen], self.box[chosen])
@@ -62,3 +85,36 @@ class Cells:
 
     def __len__(self) -> int:
         return len(self.row)
+
+
+def grid_of(positions: np.ndarray, shown: Sequence[Shown], media: Sequence[Medium]) -> PatchGrid:
+    """Where the patches of one prompt are; positions int [token] are those of its image tokens.
+
+    Raises ValueError where there are more or fewer of them than the pictures give.
+    """
+    cells = [one.cells for one in shown]
+    whole = Cells.join(*cells)
+    if len(positions) != len(whole):
+        raise ValueError(f"the prompt holds {len(positions)} image tokens, but the pictures give {len(whole)}")
+    first, stills = 0, []
+    lines, pictures = [], []
+    for image, (one, medium) in enumerate(zip(shown, media, strict=True)):
+        frames = medium.frames if isinstance(medium, Clip) else [medium]
+        stills.append(frames[0].shape[:2])
+        for frame, rows, cols in one.cells.extents():
+            lines.append([image, frame, rows, cols])
+            begin = frame * one.merged if isinstance(medium, Clip) else 0
+            pictures.append([first + begin, first + min(begin + one.merged, len(frames))])
+        first += len(frames)
+    patch = whole.row >= 0
+    return PatchGrid(
+        positions[patch],
+        np.repeat(np.arange(len(cells)), [len(part) for part in cells])[patch],
+        whole.frame[patch],
+        whole.row[patch],
+        whole.col[patch],
+        box=whole.box[patch],
+        image_size=np.array(stills),
+        frames=np.array(lines),
+        pictures=np.array(pictures),
+    )

@@ -7,10 +7,12 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optim
 
 from visionpulse_analysis.families.base import Family, Shown
 from visionpulse_analysis.families.cells import Cells
+from visionpulse_analysis.families.frames import CLIP, SQUARE, pixels, settings_of
+from visionpulse_analysis.videos import Clip
 
 
 class InternVL(Family):
-    """Frame 0 is the grid of all tiles, frame 1 the overview."""
+    """Frame 0 of a still is the grid of all tiles, frame 1 the overview."""
 
     def show(self, picture: np.ndarray) -> Shown:
         processor = self.image_processor
@@ -35,6 +37,20 @@ class InternVL(Family):
         cells = Cells.join(*tiles)
         start, end = self.tokenizer.start_image_token, self.tokenizer.end_image_token
         return Shown(f"{start}{self.image_token * len(cells)}{end}", cells, {"pixel_values": pixels})
+
+    @property
+    def video_placeholder(self) -> str:
+        return self.tokenizer.video_token
+
+    def show_video(self, clip: Clip) -> Shown:
+        """Every frame is one tile, behind its number."""
+        settings = settings_of(self.video_settings, **CLIP, **SQUARE)
+        height, width = clip.frames[0].shape[:2]
+        values = pixels(clip, settings["size"]["height"], settings["size"]["width"], settings)
+        start, end, side = self.tokenizer.start_image_token, self.tokenizer.end_image_token, self.side
+        one = f"{start}{self.image_token * side**2}{end}"
+        text = "\n".join(f"Frame{number + 1}: {one}" for number in range(len(values)))
+        return Shown(text, Cells.blocks(len(values), side, side, (0, 0, width, height)), {"pixel_values": values})
 
     @property
     def side(self) -> int:

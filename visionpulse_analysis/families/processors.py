@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoImageProcessor
 from transformers.image_processing_base import ImageProcessingMixin
+from transformers.utils import cached_file
 
 # Where the library keeps the PIL half of each image processor: transformers 5.4 finds none of them without torchvision.
 FOLDERS = {
@@ -42,6 +45,18 @@ def load_image_processor(source: str, revision: str, trust_remote_code: bool = F
         if kind not in FOLDERS:
             raise ValueError(f"the image processor {kind!r} cannot be loaded: {error}") from error
     return pil_class(kind).from_pretrained(source, revision=revision)
+
+
+def load_video_settings(source: str, revision: str) -> dict[str, Any]:
+    """What the files of a folder or a hub model say about its video processor, {} where they say nothing.
+
+    Read as the library reads them: older models have one file for pictures and videos.
+    """
+    for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
+        path = cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        if path is not None:
+            return json.loads(Path(path).read_text("utf-8"))
+    return {}
 
 
 def pil_class(kind: str) -> Any:

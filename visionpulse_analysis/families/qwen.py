@@ -1,18 +1,32 @@
-"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL and GLM-4V: the whole picture in one grid, squares of patches merged."""
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL and GLM-4V: the whole picture in one grid, squares of patches merged.
+
+In a video, frames next to each other are merged as well: one frame of the grid is as many frames as the model's
+temporal patch is long, two in all published models; the last frame is repeated to fill it up.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
+from transformers import Qwen3VLProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from visionpulse_analysis.families.base import Family, Shown
+from visionpulse_analysis.families.base import VIDEO, Family, Prompt, Shown
 from visionpulse_analysis.families.cells import Cells
+from visionpulse_analysis.families.frames import CLIP, HALVES, PATCHES, patches, pixels, settings_of
+from visionpulse_analysis.videos import Clip
 
 
 class QwenGrid(Family):
-    """One grid per picture, of its own size; positions with a time, a row and a column."""
+    """Qwen2-VL. One grid per picture, of its own size; positions with a time, a row and a column."""
 
     mrope = True
+    video_defaults: dict[str, Any] = {  # noqa: RUF012
+        **CLIP, **PATCHES, "patch_size": 14, "size": {"shortest_edge": 128 * 28**2, "longest_edge": 768 * 28**2},
+    }  # fmt: skip
 
     def show(self, picture: np.ndarray) -> Shown:
         features = self.image_processor(images=[picture], return_tensors="pt")
@@ -22,5 +36,122 @@ class QwenGrid(Family):
         inputs = {name: features[name] for name in ("pixel_values", "image_grid_thw")}
         return Shown(self.image_token * len(cells), cells, inputs)
 
+    def show_video(self, clip: Clip) -> Shown:
+        settings = settings_of(self.video_settings, **self.video_defaults)
+        height, width = clip.frames[0].shape[:2]
+        values, grid = patches(pixels(clip, *self.video_size(clip, settings), settings), settings)
+        times, rows, cols = grid[0], *(n // settings["merge_size"] for n in grid[1:])
+        inputs = {"pixel_values_videos": values, "video_grid_thw": torch.tensor([grid])}
+        inputs |= self.time_inputs(clip, settings)
+        text = self.video_text(clip, times, rows * cols, settings)
+        return Shown(
+            text, Cells.blocks(times, rows, cols, (0, 0, width, height)), inputs, settings["temporal_patch_size"]
+        )
+
+    def video_size(self, clip: Clip, settings: dict[str, Any]) -> tuple[int, int]:
+        """Height and width in pixels at which the model reads the frames: here each frame may have so many pixels."""
+        limits = settings["size"]["shortest_edge"], settings["size"]["longest_edge"]
+        return smart_resize(*clip.frames[0].shape[:2], settings["patch_size"] * settings["merge_size"], *limits)
+
+    def video_text(self, clip: Clip, times: int, tokens: int, settings: dict[str, Any]) -> str:
+        """What stands for a video in the prompt: ``tokens`` for each of so many frames of the grid."""
+        return self.tokenizer.convert_ids_to_tokens(self.video_id) * (times * tokens)
+
+    def time_inputs(self, clip: Clip, settings: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """What the model takes to know the times of frames."""
+        return {}
+
     def token_inputs(self, kinds: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"mm_token_type_ids": (kinds % 3).int()}
+
+
+class Qwen25(QwenGrid):
+    """Qwen2.5-VL: positions in time count seconds."""
+
+    def time_inputs(self, clip: Clip, settings: dict[str, Any]) -> dict[str, torch.Tensor]:
+        shown = len(clip.numbers) / clip.total * clip.rate(self.config.model_type)
+        return {"second_per_grid_ts": torch.tensor([settings["temporal_patch_size"] / shown])}
+
+
+class Qwen3(QwenGrid):
+    """Qwen3-VL: the time of every frame of the grid is written before it."""
+
+    video_defaults = {
+        **HALVES, **PATCHES, "patch_size": 16, "size": {"shortest_edge": 128 * 32**2, "longest_edge": 768 * 32**2},
+    }  # fmt: skip
+
+    @property
+    def video_placeholder(self) -> str:
+        """The marks that the template writes around a video stay since the library replaces the token alone."""
+        mark = self.tokenizer.convert_ids_to_tokens(self.video_id)
+        return mark if hasattr(Qwen3VLProcessor, "replace_video_token") else self._framed(mark)
+
+    def _framed(self, marks: str) -> str:
+        start, end = (
+            self.tokenizer.convert_ids_to_tokens(getattr(self.config, f"vision_{name}_token_id"))
+            for name in ("start", "end")
+        )
+        return f"{start}{marks}{end}"
+
+    def video_size(self, clip: Clip, settings: dict[str, Any]) -> tuple[int, int]:
+        # Imported late: with a torchvision that does not fit torch this fails, and stills need none of it.
+        from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
+
+        return _whole_size(smart_resize, clip, settings)
+
+    def video_text(self, clip: Clip, times: int, tokens: int, settings: dict[str, Any]) -> str:
+        group = settings["temporal_patch_size"]
+        seconds = clip.seconds(self.config.model_type)
+        seconds += seconds[-1:] * (times * group - len(seconds))
+        mark = self.tokenizer.convert_ids_to_tokens(self.video_id)
+        means = [(seconds[first] + seconds[first + group - 1]) / 2 for first in range(0, times * group, group)]
+        return "".join(f"<{mean:.1f} seconds>{self._framed(mark * tokens)}" for mean in means)
+
+
+class Glm4v(QwenGrid):
+    """GLM-4V: frames are image tokens between marks, and the second of each is written behind it."""
+
+    video_defaults = {
+        **CLIP, **PATCHES, "patch_size": 14, "size": {"shortest_edge": 112**2, "longest_edge": 28**2 * 2 * 30000},
+    }  # fmt: skip
+
+    def kinds(self, ids: torch.Tensor) -> torch.Tensor:
+        kinds = super().kinds(ids)
+        begin, end = (
+            (ids == self.tokenizer.convert_tokens_to_ids(f"<|{name}_of_video|>")).cumsum(0) for name in ("begin", "end")
+        )
+        kinds[(ids == self.image_id) & (begin > end)] = VIDEO
+        return kinds
+
+    def check_together(self, prompts: Sequence[Prompt]) -> None:
+        names = {name for prompt in prompts for name in prompt.inputs}
+        if {"pixel_values", "pixel_values_videos"} <= names:
+            raise ValueError(
+                f"{self.config.model_type} marks pictures and frames of videos by one token, and transformers cannot "
+                "read both in one batch: give either, or say batch_size=1"
+            )
+
+    def video_size(self, clip: Clip, settings: dict[str, Any]) -> tuple[int, int]:
+        from transformers.models.glm4v.video_processing_glm4v import smart_resize
+
+        return _whole_size(smart_resize, clip, settings)
+
+    def video_text(self, clip: Clip, times: int, tokens: int, settings: dict[str, Any]) -> str:
+        seconds = clip.seconds(self.config.model_type)[::2]
+        seconds += seconds[-1:] * (times - len(seconds))
+        line = f"<|begin_of_image|>{self.image_token * tokens}<|end_of_image|>"
+        return "".join(f"{line}{int(second)}" for second in seconds[:times])
+
+
+def _whole_size(smart_resize: Any, clip: Clip, settings: dict[str, Any]) -> tuple[int, int]:
+    """Height and width where all frames together may have so many pixels."""
+    height, width = clip.frames[0].shape[:2]
+    return smart_resize(
+        num_frames=len(clip.frames),
+        height=height,
+        width=width,
+        temporal_factor=settings["temporal_patch_size"],
+        factor=settings["patch_size"] * settings["merge_size"],
+        min_pixels=settings["size"]["shortest_edge"],
+        max_pixels=settings["size"]["longest_edge"],
+    )

@@ -85,6 +85,7 @@ def build_dataset(
         "image_shapes": [[int(n) for n in shape] for shape in image_shapes],
         "image_size": grid.image_size.tolist(),
         "frames": np.asarray(grid.frames).tolist(),
+        "pictures": np.asarray(grid.pictures).tolist(),
     }
     return xr.Dataset(variables, coords, attrs)
 
@@ -92,7 +93,7 @@ def build_dataset(
 def grid_of(dataset: xr.Dataset) -> PatchGrid:
     """The PatchGrid whose columns lie on the dataset's patch axis."""
     columns = {name: dataset[name].values for name in (*GRID_COLUMNS, "box")}
-    return PatchGrid(**columns, image_size=dataset.attrs["image_size"], frames=dataset.attrs["frames"])
+    return PatchGrid(**columns, **{name: dataset.attrs.get(name) for name in ("image_size", "frames", "pictures")})
 
 
 def to_parts(dataset: xr.Dataset) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -133,6 +134,7 @@ def from_parts(arrays: Mapping[str, Any], attributes: Mapping[str, Any]) -> xr.D
         box=patches[:, 5:],
         image_size=attributes["image_size"],
         frames=attributes["frames"],
+        pictures=attributes.get("pictures"),  # stores of before videos could be read have none
     )
     parts |= dict(zip(attributes["step_columns"], steps.T, strict=True))
     names = ("tokens", "prompt_tokens", "layers", "heads", "image_shapes", "meta")
@@ -149,6 +151,9 @@ def data_hash(dataset: xr.Dataset) -> str:
     """sha256 (hex) over texts and arrays in a fixed order, each with name, dtype and shape; not over meta."""
     names = ("prompt_tokens", "image_shapes", "image_size", "frames")
     texts = [dataset["token"].values.tolist(), *(dataset.attrs[name] for name in names)]
+    pictures = dataset.attrs["pictures"]
+    if pictures != [[image, image + 1] for image, *_ in dataset.attrs["frames"]]:  # stills keep the hash they had
+        texts.append(pictures)
     digest = hashlib.sha256(json.dumps(texts).encode())
     for name in HASHED:
         if name in dataset.variables:
