@@ -55,17 +55,22 @@ def read_image(image: ImageLike) -> np.ndarray:
 
 def _refuse_unclear(picture: Image.Image, path: Path) -> None:
     """Raise ValueError for a file that holds several pictures, or more pixels than it is wise to unpack."""
+    refuse_huge(picture, path)
+    # The second picture inside a phone's MPO file is a preview or another view; every viewer shows the first.
+    if picture.format != "MPO" and getattr(picture, "is_animated", False):
+        raise ValueError(
+            f"{path} holds several frames; pass vpa.Video(path) for all of them, or open it with PIL, seek() the one "
+            "that you mean, and pass that image"
+        )
+
+
+def refuse_huge(picture: Image.Image, path: Path) -> None:
+    """Raise ValueError for a file with more pixels than it is wise to unpack."""
     width, height = picture.size
     if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
         raise ValueError(
             f"{path} has {width} x {height} pixels, above the limit of {Image.MAX_IMAGE_PIXELS:,} that guards against "
             "decompression bombs; make it smaller, or, if you trust it, open it with PIL and pass the image"
-        )
-    # The second picture inside a phone's MPO file is a preview or another view; every viewer shows the first.
-    if picture.format != "MPO" and getattr(picture, "is_animated", False):
-        raise ValueError(
-            f"{path} holds several frames; pass vpa.Video(path) for all of them, or open it with PIL, seek() the one that "
-            "you mean, and pass that image"
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageSequence
 
-from visionpulse_analysis.images import FORMATS, ImageLike, pixels_of, read_image
+from visionpulse_analysis.images import FORMATS, ImageLike, pixels_of, read_image, refuse_huge
 
 MOST_FRAMES = 768  # the most that the processors of the Qwen family take
 MOST_PIXELS = 1_000_000_000  # of all frames of one file together
@@ -31,6 +31,10 @@ class Clip:
     numbers: list[int]
     total: int
     fps: float | None
+
+    def about(self, image: int, merged: int) -> dict[str, Any]:
+        """What a trace keeps of it beside the frames: as which image it was shown, and how many frames are one."""
+        return {"image": image, "fps": self.fps, "total": self.total, "frames": self.numbers, "merged": merged}
 
     def seconds(self, model: str) -> list[float]:
         """When each frame is shown; ValueError where the rate is not known and ``model`` needs it."""
@@ -98,7 +102,7 @@ class Video:
             numbers = np.linspace(0, total - 1, count).round().astype(int).tolist()
         if len(numbers) > MOST_FRAMES:
             raise ValueError(
-                f"the video shows {len(numbers)} frames, at most {MOST_FRAMES} can be read; say Video(..., sample_fps=1)"
+                f"the video shows {len(numbers)} frames, and at most {MOST_FRAMES} can be; say Video(..., sample_fps=1)"
             )
         frames = take(numbers)
         for number, frame in zip(numbers, frames, strict=True):
@@ -135,11 +139,12 @@ def _animation(path: Path) -> Source | None:
     try:
         with Image.open(path, formats=FORMATS) as opened:
             count, size = getattr(opened, "n_frames", 1), opened.size
-            waits = [frame.info.get("duration", 0) for frame in ImageSequence.Iterator(opened)] if count > 1 else []
+            refuse_huge(opened, path)
+            waits = [_wait(frame) for frame in ImageSequence.Iterator(opened)] if count > 1 else []
     except Image.UnidentifiedImageError:
         return None
     except Exception as error:  # readers of broken files raise nearly anything
-        raise ValueError(f"{path} is not a readable animation: {error}") from error
+        raise ValueError(f"{path} cannot be read as an animation: {error}") from error
 
     def take(numbers: list[int]) -> list[np.ndarray]:
         _refuse_huge(path, len(numbers), size)
@@ -147,6 +152,12 @@ def _animation(path: Path) -> Source | None:
             return [_frame(picture, number, path) for number in numbers]
 
     return count, 1000 * count / sum(waits) if sum(waits) else None, take
+
+
+def _wait(frame: Image.Image) -> float:
+    """Milliseconds for which a frame is shown, 0 where its file does not say."""
+    frame.load()  # some formats say so only then
+    return frame.info.get("duration", 0)
 
 
 def _frame(picture: Image.Image, number: int, path: Path) -> np.ndarray:

@@ -101,6 +101,8 @@ def make_video(frames: int = 3, **options) -> Trace:
         col=col,
         box=8 * np.stack([col, row, col + 1, row + 1], axis=1),
         image_size=np.array([[32, 48]]),
+        frames=[[0, frame, 4, 6] for frame in range(frames)],
+        pictures=[[frame, frame + 1] for frame in range(frames)],
     )
     return make_trace(grid=grid, pictures=[picture(32, 48, seed=n) for n in range(frames)], **options)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 
 import matplotlib as mpl
@@ -13,8 +14,8 @@ from open_page import shows, word_after
 from PIL import Image
 
 from visionpulse_analysis.explorer.figure import draw_view
-from visionpulse_analysis.explorer.panels import panel_labels, panel_pictures
 from visionpulse_analysis.patches import PatchGrid
+from visionpulse_analysis.traces import frame_labels, frame_pictures, media_of
 
 
 def photo(view) -> np.ndarray:
@@ -98,23 +99,31 @@ def test_the_paper_figure_draws_the_panel_and_the_boxes():
         assert np.allclose(np.asarray(patches.get_facecolor())[:, :3], wanted[:, :3])
 
 
-def test_labels_say_which_image_and_which_frame():
-    image, frame = np.array([[0, 0], [1, 0], [1, 1]]).T
-    box = np.tile([0, 0, 8, 8], (3, 1))
-    zero = np.zeros(3, int)
-    both = PatchGrid(np.arange(3), image, frame, zero, zero, box, image_size=[[8, 8]] * 2)
-    assert panel_labels(both) == ["Image 1", "Image 2, frame 1", "Image 2, frame 2"]
-    assert panel_labels(make_video().grid) == ["Frame 1", "Frame 2", "Frame 3"]
-    assert panel_labels(make_trace().grid) == ["Image 1"]
+def test_labels_say_which_image_and_which_frame_and_when():
+    image, frame = np.array([[0, 0], [1, 0], [1, 1]]).repeat(2, axis=0).T
+    given = (np.arange(6), image, frame, np.zeros(6, int), np.tile([0, 1], 3), np.tile([0, 0, 8, 8], (6, 1)))
+    pictures = [picture(8, 8)] * 4
+    tiles = make_trace(grid=PatchGrid(*given, image_size=[[8, 8]] * 2), pictures=pictures[:2])
+    assert frame_labels(tiles) == ["Image 1", "Image 2, frame 1", "Image 2, frame 2"]
+    assert frame_labels(make_video()) == ["Frame 1", "Frame 2", "Frame 3"]
+    assert frame_labels(make_trace()) == ["Image 1"]
+    lines = {"frames": [[0, 0, 1, 2], [1, 0, 1, 2], [1, 1, 1, 2]], "pictures": [[0, 1], [1, 3], [3, 4]]}
+    mixed = make_trace(grid=PatchGrid(*given, image_size=[[8, 8]] * 2, **lines), pictures=pictures)
+    assert frame_labels(mixed) == ["Image 1", "Video 2, frames 1-2", "Video 2, frame 3"]
+    timed = mixed.with_meta({**mixed.meta, "videos": [{"image": 1, "fps": 2.0, "total": 9, "frames": [0, 4, 8]}]})
+    assert frame_labels(timed) == ["Image 1", "Video 2, frames 1-2, 0-2 s", "Video 2, frame 3, 4 s"]
+    assert [np.shape(one.frames if n else one)[0] for n, one in enumerate(media_of(timed))] == [8, 3]
 
 
-def test_pictures_that_fit_neither_images_nor_frames_are_not_shown_and_that_is_said():
+def test_pictures_that_do_not_fit_the_frames_are_not_shown_and_that_is_said():
     trace = make_video()
-    assert [picture.shape for picture in panel_pictures(trace)[0]] == [(32, 48, 3)] * 3
+    pictures, note = frame_pictures(trace)
+    assert note is None and all(np.array_equal(a, b) for a, b in zip(pictures, trace.images, strict=True))
     two = make_trace(grid=trace.grid, pictures=trace.images[:2])
-    assert panel_pictures(two) == ([None] * 3, "No pictures are shown: the trace holds 2 for 1 images with 3 frames.")
-    still = make_trace(grid=trace.grid, pictures=trace.images[:1])
-    assert all(np.array_equal(picture, trace.images[0]) for picture in panel_pictures(still)[0])
+    assert frame_pictures(two) == ([None] * 3, "No pictures are shown: the trace holds 2 of 3.")
+    whole = dataclasses.replace(trace.grid, pictures=None)  # three tiles of one picture
+    still = make_trace(grid=whole, pictures=trace.images[:1])
+    assert all(np.array_equal(picture, trace.images[0]) for picture in frame_pictures(still)[0])
     assert draw_view(two, view="panel=1").axes[0].images[0].get_array().shape == (32, 48, 3)
 
 

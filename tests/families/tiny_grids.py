@@ -13,7 +13,6 @@ from transformers.utils.import_utils import is_torchvision_available
 
 from visionpulse_analysis.families.processors import pil_class
 
-
 GRID = {"patch_size": PATCH, "temporal_patch_size": 2, "merge_size": 2}
 
 

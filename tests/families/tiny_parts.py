@@ -54,7 +54,12 @@ def tokenizer(marks: dict[str, str], turn: str, begins: bool = True, clip: str =
     template = (
         ("<bos>" if begins else "")
         + "{% for message in messages %}{{ message.role }}: {% for part in message.content %}"
-        "{% if part.type == 'image' %}" + turn + "{% elif part.type == 'video' %}" + clip + "{% elif part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}\n{% endfor %}"
+        "{% if part.type == 'image' %}"
+        + turn
+        + "{% elif part.type == 'video' %}"
+        + clip
+        + "{% elif part.type == 'text' %}"
+        "{{ part.text }}{% endif %}{% endfor %}\n{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
     return hf.PreTrainedTokenizerFast(

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from visionpulse_analysis._files import written_whole
+from visionpulse_analysis.patches import PatchGrid
 from visionpulse_analysis.traces import Trace
 
 
@@ -34,9 +35,10 @@ def patch_boxes(
     Returns
     -------
     dict
-        ``images`` (id from 1, width, height, file_name), ``categories`` (id = step + 1, name) and ``annotations``: id,
-        image_id, category_id, bbox [left, top, width, height] in pixels of the original image, area, iscrowd, score
-        (the attention, 0..1), patch, row, col, frame, and kept where the trace is pruned.
+        ``images`` (id from 1, width, height, file_name; each frame of a video is one), ``categories`` (id = step + 1,
+        name) and ``annotations``: id, image_id (of frames that the model merges, the first), category_id, bbox [left,
+        top, width, height] in pixels of the original image, area, iscrowd, score (the attention, 0..1), patch, row,
+        col, frame, and kept where the trace is pruned.
 
     Raises
     ------
@@ -51,6 +53,7 @@ def patch_boxes(
     left, upper, right, lower = grid.box.astype(float).T
     boxes = np.stack([left, upper, right - left, lower - upper], axis=1)
     chosen = list(range(len(trace))) if steps is None else list(steps)
+    pictures = _pictures(grid)
     annotations: list[dict[str, Any]] = []
     for step in chosen:
         scores = trace.at(step, layer)
@@ -58,7 +61,7 @@ def patch_boxes(
             annotations.append(
                 {
                     "id": len(annotations) + 1,
-                    "image_id": int(grid.image[patch]) + 1,
+                    "image_id": int(pictures[patch]) + 1,
                     "category_id": step + 1,
                     "bbox": boxes[patch].tolist(),
                     "area": float(boxes[patch, 2] * boxes[patch, 3]),
@@ -69,7 +72,6 @@ def patch_boxes(
                     **({} if kept is None else {"kept": bool(kept[step, patch])}),
                 }
             )
-    sizes = grid.image_size.tolist()
     return {
         "info": {
             "description": f"visionpulse_analysis: attention of trace {trace.meta.get('id', '')!r}",
@@ -77,7 +79,7 @@ def patch_boxes(
         },
         "images": [
             {"id": i + 1, "width": width, "height": height, "file_name": f"image_{i}.png"}
-            for i, (height, width) in enumerate(sizes)
+            for i, (height, width) in enumerate(_sizes(grid))
         ],
         "categories": [
             {"id": step + 1, "name": f"step {step}: {trace.tokens[step].strip()}", "supercategory": "step"}
@@ -85,6 +87,22 @@ def patch_boxes(
         ],
         "annotations": annotations,
     }
+
+
+def _pictures(grid: PatchGrid) -> np.ndarray:
+    """The first of the original pictures that each patch shows: int [patch]."""
+    first = {tuple(line[:2]): begin for line, (begin, _) in zip(*_lines(grid), strict=True)}
+    return np.array([first[place] for place in zip(grid.image.tolist(), grid.frame.tolist(), strict=True)])
+
+
+def _sizes(grid: PatchGrid) -> list[tuple[int, int]]:
+    """Height and width of each original picture."""
+    image_of = {n: line[0] for line, (begin, end) in zip(*_lines(grid), strict=True) for n in range(begin, end)}
+    return [tuple(grid.image_size[image_of[n]].tolist()) for n in sorted(image_of)]
+
+
+def _lines(grid: PatchGrid) -> tuple[list[list[int]], list[list[int]]]:
+    return np.asarray(grid.frames).tolist(), np.asarray(grid.pictures).tolist()
 
 
 def write_boxes(

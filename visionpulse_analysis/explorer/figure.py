@@ -15,9 +15,9 @@ from visionpulse_analysis import figures
 from visionpulse_analysis.explorer.alignment import align
 from visionpulse_analysis.explorer.figure_curves import Curves, lay_out, region_name
 from visionpulse_analysis.explorer.pairing import check_traces, identities, most_visual_layer, names, shared_layers
-from visionpulse_analysis.explorer.panels import panel_labels, panel_pictures
 from visionpulse_analysis.explorer.view import MODES, View, read_view
 from visionpulse_analysis.figures.scales import colours
+from visionpulse_analysis.traces import frame_labels, frame_pictures
 
 SINK_FACTOR, VEIL = 10, 0.65  # as in script/data.js and script/colours.js
 BARE = 119  # grey of a panel whose picture was not recorded
@@ -51,7 +51,7 @@ def draw_view(trace, pruned=None, view: str = "") -> Figure:
         raise ValueError(f"view {view!r} shows a pruned trace, but none was given")
     if asked.panel >= len(trace.grid.frames):
         raise ValueError(f"view {view!r}: there are {len(trace.grid.frames)} images or frames, counted from 0")
-    return _compose(trace.grid, panel_pictures(trace)[0][asked.panel], asked, _look_up(traces, asked))
+    return _compose(trace, frame_pictures(trace)[0][asked.panel], asked, _look_up(traces, asked))
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,8 @@ def _look_up(traces: list, asked: View) -> _Shown:
     )
 
 
-def _compose(grid, picture: np.ndarray | None, asked: View, shown: _Shown) -> Figure:
+def _compose(trace, picture: np.ndarray | None, asked: View, shown: _Shown) -> Figure:
+    grid = trace.grid
     image, frame = grid.frames[asked.panel, :2].tolist()
     here = (grid.image == image) & (grid.frame == frame)
     boxes = grid.box[here]
@@ -141,7 +142,7 @@ def _compose(grid, picture: np.ndarray | None, asked: View, shown: _Shown) -> Fi
     veil[:, 3] *= asked.opacity / 100 * (VEIL + (1 - VEIL) * strength)
     _draw_patches(axes[0], picture, boxes, facecolors=veil)
     figures.draw_colour_bar(axes[0], label=shown.unit, **scale)
-    panel = f", {panel_labels(grid)[asked.panel].lower()}" if len(grid.frames) > 1 else ""
+    panel = f", {frame_labels(trace)[asked.panel].lower()}" if len(grid.frames) > 1 else ""
     title = f"step {shown.step}: {figures.token_label(shown.tokens[shown.step])}\n{shown.where}{panel}"
     axes[0].set_title(title, loc="left", parse_math=False)
     if asked.region is not None:

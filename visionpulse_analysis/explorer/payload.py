@@ -10,8 +10,8 @@ import numpy as np
 from visionpulse_analysis.explorer import encoding
 from visionpulse_analysis.explorer.alignment import align
 from visionpulse_analysis.explorer.pairing import check_traces, identities, most_visual_layer, names, shared_layers
-from visionpulse_analysis.explorer.panels import panel_labels, panel_pictures
 from visionpulse_analysis.explorer.planes import MEAN, choose_planes
+from visionpulse_analysis.traces import frame_labels, frame_pictures
 
 CODE_BYTES = 100_000  # JavaScript, CSS and markup of the offline page
 END_OF_THINKING = "</think>"
@@ -102,11 +102,11 @@ def _header(trace, name: str) -> dict:
 def _panels(trace) -> tuple[list[dict], list[str], list[str | None]]:
     """One panel per image or frame, the pictures they point to, and what to say about those."""
     grid = trace.grid
-    pictures, missing = panel_pictures(trace)
+    pictures, missing = frame_pictures(trace)
     different = {id(picture): picture for picture in pictures if picture is not None}
     places = list(different)
     panels = []
-    for line, label, picture in zip(grid.frames.tolist(), panel_labels(grid), pictures, strict=True):
+    for line, label, picture in zip(grid.frames.tolist(), frame_labels(trace), pictures, strict=True):
         image, frame, rows, cols = line
         height, width = grid.image_size[image].tolist()
         place = None if picture is None else places.index(id(picture))

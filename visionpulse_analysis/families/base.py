@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from visionpulse_analysis.families.cells import Cells, Medium, grid_of
-from visionpulse_analysis.images import ImageLike, read_image
+from visionpulse_analysis.families.cells import Cells, Medium, grid_of, read_medium
+from visionpulse_analysis.images import ImageLike
 from visionpulse_analysis.patches import PatchGrid
 from visionpulse_analysis.videos import Clip, Video
 
@@ -81,14 +81,14 @@ class Family(ABC):
     def show_video(self, clip: Clip) -> Shown:
         """Prepare one video; ValueError where the model reads none."""
         raise ValueError(
-            f"models of family {self.config.model_type!r} read no video here; give some of its frames as a list of images"
+            f"models of family {self.config.model_type!r} read no video here; give frames of it as a list of images"
         )
 
     def shows(self, media: Sequence[Medium]) -> list[Shown]:
         """Prepare the stills and videos of one prompt."""
         return [self.show_video(one) if isinstance(one, Clip) else self.show(one) for one in media]
 
-    def check_together(self, prompts: Sequence[Prompt]) -> None:
+    def check_together(self, prompts: Sequence[Prompt]) -> None:  # noqa: B027
         """Raise ValueError where the model cannot read these prompts in one batch."""
 
     @property
@@ -158,7 +158,7 @@ class Family(ABC):
         listed = list(images) if isinstance(images, list | tuple) else [images]
         if not listed:
             raise ValueError("no image given; pass at least one")
-        media = [one.read() if isinstance(one, Video) else read_image(one) for one in listed]
+        media = [read_medium(one) for one in listed]
         shown = self.shows(media)
         ids = self._ids(self.text(media, question), media, [one.text for one in shown])
         kinds = self.kinds(ids)
@@ -169,11 +169,7 @@ class Family(ABC):
             grid_of(np.flatnonzero(kinds.numpy()), shown, media),
             stack([one.inputs for one in shown]),
             [picture for one in media for picture in (one.frames if isinstance(one, Clip) else [one])],
-            [
-                {"image": i, "fps": one.fps, "total": one.total, "frames": one.numbers, "merged": how.merged}
-                for i, (one, how) in enumerate(zip(media, shown, strict=True))
-                if isinstance(one, Clip)
-            ],
+            [one.about(i, shown[i].merged) for i, one in enumerate(media) if isinstance(one, Clip)],
         )
         self.check_together([prompt])
         return prompt

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from visionpulse_analysis.images import read_image
 from visionpulse_analysis.patches import PatchGrid
-from visionpulse_analysis.videos import Clip
+from visionpulse_analysis.videos import Clip, Video
 
 if TYPE_CHECKING:
     from visionpulse_analysis.families.base import Shown
 
 Medium = np.ndarray | Clip  # a still, uint8 [row_px, col_px, 3], or a video
 Region = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the original picture
+
+
+def read_medium(given: Any) -> Medium:
+    """Read what may stand where an image may: an image, a `Video`, or one that was read before."""
+    if isinstance(given, Clip):
+        return given
+    return given.read() if isinstance(given, Video) else read_image(given)
 
 
 @dataclass(frozen=True)

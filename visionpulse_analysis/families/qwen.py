@@ -7,7 +7,7 @@ temporal patch is long, two in all published models; the last frame is repeated 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ class QwenGrid(Family):
     """Qwen2-VL. One grid per picture, of its own size; positions with a time, a row and a column."""
 
     mrope = True
-    video_defaults: dict[str, Any] = {  # noqa: RUF012
+    video_defaults: ClassVar[dict[str, Any]] = {
         **CLIP, **PATCHES, "patch_size": 14, "size": {"shortest_edge": 128 * 28**2, "longest_edge": 768 * 28**2},
     }  # fmt: skip
 
@@ -72,11 +72,20 @@ class Qwen25(QwenGrid):
         shown = len(clip.numbers) / clip.total * clip.rate(self.config.model_type)
         return {"second_per_grid_ts": torch.tensor([settings["temporal_patch_size"] / shown])}
 
+    def positions(self, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        try:
+            return super().positions(model, inputs)
+        except StopIteration:  # transformers 5.4 wants a time for every picture as well
+            raise ValueError(
+                f"this transformers cannot place pictures beside videos in {self.config.model_type}: take a newer one, "
+                "or give either"
+            ) from None
+
 
 class Qwen3(QwenGrid):
     """Qwen3-VL: the time of every frame of the grid is written before it."""
 
-    video_defaults = {
+    video_defaults: ClassVar[dict[str, Any]] = {
         **HALVES, **PATCHES, "patch_size": 16, "size": {"shortest_edge": 128 * 32**2, "longest_edge": 768 * 32**2},
     }  # fmt: skip
 
@@ -111,7 +120,7 @@ class Qwen3(QwenGrid):
 class Glm4v(QwenGrid):
     """GLM-4V: frames are image tokens between marks, and the second of each is written behind it."""
 
-    video_defaults = {
+    video_defaults: ClassVar[dict[str, Any]] = {
         **CLIP, **PATCHES, "patch_size": 14, "size": {"shortest_edge": 112**2, "longest_edge": 28**2 * 2 * 30000},
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Several steps of one trace side by side."""
+"""Several steps of one trace, or several frames of a video, side by side."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ from .style import DOUBLE, HEAT_CMAP, SINGLE, PaperFigure, style
 @style()
 def overlay_strip(
     fig: Figure | SubFigure | None,
-    image: np.ndarray,
+    image: np.ndarray | Sequence[np.ndarray],
     maps: Sequence[np.ndarray] | np.ndarray,
     titles: Sequence[str],
     *,
@@ -25,15 +25,16 @@ def overlay_strip(
     cmap: str = HEAT_CMAP,
     alpha: tuple[float, float] = OPACITY,
 ) -> list[Axes]:
-    """Draw one image with the attention of several steps, and one colour bar for all of them.
+    """Draw one image with the attention of several steps, or several frames with that of one; one colour bar for all.
 
     Parameters
     ----------
     fig : Figure, SubFigure or None
         None makes a new figure, 6.75 inches wide (3.25 for one or two panels); it is ``axes[0].figure``.
-    image : uint8 [row_px, col_px, 3]
+    image : uint8 [row_px, col_px, 3] or [panel, row_px, col_px, 3]
+        One image under all maps, or a list of as many.
     maps : float [panel, row, col]
-        One map per chosen step, NaN where there is no patch.
+        One map per chosen step or frame, NaN where there is no patch.
     titles : sequence of str [panel]
         `step_title` makes them from step and token.
     scale : {"absolute", "per_step"}
@@ -52,10 +53,12 @@ def overlay_strip(
     Raises
     ------
     ValueError
-        On no maps, an unknown scale, wrong shapes, or not as many titles or boxes as maps.
+        On no maps, an unknown scale, wrong shapes, or not as many images, titles or boxes as maps.
     """
-    image = check_image(image)
     checked = [check_map(values) for values in maps]
+    one = isinstance(image, np.ndarray) and image.ndim == 3
+    images = [check_image(under) for under in ([image] * len(checked) if one else image)]
+    check_count(images, "images", len(checked))
     limits = scale_limits(checked, scale)
     check_count(titles, "titles", len(checked))
     if boxes is not None:
@@ -68,7 +71,7 @@ def overlay_strip(
         width = DOUBLE if cols > 2 else SINGLE
         panel = width / cols - 0.08  # inches
         lines = 1 + max(title.count("\n") for title in titles)
-        height = rows * (panel * image.shape[0] / image.shape[1] + 0.14 * lines + 0.14) + 0.55
+        height = rows * (panel * max(under.shape[0] / under.shape[1] for under in images) + 0.14 * lines + 0.14) + 0.55
         fig = PaperFigure(figsize=(width, height))
     grid = fig.subplots(rows, cols, squeeze=False).ravel()
     for ax in grid[len(checked) :]:
@@ -76,7 +79,7 @@ def overlay_strip(
     axes = list(grid[: len(checked)])
     for panel_index, ax in enumerate(axes):
         vmin, vmax = limits[panel_index]
-        draw_overlay(ax, image, checked[panel_index], vmin=vmin, vmax=vmax, alpha=alpha, cmap=cmap)
+        draw_overlay(ax, images[panel_index], checked[panel_index], vmin=vmin, vmax=vmax, alpha=alpha, cmap=cmap)
         ax.set_title(titles[panel_index], parse_math=False)
         if boxes is not None and boxes[panel_index] is not None:
             draw_boxes(ax, np.asarray(boxes[panel_index]))

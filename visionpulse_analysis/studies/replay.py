@@ -21,7 +21,7 @@ from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners.choosing import top_k
 from visionpulse_analysis.pruners.view import newest_logits
 from visionpulse_analysis.similarity import kl_divergence
-from visionpulse_analysis.traces import Trace
+from visionpulse_analysis.traces import Trace, media_of
 
 ROWS = 256  # examined rows of one forward; more cost memory and are not faster
 
@@ -79,7 +79,7 @@ class Replay:
                 "see the whole past; use a model without such layers"
             )
         self.vlm, self.n_steps = vlm, len(trace)
-        prompt = vlm.prompt(trace.images, trace.question)
+        prompt = vlm.prompt(media_of(trace), trace.question)
         device = vlm.model.device
         self.n_prompt = len(prompt.ids)
         self._tokens = torch.from_numpy(np.array(trace.token_ids[:-1])).to(device)

@@ -93,7 +93,8 @@ def build_dataset(
 def grid_of(dataset: xr.Dataset) -> PatchGrid:
     """The PatchGrid whose columns lie on the dataset's patch axis."""
     columns = {name: dataset[name].values for name in (*GRID_COLUMNS, "box")}
-    return PatchGrid(**columns, **{name: dataset.attrs.get(name) for name in ("image_size", "frames", "pictures")})
+    about: Any = {name: dataset.attrs.get(name) for name in ("image_size", "frames", "pictures")}
+    return PatchGrid(**columns, **about)
 
 
 def to_parts(dataset: xr.Dataset) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
