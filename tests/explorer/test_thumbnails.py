@@ -112,7 +112,7 @@ def test_labels_say_which_image_and_which_frame_and_when():
     assert frame_labels(mixed) == ["Image 1", "Video 2, frames 1-2", "Video 2, frame 3"]
     timed = mixed.with_meta({**mixed.meta, "videos": [{"image": 1, "fps": 2.0, "total": 9, "frames": [0, 4, 8]}]})
     assert frame_labels(timed) == ["Image 1", "Video 2, frames 1-2, 0-2 s", "Video 2, frame 3, 4 s"]
-    assert [np.shape(one.frames if n else one)[0] for n, one in enumerate(media_of(timed))] == [8, 3]
+    assert [len(getattr(one, "frames", one)) for one in media_of(timed)] == [8, 3]
 
 
 def test_pictures_that_do_not_fit_the_frames_are_not_shown_and_that_is_said():

@@ -38,8 +38,8 @@ def film() -> Any:
     return [rng.integers(0, 256, (count, *size, 3), dtype=np.uint8) for count, size in ((5, (40, 96)), (3, (90, 44)))]
 
 
-def media_of(family, film, photos) -> list[tuple[list[Any], str]]:
-    """What is asked about, and the library's text for it: one video, two, and one among pictures."""
+def media_of(family, film, photos) -> list[list[Any]]:
+    """What is asked about: one video, two, and one among pictures."""
     one, other = vpa.Video(film[0], fps=FPS), vpa.Video(film[1], fps=FPS)
     if family.name in ALIKE:
         other = vpa.Video(film[0][::-1].copy(), fps=FPS)

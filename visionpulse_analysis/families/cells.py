@@ -73,11 +73,11 @@ class Cells:
     def extents(self) -> list[tuple[int, int, int]]:
         """Frame, rows and columns of every frame that has patches."""
         inside = self.row >= 0
-        frames = np.unique(self.frame[inside]).tolist()
-        return [
-            (frame, *(int(axis[inside & (self.frame == frame)].max()) + 1 for axis in (self.row, self.col)))
-            for frame in frames
-        ]
+        found = []
+        for frame in np.unique(self.frame[inside]).tolist():
+            here = inside & (self.frame == frame)
+            found.append((frame, int(self.row[here].max()) + 1, int(self.col[here].max()) + 1))
+        return found
 
     def take(self, chosen: np.ndarray) -> Cells:
         """Some of the tokens, in the order given."""

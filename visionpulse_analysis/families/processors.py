@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import AutoImageProcessor
 from transformers.image_processing_base import ImageProcessingMixin
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 # Where the library keeps the PIL half of each image processor: transformers 5.4 finds none of them without torchvision.
 FOLDERS = {

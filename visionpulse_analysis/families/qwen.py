@@ -39,7 +39,8 @@ class QwenGrid(Family):
     def show_video(self, clip: Clip) -> Shown:
         settings = settings_of(self.video_settings, **self.video_defaults)
         height, width = clip.frames[0].shape[:2]
-        values, grid = patches(pixels(clip, *self.video_size(clip, settings), settings), settings)
+        size = self.video_size(clip, settings)
+        values, grid = patches(pixels(clip, size[0], size[1], settings), settings)
         times, rows, cols = grid[0], *(n // settings["merge_size"] for n in grid[1:])
         inputs = {"pixel_values_videos": values, "video_grid_thw": torch.tensor([grid])}
         inputs |= self.time_inputs(clip, settings)

@@ -56,8 +56,8 @@ def overlay_strip(
         On no maps, an unknown scale, wrong shapes, or not as many images, titles or boxes as maps.
     """
     checked = [check_map(values) for values in maps]
-    one = isinstance(image, np.ndarray) and image.ndim == 3
-    images = [check_image(under) for under in ([image] * len(checked) if one else image)]
+    given = [image] * len(checked) if isinstance(image, np.ndarray) and image.ndim == 3 else list(image)
+    images = [check_image(under) for under in given]
     check_count(images, "images", len(checked))
     limits = scale_limits(checked, scale)
     check_count(titles, "titles", len(checked))
