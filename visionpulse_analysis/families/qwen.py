@@ -51,8 +51,9 @@ class QwenGrid(Family):
 
     def video_size(self, clip: Clip, settings: dict[str, Any]) -> tuple[int, int]:
         """Height and width in pixels at which the model reads the frames: here each frame may have so many pixels."""
-        limits = settings["size"]["shortest_edge"], settings["size"]["longest_edge"]
-        return smart_resize(*clip.frames[0].shape[:2], settings["patch_size"] * settings["merge_size"], *limits)
+        height, width = clip.frames[0].shape[:2]
+        factor, size = settings["patch_size"] * settings["merge_size"], settings["size"]
+        return smart_resize(height, width, factor, size["shortest_edge"], size["longest_edge"])
 
     def video_text(self, clip: Clip, times: int, tokens: int, settings: dict[str, Any]) -> str:
         """What stands for a video in the prompt: ``tokens`` for each of so many frames of the grid."""
