@@ -115,7 +115,7 @@ def explore(
     store: Path,
     sample: Annotated[str | None, typer.Option(help="Id of the trace; the first one without it.")] = None,
     pruned: Annotated[
-        str | None, typer.Option(help="Id of a pruned trace of the same sample, shown beside it.")
+        list[str] | None, typer.Option(help="Id of a pruned trace of the same sample, to stand beside it; repeatable.")
     ] = None,
     view: Annotated[str, typer.Option(help='A link of the explorer, such as "step=12&layer=3".')] = "",
     figure: Annotated[Path | None, typer.Option(help="Draw the view as a paper figure instead.")] = None,
@@ -129,14 +129,14 @@ def explore(
     if not len(traces):
         raise ValueError(f"the store {store} is empty")
     first = traces[sample if sample is not None else traces.ids[0]]
-    second = None if pruned is None else traces[pruned]
+    others = [traces[id] for id in pruned or []]
     if figure is not None:
         from visionpulse_analysis.explorer.figure import draw_view
         from visionpulse_analysis.figures import save
 
         about = {"store": str(store), "sample": first.meta.get("id"), "pruned": pruned, "view": view}
         written = save(
-            draw_view(first, second, view),
+            draw_view(first, *others, view=view),
             figure.stem,
             folder=figure.parent,
             parameters=about,
@@ -144,5 +144,5 @@ def explore(
         )
         show({"figures": [str(path) for path in written]}, as_json, "\n".join(f"wrote {path}" for path in written))
         return
-    path = vpa.explore(first, second, view=view, store=str(store)).save(out)
+    path = vpa.explore(first, *others, view=view, store=str(store)).save(out)
     show({"page": str(path), "bytes": Path(path).stat().st_size}, as_json, f"wrote {path}")

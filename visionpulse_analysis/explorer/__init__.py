@@ -12,20 +12,20 @@ __all__ = ["Explorer", "explore"]
 
 def explore(
     trace,
-    pruned=None,
-    *,
+    *pruned,
     view: str = "",
     layer: int | None = None,
     max_bytes: int = 3_000_000,
     store: str | None = None,
 ) -> Explorer:
-    """Explore one trace, or a dense trace beside a pruned one of the same image.
+    """Explore one trace, or a dense trace beside pruned ones of the same image.
 
     Parameters
     ----------
     trace : Trace
-    pruned : Trace, optional
-        Tokens of both are aligned; the first divergence is marked and the cursors are linked.
+    *pruned : Trace
+        One of them at a time stands beside the first, and a selector says which. Tokens of both are aligned; the first
+        divergence is marked and the cursors are linked.
     view : str
         What is shown first, as in the page's links: ``"step=12&layer=3"``.
     layer : int, optional
@@ -47,4 +47,4 @@ def explore(
         If a trace is empty, the traces do not share image, patch grid and a layer, `layer` was not recorded, or
         `view` asks for what the page does not hold.
     """
-    return Explorer(trace, pruned, view=view, layer=layer, max_bytes=max_bytes, store=store)
+    return Explorer(trace, *pruned, view=view, layer=layer, max_bytes=max_bytes, store=store)

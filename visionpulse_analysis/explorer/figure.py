@@ -15,7 +15,7 @@ from visionpulse_analysis import figures
 from visionpulse_analysis.explorer.alignment import align
 from visionpulse_analysis.explorer.figure_curves import Curves, lay_out, region_name
 from visionpulse_analysis.explorer.pairing import check_traces, identities, most_visual_layer, names, shared_layers
-from visionpulse_analysis.explorer.view import MODES, View, read_view
+from visionpulse_analysis.explorer.view import MODES, View, check_beside, read_view
 from visionpulse_analysis.figures.scales import colours
 from visionpulse_analysis.traces import frame_labels, frame_pictures
 
@@ -24,13 +24,14 @@ BARE = 119  # grey of a panel whose picture was not recorded
 DROPPED, KEPT = (0.15, 0.15, 0.15, 0.72), "#ffd21f"
 
 
-def draw_view(trace, pruned=None, view: str = "") -> Figure:
+def draw_view(trace, *pruned, view: str = "") -> Figure:
     """Draw what a link of the explorer shows: the overlay, its curves and, if asked for, the kept patches.
 
     Parameters
     ----------
     trace : Trace
-    pruned : Trace, optional
+    *pruned : Trace
+        As in the explorer; the view says which of them is shown.
     view : str
         A link of the explorer, such as ``"step=12&layer=3"``.
 
@@ -44,14 +45,14 @@ def draw_view(trace, pruned=None, view: str = "") -> Figure:
     ValueError
         If the view is not a link of the explorer, or shows what these traces do not hold.
     """
-    traces = [trace] if pruned is None else [trace, pruned]
-    check_traces(traces)
+    check_traces([trace, *pruned])
     asked = read_view(view)
-    if pruned is None and (asked.mode != "dense" or asked.of_pruned):
+    check_beside(asked, len(pruned))
+    if not pruned and (asked.mode != "dense" or asked.of_pruned):
         raise ValueError(f"view {view!r} shows a pruned trace, but none was given")
     if asked.panel >= len(trace.grid.frames):
         raise ValueError(f"view {view!r}: there are {len(trace.grid.frames)} images or frames, counted from 0")
-    return _compose(trace, frame_pictures(trace)[0][asked.panel], asked, _look_up(traces, asked))
+    return _compose(trace, frame_pictures(trace)[0][asked.panel], asked, _look_up([trace, *pruned], asked))
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class _Shown:
 
 def _look_up(traces: list, asked: View) -> _Shown:
     layers = shared_layers(traces)
+    traces = [traces[0], *traces[asked.beside : asked.beside + 1]]
     layer = most_visual_layer(traces[0], layers) if asked.layer is None else asked.layer
     # A mean is that of the layers which all traces recorded, as in the page.
     attention = [_select(t.attention.sel(layer=layers), layer, asked.head) for t in traces]

@@ -1,4 +1,4 @@
-"""Pack one trace, or a dense and a pruned one, into the JSON that the explorer draws."""
+"""Pack one trace, or a dense one and pruned ones, into the JSON that the explorer draws."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ import numpy as np
 
 from visionpulse_analysis.explorer import encoding
 from visionpulse_analysis.explorer.alignment import align
-from visionpulse_analysis.explorer.pairing import check_traces, identities, most_visual_layer, names, shared_layers
+from visionpulse_analysis.explorer.pairing import (
+    check_traces,
+    identities,
+    labels,
+    most_visual_layer,
+    names,
+    pruner_of,
+    shared_layers,
+)
 from visionpulse_analysis.explorer.planes import MEAN, choose_planes
 from visionpulse_analysis.traces import frame_labels, frame_pictures
 
@@ -21,7 +29,7 @@ STORE_HINT = (
 )
 
 
-def pack(trace, pruned=None, *, max_bytes: int = 3_000_000, layer: int | None = None, store: str | None = None) -> dict:
+def pack(trace, *pruned, max_bytes: int = 3_000_000, layer: int | None = None, store: str | None = None) -> dict:
     """Build the explorer's payload; attention stays the stored float16, bit for bit.
 
     Heads are averaged, and layers left out, only when the page would exceed `max_bytes`; `notes` says so, and
@@ -30,8 +38,8 @@ def pack(trace, pruned=None, *, max_bytes: int = 3_000_000, layer: int | None = 
     Parameters
     ----------
     trace : Trace
-    pruned : Trace, optional
-        A second trace of the same image and question, shown beside the first.
+    *pruned : Trace
+        More traces of the same image and question; one at a time is shown beside the first.
     max_bytes : int
         Aimed size of the offline page. One layer is always kept whole, whatever it takes.
     layer : int, optional
@@ -49,23 +57,20 @@ def pack(trace, pruned=None, *, max_bytes: int = 3_000_000, layer: int | None = 
     ValueError
         If a trace is empty, the traces do not share image, patch grid and a layer, or `layer` was not recorded.
     """
-    traces = [trace] if pruned is None else [trace, pruned]
+    traces = [trace, *pruned]
     check_traces(traces)
     layers = shared_layers(traces)
     first = most_visual_layer(trace, layers) if layer is None else layer
     if first not in layers:
         raise ValueError(f"layer {first} was not recorded; recorded layers: {layers}. Choose one of them.")
 
-    alignment = align(*(identities(t) for t in traces)) if pruned is not None else None
-    steps = [list(range(len(trace.tokens)))] if alignment is None else [alignment.first, alignment.second]
     panels, pictures, picture_notes = _panels(trace)
-    called = names(traces)
+    called, told = names(traces), labels(traces)
     payload: dict[str, Any] = {
         "question": str(trace.question),
-        "about": _about(traces, called),
-        "traces": [_header(t, name) for t, name in zip(traces, called, strict=True)],
-        "columns": steps,
-        "divergence": None if alignment is None else alignment.divergence,
+        "about": _about(traces, called, told),
+        "traces": [_header(*facts) for facts in zip(traces, called, told, strict=True)],
+        "alignments": _alignments(traces),
         "grid": _grid(trace.grid),
         "panels": panels,
         "pictures": pictures,
@@ -86,10 +91,20 @@ def pack(trace, pruned=None, *, max_bytes: int = 3_000_000, layer: int | None = 
     return payload
 
 
-def _header(trace, name: str) -> dict:
+def _alignments(traces: list) -> list[dict]:
+    """The columns of the first trace and each other one, and where they part; with one trace, columns are steps."""
+    if len(traces) == 1:
+        return [{"columns": [list(range(len(traces[0].tokens)))], "divergence": None}]
+    first, *others = (identities(trace) for trace in traces)
+    found = [align(first, other) for other in others]
+    return [{"columns": [each.first, each.second], "divergence": each.divergence} for each in found]
+
+
+def _header(trace, name: str, label: str) -> dict:
     tokens = [str(token) for token in trace.tokens]
     return {
         "name": name,
+        "label": label,
         "id": str(trace.meta.get("id", "")),
         "tokens": tokens,
         "answer": tokens.index(END_OF_THINKING) + 1 if END_OF_THINKING in tokens else None,
@@ -125,23 +140,23 @@ def _command(traces: list, store: str | None) -> str:
     """The command that redraws a view; the page appends ``--view`` and ``--figure``."""
     ids = [str(trace.meta.get("id", "ID")) for trace in traces]
     words = ["visionpulse", "explore", store or "STORE", "--sample", ids[0]]
-    if len(ids) == 2:
-        words += ["--pruned", ids[1]]
+    for other in ids[1:]:
+        words += ["--pruned", other]
     return shlex.join(words)
 
 
-def _about(traces: list, called: list[str]) -> list[str]:
+def _about(traces: list, called: list[str], told: list[str]) -> list[str]:
     """The lines under the question: which model, then what each trace is and what it answered."""
     models = dict.fromkeys(str(trace.meta.get("model", "unknown model")) for trace in traces)
     return [
         "Model: " + ", ".join(models),
-        *(_trace_line(trace, name) for trace, name in zip(traces, called, strict=True)),
+        *(_trace_line(*facts) for facts in zip(traces, called, told, strict=True)),
     ]
 
 
-def _trace_line(trace, name: str) -> str:
-    pruner = trace.meta.get("pruner")
-    what = f"{name} ({pruner['name']})" if isinstance(pruner, dict) and "name" in pruner else name
+def _trace_line(trace, name: str, label: str) -> str:
+    pruner = label or pruner_of(trace).get("name")
+    what = f"{name} ({pruner})" if pruner else name
     answer = trace.answer.strip()
     if len(answer) > LONGEST_ANSWER:
         answer = answer[:LONGEST_ANSWER].rstrip() + " …"

@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 MODES = ("dense", "pruned", "difference")
 _KNOWN = (
     *("step", "pruned_step", "layer", "head", "trace", "scale", "sinks"),
-    *("panel", "opacity", "map", "kept", "rows", "cols"),
+    *("panel", "opacity", "map", "kept", "rows", "cols", "beside"),
 )
 
 
@@ -28,6 +28,7 @@ class View:
     map: str = "magma"
     region: tuple[int, int, int, int] | None = None  # first row, first column, last row, last column
     opacity: int = 90  # of the map over the picture, percent
+    beside: int = 1  # which of the other traces stands beside the first, counted from 1
 
 
 def read_view(link: str) -> View:
@@ -58,7 +59,8 @@ def read_view(link: str) -> View:
         panel=_whole(parts, "panel"),
         map=parts.get("map", "magma"),
         region=_region(parts),
-        opacity=min(100, _whole(parts, "opacity", "90")),
+        opacity=min(100, _whole(parts, "opacity", 90)),
+        beside=_whole(parts, "beside", 1, least=1),
     )
 
 
@@ -73,7 +75,8 @@ def check_view(link: str, payload: dict) -> None:
     view, traces, panels = read_view(link), payload["traces"], payload["panels"]
     if len(traces) == 1 and (view.of_pruned or view.mode != "dense"):
         raise ValueError(f"view {link!r} shows a pruned trace, but none was given")
-    last = len(traces[view.of_pruned]["tokens"]) - 1
+    check_beside(view, len(traces) - 1)
+    last = len(traces[view.beside if view.of_pruned else 0]["tokens"]) - 1
     if view.step > last:
         raise ValueError(f"step {view.step} is out of range: the trace has steps 0..{last}")
     for axis, choice, choices in (
@@ -92,10 +95,16 @@ def check_view(link: str, payload: dict) -> None:
             raise ValueError(f"rows {r0}-{r1}, columns {c0}-{c1} leave the {panel['rows']} x {panel['cols']} patches")
 
 
-def _whole(parts: dict[str, str], name: str, otherwise: str = "0") -> int:
-    text = parts.get(name, otherwise)
-    if not text.isdigit():
-        raise ValueError(f"view has {name}={text!r}, expected a whole number from 0")
+def check_beside(view: View, others: int) -> None:
+    """Raise ValueError unless there are as many other traces as the view asks for."""
+    if view.beside > max(1, others):
+        raise ValueError(f"beside={view.beside} is out of range: {others} traces stand beside the first, from 1")
+
+
+def _whole(parts: dict[str, str], name: str, otherwise: int = 0, least: int = 0) -> int:
+    text = parts.get(name, str(otherwise))
+    if not text.isdigit() or int(text) < least:
+        raise ValueError(f"view has {name}={text!r}, expected a whole number from {least}")
     return int(text)
 
 

@@ -16,7 +16,7 @@ from visionpulse_analysis.explorer.view import check_view, read_view
 
 
 class Explorer(anywidget.AnyWidget):
-    """Interactive view of one trace, or of a dense and a pruned one.
+    """Interactive view of one trace, or of a dense one beside pruned ones.
 
     Shown by putting it last in a notebook cell. It needs no kernel once shown: everything is in the browser.
 
@@ -31,11 +31,11 @@ class Explorer(anywidget.AnyWidget):
     payload = traitlets.Unicode().tag(sync=True)
     view = traitlets.Unicode().tag(sync=True)
 
-    def __init__(self, trace, pruned=None, *, view: str = "", layer: int | None = None, **packing) -> None:
+    def __init__(self, trace, *pruned, view: str = "", layer: int | None = None, **packing) -> None:
         asked = read_view(view).layer
         if layer is None and isinstance(asked, int):
             layer = asked  # what is asked for must be in the page
-        packed = pack(trace, pruned, layer=layer, **packing)
+        packed = pack(trace, *pruned, layer=layer, **packing)
         check_view(view, packed)
         super().__init__(payload=json.dumps(packed, allow_nan=False), view=view)
 

@@ -19,7 +19,10 @@ export class Curve {
       const { mode } = explorer.view, column = data.divergence;
       explorer.set({ column, mode: data.columns[mode]?.[column] >= 0 ? mode : 2 });
     });
-    ref.divergence.hidden = data.divergence === null;
+  }
+
+  pair() {
+    this.explorer.ref.divergence.hidden = this.explorer.data.divergence === null;
   }
 
   draw() {

@@ -6,21 +6,24 @@ import { average, floats, halves, inflate, median } from "./numbers.js";
 export const SINK_FACTOR = 10;
 
 /**
- * One or two traces of the same image. A *column* holds one step of each trace (-1: none), so that equal tokens of
- * both stand in the same column; with one trace, columns are steps. A *panel* is one image, or one frame of a video.
+ * One trace, or several of the same image: `all`. Those shown are `traces`: the first, and one that stands beside it. A
+ * *column* holds one step of each shown trace (-1: none), so that equal tokens of both stand in the same column; with
+ * one trace, columns are steps. A *panel* is one image, or one frame of a video.
  */
 export class Data {
   constructor(payload) {
     Object.assign(this, payload);
-    this.pair = this.traces.length === 2;
-    this.pruned = this.traces.some((trace) => trace.kept);
+    this.all = this.traces;
+    this.pair = this.all.length > 1;
     this.count = this.grid.row.length; // patches, of all panels
-    this.last = this.columns[0].length - 1;
-    this.columnOf = this.columns.map((steps, t) => {
-      const column = new Int32Array(this.traces[t].tokens.length);
-      steps.forEach((step, c) => step >= 0 && (column[step] = c));
-      return column;
+    this.alignments.forEach((alignment, i) => {
+      alignment.columnOf = alignment.columns.map((steps, t) => {
+        const column = new Int32Array(this.all[t && i + 1].tokens.length);
+        steps.forEach((step, c) => step >= 0 && (column[step] = c));
+        return column;
+      });
     });
+    this.show(1);
     this.patchesOf = this.panels.map((panel) => {
       const inside = [];
       for (let p = 0; p < this.count; p++)
@@ -34,9 +37,27 @@ export class Data {
     this.planes = new Map();
   }
 
+  /** Put one of the other traces beside the first: what follows from which two are shown is set here. */
+  show(beside) {
+    this.beside = beside;
+    this.shown = this.pair ? [0, beside] : [0];
+    this.traces = this.shown.map((i) => this.all[i]);
+    this.lines = [this.about[0], ...this.shown.map((i) => this.about[i + 1])];
+    this.pruned = this.traces.some((trace) => trace.kept);
+    Object.assign(this, this.alignments[beside - 1]); // columns, columnOf, divergence
+    this.last = this.columns[0].length - 1;
+  }
+
+  /** The column with another trace beside the first where the first is at the same step; else at the one before. */
+  columnBeside(column, beside) {
+    const [steps] = this.columns;
+    while (column > 0 && steps[column] < 0) column--;
+    return this.alignments[beside - 1].columnOf[0][Math.max(0, steps[column])];
+  }
+
   async open() {
     this.box = await floats(this.grid.box);
-    for (const trace of this.traces) {
+    for (const trace of this.all) {
       trace.mass = await floats(trace.mass);
       trace.logprobs = await floats(trace.logprobs);
       trace.kept = trace.kept && (await inflate(trace.kept));
@@ -49,12 +70,12 @@ export class Data {
     return axis.includes(value) ? [axis.indexOf(value)] : axis.map((_, i) => i);
   }
 
-  /** Attention [step * patch] of each trace at one layer and head, each of which may be "mean". */
+  /** Attention [step * patch] of all traces at one layer and head, each of which may be "mean". */
   async select(layer, head) {
     const key = `${layer}/${head}`;
     if (!this.planes.has(key)) {
       const attention = [];
-      for (const trace of this.traces) {
+      for (const trace of this.all) {
         const parts = [];
         for (const l of this.chosen(this.stored, layer)) for (const h of this.chosen(this.heads, head)) {
           const packed = trace.planes[l][h];
@@ -83,7 +104,7 @@ export class Data {
   reverse(plane, t, patches) {
     return Float64Array.from(this.traces[t].tokens, (_, step) => {
       let sum = 0;
-      for (const p of patches) sum += plane.attention[t][step * this.count + p];
+      for (const p of patches) sum += plane.attention[this.shown[t]][step * this.count + p];
       return sum;
     });
   }
@@ -111,7 +132,7 @@ export class Data {
   values(plane, mode, column) {
     const at = (t) => {
       const step = this.columns[t][column];
-      return step < 0 ? null : plane.attention[t].subarray(step * this.count, (step + 1) * this.count);
+      return step < 0 ? null : plane.attention[this.shown[t]].subarray(step * this.count, (step + 1) * this.count);
     };
     if (mode < 2) return at(mode);
     const first = at(0), second = at(1);
@@ -130,7 +151,7 @@ export class Data {
 
   /** Largest absolute value over all steps; both traces share one, so that they compare. */
   limit(plane, mode, masked) {
-    const key = `${mode === 2}/${Boolean(masked)}`;
+    const key = `${this.beside}/${mode === 2}/${Boolean(masked)}`;
     if (!plane.limits.has(key)) {
       let limit = 0;
       for (const m of mode === 2 ? [2] : this.traces.map((_, t) => t))

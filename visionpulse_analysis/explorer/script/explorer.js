@@ -1,4 +1,5 @@
-// The explorer: holds the view and tells its parts what changed. Each part is one file and may have four methods:
+// The explorer: holds the view and tells its parts what changed. Each part is one file and may have five methods:
+//   pair()  another trace stands beside the first; draw() follows
 //   draw()  anything of the view changed but the step: layer, trace, scale, region, theme, width
 //   step()  another step is current
 //   heat()  another map is shown: that of the current step, or of the token under the pointer
@@ -48,8 +49,10 @@ export class Explorer {
     }));
     if (this.stop.signal.aborted) return;
     this.view = viewFromText(this.data, link);
+    this.data.show(this.view.beside);
     // The tokens come first: they read the layout before anyone writes, so that a step costs one layout.
     this.parts = [Tokens, Curve, Steps, Stage, Thumbs, Readout, Region, Toolbar, Margins].map((Part) => new Part(this));
+    this.tell("pair");
     listenToKeys(this);
     this.listen();
     this.paintTheme();
@@ -83,13 +86,18 @@ export class Explorer {
 
   /** Change what is shown. Moving the step draws at once; another layer or head may have to be decoded first. */
   async set(changes) {
-    const view = { ...this.view, ...changes };
-    view.column = this.data.nearest(view.column, view.mode);
+    const { data } = this, view = { ...this.view, ...changes }, another = view.beside !== data.beside;
+    if (another) {
+      if (!("column" in changes)) view.column = data.columnBeside(view.column, view.beside);
+      data.show(view.beside);
+    }
+    view.column = data.nearest(view.column, view.mode);
     this.view = view;
     this.hover = null;
+    if (another) this.tell("pair");
     const key = `${view.layer}/${view.head}`;
     if (key !== this.shownPlane) {
-      const plane = await this.data.select(view.layer, view.head);
+      const plane = await data.select(view.layer, view.head);
       if (key !== `${this.view.layer}/${this.view.head}` || this.stop.signal.aborted) return; // overtaken
       this.plane = plane;
       this.shownPlane = key;
@@ -115,6 +123,12 @@ export class Explorer {
   moveAlong(choices, name, by) {
     const at = choices.indexOf(this.view[name]) + by;
     if (at >= 0 && at < choices.length) this.set({ [name]: choices[at] });
+  }
+
+  /** Put the next of the other traces beside the first, or the one before; after the last comes the first. */
+  moveBeside(by) {
+    const { alignments: { length: count } } = this.data;
+    this.set({ beside: ((this.view.beside - 1 + by + count) % count) + 1 });
   }
 
   toggle(name) {

@@ -12,6 +12,7 @@ const ACTIONS = {
   "]": (explorer) => explorer.moveAlong(explorer.data.headChoices, "head", 1),
   " ": (explorer) => explorer.ref.play.click(),
   d: (explorer) => explorer.toggle("mode"),
+  p: (explorer, many) => explorer.moveBeside(many > 1 ? -1 : 1),
   a: (explorer) => explorer.toggle("scale"),
   s: (explorer) => explorer.toggle("sinks"),
   k: (explorer) => explorer.toggle("kept"),
@@ -22,7 +23,8 @@ const ACTIONS = {
 export const HELP = [
   ["← →", "one step back or forward"], ["Shift + ← →", "ten steps"], ["Home, End", "first or last step"],
   ["↑ ↓", "layer above or below; the last choice is the mean"], ["[ ]", "head before or after"],
-  ["Space", "play or pause"], ["D", "first trace, second trace, difference"], ["A", "a colour scale per step, or one for all steps"],
+  ["Space", "play or pause"], ["D", "first trace, second trace, difference"],
+  ["P", "the next of several pruned traces; with Shift the one before"], ["A", "a colour scale per step, or one for all steps"],
   ["S", "sinks shown or masked"], ["K", "show which patches were kept and dropped"], ["Esc", "clear the region"], ["?", "this help"],
 ];
 

@@ -10,13 +10,18 @@ export class Margins {
     this.explorer = explorer;
     const { data, ref } = explorer;
     ref.question.textContent = data.question;
-    ref.about.append(...data.about.map((line) => make("p", line)));
+    this.lines = data.lines.map((_, i) => make("p", "", i === 2 ? { role: "status" } : {})); // of the trace beside the first
+    ref.about.append(...this.lines);
     ref.notes.textContent = data.notes.join(" ");
     ref.notes.hidden = !data.notes.length;
     ref.storeHint.textContent = data.store_hint;
     ref.storeHint.hidden = !data.store_hint;
     this.fillHelp();
     this.listen();
+  }
+
+  pair() {
+    this.explorer.data.lines.forEach((text, i) => { this.lines[i].textContent = text; });
   }
 
   fillHelp() {

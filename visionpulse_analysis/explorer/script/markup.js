@@ -17,6 +17,7 @@ export const MARKUP = `
   <div class="vp-segment" role="group" aria-label="Trace" data-ref="modes">
     <button type="button"></button><button type="button"></button><button type="button">Difference</button>
   </div>
+  <label data-ref="besideLabel" class="vp-beside" hidden><select data-ref="beside"></select></label>
   <label>Layer <select data-ref="layer"></select></label>
   <label data-ref="headLabel">Head <select data-ref="head"></select></label>
   <label>Scale <select data-ref="scale">

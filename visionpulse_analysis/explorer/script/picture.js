@@ -61,7 +61,7 @@ function paintView(explorer, link) {
   context.fillStyle = PAPER["--vp-ink"];
   context.fillRect(across(view.column, data, area) - 1, area.top, 2, area.bottom - area.top);
   write(data.question, left, 630, 24);
-  data.about.forEach((line, i) => write(line, left, 666 + 30 * i, 20, "--vp-muted"));
+  data.lines.forEach((line, i) => write(line, left, 666 + 30 * i, 20, "--vp-muted"));
   write(`#${link}`, MARGIN, canvas.height - 20, 18, "--vp-muted");
   return canvas;
 }

@@ -9,7 +9,6 @@ export class Steps {
   constructor(explorer) {
     this.explorer = explorer;
     const { ref, data } = explorer;
-    ref.slider.max = data.last;
     this.lines = data.traces.map(() => {
       const line = make("p"), name = make("span", "", { class: "vp-name" }), token = make("b"), facts = make("span");
       line.append(name, " ", token, " ", facts);
@@ -21,6 +20,10 @@ export class Steps {
     explorer.on(ref.slider, "input", () => explorer.set({ column: Number(ref.slider.value) }));
     explorer.on(ref.play, "click", () => this.play());
     explorer.stop.signal.addEventListener("abort", () => clearInterval(this.timer));
+  }
+
+  pair() {
+    this.explorer.ref.slider.max = this.explorer.data.last;
   }
 
   play() {

@@ -10,15 +10,28 @@ export class Tokens {
   constructor(explorer) {
     this.explorer = explorer;
     explorer.ref.strips.classList.toggle("vp-pair", explorer.data.pair);
-    this.strips = explorer.data.traces.map((trace, t) => this.fill(trace, t));
+    this.strips = explorer.data.traces.map((_, t) => this.make(t));
   }
 
-  fill(trace, t) {
-    const { data, ref } = this.explorer, id = `vp-strip-${strips++}`;
-    const heading = make("div", undefined, { class: "vp-row vp-caption" }), shade = make("span", "", { class: "vp-muted" });
-    heading.append(make("strong", data.pair ? `${trace.name} tokens` : "Tokens"), shade);
-    const box = make("div", undefined, { class: "vp-strip", role: "listbox", tabindex: "0", "aria-label": `${trace.name} tokens` });
-    const tokens = trace.tokens.map((token, step) => {
+  make(t) {
+    const id = `vp-strip-${strips++}`, name = make("strong", ""), shade = make("span", "", { class: "vp-muted" });
+    const heading = make("div", undefined, { class: "vp-row vp-caption" }), box = make("div", undefined, { class: "vp-strip", role: "listbox", tabindex: "0" });
+    heading.append(name, shade);
+    this.explorer.ref.strips.append(heading, box);
+    this.listen(box, t);
+    return { id, name, box, tokens: [], shade, here: null };
+  }
+
+  pair() {
+    this.explorer.data.traces.forEach((trace, t) => this.fill(this.strips[t], trace, t));
+  }
+
+  fill(strip, trace, t) {
+    const { data } = this.explorer, { id, name, box } = strip, called = `${trace.name} tokens` + (trace.label && `, ${trace.label}`);
+    name.textContent = data.pair ? called : "Tokens";
+    box.setAttribute("aria-label", called);
+    strip.here = null;
+    strip.tokens = trace.tokens.map((token, step) => {
       const column = data.columnOf[t][step];
       const element = make("span", readable(token), { role: "option", id: `${id}-${step}`, "aria-selected": "false" });
       element.dataset.step = step;
@@ -28,10 +41,7 @@ export class Tokens {
       if (column === data.divergence) element.classList.add("vp-diverges");
       return element;
     });
-    box.append(...tokens);
-    ref.strips.append(heading, box);
-    this.listen(box, t);
-    return { box, tokens, shade, here: null };
+    box.replaceChildren(...strip.tokens);
   }
 
   listen(box, t) {

@@ -13,9 +13,15 @@ export class Toolbar {
     options(ref.head, data.headChoices, data.heads?.length);
     ref.headLabel.hidden = !data.heads;
     ref.modes.hidden = !data.pair;
-    ref.kept.hidden = !data.pruned;
+    ref.besideLabel.hidden = data.all.length < 3;
+    ref.besideLabel.prepend(`${data.all.at(-1).name} trace `);
+    data.all.slice(1).forEach((trace, i) => ref.beside.append(make("option", trace.label, { value: i + 1 })));
     data.traces.forEach((trace, t) => { ref.modes.children[t].textContent = trace.name; });
     this.listen();
+  }
+
+  pair() {
+    this.explorer.ref.kept.hidden = !this.explorer.data.pruned;
   }
 
   listen() {
@@ -23,6 +29,7 @@ export class Toolbar {
     const choice = (choices, text) => choices.find((value) => String(value) === text);
     explorer.on(ref.layer, "change", () => explorer.set({ layer: choice(data.layerChoices, ref.layer.value) }));
     explorer.on(ref.head, "change", () => explorer.set({ head: choice(data.headChoices, ref.head.value) }));
+    explorer.on(ref.beside, "change", () => explorer.set({ beside: Number(ref.beside.value) }));
     explorer.on(ref.scale, "change", () => explorer.set({ scale: ref.scale.value }));
     explorer.on(ref.map, "change", () => explorer.set({ map: ref.map.value }));
     explorer.on(ref.opacity, "input", () => explorer.set({ opacity: Number(ref.opacity.value) }));
@@ -33,7 +40,7 @@ export class Toolbar {
 
   draw() {
     const { ref, view } = this.explorer;
-    for (const name of ["layer", "head", "scale", "map", "opacity"]) ref[name].value = view[name];
+    for (const name of ["layer", "head", "scale", "map", "opacity", "beside"]) ref[name].value = view[name];
     ref.map.disabled = view.mode === 2; // the difference has a palette of its own
     ref.sinks.setAttribute("aria-pressed", String(view.sinks === "masked"));
     ref.kept.setAttribute("aria-pressed", String(view.kept));
