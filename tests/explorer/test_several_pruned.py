@@ -10,7 +10,7 @@ from open_page import shows, word_after
 
 from visionpulse_analysis.explorer import explore, page
 from visionpulse_analysis.explorer.figure import draw_view
-from visionpulse_analysis.explorer.pairing import labels
+from visionpulse_analysis.explorer.labels import labels
 from visionpulse_analysis.explorer.payload import pack
 
 
@@ -31,6 +31,10 @@ def test_pruners_of_one_name_are_told_apart_by_what_differs():
     fast = {"name": "fastv", "budget": 0.1, "layer": 2}
     several = pruned_by(None, fast, {**fast, "budget": 0.2}, {"name": "vtw", "layer": 5}, fast)
     assert labels(several) == ["", "fastv(budget=0.1)", "fastv(budget=0.2)", "vtw", "fastv(budget=0.1) (2)"]
+    both = [{"name": f"divprune(budget={b}) | visionpulse(layer=2, shares=(1, {b}))"} for b in (0.1, 0.2)]
+    told = [f"divprune(budget={b}) | visionpulse(shares=(1, {b}))" for b in (0.1, 0.2)]
+    assert labels(pruned_by(None, *both, fast)) == ["", *told, "fastv"]
+    assert labels(pruned_by(None, both[0], fast)) == ["", "divprune | visionpulse", "fastv"]
     assert labels(pruned_by(None, fast)) == ["", ""]
     assert labels(pruned_by(None, "imported", None)) == ["", "no pruner", "no pruner (2)"]
 

@@ -8,12 +8,13 @@ from visionpulse_analysis.cli.base import app, key_values, literals
 
 # The order in which --help lists the commands.
 # isort: off
-from visionpulse_analysis.cli import tracing, checking, exchange, sweeps, figures, testbed, benchmarks
+from visionpulse_analysis.cli import tracing, comparing, checking, exchange, sweeps, figures, testbed, benchmarks
 
 __all__ = [
     "app",
     "benchmarks",
     "checking",
+    "comparing",
     "exchange",
     "figures",
     "key_values",

@@ -80,6 +80,11 @@ def key_values(pairs: list[str] | None) -> dict[str, str]:
     return {pair.partition("=")[0].strip(): pair.partition("=")[2] for pair in pairs or []}
 
 
+def indices(text: str) -> Any:
+    """A word such as "all", or a list of indices."""
+    return [int(part) for part in text.split(",")] if text.replace(",", "").strip().isdigit() else text
+
+
 def literals(pairs: list[str] | None) -> dict[str, Any]:
     """KEY=VALUE arguments with values read as Python literals where they are."""
     from ast import literal_eval

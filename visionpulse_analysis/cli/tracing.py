@@ -8,7 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from visionpulse_analysis.cli.base import Json, Model, Parameters, TrustRemoteCode, app, command, literals, show
+from visionpulse_analysis.cli.base import (
+    Json,
+    Model,
+    Parameters,
+    TrustRemoteCode,
+    app,
+    command,
+    indices,
+    literals,
+    show,
+)
 
 
 @command(app)
@@ -58,8 +68,8 @@ def decode(
             raise FileExistsError(f"trace {dense_id!r} exists in {store}; choose another --id")
     vlm = vpa.load(model, trust_remote_code=trust_remote_code)
     options: dict[str, Any] = {
-        "layers": _indices(layers),
-        "heads": _indices(heads),
+        "layers": indices(layers),
+        "heads": indices(heads),
         "sample": None if temperature is None else Sample(temperature),
         "seed": seed,
         "max_new_tokens": max_new_tokens,
@@ -103,11 +113,6 @@ def pruners(as_json: Json = False) -> None:
     }
     lines = [f"{as_text(kind())}\n    {about[name]['does']}" for name, kind in known.items()]
     show(about, as_json, "\n".join(lines))
-
-
-def _indices(text: str) -> Any:
-    """A word such as "all", or a list of indices."""
-    return [int(part) for part in text.split(",")] if text.replace(",", "").strip().isdigit() else text
 
 
 @command(app)

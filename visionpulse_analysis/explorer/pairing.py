@@ -14,31 +14,6 @@ def names(traces: list) -> list[str]:
     return [first, *[other] * len(others)]
 
 
-def labels(traces: list) -> list[str]:
-    """What tells the traces beside the first apart: the pruner's name, and the parameters in which namesakes differ.
-
-    Empty for the first trace, and for the other one where there are only two.
-    """
-    if len(traces) < 3:
-        return [""] * len(traces)
-    pruners = [pruner_of(trace) for trace in traces[1:]]
-    called = [str(pruner.pop("name", "no pruner")) for pruner in pruners]
-    told = []
-    for name, pruner in zip(called, pruners, strict=True):
-        same = [other for known, other in zip(called, pruners, strict=True) if known == name]
-        differ = [key for key in pruner if any(other.get(key) != pruner[key] for other in same)]
-        inside = ", ".join(f"{key}={pruner[key]!r}" for key in differ)
-        told.append(f"{name}({inside})" if inside else name)
-    again = [told[:index].count(label) + 1 for index, label in enumerate(told)]
-    return ["", *(label if n == 1 else f"{label} ({n})" for label, n in zip(told, again, strict=True))]
-
-
-def pruner_of(trace) -> dict:
-    """Name and parameters of a trace's pruner; empty without one, or where it was recorded in another way."""
-    pruner = trace.meta.get("pruner")
-    return dict(pruner) if isinstance(pruner, dict) else {}
-
-
 def identities(trace) -> list[int]:
     """Token ids, by which traces are aligned."""
     return np.asarray(trace.token_ids).tolist()

@@ -9,15 +9,8 @@ import numpy as np
 
 from visionpulse_analysis.explorer import encoding
 from visionpulse_analysis.explorer.alignment import align
-from visionpulse_analysis.explorer.pairing import (
-    check_traces,
-    identities,
-    labels,
-    most_visual_layer,
-    names,
-    pruner_of,
-    shared_layers,
-)
+from visionpulse_analysis.explorer.labels import labels, pruner_name
+from visionpulse_analysis.explorer.pairing import check_traces, identities, most_visual_layer, names, shared_layers
 from visionpulse_analysis.explorer.planes import MEAN, choose_planes
 from visionpulse_analysis.traces import frame_labels, frame_pictures
 
@@ -155,7 +148,7 @@ def _about(traces: list, called: list[str], told: list[str]) -> list[str]:
 
 
 def _trace_line(trace, name: str, label: str) -> str:
-    pruner = label or pruner_of(trace).get("name")
+    pruner = label or pruner_name(trace)
     what = f"{name} ({pruner})" if pruner else name
     answer = trace.answer.strip()
     if len(answer) > LONGEST_ANSWER:

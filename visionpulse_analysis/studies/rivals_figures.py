@@ -25,7 +25,7 @@ from visionpulse_analysis.traces import Trace
 COLOURS = ("#D55E00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#E69F00", GREY, "#000000")
 FAMILIES = tuple(dict.fromkeys(rival.family for rival in RIVALS.values()))
 AT_PREFILL, AT_STEPS = "o", "^"
-COLUMNS = 7
+FEWEST, COLUMNS = 3, 7  # kept sets beside one another
 
 
 def frontier_figure(compared: Comparison) -> Figure:
@@ -92,15 +92,20 @@ def two_steps(traces: Mapping[str, Trace], like: str) -> list[int]:
 
 
 def kept_page(traces: Mapping[str, Trace], steps: Sequence[int]) -> Figure:
-    """Draw what every pruner keeps at some steps: pruners side by side, steps below one another."""
+    """Draw what every pruner keeps at some steps: pruners side by side, steps below one another.
+
+    Nothing is drawn where a trace has ended before that step.
+    """
     labels = list(traces)
-    groups = [labels[start : start + COLUMNS] for start in range(0, len(labels), COLUMNS)]
-    height = (figures.DOUBLE / COLUMNS + 0.08) * len(steps) + 0.3
+    columns = min(COLUMNS, max(FEWEST, len(labels)))
+    groups = [labels[start : start + columns] for start in range(0, len(labels), columns)]
+    tall, wide = traces[labels[0]].images[0].shape[:2]
+    height = (figures.DOUBLE / columns * tall / wide + 0.08) * len(steps) + 0.3
     fig, parts = figures.new_page(figures.DOUBLE, [height] * len(groups))
     for part, group in zip(parts, groups, strict=True):
         with figures.style():
-            panels = part.subplots(len(steps), COLUMNS, squeeze=False)
-            for column in range(len(group), COLUMNS):
+            panels = part.subplots(len(steps), columns, squeeze=False)
+            for column in range(len(group), columns):
                 for ax in panels[:, column]:
                     ax.set_axis_off()
             for ax, label in zip(panels[0], group, strict=False):
@@ -108,6 +113,11 @@ def kept_page(traces: Mapping[str, Trace], steps: Sequence[int]) -> Figure:
         for row, step in enumerate(steps):
             for ax, label in zip(panels[row], group, strict=False):
                 trace = traces[label]
+                if step >= len(trace):
+                    ax.text(0.5, 0.5, "ended", ha="center", va="center", transform=ax.transAxes)
+                    ax.set(xticks=[], yticks=[])
+                    ax.spines[:].set_visible(False)
+                    continue
                 figures.draw_kept(ax, trace.images[0], trace.grid.to_map(kept_of(trace)[step]))
             panels[row, 0].set_ylabel(f"step {step}", fontsize=8)
     return fig

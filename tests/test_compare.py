@@ -1,0 +1,151 @@
+"""`visionpulse compare`: the numbers are those of the traces, and a mistake leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import visionpulse_analysis as vpa
+from visionpulse_analysis.cli import app
+from visionpulse_analysis.figures import read_provenance
+from visionpulse_analysis.pruners import FastV, PyramidDrop, VisionPulse
+from visionpulse_analysis.sampling import Sample
+from visionpulse_analysis.studies import side_by_side
+
+NAMED = "visionpulse(budget=0.25), keep_all, fastv, divprune | visionpulse"
+
+
+@pytest.fixture(scope="module")
+def picture(pictures, tmp_path_factory):
+    path = tmp_path_factory.mktemp("picture") / "scene.png"
+    Image.fromarray(pictures[0]).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def compare(picture, scenes_folder):
+    def run(*words, code=0):
+        asked = ("compare", picture, "where ?", "--model", scenes_folder, "--max-new-tokens", 6, *words)
+        result = CliRunner().invoke(app, [str(word) for word in asked])
+        assert result.exit_code == code, result.output
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def compared(compare, tmp_path_factory):
+    """Folder and JSON of one run."""
+    out = tmp_path_factory.mktemp("compared") / "new" / "folder"
+    words = ("--pruners", NAMED, "--budget", 0.5, "--layers", "2,5", "--seed", 3, "--temperature", 1.5)
+    result = compare(*words, "--store", out / "store", "--out", out, "--json")
+    return out, json.loads(result.stdout)
+
+
+def test_the_rows_are_those_of_the_traces(compared, vlm, picture):
+    rows = {row["name"]: row for row in compared[1]["rows"]}
+    assert list(rows) == ["dense", "visionpulse(budget=0.25)", "keep_all", "fastv", "divprune | visionpulse"]
+    dense = rows["dense"]
+    assert dense["same_answer"] and dense["divergence"] is None and dense["retention"] == 1.0
+    assert {**rows["keep_all"], "name": "dense", "pruner": None} == dense
+    assert [rows[name]["retention"] for name in ("visionpulse(budget=0.25)", "fastv")] == [0.25, 0.5]
+    options = {"seed": 3, "max_new_tokens": 6, "sample": Sample(1.5), "layers": "none"}
+    sample = vpa.decode(vlm, picture, "where ?", **options)
+    other = vpa.decode(vlm, picture, "where ?", pruner=VisionPulse(budget=0.25), **options)
+    row, same = rows["visionpulse(budget=0.25)"], np.array(sample.token_ids) == np.array(other.token_ids)
+    assert row["divergence"] == (None if same.all() else int(np.argmin(same)))
+    assert (row["steps"], row["answer"], row["finished"]) == (6, other.answer.strip(), other.meta["finished"])
+    costs = vpa.costs_of(other)
+    assert row["flops"] == costs.flops.sum() and row["kv_bytes_read"] == costs.kv_bytes_read.sum()
+    assert row["peak_kv_bytes"] == costs.peak_kv_bytes
+
+
+def test_figure_and_page_hold_what_was_compared(compared):
+    out, result = compared
+    names = ["kept.png", "kept.pdf", "kept.svg", "explorer.html"]
+    assert result["written"] == [str(out / name) for name in names]
+    found = read_provenance(out / "kept.png")
+    assert found["numbers"] == {row["name"]: row for row in result["rows"]} and found["seed"] == 3
+    assert found["parameters"]["pruners"] == NAMED and found["parameters"]["budget"] == 0.5
+    shown = json.loads((out / "explorer.html").read_text().split('id="payload">')[1].split("</script>")[0])
+    labels = ["", "visionpulse", "keep_all", "fastv", "divprune | visionpulse"]
+    assert [trace["label"] for trace in shown["traces"]] == labels
+    ids = ["compare-dense", "compare-1", "compare-2", "compare-3", "compare-4"]
+    assert [trace["id"] for trace in shown["traces"]] == ids and {*vpa.TraceStore(out / "store").ids} == {*ids}
+
+
+def test_the_budget_is_for_pruners_written_without_parameters():
+    found = side_by_side.named_pruners("fastv, visionpulse(budget=0.5), vtw, pyramiddrop, visionpulse", 8, 0.125)
+    assert list(found) == ["fastv", "visionpulse(budget=0.5)", "vtw", "pyramiddrop", "visionpulse"]
+    assert found["fastv"] == FastV(budget=0.125) and found["visionpulse(budget=0.5)"] == VisionPulse(budget=0.5)
+    assert found["pyramiddrop"] == PyramidDrop(ratio=0.5) and found["vtw"] == vpa.make_pruner("vtw")
+    both = side_by_side.named_pruners("fastv | random,divprune | visionpulse", 8, 0.125)
+    assert both["fastv | random"] == FastV() | vpa.make_pruner("random", budget=0.125)
+    assert both["divprune | visionpulse"] == vpa.make_pruner("divprune", budget=0.25) | VisionPulse(budget=0.125)
+
+
+@pytest.mark.parametrize(
+    ("pruners", "message"),
+    [
+        ("magic", "no pruner 'magic'; known:"),
+        ("fastv,magic | fastv", "no pruner 'magic'; known:"),
+        (" ", "no pruner named"),
+        ("fastv,,random", "expected pruners separated by commas"),
+        ("fastv, fastv", "fastv and fastv name the same pruner"),
+        ("random(budget=0.5),random", "random(budget=0.5) and random name the same pruner"),
+        ("fastv(layer=99)", "pruner fastv(layer=99) cannot run on"),
+        ("random(budget=2)", "budget"),
+        ("fastv(depth=2)", "has no parameter 'depth'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(compare, tmp_path, pruners, message):
+    words = ("--pruners", pruners, "--budget", 0.5, "--out", tmp_path / "out", "--store", tmp_path / "store")
+    result = compare(*words, code=2)
+    last = result.stderr.splitlines()[-1]  # above it the bar of the loaded weights
+    assert last.startswith("error: ") and message in last and "Traceback" not in result.stderr and result.stdout == ""
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob("store/*"))
+
+
+def test_what_stands_in_the_way_is_found_before_decoding(compare, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "is a file; name a folder" in compare("--pruners", "fastv", "--out", tmp_path / "file", code=2).stderr
+    words = ("--pruners", "fastv", "--store", tmp_path / "store", "--id", "a", "--out", tmp_path / "out")
+    compare(*words)
+    assert "trace 'a-dense'" in compare(*words, code=2).stderr
+
+
+def test_the_table_says_what_changed_against_dense():
+    dense = {
+        "name": "dense", "pruner": None, "answer": "r2 c2", "same_answer": True, "steps": 20, "finished": True,
+        "divergence": None, "retention": 1.0, "flops": 2.5e9, "kv_bytes_read": 3e6, "peak_kv_bytes": 999.0,
+    }  # fmt: skip
+    other = dict(
+        dense, name="fastv", answer="", same_answer=False, steps=30, finished=False, divergence=7, retention=0.1,
+        flops=2e9, kv_bytes_read=4.5e6,
+    )  # fmt: skip
+    head, first, second = side_by_side.format_comparison([dense, other]).splitlines()
+    assert head.split() == "answer same steps parts at kept flops kv bytes read peak kv bytes".split()
+    assert first.split() == "dense r2 c2 yes 20 never 100.0 % 2.5 G 3 M 999".split()
+    wanted = "fastv none no 30, cut off step 7 10.0 % 2 G (-20 %) 4.5 M (+50 %) 999"
+    assert second.split() == wanted.split()
+
+
+def test_the_figure_shows_steps_that_all_reach_unless_one_ends_at_once(vlm, pictures):
+    long = vpa.decode(vlm, pictures[0], "where ?", max_new_tokens=7, layers="none", pruner=VisionPulse(budget=0.25))
+    assert len(long) == 7
+
+    def figure(*lengths):
+        traces = {str(n): vpa.Trace(long.dataset.isel(step=slice(n))) for n in lengths}
+        return side_by_side.kept_figure({"dense": long, **traces})
+
+    axes = figure(7).axes
+    assert [ax.get_ylabel() for ax in axes if ax.get_ylabel()] == ["step 1", "step 3", "step 4", "step 6"]
+    axes = figure(2, 7).axes
+    assert [ax.get_ylabel() for ax in axes if ax.get_ylabel()] == ["step 1", "step 2", "step 3", "step 4"]
+    assert sum(text.get_text() == "ended" for ax in axes for text in ax.texts) == 3
+    with pytest.raises(ValueError, match="ends before any pruned step"):
+        figure(1)

@@ -1,0 +1,68 @@
+"""One image and question under several pruners: ``compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from visionpulse_analysis.cli.base import Json, Model, TrustRemoteCode, app, command, indices, show
+
+
+@command(app)
+def compare(
+    image: Path,
+    question: str,
+    pruners: Annotated[
+        str, typer.Option(help="Separated by commas, each as decode --pruner takes it: a,b(x=1),c | d.")
+    ],
+    budget: Annotated[
+        float | None, typer.Option(help="Share of patches kept, for pruners that have one and are written without.")
+    ] = None,
+    model: Model = "scenes",
+    layers: Annotated[str, typer.Option(help='"all", "anchor", or indices such as 3,5.')] = "all",
+    temperature: Annotated[float | None, typer.Option(help="Sample at this temperature; greedy without it.")] = None,
+    seed: int = 0,
+    max_new_tokens: int = 256,
+    store: Annotated[Path | None, typer.Option(help="Stream the traces into this trace store.")] = None,
+    id: Annotated[str, typer.Option(help="Beginning of the names of the traces.")] = "compare",
+    out: Annotated[Path, typer.Option(help="Folder of the figure and the explorer page.")] = Path("compare"),
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: Json = False,
+) -> None:
+    """Answer a question dense and under several pruners: a table, a figure of what they keep, an explorer page."""
+    import visionpulse_analysis as vpa
+    from visionpulse_analysis import figures
+    from visionpulse_analysis.sampling import Sample
+    from visionpulse_analysis.studies import side_by_side
+    from visionpulse_analysis.studies.collect import traces_hash
+
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"--out {out} is a file; name a folder")
+    sample = None if temperature is None else Sample(temperature)
+    vlm = vpa.load(model, trust_remote_code=trust_remote_code)
+    chosen = side_by_side.named_pruners(pruners, vlm.n_layers, budget)
+    traces = side_by_side.decode_side_by_side(
+        vlm, image, question, chosen, store=store, id=id, layers=indices(layers), seed=seed, sample=sample,
+        max_new_tokens=max_new_tokens,
+    )  # fmt: skip
+    rows = side_by_side.comparison(traces)
+    page = vpa.explore(*traces.values(), store=None if store is None else str(store))
+    # Nothing is written before everything is there.
+    saved = figures.save(
+        side_by_side.kept_figure(traces),
+        "kept",
+        folder=out,
+        parameters={
+            "model": model, "weights": vlm.weights_hash, "image": str(image), "question": question, "pruners": pruners,
+            "budget": budget, "temperature": temperature, "max_new_tokens": max_new_tokens,
+        },
+        seed=seed,
+        data_hash=traces_hash(list(traces.values())),
+        numbers={row["name"]: row for row in rows},
+    )  # fmt: skip
+    written = [*map(str, saved), str(page.save(out / "explorer.html"))]
+    result = {"question": question, "model": model, "seed": seed, "budget": budget, "rows": rows, "written": written}
+    lines = [side_by_side.format_comparison(rows), *(f"wrote {path}" for path in written)]
+    show(result, as_json, "\n".join(lines))

@@ -1,0 +1,213 @@
+"""One question about one image, dense and under several pruners: what each answers, keeps and costs."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from visionpulse_analysis.collecting import Record
+from visionpulse_analysis.costs import costs_of
+from visionpulse_analysis.decoding import Batch, Options, decode
+from visionpulse_analysis.explorer.alignment import align
+from visionpulse_analysis.images import ImageLike
+from visionpulse_analysis.models import VLM
+from visionpulse_analysis.pruners import list_pruners, make_pruner
+from visionpulse_analysis.pruners.base import Pruner
+from visionpulse_analysis.pruners.combined import parse
+from visionpulse_analysis.store import TraceStore
+from visionpulse_analysis.studies.frontier_report import kept_of
+from visionpulse_analysis.studies.rivals import COSTS, RIVALS, matched_pruner
+from visionpulse_analysis.studies.rivals_figures import kept_page
+from visionpulse_analysis.studies.trace_length import DENSE
+from visionpulse_analysis.traces import Trace
+
+LONGEST_ANSWER = 40  # characters of it in the table
+STEPS = 4  # rows of the figure, at most
+
+
+def named_pruners(text: str, n_layers: int, budget: float | None = None) -> dict[str, Pruner]:
+    """The pruners that a text names, each under its part of the text.
+
+    Parameters
+    ----------
+    text : str
+        As for :func:`make_pruner`, separated by commas: ``fastv(budget=0.2), divprune | visionpulse``.
+    n_layers : int
+        Layers of the model.
+    budget : float, optional
+        Share of the patches in (0, 1] that the last layer sees, as far as a parameter of the pruner sets it. For those
+        written without parameters; of a combination, the last one gets it.
+
+    Raises
+    ------
+    ValueError
+        No pruner is named, one is unknown or named twice, or a parameter is wrong.
+    """
+    parts = _separate(text)
+    if not parts:
+        raise ValueError("no pruner named; name some, separated by commas: fastv,divprune | visionpulse")
+    found: dict[str, Pruner] = {}
+    for part in parts:
+        pruner = _pruner_at(part, n_layers, budget)
+        twice = next((other for other, known in found.items() if known == pruner), None)
+        if twice is not None:
+            raise ValueError(f"{twice} and {part} name the same pruner; name each pruner once")
+        found[part] = pruner
+    return found
+
+
+def _separate(text: str) -> list[str]:
+    """Take the text apart at the commas that stand outside brackets."""
+    try:
+        parsed = ast.parse(f"[{text.strip()}]", mode="eval").body
+    except (SyntaxError, ValueError):
+        parsed = None
+    if not isinstance(parsed, ast.List):
+        raise ValueError(f"expected pruners separated by commas, such as fastv,random(budget=0.1); got {text!r}")
+    return [ast.unparse(part) for part in parsed.elts]
+
+
+def _pruner_at(text: str, n_layers: int, budget: float | None) -> Pruner:
+    parts = parse(text)
+    if budget is None or any(own for _, own in parts):
+        return make_pruner(text)
+    names = [name for name, _ in parts]
+    for name in names:
+        make_pruner(name)  # an unknown one is named in the error
+    for known in RIVALS.values():
+        if known.matched is not None and known.name == " | ".join(names):
+            return matched_pruner(known, budget, n_layers)
+    if len(names) > 1:
+        return reduce(or_, [*map(make_pruner, names[:-1]), _pruner_at(names[-1], n_layers, budget)])
+    takes_budget = "budget" in list_pruners()[text].__dataclass_fields__
+    return make_pruner(text, budget=budget) if takes_budget else make_pruner(text)
+
+
+def decode_side_by_side(
+    vlm: VLM,
+    image: ImageLike,
+    question: str,
+    pruners: Mapping[str, Pruner],
+    *,
+    store: str | Path | None = None,
+    id: str = "compare",
+    **options: Any,
+) -> dict[str, Trace]:
+    """Decode dense, then under each pruner, with the same seed.
+
+    Parameters
+    ----------
+    store : str or Path, optional
+        Trace store that the traces are streamed into; made if there is none.
+    id : str
+        The traces are called ``ID-dense``, ``ID-1``, ``ID-2`` and so on.
+    **options
+        Of :func:`decode`.
+
+    Returns
+    -------
+    dict of str to Trace
+        "dense" first, then the names of the pruners.
+
+    Raises
+    ------
+    ValueError
+        A pruner cannot run on this model or an option is wrong. Nothing has been decoded then.
+    FileExistsError
+        The store holds one of the names.
+    """
+    record = Record(vlm, vlm.prompt(image, question), 0, {}, layers=[])
+    for name, pruner in pruners.items():
+        try:
+            Batch(vlm, [record], Options([], None, pruner))
+        except ValueError as error:
+            raise ValueError(f"pruner {name} cannot run on {vlm.name}: {error}") from error
+    ids = [f"{id}-{DENSE}", *(f"{id}-{number}" for number in range(1, len(pruners) + 1))]
+    kept = None if store is None else TraceStore(store, mode="a")
+    if kept is not None:
+        for name in ids:
+            kept.check_new(name)
+    arms = {DENSE: None, **pruners}
+    return {
+        name: decode(vlm, image, question, pruner=pruner, ids=own, store=kept, **options)
+        for own, (name, pruner) in zip(ids, arms.items(), strict=True)
+    }
+
+
+def comparison(traces: Mapping[str, Trace]) -> list[dict[str, Any]]:
+    """What each trace answers, keeps and costs, one row per trace, JSON-ready.
+
+    ``divergence`` is the first step at which a trace parts from the dense one, None where it does not. ``retention`` is
+    the mean share of the patches that the last layer sees, over the steps after prefill; None without such a step.
+    Costs are of the whole trace: operations, and bytes of keys and values.
+    """
+    dense, rows = traces[DENSE], []
+    for name, trace in traces.items():
+        costs = costs_of(trace)
+        rows.append(
+            {
+                "name": name,
+                "pruner": trace.meta["pruner"],
+                "answer": trace.answer.strip(),
+                "same_answer": trace.answer.strip() == dense.answer.strip(),
+                "steps": len(trace),
+                "finished": trace.meta["finished"],
+                "divergence": align(dense.token_ids.tolist(), trace.token_ids.tolist()).divergence,
+                "retention": _retention(trace),
+                "flops": float(costs.flops.sum()),
+                "kv_bytes_read": float(costs.kv_bytes_read.sum()),
+                "peak_kv_bytes": costs.peak_kv_bytes,
+            }
+        )
+    return rows
+
+
+def _retention(trace: Trace) -> float | None:
+    if trace.kept is None:
+        return 1.0
+    return float(kept_of(trace)[1:].mean()) if len(trace) > 1 else None
+
+
+def format_comparison(rows: list[dict[str, Any]]) -> str:
+    """The rows as a table for a terminal; costs with their change against dense."""
+    dense = rows[0]
+    table = [
+        {
+            "": row["name"],
+            "answer": row["answer"][:LONGEST_ANSWER] or "none",
+            "same": "yes" if row["same_answer"] else "no",
+            "steps": f"{row['steps']}" + ("" if row["finished"] else ", cut off"),
+            "parts at": "never" if row["divergence"] is None else f"step {row['divergence']}",
+            "kept": "" if row["retention"] is None else f"{100 * row['retention']:.1f} %",
+            **{cost.replace("_", " "): _beside(row[cost], dense[cost]) for cost in COSTS},
+        }
+        for row in rows
+    ]
+    return pd.DataFrame(table).to_string(index=False)
+
+
+def _beside(value: float, dense: float) -> str:
+    scale = next((n for n in (4, 3, 2, 1) if value >= 1000**n), 0)
+    change = "" if value == dense or not dense else f" ({100 * (value / dense - 1):+.0f} %)"
+    return f"{value / 1000**scale:.3g} {' kMGT'[scale].strip()}".strip() + change
+
+
+def kept_figure(traces: Mapping[str, Trace]) -> Figure:
+    """Draw what each pruner keeps at steps evenly spaced over those that all traces reach, the first pruned one first.
+
+    Raises ValueError where no trace has a step after prefill.
+    """
+    pruned = {name: trace for name, trace in traces.items() if name != DENSE}
+    ends = [len(trace) - 1 for trace in pruned.values()]
+    if max(ends) < 1:
+        raise ValueError("every trace ends before any pruned step; ask for more tokens or another question")
+    last = max(min(ends), min(STEPS, max(ends)))  # one trace that ends at once does not hide what the others do
+    return kept_page(pruned, np.unique(np.linspace(1, last, STEPS).round().astype(int)).tolist())
