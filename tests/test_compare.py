@@ -116,6 +116,8 @@ def test_what_stands_in_the_way_is_found_before_decoding(compare, tmp_path):
     words = ("--pruners", "fastv", "--store", tmp_path / "store", "--id", "a", "--out", tmp_path / "out")
     compare(*words)
     assert "trace 'a-dense'" in compare(*words, code=2).stderr
+    alone = CliRunner().invoke(app, ["compare", "where ?", "--pruners", "fastv"])
+    assert alone.exit_code == 2 and "no image given" in alone.stderr
 
 
 def test_the_table_says_what_changed_against_dense():
@@ -149,3 +151,13 @@ def test_the_figure_shows_steps_that_all_reach_unless_one_ends_at_once(vlm, pict
     assert sum(text.get_text() == "ended" for ax in axes for text in ax.texts) == 3
     with pytest.raises(ValueError, match="ends before any pruned step"):
         figure(1)
+
+
+def test_of_several_images_the_figure_shows_the_one_that_dense_decoding_attends_to_most(vlm, pictures):
+    shown, options = [pictures[0], pictures[1]], {"max_new_tokens": 3, "layers": "anchor"}
+    dense = vpa.decode(vlm, shown, "where ?", **options)
+    pruned = vpa.decode(vlm, shown, "where ?", pruner=VisionPulse(budget=0.25), **options)
+    seen = [float(dense.attention.values[..., dense.grid.image == image].sum(dtype=float)) for image in (0, 1)]
+    fig = side_by_side.kept_figure({"dense": dense, "visionpulse": pruned})
+    assert fig.axes[0].get_ylabel() == f"image {1 + int(np.argmax(seen))}, step 1"
+    assert fig.axes[0].images[0].get_array().shape == pictures[int(np.argmax(seen))].shape

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from functools import wraps
 from math import isfinite
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -31,6 +32,15 @@ def options(
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 Parameters = Annotated[list[str] | None, typer.Option("-p", "--parameter", metavar="KEY=VALUE")]
 Model = Annotated[str, typer.Option(help='"scenes", a folder, or a hub id.')]
+Asked = Annotated[list[str], typer.Argument(metavar="[IMAGE]... QUESTION", show_default=False)]
+Videos = Annotated[
+    list[Path] | None,
+    typer.Option(help="A film, an animated image, or a folder of frames; may be repeated. Images come first."),
+]
+Fps = Annotated[
+    float | None, typer.Option(help="Frames per second of the videos; for folders, and where a file says wrong.")
+]
+SampleFps = Annotated[float | None, typer.Option(help="Show so many frames per second; all without it.")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the Python code that the model brings along; read it before.")
 ]
@@ -78,6 +88,18 @@ def key_values(pairs: list[str] | None) -> dict[str, str]:
     if wrong:
         raise ValueError(f"expected KEY=VALUE, got {wrong[0]!r}")
     return {pair.partition("=")[0].strip(): pair.partition("=")[2] for pair in pairs or []}
+
+
+def shown_and_asked(
+    asked: list[str], videos: list[Path] | None, fps: float | None, sample_fps: float | None
+) -> tuple[str, list[Any]]:
+    """The question, and the images and videos before it; raises ValueError where there are none."""
+    import visionpulse_analysis as vpa
+
+    question, shown = asked[-1], [*asked[:-1], *(vpa.Video(path, fps, sample_fps) for path in videos or ())]
+    if not shown:
+        raise ValueError(f"no image given with the question {question!r}; put images before it, or say --video")
+    return question, shown
 
 
 def indices(text: str) -> Any:

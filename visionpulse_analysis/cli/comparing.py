@@ -7,19 +7,34 @@ from typing import Annotated
 
 import typer
 
-from visionpulse_analysis.cli.base import Json, Model, TrustRemoteCode, app, command, indices, show
+from visionpulse_analysis.cli.base import (
+    Asked,
+    Fps,
+    Json,
+    Model,
+    SampleFps,
+    TrustRemoteCode,
+    Videos,
+    app,
+    command,
+    indices,
+    show,
+    shown_and_asked,
+)
 
 
 @command(app)
 def compare(
-    image: Path,
-    question: str,
+    asked: Asked,
     pruners: Annotated[
         str, typer.Option(help="Separated by commas, each as decode --pruner takes it: a,b(x=1),c | d.")
     ],
     budget: Annotated[
         float | None, typer.Option(help="Share of patches kept, for pruners that have one and are written without.")
     ] = None,
+    video: Videos = None,
+    fps: Fps = None,
+    sample_fps: SampleFps = None,
     model: Model = "scenes",
     layers: Annotated[str, typer.Option(help='"all", "anchor", or indices such as 3,5.')] = "all",
     temperature: Annotated[float | None, typer.Option(help="Sample at this temperature; greedy without it.")] = None,
@@ -38,30 +53,27 @@ def compare(
     from visionpulse_analysis.studies import side_by_side
     from visionpulse_analysis.studies.collect import traces_hash
 
+    question, shown = shown_and_asked(asked, video, fps, sample_fps)
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"--out {out} is a file; name a folder")
     sample = None if temperature is None else Sample(temperature)
     vlm = vpa.load(model, trust_remote_code=trust_remote_code)
     chosen = side_by_side.named_pruners(pruners, vlm.n_layers, budget)
     traces = side_by_side.decode_side_by_side(
-        vlm, image, question, chosen, store=store, id=id, layers=indices(layers), seed=seed, sample=sample,
+        vlm, shown, question, chosen, store=store, id=id, layers=indices(layers), seed=seed, sample=sample,
         max_new_tokens=max_new_tokens,
     )  # fmt: skip
     rows = side_by_side.comparison(traces)
     page = vpa.explore(*traces.values(), store=None if store is None else str(store))
+    figure = side_by_side.kept_figure(traces)
+    used = {
+        "model": model, "weights": vlm.weights_hash, "images": asked[:-1], "videos": [str(film) for film in video or ()],
+        "question": question, "pruners": pruners, "budget": budget, "temperature": temperature,
+        "max_new_tokens": max_new_tokens,
+    }  # fmt: skip
+    about = {"parameters": used, "seed": seed, "data_hash": traces_hash(list(traces.values()))}
     # Nothing is written before everything is there.
-    saved = figures.save(
-        side_by_side.kept_figure(traces),
-        "kept",
-        folder=out,
-        parameters={
-            "model": model, "weights": vlm.weights_hash, "image": str(image), "question": question, "pruners": pruners,
-            "budget": budget, "temperature": temperature, "max_new_tokens": max_new_tokens,
-        },
-        seed=seed,
-        data_hash=traces_hash(list(traces.values())),
-        numbers={row["name"]: row for row in rows},
-    )  # fmt: skip
+    saved = figures.save(figure, "kept", folder=out, numbers={row["name"]: row for row in rows}, **about)
     written = [*map(str, saved), str(page.save(out / "explorer.html"))]
     result = {"question": question, "model": model, "seed": seed, "budget": budget, "rows": rows, "written": written}
     lines = [side_by_side.format_comparison(rows), *(f"wrote {path}" for path in written)]

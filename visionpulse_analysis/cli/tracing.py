@@ -9,29 +9,29 @@ from typing import Annotated, Any
 import typer
 
 from visionpulse_analysis.cli.base import (
+    Asked,
+    Fps,
     Json,
     Model,
     Parameters,
+    SampleFps,
     TrustRemoteCode,
+    Videos,
     app,
     command,
     indices,
     literals,
     show,
+    shown_and_asked,
 )
 
 
 @command(app)
 def decode(
-    asked: Annotated[list[str], typer.Argument(metavar="[IMAGE]... QUESTION", show_default=False)],
-    video: Annotated[
-        list[Path] | None,
-        typer.Option(help="A film, an animated image, or a folder of frames; may be repeated. Images come first."),
-    ] = None,
-    fps: Annotated[
-        float | None, typer.Option(help="Frames per second of the videos; for folders, and where a file says wrong.")
-    ] = None,
-    sample_fps: Annotated[float | None, typer.Option(help="Show so many frames per second; all without it.")] = None,
+    asked: Asked,
+    video: Videos = None,
+    fps: Fps = None,
+    sample_fps: SampleFps = None,
     model: Model = "scenes",
     pruner: Annotated[
         str | None, typer.Option(help="A pruner's name, with -p for its parameters, or as text: a(x=1) | b.")
@@ -57,9 +57,7 @@ def decode(
     from visionpulse_analysis.explorer.page import check_folder
     from visionpulse_analysis.sampling import Sample
 
-    question, image = asked[-1], [*asked[:-1], *(vpa.Video(path, fps, sample_fps) for path in video or ())]
-    if not image:
-        raise ValueError(f"no image given with the question {question!r}; put images before it, or say --video")
+    question, image = shown_and_asked(asked, video, fps, sample_fps)
     kept = None if store is None else vpa.TraceStore(store, mode="a")
     dense_id = f"{id}-dense"
     if explore is not None:  # what can go wrong at the end is found at the beginning

@@ -19,7 +19,7 @@ from visionpulse_analysis.studies.frontier import Point
 from visionpulse_analysis.studies.frontier_report import kept_of
 from visionpulse_analysis.studies.rivals import OWN, RIVALS, Comparison
 from visionpulse_analysis.studies.samples import Sample
-from visionpulse_analysis.traces import Trace
+from visionpulse_analysis.traces import Trace, frame_labels, frame_pictures
 
 # Okabe and Ito's eight colours, one per family.
 COLOURS = ("#D55E00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#E69F00", GREY, "#000000")
@@ -91,15 +91,20 @@ def two_steps(traces: Mapping[str, Trace], like: str) -> list[int]:
     return sorted({1, 1 + int(np.argmin(same))})
 
 
-def kept_page(traces: Mapping[str, Trace], steps: Sequence[int]) -> Figure:
+def kept_page(traces: Mapping[str, Trace], steps: Sequence[int], panel: int = 0) -> Figure:
     """Draw what every pruner keeps at some steps: pruners side by side, steps below one another.
 
-    Nothing is drawn where a trace has ended before that step.
+    Nothing is drawn where a trace has ended before that step. Of several images or frames, ``panel`` is shown.
     """
     labels = list(traces)
     columns = min(COLUMNS, max(FEWEST, len(labels)))
     groups = [labels[start : start + columns] for start in range(0, len(labels), columns)]
-    tall, wide = traces[labels[0]].images[0].shape[:2]
+    shown = traces[labels[0]]
+    frames = np.asarray(shown.grid.frames)
+    picture, (image, frame) = frame_pictures(shown)[0][panel], frames[panel, :2].tolist()
+    if picture is None:
+        raise ValueError("the traces do not hold the picture that was asked about")
+    tall, wide = picture.shape[:2]
     height = (figures.DOUBLE / columns * tall / wide + 0.08) * len(steps) + 0.3
     fig, parts = figures.new_page(figures.DOUBLE, [height] * len(groups))
     for part, group in zip(parts, groups, strict=True):
@@ -118,6 +123,7 @@ def kept_page(traces: Mapping[str, Trace], steps: Sequence[int]) -> Figure:
                     ax.set(xticks=[], yticks=[])
                     ax.spines[:].set_visible(False)
                     continue
-                figures.draw_kept(ax, trace.images[0], trace.grid.to_map(kept_of(trace)[step]))
-            panels[row, 0].set_ylabel(f"step {step}", fontsize=8)
+                figures.draw_kept(ax, picture, trace.grid.to_map(kept_of(trace)[step], image, frame))
+            where = f"{frame_labels(shown)[panel].lower()}, " if len(frames) > 1 else ""
+            panels[row, 0].set_ylabel(f"{where}step {step}", fontsize=8)
     return fig

@@ -17,7 +17,6 @@ from visionpulse_analysis.collecting import Record
 from visionpulse_analysis.costs import costs_of
 from visionpulse_analysis.decoding import Batch, Options, decode
 from visionpulse_analysis.explorer.alignment import align
-from visionpulse_analysis.images import ImageLike
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners import list_pruners, make_pruner
 from visionpulse_analysis.pruners.base import Pruner
@@ -93,7 +92,7 @@ def _pruner_at(text: str, n_layers: int, budget: float | None) -> Pruner:
 
 def decode_side_by_side(
     vlm: VLM,
-    image: ImageLike,
+    image: Any,
     question: str,
     pruners: Mapping[str, Pruner],
     *,
@@ -105,6 +104,7 @@ def decode_side_by_side(
 
     Parameters
     ----------
+    image : image, video, or list of them
     store : str or Path, optional
         Trace store that the traces are streamed into; made if there is none.
     id : str
@@ -203,6 +203,8 @@ def _beside(value: float, dense: float) -> str:
 def kept_figure(traces: Mapping[str, Trace]) -> Figure:
     """Draw what each pruner keeps at steps evenly spaced over those that all traces reach, the first pruned one first.
 
+    Of several images or frames, the one that dense decoding attends to most.
+
     Raises ValueError where no trace has a step after prefill.
     """
     pruned = {name: trace for name, trace in traces.items() if name != DENSE}
@@ -210,4 +212,13 @@ def kept_figure(traces: Mapping[str, Trace]) -> Figure:
     if max(ends) < 1:
         raise ValueError("every trace ends before any pruned step; ask for more tokens or another question")
     last = max(min(ends), min(STEPS, max(ends)))  # one trace that ends at once does not hide what the others do
-    return kept_page(pruned, np.unique(np.linspace(1, last, STEPS).round().astype(int)).tolist())
+    steps = np.unique(np.linspace(1, last, STEPS).round().astype(int)).tolist()
+    return kept_page(pruned, steps, panel=_most_seen(traces[DENSE]))
+
+
+def _most_seen(trace: Trace) -> int:
+    """The panel (image, or frame of a video) with the most attention over all steps and recorded layers."""
+    grid, others = trace.grid, [dim for dim in trace.attention.dims if dim != "patch"]
+    seen = trace.attention.sum(others, dtype=np.float64).values
+    shares = [seen[(grid.image == i) & (grid.frame == f)].sum() for i, f in np.asarray(grid.frames)[:, :2].tolist()]
+    return int(np.argmax(shares))
