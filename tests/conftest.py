@@ -8,6 +8,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+settings.register_profile("loaded machine", deadline=None)
+settings.load_profile("loaded machine")
 
 
 @pytest.fixture(scope="session", autouse=True)
