@@ -62,7 +62,7 @@ def test_space_plays_and_pauses(explored):
     view.settled("e.view.column > 7", True)
     view.press(" ")
     stopped = view.view["column"]
-    view.page.wait_for_timeout(400)
+    view.page.wait_for_timeout(200)  # more than a step lasts
     assert view.view["column"] == stopped and view.text("play") == "Play"
 
 
@@ -116,7 +116,7 @@ def test_k_marks_exactly_the_dropped_patches(explored):
     trace = make_trace(budget=0.1)
     view = explored(trace, link="step=7&layer=3")
     kept = trace.dataset["kept"].values[7]
-    assert f"kept {kept.sum()} of 64 patches (budget 10 %)" in view.text("live")
+    assert f"kept {kept.sum()} of 64 patches (budget 10\N{NO-BREAK SPACE}%)" in view.text("live")
     empty = view.look("e.ref.marks.toDataURL()")
     view.press("k")
     assert view.look("e.ref.marks.toDataURL()") != empty

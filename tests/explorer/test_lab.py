@@ -134,13 +134,14 @@ def test_the_widget_works_and_tells_python_its_view(lab, tmp_path, new_page):
     page.locator("#jp-main-statusbar", has_text="| Idle").wait_for(timeout=120_000)  # else nothing is run
     page.locator(".jp-Cell .cm-content").first.click()
     page.keyboard.press("Shift+Enter")
-    interact(explorer_in(page))
-    page.wait_for_timeout(500)
+    view = explorer_in(page)
+    interact(view)
+    link = "step=9&layer=5&head=mean&trace=difference&scale=absolute&sinks=masked&kept=shown&rows=2-2&cols=3-3"
+    view.settled("e.ref.link.textContent", f"#{link}")  # written as it is sent to Python
     page.locator(".jp-Cell").last.locator(".cm-content").click()
     page.keyboard.press("Shift+Enter")
     printed = page.locator(".jp-Cell .jp-OutputArea pre", has_text="view is")
     printed.wait_for(timeout=60_000)
-    link = "step=9&layer=5&head=mean&trace=difference&scale=absolute&sinks=masked&kept=shown&rows=2-2&cols=3-3"
     assert link in printed.inner_text()
     page.evaluate("document.body.dataset.jpThemeLight = 'false'")  # as JupyterLab does for a dark theme
     page.wait_for_selector('.vp-explorer[data-theme="dark"]')

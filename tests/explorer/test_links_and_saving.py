@@ -19,9 +19,11 @@ def test_a_link_restores_the_exact_view(explored):
     view = explored(*make_pair(heads=(0, 1)), link="step=3&layer=2")
     view.press("Shift+ArrowRight", "ArrowRight", "d", "a", "s", "k", "]", "ArrowUp")
     view.page.locator('[data-ref="map"]').select_option("cividis", force=True)
+    view.page.locator('[data-ref="opacity"]').fill("55")
+    assert view.look("e.ref.heat.style.opacity") == "0.55"
     view.page.mouse.click(*view.point(4, 4))
     view.page.mouse.move(5, 5)
-    view.page.wait_for_timeout(300)
+    view.page.wait_for_url("**opacity=55**rows=4-4&cols=4-4")  # the address follows when the view has settled
     link, before = view.page.url.split("#")[1], view.view
     pictures = [view.look(f"e.ref.{name}.toDataURL()") for name in ("heat", "marks", "plot")]
     assert f"#{link}" == view.text("link")

@@ -74,6 +74,6 @@ export class Steps {
     const { data } = this.explorer, budget = data.traces[t].budget?.[step];
     let kept = 0;
     for (let p = 0; p < data.count; p++) kept += data.visible(t, step, p);
-    return `kept ${kept} of ${data.count} patches` + (budget == null ? "" : ` (budget ${+(100 * budget).toPrecision(3)} %)`);
+    return `kept ${kept} of ${data.count} patches` + (budget == null ? "" : ` (budget ${+(100 * budget).toPrecision(3)}\u00a0%)`);
   }
 }
