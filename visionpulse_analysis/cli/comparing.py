@@ -67,7 +67,7 @@ def compare(
     page = vpa.explore(*traces.values(), store=None if store is None else str(store))
     figure = side_by_side.kept_figure(traces)
     used = {
-        "model": model, "weights": vlm.weights_hash, "images": asked[:-1], "videos": [str(film) for film in video or ()],
+        "model": model, "weights": vlm.weights_hash, "images": asked[:-1], "videos": [*map(str, video or ())],
         "question": question, "pruners": pruners, "budget": budget, "temperature": temperature,
         "max_new_tokens": max_new_tokens,
     }  # fmt: skip
