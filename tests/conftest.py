@@ -55,3 +55,11 @@ def pictures():
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def executed(tmp_path_factory):
+    """Notebook 06, executed once for all who read it, and signed."""
+    from visionpulse_analysis import notebooks
+
+    return notebooks.run("06_explorer", {"seed": 1}, out=tmp_path_factory.mktemp("figures"), fast=True)

@@ -86,11 +86,3 @@ def explored(new_page, tmp_path) -> Callable:
         return Explored(new_page(width=width, dark=dark), path).open(link)
 
     return open_page
-
-
-@pytest.fixture(scope="session")
-def executed(tmp_path_factory):
-    """Notebook 06, executed once and signed."""
-    from visionpulse_analysis import notebooks
-
-    return notebooks.run("06_explorer", {"seed": 1}, out=tmp_path_factory.mktemp("figures"), fast=True)
