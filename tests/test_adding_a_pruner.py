@@ -24,6 +24,13 @@ assert json.loads(listed.stdout)["longest_embedding"]["parameters"] == {"budget"
 asked = ["decode", sys.argv[2], "where is the red circle ?", "--model", sys.argv[3], "--max-new-tokens", "2", "--json"]
 made = CliRunner().invoke(app, [*asked, "--pruner", "longest_embedding(budget=0.25)"])
 assert json.loads(made.stdout)["kept"] == [16, 16], made.stdout
+asked = ["compare", *asked[1:], "--pruners", "longest_embedding,fastv", "--budget", "0.25", "--out", "compared"]
+compared = CliRunner().invoke(app, asked)
+assert json.loads(compared.stdout)["rows"][1]["retention"] == 0.25, compared.output
+from visionpulse_analysis.studies import rivals, rivals_figures
+assert rivals.RIVALS["longest_embedding"].at_prefill and rivals_figures.FAMILIES[-1] == "added"
+arms = rivals.rival_arms([0.25], 8)
+assert arms["longest_embedding"] == {"longest_embedding 25 %": vpa.make_pruner("longest_embedding", budget=0.25)}
 plainly = ["-o", "addopts=", "-p", "no:cacheprovider"]
 sys.exit(pytest.main([*plainly, "tests/test_every_pruner.py", "-k", "longest_embedding"]))
 """

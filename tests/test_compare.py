@@ -110,12 +110,14 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(compare, tmp_path, prun
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob("store/*"))
 
 
-def test_what_stands_in_the_way_is_found_before_decoding(compare, tmp_path):
+def test_what_goes_wrong_later_is_said_and_leaves_nothing_behind(compare, tmp_path):
     (tmp_path / "file").write_text("")
     assert "is a file; name a folder" in compare("--pruners", "fastv", "--out", tmp_path / "file", code=2).stderr
     words = ("--pruners", "fastv", "--store", tmp_path / "store", "--id", "a", "--out", tmp_path / "out")
     compare(*words)
     assert "trace 'a-dense'" in compare(*words, code=2).stderr
+    words = ("--pruners", "fastv", "--max-new-tokens", 1, "--out", tmp_path / "short")
+    assert "ends before any pruned step" in compare(*words, code=2).stderr and not (tmp_path / "short").exists()
     alone = CliRunner().invoke(app, ["compare", "where ?", "--pruners", "fastv"])
     assert alone.exit_code == 2 and "no image given" in alone.stderr
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from visionpulse_analysis.models import VLM
-from visionpulse_analysis.pruners import make_pruner
+from visionpulse_analysis.pruners import KeepAll, list_pruners, make_pruner
 from visionpulse_analysis.pruners.base import Pruner
+from visionpulse_analysis.pruners.diversity import BeforeModel
 from visionpulse_analysis.statistics import Interval, paired_difference
 from visionpulse_analysis.studies.arms import Outcome, decode_arms
 from visionpulse_analysis.studies.frontier import Frontier, measure_frontier
@@ -69,6 +70,7 @@ def _divprune_then_pulse(budget: float, n_layers: int) -> str:
 
 PULSE, STALE, ATTENTION, DIVERSITY = "VisionPulse", "stale choice", "attention in prefill", "diversity and prompt"
 STEPS, AT_ONCE, CHANCE, REFERENCE = "attention at steps", "whole layers or steps", "no choice", "oracle"
+ADDED = "added"
 RIVALS = {
     "VisionPulse": Rival("visionpulse", PULSE, False, _budget, {}),
     "DivPrune | VisionPulse": Rival("divprune | visionpulse", PULSE, False, _divprune_then_pulse),
@@ -93,6 +95,17 @@ RIVALS = {
     "oracle": Rival("oracle", REFERENCE, True, _budget),
 }
 OWN = "own setting"
+
+
+def _added(kind: type[Pruner]) -> Rival:
+    """A pruner that the table does not know: at its ``budget`` where it takes one, else with its defaults."""
+    takes_budget = any(field.name == "budget" for field in fields(kind))
+    at_prefill = issubclass(kind, BeforeModel)
+    return Rival(kind.name, ADDED, at_prefill, _budget if takes_budget else None, None if takes_budget else {})
+
+
+_told = {part for rival in RIVALS.values() for part in rival.name.split(" | ")} | {KeepAll.name}
+RIVALS |= {name: _added(kind) for name, kind in list_pruners().items() if name not in _told}
 
 
 def arm_name(label: str, budget: float | None) -> str:

@@ -21,8 +21,8 @@ from visionpulse_analysis.studies.rivals import OWN, RIVALS, Comparison
 from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.traces import Trace, frame_labels, frame_pictures
 
-# Okabe and Ito's eight colours, one per family.
-COLOURS = ("#D55E00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#E69F00", GREY, "#000000")
+# Okabe and Ito's colours, one per family; their yellow is for pruners that were added.
+COLOURS = ("#D55E00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#E69F00", GREY, "#000000", "#F0E442")
 FAMILIES = tuple(dict.fromkeys(rival.family for rival in RIVALS.values()))
 AT_PREFILL, AT_STEPS = "o", "^"
 FEWEST, COLUMNS = 3, 7  # kept sets beside one another
@@ -40,7 +40,7 @@ def frontier_figure(compared: Comparison) -> Figure:
     _draw(last, compared, lambda point: 100 * point.change.length.estimate)
     last.axhline(0, color=GREY, linewidth=0.8, linestyle="--", label="dense")
     last.set_ylabel("change of length (%)")
-    for family, colour in zip(FAMILIES, COLOURS, strict=True):
+    for family, colour in zip(FAMILIES, COLOURS, strict=False):
         last.plot([], [], color=colour, label=family)
     for marker, label in ((AT_PREFILL, "settled at prefill"), (AT_STEPS, "settled at steps")):
         last.plot([], [], marker=marker, color=GREY, linestyle="", label=label)
@@ -50,7 +50,7 @@ def frontier_figure(compared: Comparison) -> Figure:
 
 
 def _draw(ax: Axes, compared: Comparison, value) -> None:
-    colours = dict(zip(FAMILIES, COLOURS, strict=True))
+    colours = dict(zip(FAMILIES, COLOURS, strict=False))
     for label, names in compared.arms.items():
         rival = RIVALS[label]
         style: dict[str, Any] = {"color": colours[rival.family], "marker": AT_PREFILL if rival.at_prefill else AT_STEPS}
