@@ -30,3 +30,10 @@ def photos():
     """Noise of three shapes: square, wide and tall."""
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, size=(*shape, 3), dtype=np.uint8) for shape in ((64, 64), (40, 96), (90, 44))]
+
+
+@pytest.fixture(scope="session")
+def film():
+    """Noise: five frames of 40 x 96 pixels, three of 90 x 44."""
+    rng = np.random.default_rng(3)
+    return [rng.integers(0, 256, (count, *size, 3), dtype=np.uint8) for count, size in ((5, (40, 96)), (3, (90, 44)))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -94,7 +95,9 @@ def idefics3() -> Tiny:
 
 
 def smolvlm() -> Tiny:
-    return idefics(
+    tiny = idefics(
         hf.SmolVLMConfig, hf.SmolVLMVisionConfig, hf.SmolVLMForConditionalGeneration,
         pil_class("SmolVLMImageProcessor"), hf.SmolVLMProcessor,
     )  # fmt: skip
+    video = {"size": {"longest_edge": 48}, "max_image_size": {"longest_edge": 32}}
+    return replace(tiny, video=("SmolVLMVideoProcessor", video))

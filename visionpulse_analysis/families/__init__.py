@@ -10,6 +10,7 @@ from visionpulse_analysis.families.idefics3 import Idefics3
 from visionpulse_analysis.families.internvl import InternVL
 from visionpulse_analysis.families.pixtral import Pixtral
 from visionpulse_analysis.families.qwen import Glm4v, Qwen3, Qwen25, QwenGrid
+from visionpulse_analysis.families.smolvlm import SmolVLM
 from visionpulse_analysis.families.square import Gemma3, Llava, PaliGemma
 
 __all__ = ["FAMILIES", "Family", "Prompt", "UnsupportedModelError", "check_supported", "family_class"]
@@ -29,7 +30,7 @@ FAMILIES: dict[str, type[Family]] = {
     "qwen2_vl": QwenGrid,
     "qwen3_vl": Qwen3,
     "qwen3_vl_moe": Qwen3,
-    "smolvlm": Idefics3,
+    "smolvlm": SmolVLM,
     "vipllava": Llava,
 }
 

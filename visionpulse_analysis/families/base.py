@@ -1,61 +1,22 @@
-"""What every family shares: the prompt, how the pictures of several prompts are batched, and where tokens stand."""
+"""What every family shares: how a prompt is built, how several are batched, and where tokens stand."""
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from visionpulse_analysis.families.cells import Cells, Medium, grid_of, read_medium
+from visionpulse_analysis.families.cells import Medium, grid_of, read_medium
+from visionpulse_analysis.families.prompts import ANSWER, IMAGE, TEXT, VIDEO, Prompt, Shown, stack
 from visionpulse_analysis.images import ImageLike
-from visionpulse_analysis.patches import PatchGrid
 from visionpulse_analysis.videos import Clip, Video
 
-TEXT, IMAGE, VIDEO, ANSWER = range(4)
-
-
-@dataclass
-class Shown:
-    """One picture or video as the model reads it.
-
-    text : what stands for it in the prompt; cells : what its image tokens are; inputs : tensors for the model, whose
-    first axis counts pictures, tiles or patches, so that those of several pictures are concatenated along it;
-    merged : how many frames of a video are one for the model.
-    """
-
-    text: str
-    cells: Cells
-    inputs: dict[str, torch.Tensor]
-    merged: int = 1
-
-
-@dataclass
-class Prompt:
-    """One question about one picture or more, ready for the model.
-
-    ids int64 [token]; kinds int64 [token], 0 text, 1 image, 2 video, 3 answer; grid : which tokens are image patches;
-    inputs : what the model takes beside the tokens, as in `Shown`; images : the original pictures and frames, uint8;
-    videos : for the images that are videos their number, and of what the frames are: rate and numbers in the source.
-    """
-
-    question: str
-    ids: torch.Tensor
-    kinds: torch.Tensor
-    grid: PatchGrid
-    inputs: dict[str, torch.Tensor]
-    images: list[np.ndarray] = field(repr=False)
-    videos: list[dict[str, Any]] = field(default_factory=list)
-
-    def answered(self, ids: torch.Tensor) -> Prompt:
-        """The prompt followed by the tokens ``ids`` int64 [token] of an answer."""
-        kinds = torch.cat([self.kinds, torch.full_like(ids, ANSWER)])
-        return replace(self, ids=torch.cat([self.ids, ids]), kinds=kinds)
+__all__ = ["ANSWER", "IMAGE", "TEXT", "VIDEO", "Family", "Prompt", "Shown"]
 
 
 class Family(ABC):
@@ -131,6 +92,9 @@ class Family(ABC):
         """Inputs with one value per token that the model takes at prefill; kinds int64 [row, token]."""
         return {}
 
+    def template(self, media: Sequence[Medium]) -> str | None:  # noqa: B027
+        """The chat template, None for the model's own."""
+
     def text(self, media: Sequence[Medium], question: str) -> str:
         """The conversation as text, with one placeholder per picture or video."""
         if self.tokenizer.chat_template is None:
@@ -140,7 +104,10 @@ class Family(ABC):
         content = [{"type": "video" if isinstance(one, Clip) else "image"} for one in media]
         content.append({"type": "text", "text": question})
         return self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+            [{"role": "user", "content": content}],
+            chat_template=self.template(media),
+            tokenize=False,
+            add_generation_prompt=True,
         )
 
     def prompt(self, images: ImageLike | Video | Sequence[ImageLike | Video], question: str) -> Prompt:
@@ -231,18 +198,3 @@ class Family(ABC):
         names = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
         given = {name: inputs[name] for name in names if name in inputs}
         return model.model.get_rope_index(inputs["input_ids"], attention_mask=mask, **given)[0]
-
-
-def stack(parts: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Concatenate inputs along their first axis; shorter other axes are filled with zeros, as the library does."""
-    joined = {}
-    for name in dict.fromkeys(name for part in parts for name in part):
-        tensors = [part[name] for part in parts if name in part]
-        sizes = [max(tensor.shape[axis] for tensor in tensors) for axis in range(1, tensors[0].ndim)]
-        gaps = [[size - n for size, n in zip(sizes, tensor.shape[1:], strict=True)] for tensor in tensors]
-        filled = [
-            pad(tensor, [side for gap in reversed(row) for side in (0, gap)]) if any(row) else tensor
-            for tensor, row in zip(tensors, gaps, strict=True)
-        ]
-        joined[name] = torch.cat(filled)
-    return joined

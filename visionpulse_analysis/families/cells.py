@@ -13,7 +13,7 @@ from visionpulse_analysis.patches import PatchGrid
 from visionpulse_analysis.videos import Clip, Video
 
 if TYPE_CHECKING:
-    from visionpulse_analysis.families.base import Shown
+    from visionpulse_analysis.families.prompts import Shown
 
 Medium = np.ndarray | Clip  # a still, uint8 [row_px, col_px, 3], or a video
 Region = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the original picture

@@ -15,8 +15,19 @@ CLIP = {"image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862
 HALVES = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
 PATCHES = {"temporal_patch_size": 2, "merge_size": 2}
 SQUARE = {"size": {"height": 384, "width": 384}}
-BICUBIC = 3  # as Pillow numbers its filters
+LANCZOS, BICUBIC = 1, 3  # as Pillow numbers its filters
 COMMON = {"resample": BICUBIC, "do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
+
+
+def _has_lanczos() -> bool:
+    try:
+        interpolate(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), (2, 2), mode="lanczos", antialias=True)
+    except NotImplementedError:
+        return False
+    return True
+
+
+LANCZOS_IN_TORCH = _has_lanczos()  # where not, the library takes the bicubic filter as well
 
 
 def settings_of(given: dict[str, Any], **defaults: Any) -> dict[str, Any]:
@@ -36,7 +47,7 @@ def settings_of(given: dict[str, Any], **defaults: Any) -> dict[str, Any]:
         "do_resize": settings["do_resize"] is True,
         "do_rescale": settings["do_rescale"] is True,
         "do_normalize": settings["do_normalize"] is True,
-        "resample": settings["resample"] == BICUBIC,
+        "resample": settings["resample"] in (LANCZOS, BICUBIC),
         "do_center_crop": not settings.get("do_center_crop"),
         "cap_pixels_per_frame": not settings.get("cap_pixels_per_frame"),
     }
@@ -48,9 +59,22 @@ def settings_of(given: dict[str, Any], **defaults: Any) -> dict[str, Any]:
 
 def pixels(clip: Clip, height: int, width: int, settings: dict[str, Any]) -> torch.Tensor:
     """All frames in one size, rescaled and normalised: float32 [frame, 3, row_px, col_px]."""
-    frames = torch.stack([torch.from_numpy(frame.copy()) for frame in clip.frames]).permute(0, 3, 1, 2).contiguous()
-    if frames.shape[2:] != (height, width):
-        frames = interpolate(frames, (height, width), mode="bicubic", align_corners=False, antialias=True)
+    return normalised(resized(tensor(clip), height, width, settings), settings)
+
+
+def tensor(clip: Clip) -> torch.Tensor:
+    """uint8 [frame, 3, row_px, col_px]."""
+    return torch.stack([torch.from_numpy(frame.copy()) for frame in clip.frames]).permute(0, 3, 1, 2).contiguous()
+
+
+def resized(frames: torch.Tensor, height: int, width: int, settings: dict[str, Any]) -> torch.Tensor:
+    if frames.shape[2:] == (height, width):
+        return frames
+    mode = "lanczos" if settings["resample"] == LANCZOS and LANCZOS_IN_TORCH else "bicubic"
+    return interpolate(frames, (height, width), mode=mode, align_corners=False, antialias=True)
+
+
+def normalised(frames: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
     scale = 1.0 / settings["rescale_factor"]
     mean, std = (torch.tensor(settings[name]) * scale for name in ("image_mean", "image_std"))
     return (frames.float() - mean[:, None, None]) / std[:, None, None]

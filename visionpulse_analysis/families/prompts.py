@@ -1,0 +1,69 @@
+"""A prompt, and what the model is given beside its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import pad
+
+from visionpulse_analysis.families.cells import Cells
+from visionpulse_analysis.patches import PatchGrid
+
+TEXT, IMAGE, VIDEO, ANSWER = range(4)
+
+
+@dataclass
+class Shown:
+    """One picture or video as the model reads it.
+
+    text : what stands for it in the prompt; cells : what its image tokens are; inputs : tensors for the model, whose
+    first axis counts pictures, tiles or patches, so that those of several pictures are concatenated along it;
+    merged : how many frames of a video are one for the model.
+    """
+
+    text: str
+    cells: Cells
+    inputs: dict[str, torch.Tensor]
+    merged: int = 1
+
+
+@dataclass
+class Prompt:
+    """One question about one picture or more, ready for the model.
+
+    ids int64 [token]; kinds int64 [token], 0 text, 1 image, 2 video, 3 answer; grid : which tokens are image patches;
+    inputs : what the model takes beside the tokens, as in `Shown`; images : the original pictures and frames, uint8;
+    videos : for the images that are videos their number, and of what the frames are: rate and numbers in the source.
+    """
+
+    question: str
+    ids: torch.Tensor
+    kinds: torch.Tensor
+    grid: PatchGrid
+    inputs: dict[str, torch.Tensor]
+    images: list[np.ndarray] = field(repr=False)
+    videos: list[dict[str, Any]] = field(default_factory=list)
+
+    def answered(self, ids: torch.Tensor) -> Prompt:
+        """The prompt followed by the tokens ``ids`` int64 [token] of an answer."""
+        kinds = torch.cat([self.kinds, torch.full_like(ids, ANSWER)])
+        return replace(self, ids=torch.cat([self.ids, ids]), kinds=kinds)
+
+
+def stack(parts: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Concatenate inputs along their first axis; shorter other axes are filled with zeros, as the library does."""
+    joined = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        tensors = [part[name] for part in parts if name in part]
+        sizes = [max(tensor.shape[axis] for tensor in tensors) for axis in range(1, tensors[0].ndim)]
+        gaps = [[size - n for size, n in zip(sizes, tensor.shape[1:], strict=True)] for tensor in tensors]
+        filled = [
+            pad(tensor, [side for gap in reversed(row) for side in (0, gap)]) if any(row) else tensor
+            for tensor, row in zip(tensors, gaps, strict=True)
+        ]
+        joined[name] = torch.cat(filled)
+    return joined
