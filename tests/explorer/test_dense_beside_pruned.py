@@ -20,6 +20,8 @@ def test_cursors_are_linked_and_the_difference_is_pruned_minus_dense(explored):
     view.page.mouse.move(*view.point(3, 4))
     value = float(pruned.attention.sel(layer=3)[32, 28]) - float(dense.attention.sel(layer=3)[30, 28])
     assert shows(word_after(view.text("value"), "attention "), value)
+    assert view.text("value").endswith(" of the softmax row (pruned \N{MINUS SIGN} dense), dropped")
+    assert view.text("unit").startswith("pruned \N{MINUS SIGN} dense attention, share of the softmax row")
 
 
 def test_first_divergence_is_marked_and_reachable(explored):

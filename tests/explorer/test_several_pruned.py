@@ -85,7 +85,7 @@ def test_another_trace_takes_its_place_at_the_same_step(explored, four):
     assert chosen.input_value() == "2" and "Pruned (visionpulse(budget=0.3)): 36 steps" in status.inner_text()
     assert view.look("document.activeElement.getAttribute('aria-label')") == "Pruned tokens, visionpulse(budget=0.3)"
     lines = [line.inner_text() for line in view.page.locator(".vp-now p").all()]
-    assert "step 30 of 39" in lines[0] and "step 26 of 35" in lines[1] and "budget 30 %" in lines[1]
+    assert "step 30 of 39" in lines[0] and "step 26 of 35" in lines[1] and "budget 30\N{NO-BREAK SPACE}%" in lines[1]
     assert [e.get_attribute("data-step") for e in view.page.locator(".vp-diverges").all()] == ["10"]
     view.page.mouse.move(*view.point(3, 4))
     value = float(shorter.attention.sel(layer=3)[26, 28]) - float(dense.attention.sel(layer=3)[30, 28])

@@ -116,7 +116,7 @@ def _look_up(traces: list, asked: View) -> _Shown:
         where=", ".join(where),
         values=values,
         limit=float(np.nanmax(np.abs(values)) if asked.own_scale else np.abs(every).max()) or 1.0,
-        unit=f"{called[1]} - {called[0]} attention".lower() if difference else figures.ATTENTION_UNIT,
+        unit=(f"{called[1]} - {called[0]} ".lower() if difference else "") + figures.ATTENTION_UNIT,
         curves=lay_out(traces, dict(zip(called, series, strict=True)), columns, column, measured),
         kept=None if step is None or keeper is None else traces[keeper].kept.values[step],
         kept_name="" if keeper in (None, shown) else f" ({called[1 - shown].lower()})",

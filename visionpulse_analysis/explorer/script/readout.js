@@ -20,7 +20,7 @@ export class Readout {
     const { ref, view, palette } = this.explorer, bar = ref.bar.getContext("2d");
     opaque(palette).forEach((style, i) => { bar.fillStyle = style; bar.fillRect(i, 0, 1, 1); });
     const scale = view.scale === "step" ? "this step's own scale" : "one scale for all steps";
-    ref.unit.textContent = `${this.difference ? `${this.minus} attention` : "attention, share of the softmax row"}; ${scale}`;
+    ref.unit.textContent = `${this.difference ? `${this.minus} ` : ""}attention, share of the softmax row; ${scale}`;
   }
 
   heat() {
@@ -45,7 +45,7 @@ export class Readout {
   /** The value under the pointer, else that of the region. */
   point() {
     const { ref, data, view, values, masked, pointed: p, regionPatches, keptStep } = this.explorer;
-    const told = (value) => (this.difference ? `${signed(value)} ${this.minus}` : `${number(value)} of the softmax row`);
+    const told = (value) => (this.difference ? `${signed(value)} of the softmax row (${this.minus})` : `${number(value)} of the softmax row`);
     if (p !== null && values) {
       const [t, step] = keptStep, dropped = step >= 0 && !data.visible(t, step, p) ? ", dropped" : "";
       ref.value.textContent = `Row ${data.grid.row[p]}, column ${data.grid.col[p]}: attention ${told(values[p])}${dropped}${masked?.[p] ? ", masked sink" : ""}`;
