@@ -64,9 +64,9 @@ def test_overlap_is_the_mean_jaccard_index_of_consecutive_kept_sets(vlm, samples
 def test_a_second_call_reads_and_a_new_arm_decodes_only_itself(vlm, samples, monkeypatch):
     first = arms.decode_arms(vlm, samples, {"dense": None}, max_new_tokens=5)
     branched = []
-    branch = arms._Trunk.branch
+    branch = arms.Trunk.branch
     monkeypatch.setattr(
-        arms._Trunk, "branch", lambda self, pruner, *a: branched.append(pruner) or branch(self, pruner, *a)
+        arms.Trunk, "branch", lambda self, pruner, *a: branched.append(pruner) or branch(self, pruner, *a)
     )
     assert arms.decode_arms(vlm, samples, {"dense": None}, max_new_tokens=5) == first
     assert branched == []

@@ -1,33 +1,27 @@
 """Decode the same samples in several ways ("arms") and keep what came out, without attention.
 
-All arms whose pruner acts from the first decode step on share one dense prefill, which their pruners watch, and start
-from the same cache; the others make their own. Prefill is more than half of the cost of short traces; the tokens are
-those of :func:`decode`.
+Arms share what prefill they can (`trunk`); the tokens are those of :func:`decode`.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from visionpulse_analysis.attention import route
-from visionpulse_analysis.collecting import Record
+from visionpulse_analysis._files import written_whole
 from visionpulse_analysis.costs import costs_of
-from visionpulse_analysis.decoding import Batch, Options, Run
 from visionpulse_analysis.models import VLM
-from visionpulse_analysis.pruners.base import Pruner, Selection
-from visionpulse_analysis.pruners.view import Layout, View
+from visionpulse_analysis.pruners.base import Pruner
+from visionpulse_analysis.pruners.oracle import Oracle
 from visionpulse_analysis.sampling import Sample as Sampling
 from visionpulse_analysis.studies.collect import cache_folder, key_of
 from visionpulse_analysis.studies.samples import Sample
+from visionpulse_analysis.studies.trunk import Trunk
 from visionpulse_analysis.traces import Trace
 
 VERSION = 2  # of the kept files
@@ -91,75 +85,42 @@ def decode_arms(
     fresh: dict[tuple[str, int], list[Outcome]] = {job: [] for job in missing}
     for start in range(0, len(samples) if missing else 0, batch_size):
         part = samples[start : start + batch_size]
-        trunk = _Trunk(vlm, part, max_new_tokens)
+        trunk = Trunk(vlm, part, max_new_tokens)
         for arm, seed in missing:
             row_seeds = [seed * 1_000_003 + start + i for i in range(len(part))]
-            fresh[arm, seed] += trunk.branch(arms[arm], sample, row_seeds)
+            fresh[arm, seed] += map(_outcome, trunk.branch(arms[arm], sample, row_seeds))
     for job, outcomes in fresh.items():
         _write(files[job], outcomes)
     return {arm: [_read(files[arm, seed]) for seed in seeds] for arm in arms}
 
 
-class _Trunk:
-    """One batch after its dense prefill."""
+def first_choices(
+    vlm: VLM,
+    samples: Sequence[Sample],
+    pruners: Mapping[str, Pruner],
+    *,
+    tokens: int = Oracle.tokens,
+    max_new_tokens: int = 160,
+    batch_size: int = 32,
+) -> tuple[dict[str, list[np.ndarray]], list[np.ndarray]]:
+    """What pruners leave of a prefill where they first drop anything, and what the dense answers depend on.
 
-    def __init__(self, vlm: VLM, samples: Sequence[Sample], max_new_tokens: int):
-        self.vlm, self.max_new_tokens = vlm, max_new_tokens
-        self.prompts = [vlm.prompt(one.image, one.question) for one in samples]
-        self.views: list[View] = []
-        self.batch = Batch(vlm, self.records([0] * len(samples)), self.options(_Witness(self.views), None))
-        with torch.inference_mode(), route(vlm.model, self.batch.attend):
-            self.logits = self.batch.prefill()
-
-    def branch(self, pruner: Pruner | None, sample: Sampling | None, seeds: list[int]) -> list[Outcome]:
-        """Decode all rows from here."""
-        records = self.records(seeds)
-        _Branch(self, records, self.options(pruner, sample)).finish()
-        return [_outcome(record.trace) for record in records if record.trace is not None]
-
-    def records(self, seeds: list[int]) -> list[Record]:
-        pairs = zip(self.prompts, seeds, strict=True)
-        return [Record(self.vlm, prompt, seed, {}, layers=[]) for prompt, seed in pairs]
-
-    def options(self, pruner: Pruner | None, sample: Sampling | None) -> Options:
-        return Options([], None, pruner, "masked", sample, self.max_new_tokens)
-
-
-@dataclass(frozen=True)
-class _Witness(Pruner):
-    """Keeps what a selection sees of a dense prefill, layer by layer."""
-
-    views: list[View]
-
-    def start(self, layout: Layout) -> Selection:
-        return _Witnessing(layout, self.views)
-
-
-class _Witnessing(Selection):
-    def __init__(self, layout: Layout, views: list[View]):
-        super().__init__(layout)
-        self.views = views
-
-    def observe_prefill(self, view: View) -> None:
-        self.views.append(view)
-
-
-class _Branch(Run):
-    """A run that goes on from a trunk: its selection is shown the prefill, and it gets a copy of the cache."""
-
-    def __init__(self, trunk: _Trunk, records: list[Record], options: Options):
-        super().__init__(trunk.vlm, records, options, len(records))
-        self.trunk = trunk
-
-    def prefill(self, records: Sequence[Record]) -> tuple[Batch, torch.Tensor]:
-        batch, trunk = Batch(self.vlm, records, self.options), self.trunk
-        for group in batch.groups:
-            if not group.selection.dense_prefill:
-                return super().prefill(records)
-            for view in trunk.views:
-                group.selection.observe_prefill(view)
-        batch.cache, batch.position = copy.deepcopy(trunk.batch.cache), trunk.batch.position.clone()
-        return batch, trunk.logits.clone()
+    Returns
+    -------
+    kept : dict
+        Name -> bool [patch] per sample.
+    relevance : list
+        float32 [patch] per sample, over the first ``tokens`` of its dense answer (see :func:`relevance`).
+    """
+    kept: dict[str, list[np.ndarray]] = {name: [] for name in pruners}
+    found: list[np.ndarray] = []
+    for start in range(0, len(samples), batch_size):
+        part = samples[start : start + batch_size]
+        trunk = Trunk(vlm, part, max_new_tokens)
+        for name, pruner in pruners.items():
+            kept[name] += trunk.first_choice(pruner, list(range(start, start + len(part))))
+        found += trunk.relevance(tokens)
+    return kept, found
 
 
 def _outcome(trace: Trace) -> Outcome:
@@ -182,9 +143,8 @@ def _file(base: str, pruner: Pruner | None, seed: int, sample: Sampling | None) 
 
 def _write(path: Path, outcomes: list[Outcome]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    draft.write_text(json.dumps([asdict(outcome) for outcome in outcomes]))
-    draft.replace(path)
+    with written_whole(path) as draft:
+        draft.write_text(json.dumps([asdict(outcome) for outcome in outcomes]))
 
 
 def _read(path: Path) -> list[Outcome]:

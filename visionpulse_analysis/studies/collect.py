@@ -23,7 +23,7 @@ from visionpulse_analysis.traces import Trace
 
 CODE = (
     "attention", "attending", "cache", "collecting", "decoding", "families", "hooks", "images", "models", "patches",
-    "prefilling", "prompt_text", "pruners", "sampling",
+    "prefilling", "prompt_text", "pruners", "relevance", "sampling",
 )  # fmt: skip
 
 

@@ -22,7 +22,9 @@ HEADLINES = {
     "03_trace_length": "Does pruning shorten the trace without losing accuracy?",
     "04_visionpulse_at_work": "What does the pruner do, and what does it cost?",
     "05_layers": "Where does the model read, and which layer can prune?",
+    "09_pruner_comparison": "Which pruner keeps what it needs, at the same number of patches?",
     "10_three_stages": "Are there three stages of depth: image skipped, read, no longer needed?",
+    "11_prompt_awareness": "Keep what the question names, or what covers the image?",
 }
 
 
@@ -101,6 +103,16 @@ def found_05(n: dict[str, Any]) -> str:
     return f"Default anchor: layer {n['default']}; layers whose own choice of 5 % would do: {suitable}."
 
 
+def found_09(n: dict[str, Any]) -> str:
+    share_kept = f"{100 * n['compared']:g} %"
+    pulse = n["arms"][f"VisionPulse {share_kept}"]["change"]["truth"]
+    said = [f"{ending} ({', '.join(arms)})".replace(f" {share_kept}", "") for ending, arms in n["ordering"].items()]
+    return (
+        f"With {share_kept} kept, VisionPulse changes accuracy by {points(pulse['change'])}. Pruned to that at "
+        f"prefill: {' / '.join(said)}."
+    )
+
+
 def found_10(n: dict[str, Any]) -> str:
     visual, prompt = n["most visual step"], n["end of the prompt"]
     deep = round(26 / 32 * n["n_layers"])
@@ -111,6 +123,16 @@ def found_10(n: dict[str, Any]) -> str:
     )
 
 
+def found_11(n: dict[str, Any]) -> str:
+    known = ("r = 0", "r = 0.6", "r = 1", "random", "oracle")
+    accuracy = "; ".join(f"{label} {share(n[f'{label}, 10 %']['accuracy'])}" for label in known)
+    diverse, relevant = (n[f"{label}, 10 %"]["overlap_with_oracle"] for label in ("r = 0", "r = 1"))
+    return (
+        f"Accuracy with 10 % of the patches, chosen before the model: {accuracy}. What is kept overlaps with what the "
+        f"oracle keeps by {plain(diverse)} (diversity alone, r = 0) to {plain(relevant)} (relevance alone, r = 1)."
+    )
+
+
 FOUND = {
     "00_quickstart": found_00,
     "01_step_dependence": found_01,
@@ -118,7 +140,9 @@ FOUND = {
     "03_trace_length": found_03,
     "04_visionpulse_at_work": found_04,
     "05_layers": found_05,
+    "09_pruner_comparison": found_09,
     "10_three_stages": found_10,
+    "11_prompt_awareness": found_11,
 }
 
 

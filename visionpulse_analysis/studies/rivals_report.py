@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from visionpulse_analysis.studies.drawing import show
@@ -62,11 +64,21 @@ def verdicts(compared: Comparison, budget: float) -> list[str]:
     names = at_prefill(compared, budget)
     if not names:
         return [f"Nothing was pruned at prefill to {100 * budget:g} %; add it to the budgets."]
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(_ending(compared.frontier.points[name].change), []).append(name)
-    lines = [f"{_list(members)}: {ending}." for ending, members in groups.items()]
+    lines = [f"{_list(members)}: {ending}." for ending, members in ordering(compared, budget).items()]
     return lines + _against_pulse(compared, budget)
+
+
+def ordering(compared: Comparison, budget: float) -> dict[str, list[str]]:
+    """What appears of the paper's ordering -> arms that settle at prefill what is visible."""
+    groups: dict[str, list[str]] = {}
+    for name in at_prefill(compared, budget):
+        groups.setdefault(_ending(compared.frontier.points[name].change), []).append(name)
+    return groups
+
+
+def numbers(compared: Comparison, budget: float) -> dict[str, Any]:
+    """Every arm, and what the sentences about one budget say, JSON-ready."""
+    return {"arms": compared.numbers(), "compared": budget, "ordering": ordering(compared, budget)}
 
 
 def _ending(change: Change) -> str:

@@ -1,0 +1,153 @@
+"""Relevance against diversity: who keeps what is recounted slowly, and the sentences follow whole intervals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import visionpulse_analysis as vpa
+from visionpulse_analysis.relevance import relevance
+from visionpulse_analysis.studies import prompt_awareness as study
+from visionpulse_analysis.studies import prompt_awareness_figures as draw
+from visionpulse_analysis.studies import prompt_awareness_report as report
+from visionpulse_analysis.studies.samples import Sample, scene_samples
+
+RATIOS, BUDGETS = [0.0, 0.6, 1.0], [0.1, 0.25]
+OPTIONS = {"max_new_tokens": 4, "batch_size": 2}
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return scene_samples(3, cells=4)
+
+
+@pytest.fixture(scope="module")
+def found(vlm, samples, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VISIONPULSE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield study.prompt_awareness(vlm, samples, RATIOS, BUDGETS, **OPTIONS)
+
+
+def test_what_is_kept_is_what_decoding_shows_from_its_first_step_on(vlm, samples, found):
+    arms = study.prompt_arms(RATIOS, BUDGETS)
+    for name in ("r = 0.6, 10 %", "r = 1, 25 %", "random, 25 %", "oracle, 10 %"):
+        for number, sample in enumerate(samples):
+            trace = vpa.decode(vlm, sample.image, sample.question, pruner=arms[name], seed=number, max_new_tokens=4)
+            assert np.array_equal(found.kept[name][number], trace.kept.values[0]), name
+
+
+def test_diversity_alone_is_divprune_and_fastv_is_what_layer_two_sees(vlm, samples, found):
+    kinds = {
+        "r = 0, 10 %": vpa.make_pruner("divprune", budget=0.1),
+        "FastV, 10 %": vpa.make_pruner("fastv", budget=0.1),
+    }
+    for name, pruner in kinds.items():
+        traces = vpa.decode(
+            vlm, [s.image for s in samples], [s.question for s in samples], pruner=pruner, max_new_tokens=2
+        )
+        assert all(
+            np.array_equal(kept, trace.kept.values[0]) for kept, trace in zip(found.kept[name], traces, strict=True)
+        )
+
+
+def test_relevance_is_that_of_each_dense_answer(vlm, samples, found):
+    for sample, values in zip(samples, found.relevance, strict=True):
+        dense = vpa.decode(vlm, sample.image, sample.question, max_new_tokens=4)
+        expected = relevance(vlm, vlm.prompt(sample.image, sample.question), torch.tensor(dense.token_ids))
+        assert np.allclose(values, expected.numpy(), rtol=1e-4, atol=1e-9)
+
+
+def test_overlap_and_share_held_are_counted(found):
+    first, second = "r = 0, 25 %", "oracle, 25 %"
+    sets = [[set(np.flatnonzero(row)) for row in found.kept[name]] for name in (first, second)]
+    pairs = list(zip(*sets, strict=True))
+    assert found.overlap(first, second).estimate == pytest.approx(np.mean([len(a & b) / len(a | b) for a, b in pairs]))
+    shares = [r[list(kept)].sum() / r.sum() for r, kept in zip(found.relevance, sets[0], strict=True)]
+    assert found.held(first).estimate == pytest.approx(np.mean(shares), rel=1e-5)
+    other = [r[list(kept)].sum() / r.sum() for r, kept in zip(found.relevance, sets[1], strict=True)]
+    assert found.held_gain(first, second).estimate == pytest.approx(np.mean(shares) - np.mean(other), rel=1e-4)
+    generator = np.random.default_rng(0)
+    drawn = [[set(generator.choice(64, 16, replace=False)) for _ in range(2)] for _ in range(4000)]
+    by_chance = np.mean([len(a & b) / len(a | b) for a, b in drawn])
+    assert found.chance(first, second) == pytest.approx(by_chance, abs=4 * 0.06 / 4000**0.5)
+    assert found.held(second).estimate >= max(found.held(f"{label}, 25 %").estimate for label in found.labels) - 1e-9
+
+
+def test_the_oracle_is_asked_once(vlm, samples, tmp_path, monkeypatch):
+    from visionpulse_analysis.decoding import batch
+    from visionpulse_analysis.studies import arms
+
+    monkeypatch.setenv("VISIONPULSE_CACHE", str(tmp_path))
+    asked = []
+    monkeypatch.setattr(batch, "relevance", lambda *given: asked.append(given) or relevance(*given))
+    oracles = {b: vpa.make_pruner("oracle", budget=b) for b in (0.1, 0.2)}
+    arms.decode_arms(vlm, samples, oracles, max_new_tokens=3, batch_size=2)
+    arms.first_choices(vlm, samples, oracles, max_new_tokens=3, batch_size=2)
+    assert len(asked) == len(samples)
+    arms.first_choices(vlm, samples, oracles, tokens=2, max_new_tokens=3, batch_size=2)
+    assert len(asked) == 2 * len(samples)
+
+
+def made(found, monkeypatch, *ends):
+    """The study with a made-up difference in accuracy wherever one is asked for."""
+    like = found.held("r = 0, 10 %")
+    interval = replace(like, estimate=sum(ends) / 2, low=ends[0], high=ends[1])
+    monkeypatch.setattr(study.PromptAwareness, "gain", lambda *given: interval)
+    return report.verdicts(found, 0.1).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("ends", "says"),
+    [((0.01, 0.4), "get more, as the paper says"), ((-0.4, -0.01), "get less"), ((-0.01, 0.4), "cannot be decided")],
+)
+def test_the_sentences_follow_whole_intervals(found, monkeypatch, ends, says):
+    lines = made(found, monkeypatch, *ends)
+    assert lines[2].startswith("- Both (r = 0.6) against diversity alone at 10 %") and says in lines[2]
+    assert "oracle" in lines[4] and ("no upper bound" in lines[4]) == (ends[1] < 0)
+
+
+def test_tables_have_every_arm_and_the_documented_mix(found):
+    table = report.table(found)
+    assert list(table.index) == [f"{label}, {b} %" for b in (10, 25) for label in found.labels]
+    assert table.loc["oracle, 10 %", "overlap with the oracle"] == "1"
+    paper = report.paper_table(found, 0.1)
+    assert paper.loc["patches pruned", "here"] == "90 %"
+    assert any("r = 0.6" in row for row in paper.index) and set(paper.columns) == {"papers", "here"}
+    assert set(found.numbers()) == {"dense", *table.index}
+
+
+def test_own_images_are_compared_by_the_relevance_they_hold(vlm, samples, tmp_path, monkeypatch):
+    monkeypatch.setenv("VISIONPULSE_CACHE", str(tmp_path))
+    own = [Sample(f"own-{n}", s.image, "what is this ?") for n, s in enumerate(samples[:2])]
+    mine = study.prompt_awareness(vlm, own, [0.0, 1.0], [0.25], **OPTIONS)
+    held = mine.held_gain("r = 1, 25 %", "random, 25 %")
+    assert report.gain(mine, "r = 1", "random", 0.25).estimate == held.estimate
+    assert "share of the relevance held" in report.verdicts(mine, 0.25)
+    assert len(draw.headline(mine).axes) == 2
+
+
+def test_the_figures_draw_these_numbers(vlm, samples, found):
+    accuracy, held, overlap = draw.headline(found).axes[3:6]
+    for ax, value in ((accuracy, lambda arm: found.frontier.points[arm].accuracy), (held, found.held)):
+        [curve] = [line for line in ax.lines if line.get_label() == "ZSPAPrune"]
+        assert np.allclose(curve.get_ydata(), [value(f"r = {r:g}, 25 %").estimate for r in RATIOS])
+    flat = {line.get_label(): line.get_ydata()[0] for line in overlap.lines}
+    assert flat["random"] == pytest.approx(found.overlap("random, 25 %", "oracle, 25 %").estimate)
+    page = draw.kept_page(vlm, samples[0], found, 0, 0.25)
+    assert [ax.get_title() for ax in page.axes][1:] == [
+        "r = 0",
+        "r = 0.6",
+        "r = 1",
+        "random",
+        "oracle",
+        "FastV",
+        "CDPruner",
+    ]
+
+
+def test_nothing_to_compare_raises():
+    with pytest.raises(ValueError, match="expected ratios and budgets"):
+        study.prompt_arms([], [0.1])

@@ -1,0 +1,128 @@
+"""A dense prefill that the arms of a comparison share.
+
+An arm whose pruner acts from the first decode step on starts from a copy of the cache, and its pruner is shown the
+prefill; the others make their own. Prefill is more than half of the cost of short traces.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from visionpulse_analysis._files import written_whole
+from visionpulse_analysis.attention import route
+from visionpulse_analysis.collecting import Record
+from visionpulse_analysis.decoding import Batch, Options, Run
+from visionpulse_analysis.models import VLM
+from visionpulse_analysis.pruners.base import Pruner, Selection
+from visionpulse_analysis.pruners.view import Layout, View
+from visionpulse_analysis.sampling import Sample as Sampling
+from visionpulse_analysis.studies.collect import cache_folder, key_of
+from visionpulse_analysis.studies.samples import Sample
+from visionpulse_analysis.traces import Trace
+
+
+class Trunk:
+    """One batch after its dense prefill; every branch is a decode of all its rows."""
+
+    def __init__(self, vlm: VLM, samples: Sequence[Sample], max_new_tokens: int):
+        self.vlm, self.max_new_tokens = vlm, max_new_tokens
+        self.prompts = [vlm.prompt(one.image, one.question) for one in samples]
+        self.views: list[View] = []
+        self.base = key_of(vlm, samples, {"max_new_tokens": max_new_tokens})
+        self.batch = Batch(vlm, self.records([0] * len(samples)), self.options(_Witness(self.views), None))
+        with torch.inference_mode(), route(vlm.model, self.batch.attend):
+            self.logits = self.batch.prefill()
+
+    def branch(self, pruner: Pruner | None, sample: Sampling | None, seeds: list[int]) -> list[Trace]:
+        """Decode all rows from here, under a pruner or dense."""
+        records = self.records(seeds)
+        _Branch(self, records, self.options(pruner, sample)).finish()
+        return [record.trace for record in records if record.trace is not None]
+
+    def first_choice(self, pruner: Pruner, seeds: list[int]) -> list[np.ndarray]:
+        """What is left where the pruner first drops anything, by the dense states up to there: per row bool [patch]."""
+        [group] = _Rows(self, self.records(seeds), self.options(pruner, None)).groups
+        with torch.inference_mode():
+            kept = self.batch.layout.patches
+            for view in self.views:
+                now = group.selection.visible_prefill(view)
+                if now is not None and not torch.equal(now, kept):
+                    kept = now
+                    break
+        return self._by_row(kept)
+
+    def relevance(self, tokens: int) -> list[np.ndarray]:
+        """See :func:`relevance`: per row float32 [patch]."""
+        return self._by_row(
+            _Rows(self, self.records([0] * len(self.prompts)), self.options(None, None))._relevance(tokens)
+        )
+
+    def _by_row(self, values: torch.Tensor) -> list[np.ndarray]:
+        return [row[: len(prompt.grid)] for row, prompt in zip(values.cpu().numpy(), self.prompts, strict=True)]
+
+    def records(self, seeds: list[int]) -> list[Record]:
+        pairs = zip(self.prompts, seeds, strict=True)
+        return [Record(self.vlm, prompt, seed, {}, layers=[]) for prompt, seed in pairs]
+
+    def options(self, pruner: Pruner | None, sample: Sampling | None) -> Options:
+        return Options([], None, pruner, "masked", sample, self.max_new_tokens)
+
+
+@dataclass(frozen=True)
+class _Witness(Pruner):
+    """Keeps what a selection sees of a dense prefill, layer by layer."""
+
+    views: list[View]
+
+    def start(self, layout: Layout) -> Selection:
+        return _Witnessing(layout, self.views)
+
+
+class _Witnessing(Selection):
+    def __init__(self, layout: Layout, views: list[View]):
+        super().__init__(layout)
+        self.views = views
+
+    def observe_prefill(self, view: View) -> None:
+        self.views.append(view)
+
+
+class _Rows(Batch):
+    """The batch of a branch: what the dense answers depend on, the costliest thing to find, is found once and kept."""
+
+    def __init__(self, trunk: Trunk, records: Sequence[Record], options: Options):
+        self.trunk = trunk
+        super().__init__(trunk.vlm, records, options)
+
+    def _relevance(self, tokens: int) -> torch.Tensor:
+        path = cache_folder() / f"relevance-{self.trunk.base}-{tokens}.npy"
+        if not path.exists():
+            found = super()._relevance(tokens).cpu().numpy()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with written_whole(path) as draft, draft.open("wb") as file:
+                np.save(file, found)
+        return torch.from_numpy(np.load(path)).to(self.vlm.model.device)
+
+
+class _Branch(Run):
+    """A run that goes on from a trunk: its selection is shown the prefill, and it gets a copy of the cache."""
+
+    def __init__(self, trunk: Trunk, records: list[Record], options: Options):
+        super().__init__(trunk.vlm, records, options, len(records))
+        self.trunk = trunk
+
+    def prefill(self, records: Sequence[Record]) -> tuple[Batch, torch.Tensor]:
+        trunk = self.trunk
+        self.current = batch = _Rows(trunk, records, self.options)
+        for group in batch.groups:
+            if not group.selection.dense_prefill:
+                return batch, batch.prefill()
+            for view in trunk.views:
+                group.selection.observe_prefill(view)
+        batch.cache, batch.position = copy.deepcopy(trunk.batch.cache), trunk.batch.position.clone()
+        return batch, trunk.logits.clone()
