@@ -44,7 +44,7 @@ class Explored:
 
     def settled(self, expression: str, value) -> None:
         """Wait until an expression of the explorer has a value (a layer may have to be decoded first)."""
-        for _ in range(100):
+        for _ in range(600):
             found = self.look(expression)
             if found == value:
                 return

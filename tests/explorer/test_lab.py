@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 SHOW = """from made_traces import make_pair
 import visionpulse_analysis as vpa
-widget = vpa.explore(*make_pair(heads=(1, 4)), view="step=5&layer=3")
+widget = vpa.explore(*make_pair(steps=400, heads=(1, 4)), view="step=5&layer=3")
 widget"""
 ASK = "print('view is', widget.view)"
 
@@ -99,7 +99,7 @@ def interact(view: Explored) -> None:
     view.page.locator(".vp-brand").click()  # the keys go to the widget, not to the notebook
     first = view.heat()
     view.press("ArrowRight", "Shift+ArrowRight")
-    assert "step 16 of 39" in view.text("live") and view.heat() != first
+    assert "step 16 of 399" in view.text("live") and view.heat() != first
     view.press("ArrowUp")
     view.settled("e.shownPlane", "5/mean")
     view.press("[")
