@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from visionpulse_analysis.cli.base import Json, Model, bench, command, show
+from visionpulse_analysis.cli.base import Json, bench, command, show
 
 Save = Annotated[
     Path | None, typer.Option(help="Also keep the result, with command, machine, versions and date, here.")
@@ -98,7 +98,6 @@ def bench_store(
 def bench_sweep(
     context: typer.Context,
     samples: int = 2000,
-    model: Model = "scenes",
     cells: Annotated[int, typer.Option(help="Size of the scenes; 4 gives 64 visual tokens.")] = 4,
     save: Save = None,
     as_json: Json = False,
@@ -106,7 +105,7 @@ def bench_sweep(
     """Whether the memory of a worker stays flat over a long sweep."""
     from visionpulse_analysis.sweeps import memory
 
-    result = memory.bench_sweep(samples, model=model, cells=cells, report=lambda line: typer.echo(line, err=True))
+    result = memory.bench_sweep(samples, cells=cells, report=lambda line: typer.echo(line, err=True))
     _finish(context, result, memory.format_result(result), save, as_json)
 
 

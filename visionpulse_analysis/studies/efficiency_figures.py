@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from visionpulse_analysis import figures
 from visionpulse_analysis.figures.style import GREY
@@ -48,9 +49,9 @@ def draw_context(ax: Axes, found: Measurements) -> Axes:
     for variant, name in NAMES.items():
         own = steps.query(f"variant == '{variant}'").sort_values("visual_tokens")
         if len(own):
-            figures.draw_line_band(ax, own.visual_tokens, own.step_ms, label=name)
+            figures.draw_line_band(ax, own.visual_tokens, own.step_ms, label=name, colour=_colour(variant))
     dense = steps.query("variant == 'dense'").sort_values("visual_tokens")
-    figures.draw_line_band(ax, dense.visual_tokens, dense.limit_ms, label="limit", colour=GREY, dashed=True)
+    figures.draw_line_band(ax, dense.visual_tokens, dense.limit_ms, label="limit, dense", colour=GREY, dashed=True)
     ax.set(xscale="log", yscale="log", xlabel="visual tokens", ylabel="time of a step (ms)")
     _name_ticks(ax, dense.visual_tokens)
     return ax
@@ -60,7 +61,7 @@ def draw_retention(ax: Axes, found: Measurements) -> Axes:
     """Draw the time of one step against the share of the patches that are read from the anchor on."""
     rows = found.rows("retention")
     gathered = rows.query("variant != 'stock'").sort_values("kept")
-    figures.draw_line_band(ax, gathered.kept, gathered.step_ms, label="gathered")
+    figures.draw_line_band(ax, gathered.kept, gathered.step_ms, label="gathered", colour=_colour("gathered_5"))
     figures.draw_line_band(ax, gathered.kept, gathered.limit_ms, label="limit", colour=GREY, dashed=True)
     ax.set(xscale="log", xlabel="patches kept (share)", ylabel="time of a step (ms)", ylim=(0, None))
     ax.set_xticks([0.01, 0.05, 0.25, 1], ["1 %", "5 %", "25 %", "100 %"])
@@ -73,11 +74,14 @@ def draw_roofline(ax: Axes, found: Measurements) -> Axes:
     rows = found.rows("decode")
     for variant in ("stock", "dense", "gathered_5", "reuse_5"):
         own = rows[rows.variant == variant]
-        ax.plot(own.bytes / 1e9, own.step_ms, "o", markersize=3.5, label=NAMES[variant])
+        ax.plot(own.bytes / 1e9, own.step_ms, "o", markersize=3.5, color=_colour(variant), label=NAMES[variant])
     ends = np.array([rows.bytes.min(), rows.bytes.max()]) / 1e9
     bandwidth = found.decode["bandwidth_gb_s"]
     figures.draw_line_band(ax, ends, 1e3 * ends / bandwidth, label=f"{bandwidth:.1f} GB/s", colour=GREY, dashed=True)
     ax.set(xscale="log", yscale="log", xlabel="must be read (GB)", ylabel="time of a step (ms)")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_locator(NullLocator())
     return ax
 
 
@@ -105,6 +109,11 @@ def draw_batches(ax: Axes, found: Measurements) -> Axes:
     ax.set(xscale="log", xlabel="batch size", ylabel="samples per second", ylim=(0, None))
     _name_ticks(ax, rows.batch.unique())
     return ax
+
+
+def _colour(variant: str) -> str:
+    """The same in every panel."""
+    return f"C{list(NAMES).index(variant)}"
 
 
 def _draw_bars(ax: Axes, found: Measurements, column: str, ylabel: str, scale: float = 1.0) -> Axes:

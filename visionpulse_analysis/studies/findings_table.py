@@ -22,6 +22,7 @@ HEADLINES = {
     "03_trace_length": "Does pruning shorten the trace without losing accuracy?",
     "04_visionpulse_at_work": "What does the pruner do, and what does it cost?",
     "05_layers": "Where does the model read, and which layer can prune?",
+    "07_efficiency": "What does a decode step cost, and how close is it to what memory allows?",
     "09_pruner_comparison": "Which pruner keeps what it needs, at the same number of patches?",
     "10_three_stages": "Are there three stages of depth: image skipped, read, no longer needed?",
     "11_prompt_awareness": "Keep what the question names, or what covers the image?",
@@ -133,6 +134,21 @@ def found_11(n: dict[str, Any]) -> str:
     )
 
 
+def found_07(n: dict[str, Any]) -> str:
+    speed, step = n["speedup_over_stock"], n["step_ms"]
+    batches, many = n["batch_speedup"]["not recorded"], n["many_rows"]
+    gain = many["step_ms"]["dense"] / many["step_ms"]["gathered_5"]
+    recorded = [ratio for name, ratio in n["recording"].items() if name.startswith("all_layers")]
+    return (
+        f"At {n['visual_tokens']:,} visual tokens a dense step is {speed['dense']:.1f} times as fast as the library's "
+        f"and takes {n['time_over_limit']['dense']:.2f} times what memory allows; with 5 % gathered "
+        f"{speed['gathered_5']:.1f} times ({step['dense'] / step['gathered_5']:.2f} times our dense step, {gain:.2f} "
+        f"times with {many['batch']} rows), with the last set reused {speed['reuse_5']:.1f} times. Recording all "
+        f"layers takes {' and '.join(f'{ratio:.2f}' for ratio in recorded)} times the time of plain decoding; "
+        f"{n['largest_batch']} rows together decode {batches:.1f} times as many samples a second as one."
+    )
+
+
 FOUND = {
     "00_quickstart": found_00,
     "01_step_dependence": found_01,
@@ -140,6 +156,7 @@ FOUND = {
     "03_trace_length": found_03,
     "04_visionpulse_at_work": found_04,
     "05_layers": found_05,
+    "07_efficiency": found_07,
     "09_pruner_comparison": found_09,
     "10_three_stages": found_10,
     "11_prompt_awareness": found_11,

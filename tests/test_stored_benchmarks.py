@@ -1,0 +1,76 @@
+"""The benchmark results that the project ships are whole, say where they come from, and agree with themselves."""
+
+from __future__ import annotations
+
+import json
+from datetime import date
+
+import pytest
+
+from visionpulse_analysis.benchmarks.decode import VISUAL_TOKENS
+from visionpulse_analysis.benchmarks.synthetic import VARIANTS
+from visionpulse_analysis.models import data_folder
+
+MACHINE = {"device", "processor", "cores", "threads", "memory_gb", "versions", "date"}
+COMMANDS = {  # file: the benchmark it is of
+    "decode": "decode",
+    "retention": "decode",
+    "recording": "recording",
+    "batch": "batch",
+    "store": "store",
+    "sweep": "sweep",
+}
+
+
+def stored(name):
+    return json.loads((data_folder() / "benchmarks" / f"{name}.json").read_text())
+
+
+def ordered(spread):
+    return 0 < spread["min"] <= spread["median"] <= spread["max"]
+
+
+@pytest.mark.parametrize(("name", "command"), COMMANDS.items())
+def test_every_result_says_where_it_comes_from(name, command):
+    result = stored(name)
+    assert result["command"].startswith((f"visionpulse bench {command}", "visionpulse figures 07"))
+    assert set(result["machine"]) == MACHINE
+    assert {"python", "torch", "transformers", "visionpulse_analysis"} <= set(result["machine"]["versions"])
+    assert date.fromisoformat(result["machine"]["date"]) <= date.today()
+
+
+def test_there_are_no_other_results():
+    assert {path.stem for path in (data_folder() / "benchmarks").glob("*.json")} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", ["decode", "retention"])
+def test_steps(name):
+    rows = stored(name)["rows"]
+    for row in rows:
+        assert ordered(row["speedup_over_stock"])
+        assert row["time_over_limit"] == pytest.approx(row["step_ms"] / row["limit_ms"])
+        assert row["limit_ms"] == pytest.approx(row["bytes"] / row["bandwidth_gb_s"] / 1e6)
+    measured = {(row["visual_tokens"], row["batch"], row["variant"]) for row in rows}
+    assert len(measured) == len(rows)
+    if name == "decode":
+        left_out = {(part["visual_tokens"], part["batch"]) for part in stored(name)["left_out"]}
+        wanted = {(tokens, batch) for tokens in VISUAL_TOKENS for batch in (1, 8)} - left_out
+        assert measured == {(*where, variant) for where in wanted for variant in VARIANTS}
+
+
+def test_recording():
+    rows = stored("recording")["rows"]
+    assert all(ordered(row["ratio_to_plain"]) and row["peak_memory_mb"] > 0 for row in rows)
+    assert {row["visual_tokens"] for row in rows} == {1024, 4096}
+
+
+def test_batches_decoded_the_same_traces():
+    rows = stored("batch")["rows"]
+    assert {(row["batch"], row["recorded"]) for row in rows} == {(b, r) for b in (1, 8, 32) for r in (False, True)}
+    assert all(row["differing_traces"] == 0 and ordered(row["speedup_over_first"]) for row in rows)
+
+
+def test_store_and_sweep():
+    store, sweep = stored("store"), stored("sweep")
+    assert store["traces"] == 100_000 and all(ordered(store[name]) for name in ("open_ms", "random_step_ms"))
+    assert sweep["samples"] == 2000 and len(sweep["memory_mb"]) == 5
