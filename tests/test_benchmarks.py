@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from visionpulse_analysis.benchmarks import batch, decode
+from visionpulse_analysis.benchmarks import batch, decode, recording
 from visionpulse_analysis.benchmarks.synthetic import (
     AFTER,
     BEFORE,
@@ -130,6 +130,20 @@ def test_what_does_not_fit_is_left_out_and_named(small_reading, monkeypatch):
     monkeypatch.setattr(decode, "free_memory", lambda device: 0)
     with pytest.raises(ValueError, match="nothing fits"):
         decode.bench_decode((64,), (1,), **options)
+
+
+def test_recording_takes_its_variants_in_turns_and_eager_rarely(monkeypatch):
+    ran: list[str] = []
+    monkeypatch.setattr(recording, "runner", lambda variant, *given: lambda: ran.append(variant))
+    monkeypatch.setattr(recording, "random_vlm", lambda: None)
+    monkeypatch.setattr(recording, "decode", lambda *given, **options: None)
+    result = recording.bench_recording((64,), rounds=5, memory=False)
+    assert ran[0] == "plain", "the first run warms up"
+    first, second = ran[1:7], ran[7:13]
+    assert first == [*recording.VARIANTS, "plain"] and second[:4] == ["one_layer", "all_layers", "all_heads", "plain"]
+    assert ran.count("eager") == 3 and ran.count("all_heads") == 5
+    assert [row["variant"] for row in result["rows"]] == list(recording.VARIANTS)
+    assert result["machine"]["threads"] == torch.get_num_threads()
 
 
 def test_variants_name_their_pruner():

@@ -76,8 +76,9 @@ def bench_recording(
     """Time and memory of recording, relative to plain decoding.
 
     Every round runs all variants once, in an order that turns from round to round; eager, in the first three rounds
-    only, comes last and is followed by an untimed plain run, since its gigabytes slow down whatever comes next. A ratio compares a variant with the plain
-    run of its own round. Peak memory is that of a fresh process which runs one variant once.
+    only, comes last and is followed by an untimed plain run, since its gigabytes slow down whatever comes next. A
+    ratio compares a variant with the plain run of its own round. Peak memory is that of a fresh process which runs one
+    variant once.
 
     Returns
     -------
