@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
+import dask
 import pytest
 from typer.testing import CliRunner
 
 from visionpulse_analysis.cli import app
 from visionpulse_analysis.sweeps import memory
+from visionpulse_analysis.sweeps.cluster import connect
 
 
 @pytest.fixture
@@ -26,6 +28,14 @@ def pretend(monkeypatch):
         monkeypatch.setattr(memory, "run", run)
 
     return go
+
+
+def test_dask_remembers_few_messages():
+    before = dask.config.get("distributed.admin.low-level-log-length")
+    with connect(None, 0) as client:
+        [one] = client.cluster.workers.values()
+        assert one.state.stimulus_log.maxlen == one.state.log.maxlen == 20
+        assert dask.config.get("distributed.admin.low-level-log-length") == before, "the user's setting is the user's"
 
 
 def test_growth_is_that_of_the_second_half(pretend):

@@ -8,9 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import dask
 import torch
 from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster
 from distributed.utils import silence_logging_cmgr
+
+# dask keeps the latest 1,000 messages, events and profiles of every process, with the rows that came back: 30 MB a
+# thousand samples, for longer than most sweeps last.
+SHORT_LOGS = {"distributed.admin.low-level-log-length": 20}
 
 
 @contextmanager
@@ -44,7 +49,9 @@ def connect(scheduler: str | None, workers: int | None) -> Iterator[Client]:
             with client:
                 yield client
         return
-    with local_cluster(workers) as cluster, Client(cluster, set_as_default=False) as client:
+    with dask.config.set(SHORT_LOGS):
+        cluster = local_cluster(workers)
+    with cluster, Client(cluster, set_as_default=False) as client:
         yield client
 
 
