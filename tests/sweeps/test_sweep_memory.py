@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
-import dask
+import dask.config
 import pytest
 from typer.testing import CliRunner
 

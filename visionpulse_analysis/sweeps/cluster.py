@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import dask
+import dask.config
 import torch
 from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster
 from distributed.utils import silence_logging_cmgr
