@@ -70,6 +70,8 @@ def test_a_view_of_a_trace_that_is_not_there_is_refused(four):
 def test_the_figure_shows_the_same_trace(four):
     drawn = draw_view(*four, view="step=30&layer=3&trace=pruned&kept=shown&beside=3")
     alone = draw_view(four[0], four[3], view="step=30&layer=3&trace=pruned&kept=shown")
+    names = [[line.get_label() for line in fig.axes[2].lines][:2] for fig in (drawn, alone)]
+    assert names == [["Dense", "Pruned, visionpulse(budget=0.5)"], ["Dense", "Pruned"]]
     shown, expected = (fig.axes[1].collections[0].get_paths() for fig in (drawn, alone))
     assert len(shown) == len(expected) == int((~four[3].kept.values[30]).sum())
 

@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 from visionpulse_analysis import figures
 from visionpulse_analysis.explorer.alignment import align
 from visionpulse_analysis.explorer.figure_curves import Curves, lay_out, region_name
+from visionpulse_analysis.explorer.labels import labels
 from visionpulse_analysis.explorer.pairing import check_traces, identities, most_visual_layer, names, shared_layers
 from visionpulse_analysis.explorer.view import MODES, View, check_beside, read_view
 from visionpulse_analysis.figures.scales import colours
@@ -71,7 +72,7 @@ class _Shown:
 
 
 def _look_up(traces: list, asked: View) -> _Shown:
-    layers = shared_layers(traces)
+    layers, told = shared_layers(traces), ["", *labels(traces)[asked.beside : asked.beside + 1]]
     traces = [traces[0], *traces[asked.beside : asked.beside + 1]]
     layer = most_visual_layer(traces[0], layers) if asked.layer is None else asked.layer
     # A mean is that of the layers which all traces recorded, as in the page.
@@ -79,6 +80,7 @@ def _look_up(traces: list, asked: View) -> _Shown:
     column, columns = _columns(asked, traces)
     steps = [step if step >= 0 else None for step in columns[column]]
     called = names(traces)
+    lines = [", ".join(filter(None, both)) for both in zip(called, told, strict=True)]
 
     shown = 1 if asked.mode == "pruned" else 0
     where = [f"layer {layer}"] + ([] if traces[shown].heads is None else [f"head {asked.head or 'mean'}"])
@@ -117,7 +119,7 @@ def _look_up(traces: list, asked: View) -> _Shown:
         values=values,
         limit=float(np.nanmax(np.abs(values)) if asked.own_scale else np.abs(every).max()) or 1.0,
         unit=(f"{called[1]} - {called[0]} ".lower() if difference else "") + figures.ATTENTION_UNIT,
-        curves=lay_out(traces, dict(zip(called, series, strict=True)), columns, column, measured),
+        curves=lay_out(traces, dict(zip(lines, series, strict=True)), columns, column, measured),
         kept=None if step is None or keeper is None else traces[keeper].kept.values[step],
         kept_name="" if keeper in (None, shown) else f" ({called[1 - shown].lower()})",
     )
