@@ -102,7 +102,7 @@ def test_the_paper_figure_draws_the_panel_and_the_boxes():
 def test_labels_say_which_image_and_which_frame_and_when():
     image, frame = np.array([[0, 0], [1, 0], [1, 1]]).repeat(2, axis=0).T
     given = (np.arange(6), image, frame, np.zeros(6, int), np.tile([0, 1], 3), np.tile([0, 0, 8, 8], (6, 1)))
-    pictures = [picture(8, 8)] * 4
+    pictures = [picture(8, 8, seed=n) for n in range(4)]
     tiles = make_trace(grid=PatchGrid(*given, image_size=[[8, 8]] * 2), pictures=pictures[:2])
     assert frame_labels(tiles) == ["Image 1", "Image 2, frame 1", "Image 2, frame 2"]
     assert frame_labels(make_video()) == ["Frame 1", "Frame 2", "Frame 3"]
@@ -110,6 +110,7 @@ def test_labels_say_which_image_and_which_frame_and_when():
     lines = {"frames": [[0, 0, 1, 2], [1, 0, 1, 2], [1, 1, 1, 2]], "pictures": [[0, 1], [1, 3], [3, 4]]}
     mixed = make_trace(grid=PatchGrid(*given, image_size=[[8, 8]] * 2, **lines), pictures=pictures)
     assert frame_labels(mixed) == ["Image 1", "Video 2, frames 1-2", "Video 2, frame 3"]
+    assert all(np.array_equal(a, pictures[n]) for a, n in zip(frame_pictures(mixed)[0], (0, 1, 3), strict=True))
     timed = mixed.with_meta({**mixed.meta, "videos": [{"image": 1, "fps": 2.0, "total": 9, "frames": [0, 4, 8]}]})
     assert frame_labels(timed) == ["Image 1", "Video 2, frames 1-2, 0-2 s", "Video 2, frame 3, 4 s"]
     assert [len(getattr(one, "frames", one)) for one in media_of(timed)] == [8, 3]
