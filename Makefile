@@ -1,6 +1,7 @@
 # make figures         run every notebook, write figures/          (FAST=1: small and quick, into figures/fast/; NAME=01: one notebook)
 # make test            run the tests
 # make test-floor      run the tests that touch transformers on the oldest version allowed
+# make family-table    run the tests of all families on the oldest and newest transformers, write their table into the README
 # make lab             open JupyterLab in notebooks/
 # make lint            ruff, pyright, import-linter
 # make clean           remove what the targets above wrote, but keep .venv
@@ -14,7 +15,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constr
 # Everything bundled works without network; say HF_HUB_OFFLINE=0 to load a model from the hub.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: figures test test-floor lab lint clean
+.PHONY: figures test test-floor family-table lab lint clean
 
 figures: $(VENV)/.installed
 	$(BIN)/visionpulse figures $(NAME) $(if $(filter-out 0,$(FAST)),--fast)
@@ -24,6 +25,10 @@ test: $(VENV)/.installed
 
 test-floor: $(FLOOR)/.installed
 	PYTHONPATH=$(FLOOR) $(BIN)/python -m pytest tests/families tests/test_attention.py tests/test_decoding.py tests/test_models.py
+
+family-table: $(FLOOR)/.installed
+	PYTHONPATH=$(FLOOR) FAMILY_TABLE=write $(BIN)/python -m pytest tests/families
+	FAMILY_TABLE=write $(BIN)/python -m pytest tests/families
 
 lab: $(VENV)/.installed
 	$(BIN)/jupyter lab notebooks

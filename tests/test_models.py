@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.families import UnsupportedModelError, check_supported
+from visionpulse_analysis.families import REFUSED, UnsupportedModelError, check_supported
 from visionpulse_analysis.images import read_image
 
 
@@ -95,17 +96,31 @@ class TestBadModels:
         with pytest.raises(UnsupportedModelError, match=r"family 'ovis2', whose image layout is not known"):
             vpa.load(str(tmp_path))
 
+    @pytest.mark.parametrize("kind", REFUSED)
+    def test_a_refused_family_says_why(self, kind):
+        with pytest.raises(UnsupportedModelError, match=rf"'mine' is of family '{kind}', where {REFUSED[kind]}"):
+            check_supported(SimpleNamespace(model_type=kind), "mine")
+
+    def test_attention_sinks(self, tmp_path):
+        from transformers import GptOssConfig, InternVLConfig
+
+        InternVLConfig(text_config=GptOssConfig(num_hidden_layers=2)).save_pretrained(tmp_path)
+        with pytest.raises(UnsupportedModelError, match=r"\(gpt_oss\) has attention sinks"):
+            vpa.load(str(tmp_path))
+
     def test_capped_logits_and_layers_without_rows(self, tmp_path):
         from transformers import Gemma3Config
 
         config = Gemma3Config()
         config.text_config.attn_logit_softcapping = 50.0
         config.save_pretrained(tmp_path)
-        with pytest.raises(UnsupportedModelError, match=r"caps its attention logits \(attn_logit_softcapping 50"):
+        with pytest.raises(
+            UnsupportedModelError, match=r"\(attn_logit_softcapping 50\.0\) has capped attention logits"
+        ):
             vpa.load(str(tmp_path))
         config.text_config.attn_logit_softcapping = None
         config.text_config.layer_types[0] = "chunked_attention"
-        with pytest.raises(UnsupportedModelError, match="kind chunked_attention"):
+        with pytest.raises(UnsupportedModelError, match=r"\(chunked_attention\) has layers that neither"):
             check_supported(config, "chunked")
 
     def test_a_missing_bundled_model(self, tmp_path, monkeypatch):

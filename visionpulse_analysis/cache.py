@@ -61,11 +61,15 @@ class GrowingLayer(DynamicLayer):
             self.first -= columns
             self.keys, self.values = self.keys[:, :, -columns:], self.values[:, :, -columns:]
 
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        if self.is_initialized:
+            super().batch_select_indices(indices.to(self.device))
+
     def put_rows(self, rows: torch.Tensor, other: DynamicLayer) -> None:
         """Overwrite the last columns of ``rows`` int64 [row] with all that ``other`` holds; it must not hold more."""
         for mine, new in ((self.keys, other.keys), (self.values, other.values)):
             if new is not None:
-                mine[rows, :, mine.shape[2] - new.shape[2] :] = new
+                mine[rows.to(mine.device), :, mine.shape[2] - new.shape[2] :] = new
 
 
 def _begins(held: torch.Tensor, room: torch.Tensor, first: int) -> bool:

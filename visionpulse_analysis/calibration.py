@@ -13,6 +13,7 @@ from visionpulse_analysis.decoding import Batch, Options
 from visionpulse_analysis.images import ImageLike
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners import Pruner, list_pruners
+from visionpulse_analysis.pruners.choosing import float64
 
 
 def calibrate(
@@ -67,5 +68,5 @@ class FirstTokens:
             batch = Batch(self.vlm, records, options)
             with route(self.vlm.model, batch.attend):
                 logits = batch.prefill()
-            parts.append(torch.log_softmax(logits.double(), dim=1).cpu())
+            parts.append(torch.log_softmax(float64(logits), dim=1).cpu())
         return torch.cat(parts)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,7 @@ def load(
     *,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
+    device_map: str | dict[str, Any] | None = None,
     revision: str = "main",
     trust_remote_code: bool = False,
 ) -> VLM:
@@ -128,6 +130,9 @@ def load(
         "auto" keeps the checkpoint's own.
     device : optional
         Defaults to CUDA where there is one, else the CPU.
+    device_map : optional
+        Split the model over several devices instead: "auto", or which part goes where, as accelerate takes it. All of
+        it must fit; nothing is offloaded.
     revision : str
         Branch, tag or commit of a hub model.
     trust_remote_code : bool
@@ -137,10 +142,13 @@ def load(
     Raises
     ------
     ValueError
-        If nothing of that name is found, its files cannot be read, or it needs code of its own to run.
+        If nothing of that name is found, its files cannot be read, it needs code of its own to run, or ``device_map``
+        is given together with ``device``, without accelerate, or does not hold all of the model.
     UnsupportedModelError
         If the model is text-only or of a family that is not supported.
     """
+    if device_map is not None:
+        _check_split(device)
     source = str(data_folder() / name) if name in BUNDLED else name
     if name in BUNDLED and not Path(source, "config.json").exists():
         raise ValueError(f"the bundled model {name!r} is not at {source}; set VISIONPULSE_DATA to the data folder")
@@ -158,7 +166,7 @@ def load(
     try:
         with _quiet(name in BUNDLED):
             model: Any = AutoModelForImageTextToText.from_pretrained(
-                source, **options, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
+                source, **options, dtype=dtype, device_map=device_map, attn_implementation="sdpa", use_safetensors=True
             )
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         image_processor = load_image_processor(source, **options)
@@ -169,15 +177,25 @@ def load(
         raise ValueError(f"the weights of {name!r} or its processor files cannot be read: {error}") from error
     # Models for text and pictures keep their chat template with the processor.
     tokenizer.chat_template = settings.get("chat_template") or tokenizer.chat_template
-    target = device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
+    if device_map is None:
+        model.to(device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"))
+    elif any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(f"{name!r} does not fit on its devices ({model.hf_device_map}): use more, or another dtype")
     return VLM(
         name=name,
-        model=model.eval().to(target),
+        model=model.eval(),
         tokenizer=tokenizer,
         image_processor=image_processor,
         revision=getattr(config, "_commit_hash", None),
         settings=settings,
     )
+
+
+def _check_split(device: Any) -> None:
+    if device is not None:
+        raise ValueError(f"device ({device}) and device_map exclude each other; give one of them")
+    if find_spec("accelerate") is None:
+        raise ValueError("device_map needs accelerate: pip install 'visionpulse-analysis[split]', or give device")
 
 
 def _explain_own_code(name: str, error: Exception) -> None:

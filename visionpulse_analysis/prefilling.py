@@ -39,14 +39,15 @@ class Prefill:
         """Freeze or rewrite the patches among the states that leave a layer."""
         before, self.states, self.block = self.states, None, None
         if layer in self.selection.frozen_layers:
-            new = None if before is None else self.layout.at_patches(before)
+            new = None if before is None else self.layout.at_patches(before.to(self.layout.device))
         else:
-            new = self.selection.rewrite(layer, self.layout.at_patches(states))
+            new = self.selection.rewrite(layer, self.layout.at_patches(states.to(self.layout.device)))
         if new is None:
             return None
-        rows, patches = self.layout.patches.nonzero(as_tuple=True)
+        layout, new = self.layout.on(states.device), new.to(states.device, states.dtype)
+        rows, patches = layout.patches.nonzero(as_tuple=True)
         changed = states.clone()
-        changed[rows, self.layout.places[rows, patches]] = new[rows, patches].to(states.dtype)
+        changed[rows, layout.places[rows, patches]] = new[rows, patches]
         return changed
 
     def choose(self, view: View) -> torch.Tensor | None:
@@ -65,7 +66,7 @@ class Prefill:
         """Attention of one layer of prefill, after ``choose``."""
         query, key, value = view.query, view.key, view.value
         if self.shown is not None:
-            mask = prefill_mask(mask, self.layout.keys_of(~self.shown, key.shape[2]))
+            mask = prefill_mask(mask, self.layout.keys_of(~self.shown, key.shape[2]).to(key.device))
 
         def attend(values: torch.Tensor):
             return stock(module, query, key, values, mask, scaling=view.scaling, **options)
@@ -78,11 +79,12 @@ class Prefill:
             self.redirects[view.layer] = redirect.text
         shown = self.layout.patches if self.shown is None else self.shown
         self.read[view.layer] = [sources(source, shown) for source in (redirect.text, redirect.patches)]
-        is_patch = self.layout.keys_of(self.layout.patches, query.shape[2])
+        layout = self.layout.on(query.device)
+        is_patch = layout.keys_of(layout.patches, query.shape[2])
         mixed = output[0]
         for source, rows in ((redirect.text, ~is_patch), (redirect.patches, is_patch)):
             if source is not None:
-                other = attend(redirected(value, source, self.layout))[0]
+                other = attend(redirected(value, source.to(query.device), layout))[0]
                 mixed = torch.where(rows[..., None, None], other, mixed)
         return mixed, *output[1:]
 

@@ -7,6 +7,8 @@ from math import isfinite
 
 import torch
 
+from visionpulse_analysis.pruners.choosing import float64
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -65,18 +67,18 @@ class Chooser:
                 raise FloatingPointError(BROKEN)
         if self.sample is None:
             return logits.argmax(dim=1)
-        shares = torch.softmax(logits.double() / self.sample.temperature, dim=1)
+        shares = torch.softmax(float64(logits) / self.sample.temperature, dim=1)
         ordered, words = torch.sort(shares, dim=1, descending=True, stable=True)
         before = ordered.cumsum(dim=1) - ordered
         ordered = ordered.masked_fill(before >= self.sample.top_p, 0.0)
         if self.sample.top_k is not None:
             ordered[:, self.sample.top_k :] = 0.0
         levels = ordered.cumsum(dim=1)
-        draws = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in self.generators]).to(logits.device)
+        draws = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in self.generators]).to(levels.device)
         ranks = torch.searchsorted(levels, (draws * levels[:, -1])[:, None], right=True)
         # Rows of NaN are noticed by their logarithmic probability; here they only must not break the others.
         ranks = ranks.clamp(max=(ordered > 0).sum(dim=1, keepdim=True) - 1).clamp(min=0)
-        return words.gather(1, ranks)[:, 0]
+        return words.gather(1, ranks)[:, 0].to(logits.device)
 
     def drop_rows(self, rows: torch.Tensor) -> None:
         """Keep only these rows of the batch."""

@@ -6,17 +6,23 @@ import pytest
 from visionpulse_analysis.checking.vision import brighten, changes
 
 QUESTION = "where ?"
-SHAPES = {
-    "one": [(64, 64)],
-    "large": [(150, 150)],
-    "wide": [(33, 150)],
-    "tall": [(140, 37)],
-    "three": [(64, 64), (40, 96), (90, 44)],
-}
+STILL, SEVERAL = pytest.mark.shows("still"), pytest.mark.shows("several images")
+SHAPES = [
+    pytest.param([(64, 64)], id="one", marks=STILL),
+    pytest.param([(150, 150)], id="large", marks=STILL),
+    pytest.param([(33, 150)], id="wide", marks=STILL),
+    pytest.param([(140, 37)], id="tall", marks=STILL),
+    pytest.param([(64, 64), (40, 96), (90, 44)], id="three", marks=SEVERAL),
+]
 
 
-@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("shapes", SHAPES)
 def test_a_bright_cell_reaches_its_patch_and_no_far_one(family, shapes, rng):
+    bright_cells_reach_their_patches(family, shapes, rng)
+
+
+def bright_cells_reach_their_patches(family, shapes, rng):
+    """Each frame of each picture, a few cells of each."""
     grey = [np.full((*shape, 3), 60, np.uint8) for shape in shapes]
     before = family.vlm.prompt(grey, QUESTION)
     grid = before.grid
@@ -36,6 +42,42 @@ def test_a_bright_cell_reaches_its_patch_and_no_far_one(family, shapes, rng):
             assert (change[~reached] == 0).all()
 
 
+@pytest.mark.shows("still", "several images")
+@pytest.mark.parametrize("family", ["gemma3"], indirect=True)
+def test_crops_of_pan_and_scan(family, rng, monkeypatch):
+    monkeypatch.setattr(family.vlm.image_processor, "do_pan_and_scan", True)
+    shapes = [(40, 96), (96, 33), (64, 64)]
+    frames = family.vlm.prompt([np.zeros((*shape, 3), np.uint8) for shape in shapes], QUESTION).grid.frames
+    assert frames.tolist() == [[0, 0, 4, 8], [0, 1, 4, 4], [1, 0, 12, 4], [1, 1, 4, 4], [2, 0, 4, 4]]
+    bright_cells_reach_their_patches(family, shapes, rng)
+
+
+TILED = ["internvl", "internvl3_5", "aya_vision", "llava_next", "llava_onevision", "idefics3", "smolvlm"]
+
+
+@STILL
+@pytest.mark.parametrize("family", TILED, indirect=True)
+def test_the_shapes_above_are_cut_into_tiles_beside_an_overview(family):
+    for shape in ((150, 150), (33, 150), (140, 37)):
+        prompt = family.vlm.prompt(np.zeros((*shape, 3), np.uint8), QUESTION)
+        (_, tiles, *size), (_, overview, *small) = prompt.grid.frames.tolist()
+        assert (tiles, overview) == (0, 1) and size[0] * size[1] > small[0] * small[1]
+        # After every row of tiles LLaVA-NeXT and LLaVA-OneVision put a token that is no patch.
+        extra = int((prompt.ids == family.vlm.family.image_id).sum()) - len(prompt.grid)
+        assert extra == (size[0] if family.name in ("llava_next", "llava_onevision") else 0)
+
+
+@STILL
+@pytest.mark.parametrize("family", ["pixtral", "mistral3"], indirect=True)
+def test_every_row_but_the_last_ends_in_a_break_that_is_no_patch(family):
+    prompt = family.vlm.prompt(np.zeros((33, 150, 3), np.uint8), QUESTION)
+    rows, cols = prompt.grid.shape()
+    ends = prompt.grid.position[prompt.grid.col == cols - 1] + 1
+    words = family.vlm.tokenizer.convert_ids_to_tokens(prompt.ids[ends])
+    assert rows > 1 and words == ["[IMG_BREAK]"] * (rows - 1) + ["[IMG_END]"]
+
+
+@SEVERAL
 def test_rows_go_down_and_columns_right(family, photos):
     grid = family.vlm.prompt(photos, QUESTION).grid
     for image, frame, *_ in grid.frames.tolist():
@@ -62,6 +104,7 @@ def touches(grid, box) -> np.ndarray:
     return across & (grid.box[:, 1] < bottom + height) & (grid.box[:, 3] > top - height)
 
 
+@SEVERAL
 def test_every_image_token_is_a_patch_or_a_break(family, photos):
     prompt = family.vlm.prompt(photos, QUESTION)
     image_tokens = np.flatnonzero((prompt.ids == family.vlm.family.image_id).numpy())

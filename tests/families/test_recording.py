@@ -17,7 +17,7 @@ from visionpulse_analysis.families import FAMILIES
 QUESTION = "where is the red circle ?"
 QUESTIONS = [QUESTION, "how many ?", "describe it"]
 STEPS = 6
-LLAVA = {"llava_siglip": "llava", "pixtral": "llava"}  # models of one type with different towers
+SAME_TYPE = {"llava_siglip": "llava", "pixtral": "llava", "internvl3_5": "internvl"}  # with other towers or words
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,7 @@ def test_the_stock_processor_gives_the_same_inputs(family, photos, stock_inputs)
             assert torch.equal(value.flatten(), torch.as_tensor(expected[name]).to(value.dtype).flatten()), name
 
 
+@pytest.mark.shows("still", "several images", "recorded")
 def test_rows_and_tokens_are_those_of_eager_generation(family, photos, stock_inputs):
     vlm = family.vlm
     for pictures in ([photos[1]], photos):
@@ -89,6 +90,7 @@ def test_rows_and_tokens_are_those_of_eager_generation(family, photos, stock_inp
             assert np.abs(trace.attention.values[step] - rows).max() <= np.spacing(np.float16(rows.max())) / 2 + 1e-5
 
 
+@pytest.mark.shows("recorded", "batch")
 def test_recording_changes_no_logit_and_a_batch_no_row(family, photos):
     plain = vpa.decode(family.vlm, photos, QUESTIONS, layers="none", max_new_tokens=STEPS)
     recorded = vpa.decode(family.vlm, photos, QUESTIONS, max_new_tokens=STEPS)
@@ -99,6 +101,7 @@ def test_recording_changes_no_logit_and_a_batch_no_row(family, photos):
         assert np.abs(recorded[row].mass.values - alone.mass.values).max() < 1e-5
 
 
+@pytest.mark.shows("batch", "pruned")
 def test_masked_equals_gathered_and_keeping_all_equals_dense(family, photos):
     pictures, questions = [*photos[:2], [photos[0], photos[2]]], [*QUESTIONS[:2], QUESTION]
     pruner = vpa.VisionPulse(budget=0.25)
@@ -115,7 +118,7 @@ def test_masked_equals_gathered_and_keeping_all_equals_dense(family, photos):
 
 
 def test_every_supported_family_is_tested():
-    assert set(FAMILIES) == {LLAVA.get(name, name) for name in BUILDERS}
+    assert set(FAMILIES) == {SAME_TYPE.get(name, name) for name in BUILDERS}
 
 
 def test_the_default_anchor_sees_the_whole_prompt(family):

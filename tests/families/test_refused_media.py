@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_recording import LLAVA
+from test_recording import SAME_TYPE
 from test_video import QUESTION, VIDEO
 from tiny_models import BUILDERS
 
@@ -14,7 +14,7 @@ NONE = sorted(set(BUILDERS) - set(VIDEO))
 
 @pytest.mark.parametrize("family", NONE, indirect=True)
 def test_families_that_read_none_say_so(family, film):
-    with pytest.raises(ValueError, match=rf"{LLAVA.get(family.name, family.name)}' read no video here"):
+    with pytest.raises(ValueError, match=rf"{SAME_TYPE.get(family.name, family.name)}' read no video here"):
         vpa.decode(family.vlm, vpa.Video(film[0]), QUESTION, max_new_tokens=1)
 
 

@@ -24,10 +24,10 @@ from visionpulse_analysis.families import frames
 from visionpulse_analysis.families.smolvlm import in_words
 from visionpulse_analysis.traces import frame_labels
 
-VIDEO = ("glm4v", "glm4v_moe", "internvl", "llava_onevision", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe",
-         "smolvlm")  # fmt: skip
+VIDEO = ("glm4v", "glm4v_moe", "internvl", "internvl3_5", "llava_onevision", "qwen2_5_vl", "qwen2_vl", "qwen3_vl",
+         "qwen3_vl_moe", "smolvlm")  # fmt: skip
 ALONE = ("glm4v", "glm4v_moe")  # pictures and videos in prompts of their own
-ALIKE = ("internvl", "llava_onevision", "smolvlm")  # the library reads videos of one length together
+ALIKE = ("internvl", "internvl3_5", "llava_onevision", "smolvlm")  # the library reads videos of one length together
 UNUSED = ("labels", "rows", "cols", "video_metadata")
 QUESTION = "where is the red circle ?"
 FPS = 3.0
@@ -105,7 +105,7 @@ def test_video_inputs_are_those_of_the_stock_processor(family, film, photos):
 @pytest.mark.parametrize("family", [name for name in VIDEO if name != "smolvlm"], indirect=True)
 def test_video_frames_hold_the_pixels_of_stills(family):
     """Two frames of one picture and two of another, which need no resizing: what the model's stills hold, twice."""
-    side = {"internvl": (32, 32), "llava_onevision": (34, 34)}.get(family.name, (32, 64))
+    side = {"internvl": (32, 32), "internvl3_5": (32, 32), "llava_onevision": (34, 34)}.get(family.name, (32, 64))
     stills = np.random.default_rng(4).integers(0, 256, (2, *side, 3), dtype=np.uint8)
     of_video = family.vlm.prompt(vpa.Video(stills[[0, 0, 1, 1]], fps=FPS), QUESTION).inputs
     of_stills = [family.vlm.prompt(one, QUESTION).inputs["pixel_values"] for one in stills]
@@ -146,6 +146,7 @@ def test_video_times_stay_exact_in_half_precision(family, film):
 WRITTEN = {  # five frames at three a second, as the library's own processors write them
     "glm4v": "~0~0~1",
     "internvl": "Frame1: ~\nFrame2: ~\nFrame3: ~\nFrame4: ~\nFrame5: ~",
+    "internvl3_5": "Frame1: ~\nFrame2: ~\nFrame3: ~\nFrame4: ~\nFrame5: ~",
     "qwen2_vl": "~",
     "qwen3_vl": "<0.2 seconds>~<0.8 seconds>~<1.3 seconds>~",
     "smolvlm": "You are provided the following series of five frames from a 0:00:01 [H:MM:SS] video.\n"
@@ -163,6 +164,7 @@ def test_video_times_are_written_between_the_frames(family, film):
 
 
 @films
+@pytest.mark.shows("video")
 def test_video_bright_cell_reaches_its_patch_in_its_frame(family, rng):
     film = np.full((5, 40, 96, 3), 60, np.uint8)
     before = family.vlm.prompt(vpa.Video(film, fps=FPS), QUESTION)
@@ -184,6 +186,7 @@ def test_video_bright_cell_reaches_its_patch_in_its_frame(family, rng):
 
 
 @films
+@pytest.mark.shows("video")
 def test_video_rows_and_tokens_are_those_of_eager_generation(family, film, photos):
     vlm = family.vlm
     for media in media_of(family, film, photos):
@@ -209,6 +212,7 @@ def test_video_rows_and_tokens_are_those_of_eager_generation(family, film, photo
 
 
 @films
+@pytest.mark.shows("video")
 def test_video_masked_equals_gathered_and_a_batch_equals_one_by_one(family, film, photos):
     asked: list[Any] = [media[-2:] for media in media_of(family, film, photos)]
     questions = [QUESTION, "how many ?", "describe it"][: len(asked)]

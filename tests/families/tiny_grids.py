@@ -129,6 +129,18 @@ def llava_siglip() -> Tiny:
     return Tiny(hf.LlavaForConditionalGeneration(config), words, pictures, processor)
 
 
+def deepseek_vl() -> Tiny:
+    words = tokenizer({"image_token": "<image_placeholder>"}, "<image_placeholder>")
+    config = hf.DeepseekVLConfig(
+        vision_config=hf.SiglipVisionConfig(**tower(32, vision_use_head=False)),
+        text_config=hf.LlamaConfig(**text(words)),
+        image_token_id=words.image_token_id,
+    )
+    pictures = pil_class("DeepseekVLImageProcessor")(size={"height": 32, "width": 32})
+    processor = hf.DeepseekVLProcessor(pictures, words, num_image_tokens=64)
+    return Tiny(hf.DeepseekVLForConditionalGeneration(config), words, pictures, processor)
+
+
 def paligemma() -> Tiny:
     words = tokenizer({"image_token": "<image>"}, "<image>")
     text_config = hf.GemmaConfig(**text(words))
@@ -181,7 +193,7 @@ def mistral3() -> Tiny:
     return Tiny(hf.Mistral3ForConditionalGeneration(config), words, pictures, processor)
 
 
-def glm(config_class: Any, model_class: Any, **extra: Any) -> Tiny:
+def glm(config_class: Any, model_class: Any, name: str = "Glm4v", **extra: Any) -> Tiny:
     marks = {
         "image_token": "<|image|>", "video_token": "<|video|>", "image_start_token": "<|begin_of_image|>",
         "image_end_token": "<|end_of_image|>", "video_start_token": "<|begin_of_video|>",
@@ -198,12 +210,17 @@ def glm(config_class: Any, model_class: Any, **extra: Any) -> Tiny:
     config = config_class(text_config=text(words, rope_parameters=rope, **extra), vision_config=vision, **ids)
     size = {"shortest_edge": 1024, "longest_edge": 16384}
     options: Any = {**GRID, "size": size}
-    tiny = Tiny(model_class(config), words, pil_class("Glm4vImageProcessor")(**options), hf.Glm4vProcessor)
-    return with_video(tiny, hf.Glm4vProcessor, "Glm4vVideoProcessor", 2048, 16384)
+    processor = getattr(hf, f"{name}Processor")
+    tiny = Tiny(model_class(config), words, pil_class(f"{name}ImageProcessor")(**options), processor)
+    return with_video(tiny, processor, "Glm4vVideoProcessor", 2048, 16384) if name == "Glm4v" else tiny
 
 
 def glm4v() -> Tiny:
     return glm(hf.Glm4vConfig, hf.Glm4vForConditionalGeneration)
+
+
+def glm46v() -> Tiny:
+    return glm(hf.Glm46VConfig, hf.Glm46VForConditionalGeneration, "Glm46V")
 
 
 def glm4v_moe() -> Tiny:

@@ -15,9 +15,12 @@ BUILDERS: dict[str, Callable[[], Tiny]] = {
     "qwen2_5_vl": grids.qwen2_5_vl,
     "qwen2_vl": grids.qwen2_vl,
     "internvl": tiles.internvl,
+    "internvl3_5": tiles.internvl3_5,
+    "aya_vision": tiles.aya_vision,
     "llava": grids.llava,
     "llava_siglip": grids.llava_siglip,
     "vipllava": grids.vipllava,
+    "deepseek_vl": grids.deepseek_vl,
     "llava_next": tiles.llava_next,
     "llava_onevision": tiles.llava_onevision,
     "gemma3": grids.gemma3,
@@ -28,6 +31,7 @@ BUILDERS: dict[str, Callable[[], Tiny]] = {
     "mistral3": grids.mistral3,
     "glm4v": grids.glm4v,
     "glm4v_moe": grids.glm4v_moe,
+    "glm46v": grids.glm46v,
 }
 
 

@@ -12,7 +12,7 @@ from tiny_parts import PATCH, Tiny, text, tokenizer, tower
 from visionpulse_analysis.families.processors import pil_class
 
 
-def internvl() -> Tiny:
+def internvl(text_class: Any = hf.Qwen2Config) -> Tiny:
     marks = {
         "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
         "video_token": "<video>",
@@ -20,7 +20,7 @@ def internvl() -> Tiny:
     words = tokenizer(marks, "<IMG_CONTEXT>\n")
     config = hf.InternVLConfig(
         vision_config=hf.InternVLVisionConfig(**tower(32)),
-        text_config=hf.Qwen2Config(**text(words)),
+        text_config=text_class(**text(words)),
         image_token_id=words.context_image_token_id,
         image_seq_length=16,
     )
@@ -28,6 +28,28 @@ def internvl() -> Tiny:
     processor = partial(hf.InternVLProcessor, image_seq_length=16)
     video = ("InternVLVideoProcessor", {"size": {"height": 32, "width": 32}})
     return Tiny(hf.InternVLForConditionalGeneration(config), words, pictures, processor, video)
+
+
+def internvl3_5() -> Tiny:
+    return internvl(hf.Qwen3Config)
+
+
+def aya_vision() -> Tiny:
+    marks = {
+        "image_token": "<|IMG_PATCH|>", "start_token": "<|START_OF_IMG|>", "end_token": "<|END_OF_IMG|>",
+        "image_mark": "<image>", "global_token": "TILE_GLOBAL", **{f"tile_{i}": f"TILE_{i}" for i in range(1, 7)},
+    }  # fmt: skip
+    words = tokenizer(marks, "<image>")
+    layers = ["sliding_attention", "full_attention"] * 2
+    config = hf.AyaVisionConfig(
+        vision_config=hf.SiglipVisionConfig(**tower(32, vision_use_head=False)),
+        text_config=hf.Cohere2Config(**text(words, sliding_window=24, layer_types=layers)),
+        image_token_index=words.image_token_id,
+        downsample_factor=2,
+    )
+    pictures = pil_class("GotOcr2ImageProcessor")(size={"height": 32, "width": 32}, max_patches=6)
+    processor = partial(hf.AyaVisionProcessor, patch_size=PATCH, img_size=32, downsample_factor=2)
+    return Tiny(hf.AyaVisionForConditionalGeneration(config), words, pictures, processor)
 
 
 PINPOINTS = [[32, 64], [64, 32], [64, 64], [96, 32], [32, 96]]

@@ -120,7 +120,6 @@ SAME = {
     "batch size": {"decode": {"batch_size": 3}},
     "retries": {"retries": 5},
     "device": {"models": [{"name": "scenes", "device": "cpu"}]},
-    "no code": {"models": [{"name": "scenes", "trust_remote_code": False}]},
     "more samples": {"samples": {"scenes": {"n": 2}}},
     "more pruners": {"pruners": [{"name": "random", "budget": 0.2, "label": "r"}, "dense"]},
 }
@@ -132,6 +131,15 @@ def test_the_id_changes_with_what_the_trace_holds_and_with_nothing_else(config, 
     [before] = plan(config(**base))
     after = plan(config(**{**base, **{**CHANGES, **SAME}[change]}))[0]
     assert (after.id == before.id) is (change in SAME)
+
+
+def test_a_model_without_code_of_its_own_is_the_model_of_earlier_sweeps(config):
+    plain = config({"scenes": {"n": 1}})
+    assert plain.recipe(plain.models[0], plain.pruners[0])["model"] == {
+        "name": "scenes",
+        "dtype": "auto",
+        "revision": "main",
+    }
 
 
 def test_an_image_of_another_size_is_another_sample(config, photos):

@@ -64,7 +64,9 @@ class StepAttention:
         self.layout = recorder.layout
         bounds = [group.most for group in self.groups if group.most is not None]
         most = max(bounds) if bounds and len(bounds) == len(self.groups) else None
-        self.readings = Readings(self.layout, execution, most)
+        self.execution: Execution = execution
+        self.most = most
+        self.readings: dict[torch.device, Readings] = {}  # for layers on one device
         self._joined: tuple[list[torch.Tensor | None], torch.Tensor] | None = None
 
     def __call__(self, module, query, key, value, attention_mask, *, scaling=None, **options):
@@ -82,13 +84,18 @@ class StepAttention:
         mask = attention_mask if reading is None else reading.visible[:, None, None]
         if recorded:
             logits = view.logits()
-            hidden = None if reading is None else ~reading.visible[:, None]
+            hidden = None if reading is None else ~reading.visible[:, None].to(logits.device)
             self.recorder.put(view.layer, logits if hidden is None else logits.masked_fill(hidden, -torch.inf))
         return newest(module, query, key, value, mask, scaling=scaling, **options)
 
     def _reading(self, view: View) -> Masked | Gathered | None:
         kept = self._join([group.decide(view) for group in self.groups])
-        return None if kept is None else self.readings.of(kept, view.mask, view.key.shape[2])
+        if kept is None:
+            return None
+        device = view.key.device
+        if device not in self.readings:
+            self.readings[device] = Readings(self.layout.on(device), self.execution, self.most)
+        return self.readings[device].of(kept, view.mask, view.key.shape[2])
 
     def _join(self, decided: list[torch.Tensor | None]) -> torch.Tensor | None:
         """What all groups see, put together: bool [row, patch], None for all; the same object for the same parts."""

@@ -49,6 +49,7 @@ class Readings:
         return reading
 
     def _work_out(self, kept: torch.Tensor, mask: torch.Tensor | None, n_keys: int) -> Masked | Gathered | None:
+        kept = kept.to(self.layout.device)
         bound = None if kept.device.type in NO_WAIT else self.most
         if bound is None or bound >= kept.shape[1]:
             counts = kept.sum(dim=1)

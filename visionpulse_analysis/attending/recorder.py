@@ -37,6 +37,7 @@ class Recorder:
 
         redirect : int64 [row, patch], the patch whose weight goes to each (:class:`Redirect`).
         """
+        logits = logits.to(self.layout.device)
         if logits.numel() > LARGE:
             self._rows[layer] = self._over_patches(logits)
         else:
@@ -46,7 +47,7 @@ class Recorder:
 
     def put_kept(self, layer: int, weights: torch.Tensor, patches: torch.Tensor) -> None:
         """Take the weights float32 [row, head, slot] of the patches int64 [row, slot]; no other patch was read."""
-        chosen = self._choose_heads(weights)
+        patches, chosen = patches.to(self.layout.device), self._choose_heads(weights.to(self.layout.device))
         rows = chosen.new_zeros(*chosen.shape[:2], self.layout.patches.shape[1])
         # Slots beyond the patches that a row keeps name patch 0, with weight 0: so they are added.
         self._rows[layer] = rows.scatter_add_(2, patches[:, None].expand_as(chosen), chosen)

@@ -130,7 +130,7 @@ class Batch:
             logits_to_keep=1,
             **inputs,
         )
-        return out.logits[:, -1].float()
+        return out.logits[:, -1].float().to(ids.device)
 
     def _mask(self) -> torch.Tensor | None:
         """Which columns the newest query sees; None where that is all of them."""

@@ -7,16 +7,19 @@ from typing import Any
 from visionpulse_analysis.families.anyres import LlavaNext, LlavaOneVision
 from visionpulse_analysis.families.base import Family, Prompt
 from visionpulse_analysis.families.idefics3 import Idefics3
-from visionpulse_analysis.families.internvl import InternVL
+from visionpulse_analysis.families.internvl import AyaVision, InternVL
 from visionpulse_analysis.families.pixtral import Pixtral
-from visionpulse_analysis.families.qwen import Glm4v, Qwen3, Qwen25, QwenGrid
+from visionpulse_analysis.families.qwen import Glm4v, Glm46v, Qwen3, Qwen25, QwenGrid
 from visionpulse_analysis.families.smolvlm import SmolVLM
-from visionpulse_analysis.families.square import Gemma3, Llava, PaliGemma
+from visionpulse_analysis.families.square import DeepseekVL, Gemma3, Llava, PaliGemma
 
 __all__ = ["FAMILIES", "Family", "Prompt", "UnsupportedModelError", "check_supported", "family_class"]
 
 FAMILIES: dict[str, type[Family]] = {
+    "aya_vision": AyaVision,
+    "deepseek_vl": DeepseekVL,
     "gemma3": Gemma3,
+    "glm46v": Glm46v,
     "glm4v": Glm4v,
     "glm4v_moe": Glm4v,
     "idefics3": Idefics3,
@@ -40,6 +43,7 @@ QUERY_TOKENS = "learned queries mix the whole picture into every image token: no
 ENCODER_DECODER = (
     "pictures are read by an encoder, and the decoder sees them by cross-attention: no row runs over patches"
 )
+HYBRID = "most layers are convolutions or linear attention, which have no softmax row over the patches"
 REFUSED = {
     "blip-2": QUERY_TOKENS,
     "florence2": ENCODER_DECODER,
@@ -48,10 +52,21 @@ REFUSED = {
     "instructblip": QUERY_TOKENS,
     "instructblipvideo": QUERY_TOKENS,
     "kosmos-2": QUERY_TOKENS,
+    "lfm2_vl": HYBRID,
     "mllama": CROSS_ATTENTION,
     "pix2struct": ENCODER_DECODER,
+    "qwen3_5": HYBRID,
+    "qwen3_5_moe": HYBRID,
     "vision-encoder-decoder": ENCODER_DECODER,
 }
+# What a language model may hold that makes any family inexact.
+REFUSED_PARTS = {
+    "cap": "capped attention logits (PaliGemma 2): scaled-dot-product attention leaves the cap out",
+    "sinks": "attention sinks (InternVL3.5-GPT-OSS): extra logits take part in the softmax, and are no tokens",
+    "kinds": "layers that neither see everything nor a sliding window (chunks, convolutions, linear attention): they "
+    "have no softmax row over the patches",
+}
+WITH_SINKS = {"gpt_oss"}
 ATTENTION_KINDS = {"full_attention", "sliding_attention"}
 
 
@@ -76,16 +91,18 @@ def check_supported(config: Any, name: str) -> None:
         )
     text = config.get_text_config()
     cap = getattr(text, "attn_logit_softcapping", None)
-    if cap is not None:
-        raise UnsupportedModelError(
-            f"{name!r} caps its attention logits (attn_logit_softcapping {cap}), which scaled-dot-product attention "
-            "leaves out: its rows would not be those of the model; use one of the family without a cap"
-        )
     other = set(getattr(text, "layer_types", None) or ()) - ATTENTION_KINDS
-    if other:
-        raise UnsupportedModelError(
-            f"{name!r} has layers of kind {', '.join(sorted(other))}, which have no softmax row over the patches"
-        )
+    found = {
+        "cap": f"attn_logit_softcapping {cap}" if cap is not None else "",
+        "sinks": text.model_type if text.model_type in WITH_SINKS else "",
+        "kinds": ", ".join(sorted(other)),
+    }
+    for part, what in found.items():
+        if what:
+            raise UnsupportedModelError(
+                f"{name!r} ({what}) has {REFUSED_PARTS[part]}; its rows would not be those of the model: use one of "
+                "the family without"
+            )
 
 
 def family_class(config: Any) -> type[Family]:

@@ -1,4 +1,4 @@
-"""InternVL 2.5, 3 and 3.5: the picture cut into square tiles, and the whole of it once more as a small overview."""
+"""InternVL and Aya Vision: the picture cut into square tiles, and the whole of it once more as a small overview."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from visionpulse_analysis.videos import Clip
 
 
 class InternVL(Family):
-    """Frame 0 of a still is the grid of all tiles, frame 1 the overview."""
+    """InternVL 2.5, 3 and 3.5. Frame 0 of a still is the grid of all tiles, frame 1 the overview."""
 
     def show(self, picture: np.ndarray) -> Shown:
         processor = self.image_processor
@@ -34,9 +34,12 @@ class InternVL(Family):
         ]
         if len(tiles) > 1:
             tiles.append(Cells.block(side, side, (0, 0, width, height), frame=1))
-        cells = Cells.join(*tiles)
+        return Shown(self.written(tiles), Cells.join(*tiles), {"pixel_values": pixels})
+
+    def written(self, tiles: list[Cells]) -> str:
+        """What stands for the tiles in the prompt."""
         start, end = self.tokenizer.start_image_token, self.tokenizer.end_image_token
-        return Shown(f"{start}{self.image_token * len(cells)}{end}", cells, {"pixel_values": pixels})
+        return f"{start}{self.image_token * sum(map(len, tiles))}{end}"
 
     @property
     def video_placeholder(self) -> str:
@@ -60,3 +63,23 @@ class InternVL(Family):
             value if isinstance(value, int) else value[0] for value in (vision.image_size, vision.patch_size)
         )
         return int(image // patch * self.config.downsample_ratio)
+
+
+class AyaVision(InternVL):
+    """Aya Vision, stills only: every tile behind its number, the overview behind a mark of its own."""
+
+    show_video, video_placeholder = Family.show_video, Family.video_placeholder
+
+    @property
+    def placeholder(self) -> str:
+        return "<image>"
+
+    def written(self, tiles: list[Cells]) -> str:
+        *parts, whole = (self.image_token * len(tile) for tile in tiles)
+        numbered = "".join(f"TILE_{number}{part}" for number, part in enumerate(parts, start=1))
+        return f"<|START_OF_IMG|>{numbered}TILE_GLOBAL{whole}<|END_OF_IMG|>"
+
+    @property
+    def side(self) -> int:
+        vision = self.config.vision_config
+        return vision.image_size // vision.patch_size // self.config.downsample_factor

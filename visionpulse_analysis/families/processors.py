@@ -14,7 +14,9 @@ from transformers.utils.hub import cached_file
 # Where the library keeps the PIL half of each image processor: transformers 5.4 finds none of them without torchvision.
 FOLDERS = {
     "CLIPImageProcessor": "clip",
+    "DeepseekVLImageProcessor": "deepseek_vl",
     "Gemma3ImageProcessor": "gemma3",
+    "Glm46VImageProcessor": "glm46v",
     "Glm4vImageProcessor": "glm4v",
     "GotOcr2ImageProcessor": "got_ocr2",
     "Idefics3ImageProcessor": "idefics3",

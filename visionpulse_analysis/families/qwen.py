@@ -1,4 +1,4 @@
-"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL and GLM-4V: the whole picture in one grid, squares of patches merged.
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL, GLM-4V and GLM-4.6V: the whole picture in one grid, squares of patches merged.
 
 In a video, frames next to each other are merged as well: one frame of the grid is as many frames as the model's
 temporal patch is long, two in all published models; the last frame is repeated to fill it up.
@@ -117,6 +117,12 @@ class Qwen3(QwenGrid):
         mark = self.tokenizer.convert_ids_to_tokens(self.video_id)
         means = [(seconds[first] + seconds[first + group - 1]) / 2 for first in range(0, times * group, group)]
         return "".join(f"<{mean:.1f} seconds>{self._framed(mark * tokens)}" for mean in means)
+
+
+class Glm46v(QwenGrid):
+    """GLM-4.6V, stills only."""
+
+    show_video = Family.show_video
 
 
 class Glm4v(QwenGrid):

@@ -1,4 +1,4 @@
-"""LLaVA-1.5, PaliGemma and Gemma 3: every picture in one square grid of a fixed size."""
+"""LLaVA-1.5, DeepSeek-VL, PaliGemma and Gemma 3: every picture in one square grid of a fixed size."""
 
 from __future__ import annotations
 
@@ -52,6 +52,24 @@ class Llava(Family):
         top += (scaled[0] - rows_px) // 2 * down
         left += (scaled[1] - cols_px) // 2 * across
         return left, top, left + cols_px * across, top + rows_px * down
+
+
+class DeepseekVL(Family):
+    """DeepSeek-VL: the longer side is scaled to the tower's size, and the picture padded to a square around it."""
+
+    def show(self, picture: np.ndarray) -> Shown:
+        processor = self.image_processor
+        pixels = processor(images=[picture], return_tensors="pt")["pixel_values"]
+        height, width = picture.shape[:2]
+        square, patch = pixels.shape[2], self.config.vision_config.patch_size
+        scale = processor.size["height"] / max(height, width)
+        scaled = [max(round(side * scale), processor.min_size) for side in (height, width)]
+        down, across = height / scaled[0], width / scaled[1]  # pixels of the picture per pixel of the tower
+        top, left = (-((square - side) // 2) for side in scaled)
+        read = square // patch * patch
+        box = (left * across, top * down, (left + read) * across, (top + read) * down)
+        cells = Cells.block(square // patch, square // patch, box)
+        return Shown(self.image_token * len(cells), cells, {"pixel_values": pixels})
 
 
 class PaliGemma(Family):

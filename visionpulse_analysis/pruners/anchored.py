@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from visionpulse_analysis.pruners.base import Pruner, Selection
-from visionpulse_analysis.pruners.choosing import budget_to_k, check_anchor, check_share, resolve_anchor
+from visionpulse_analysis.pruners.choosing import budget_to_k, check_anchor, check_share, resolve_anchor, share_of_each
 from visionpulse_analysis.pruners.view import Layout, View
 
 
@@ -66,9 +66,7 @@ class FixedShareSelection(AnchoredSelection):
     def __init__(self, pruner: FixedShare, layout: Layout):
         super().__init__(layout, pruner.anchor_layer)
         self.pruner = pruner
-        self.budget = torch.full(
-            (len(layout.patches),), pruner.budget, dtype=torch.float64, device=layout.patches.device
-        )
+        self.budget = share_of_each(pruner.budget, layout.counts)
         self.k = budget_to_k(self.budget, layout.counts)
         self.most = int(self.k.max())
 

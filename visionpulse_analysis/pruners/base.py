@@ -85,7 +85,7 @@ class Selection:
 
 def _take(value: Any, rows: torch.Tensor) -> Any:
     if isinstance(value, torch.Tensor):
-        return value[rows]
+        return value[rows.to(value.device)]
     return [_take(item, rows) for item in value] if isinstance(value, list) else value
 
 

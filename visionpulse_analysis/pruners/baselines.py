@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 
 from visionpulse_analysis.pruners.anchored import FixedShare
 from visionpulse_analysis.pruners.base import Pruner, Selection
-from visionpulse_analysis.pruners.choosing import top_k
+from visionpulse_analysis.pruners.choosing import drawn, top_k
 from visionpulse_analysis.pruners.view import Layout, View
 
 
@@ -43,9 +42,7 @@ class Random(FixedShare):
 
     def keep(self, view: View, layout: Layout, k: torch.Tensor) -> torch.Tensor:
         patches = layout.patches
-        draws = [np.random.default_rng([seed, view.step]).random(patches.shape[1]) for seed in layout.seeds]
-        scores = torch.from_numpy(np.stack(draws)).to(patches.device)
-        return top_k(scores.masked_fill(~patches, -torch.inf), k)
+        return top_k(drawn(layout, view.step).masked_fill(~patches, -torch.inf), k)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from visionpulse_analysis.pruners.choosing import top_k
+from visionpulse_analysis.pruners.choosing import float64, top_k
 from visionpulse_analysis.pruners.view import Layout
 
 
@@ -52,7 +52,8 @@ class Blocks:
         ``ceil(budget * n / size)`` of the prunable blocks, at least 1, at most all; ties by lower index. The share of
         a block in ``previous`` (patches kept before, bool [row, patch]) counts ``exp(bonus)`` times.
         """
-        wanted = torch.ceil(budget.double() * layout.counts.double() / self.size - 1e-9).long().clamp(min=1)
+        wanted = torch.ceil(float64(budget) * float64(layout.counts) / self.size - 1e-9).long().clamp(min=1)
+        wanted = wanted.to(layout.device)
         scores = self.shares.mean(dim=1)
         if previous is not None and bonus:
             again = torch.zeros_like(scores).scatter_reduce(1, self.owner, previous.float(), "amax")

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from visionpulse_analysis.pruners.base import Pruner, Selection
-from visionpulse_analysis.pruners.choosing import top_k
+from visionpulse_analysis.pruners.choosing import float64, top_k
 from visionpulse_analysis.pruners.view import Layout, View
 
 
@@ -57,8 +57,10 @@ class _LookMSelection(Selection):
     def observe_prefill(self, view: View) -> None:
         layout, width = self.layout, self.layout.text.shape[1]
         lengths = width - layout.starts
-        recent = torch.floor(self.pruner.recent * lengths.double() + 1e-9).long()
-        heavy = torch.floor(self.pruner.heavy * lengths.double() + 1e-9).long()
+        recent, heavy = (
+            torch.floor(share * float64(lengths) + 1e-9).long().to(lengths.device)
+            for share in (self.pruner.recent, self.pruner.heavy)
+        )
         old_text = layout.text & (torch.arange(width, device=recent.device) < width - recent[:, None])
         late = layout.patches & (layout.places >= width - recent[:, None])
         early = layout.patches & ~late

@@ -7,6 +7,24 @@ import torch
 
 from visionpulse_analysis.pruners.view import Layout
 
+NO_FLOAT64 = {"mps"}  # kinds of device
+
+
+def float64(values: torch.Tensor) -> torch.Tensor:
+    """The values as float64; on the CPU where their device has none."""
+    return (values.cpu() if values.device.type in NO_FLOAT64 else values).double()
+
+
+def drawn(layout: Layout, step: int) -> torch.Tensor:
+    """A random order of the patches, from each row's seed and the step alone: float32 [row, patch], 0, 1, 2 ..."""
+    draws = [np.random.default_rng([seed, step]).random(layout.patches.shape[1]) for seed in layout.seeds]
+    return torch.from_numpy(np.stack(draws).argsort(axis=1).argsort(axis=1)).float().to(layout.device)
+
+
+def share_of_each(share: float, counts: torch.Tensor) -> torch.Tensor:
+    """The same share for every row: float64 [row]."""
+    return torch.full_like(float64(counts), share)
+
 
 def top_k(scores: torch.Tensor, k: torch.Tensor, most: int | None = None) -> torch.Tensor:
     """Mark the k highest scores of each row, ties by lower index.
@@ -42,16 +60,16 @@ def budget_to_k(budget: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
 
     Computed in float64 with a guard of 1e-9, so that a budget of 0.29 of 100 patches keeps 29.
     """
-    return _within(torch.floor(budget.double() * counts.double() + 1e-9), counts)
+    return _within(torch.floor(float64(budget) * float64(counts) + 1e-9), counts)
 
 
 def nearest_k(share: float, counts: torch.Tensor) -> torch.Tensor:
     """``round(share * n)``, halves to the even number, at least 1 and at most n: int64 [row]."""
-    return _within(torch.round(share * counts.double()), counts)
+    return _within(torch.round(share * float64(counts)), counts)
 
 
 def _within(k: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    return torch.minimum(k.long().clamp(min=1), counts)
+    return torch.minimum(k.long().clamp(min=1).to(counts.device), counts)
 
 
 def check_share(name: str, value: float) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from visionpulse_analysis.pruners.base import Pruner, Selection
-from visionpulse_analysis.pruners.choosing import budget_to_k, check_layer, check_share, top_k
+from visionpulse_analysis.pruners.choosing import budget_to_k, check_layer, check_share, share_of_each, top_k
 from visionpulse_analysis.pruners.view import Layout, View
 
 
@@ -73,7 +73,7 @@ class _DyCokeSelection(Selection):
         """Set what this step reads, row by row."""
         patches = self.layout.patches
         weights = view.patch_weights().mean(dim=1)
-        share = torch.full_like(self.layout.counts, self.pruner.budget, dtype=torch.float64)
+        share = share_of_each(self.pruner.budget, self.layout.counts)
         new = top_k(weights.masked_fill(~patches, -1.0), budget_to_k(share, self.layout.counts))
         if self.before is None or self.chosen is None:
             self.kept = self.chosen = new

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 
 from visionpulse_analysis.pruners.base import Pruner, Selection
-from visionpulse_analysis.pruners.choosing import check_layer, check_share, nearest_k, top_k
+from visionpulse_analysis.pruners.choosing import check_layer, check_share, drawn, nearest_k, top_k
 from visionpulse_analysis.pruners.view import Layout, View
 
 
@@ -65,11 +64,7 @@ class _FastV(Selection):
     def choose(self, view: View) -> None:
         """Rank at the layer before the first pruned one; every layer may ask."""
         if self.pruner.layer == 0 and view.layer == 0:
-            draws = [
-                np.random.default_rng([seed, view.step]).random(self.layout.patches.shape[1])
-                for seed in self.layout.seeds
-            ]
-            scores = torch.from_numpy(np.stack(draws)).to(self.layout.patches.device)
+            scores = drawn(self.layout, view.step)
         elif view.layer == self.pruner.layer - 1:
             scores = view.patch_weights(rope=self.pruner.rope).mean(dim=1)
         else:

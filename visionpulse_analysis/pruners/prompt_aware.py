@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch.nn.functional import normalize
 
-from visionpulse_analysis.pruners.choosing import top_k
+from visionpulse_analysis.pruners.choosing import float64, top_k
 from visionpulse_analysis.pruners.diversity import BeforeModel, farthest, spread
 from visionpulse_analysis.pruners.view import Layout, View
 
@@ -64,7 +64,7 @@ class ZSPAPrune(BeforeModel):
         pooled = (states * words[..., None]).sum(dim=1) / words.sum(dim=1, keepdim=True).clamp(min=1)
         units = normalize(view.patch_states(), dim=-1)
         like = (units @ normalize(pooled, dim=-1)[..., None])[..., 0].masked_fill(~layout.patches, -torch.inf)
-        size = torch.round(self.core * k.double()).long()
+        size = torch.round(self.core * float64(k)).long().to(k.device)
         core = torch.where((size > 0)[:, None], top_k(like, size), farthest(units, layout.patches))
         return spread(units, core, k, layout.patches)
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from visionpulse_analysis.pruners.base import Pruner, Selection
-from visionpulse_analysis.pruners.choosing import budget_to_k, check_layer, check_share, top_k
+from visionpulse_analysis.pruners.choosing import budget_to_k, check_layer, check_share, share_of_each, top_k
 from visionpulse_analysis.pruners.view import Layout, View
 
 
@@ -64,7 +64,7 @@ class _PyramidDropSelection(Selection):
         if view.layer not in self.layers:
             return None
         share = self.ratio ** (self.layers.index(view.layer) + 1)
-        budget = torch.full_like(self.layout.counts, share, dtype=torch.float64)
+        budget = share_of_each(share, self.layout.counts)
         # Dropped patches weigh nothing; -1 ranks the places without a patch below them.
         scores = view.patch_weights().mean(dim=1).masked_fill(~self.layout.patches, -1.0)
         self.kept = top_k(scores, budget_to_k(budget, self.layout.counts))

@@ -64,6 +64,16 @@ class Layout:
         index = self.places[..., None].expand(-1, -1, states.shape[-1])
         return states.gather(1, index) * self.patches[..., None]
 
+    @property
+    def device(self) -> torch.device:
+        """Where pruners compute; layers of a model that is split over devices may lie elsewhere."""
+        return self.patches.device
+
+    def on(self, device: torch.device) -> Layout:
+        """The same on another device."""
+        moved = {name: getattr(self, name).to(device) for name in ("patches", "places", "starts", "question")}
+        return self if device == self.device else replace(self, **moved)
+
     def take(self, rows: torch.Tensor) -> Layout:
         """Only these rows, int64 [remaining]."""
         per_row = {name: getattr(self, name)[rows] for name in ("patches", "places", "starts", "question")}
@@ -74,7 +84,8 @@ class View:
     """One layer of one step: prefill at step 0, afterwards the step that reads the newest token.
 
     Patches that prefill dropped in an earlier layer (at a later step: in this layer) are masked; what this layer and
-    step is about to hide is not. Rotary embedding is applied, and keys and values are those of the cache.
+    step is about to hide is not. Rotary embedding is applied, and keys and values are those of the cache. What the
+    methods return is on the layout's device.
 
     Parameters
     ----------
@@ -124,7 +135,7 @@ class View:
         if self._logits is None:
             whole = self._whole
             given = newest_logits(self.query, self.key, self.mask, self.scaling) if whole is None else whole.logits()
-            self._logits = self._hide(given)
+            self._logits = self._hide(given.to(self.layout.device))
         return self._logits
 
     @property
@@ -151,7 +162,7 @@ class View:
         sum over all keys, float32 [row, head * dim].
         """
         group = self.query.shape[1] // self.value.shape[1]
-        values = self.value.float().repeat_interleave(group, dim=1)
+        values = self.value.to(self.layout.device).float().repeat_interleave(group, dim=1)
         weights = torch.softmax(self.logits(), dim=-1)
         output = torch.einsum("rhk,rhkd->rhd", weights, values).flatten(1)
         index = self.layout.places[:, None, :, None].expand(-1, values.shape[1], -1, values.shape[3])
@@ -165,7 +176,7 @@ class View:
         """
         if self._states is None:
             raise RuntimeError(f"hidden states can be seen only in a prefill that is run, not at step {self.step}")
-        return self._states
+        return self._states.to(self.layout.device)
 
     def patch_states(self) -> torch.Tensor:
         """Hidden states of the patches entering this layer of prefill: float32 [row, patch, width]."""
@@ -176,6 +187,7 @@ class View:
         if self.step:
             raise RuntimeError(f"queries of the prompt can be seen in prefill only, not at step {self.step}")
         rows, heads, _, dim = self.query.shape
+        queries = queries.to(self.query.device)
         chosen = self.query.gather(2, queries[:, None, :, None].expand(-1, heads, -1, dim))
         grouped = chosen.view(rows, self.key.shape[1], -1, queries.shape[1], dim)
         logits = torch.matmul(grouped, self.key[:, :, None].transpose(3, 4)).float() * self.scaling
@@ -185,7 +197,7 @@ class View:
         else:
             allowed = self.mask[:, 0].gather(1, queries[..., None].expand(-1, -1, self.mask.shape[-1]))
             allowed = allowed if allowed.dtype == torch.bool else allowed > -1e4
-        return self._hide(logits.masked_fill(~allowed[:, None], -torch.inf))
+        return self._hide(logits.masked_fill(~allowed[:, None], -torch.inf).to(self.layout.device))
 
     def logits_without_rope(self) -> torch.Tensor:
         """As ``logits``, before rotary embedding; prefill only.
@@ -196,10 +208,10 @@ class View:
         norm = getattr(self._block, "input_layernorm", None)
         if norm is None or not (hasattr(attention, "q_proj") and hasattr(attention, "k_proj")):
             raise ValueError("this model does not show its queries and keys without rotary embedding; score with it")
-        entering, dim = norm(self.states()), self.key.shape[3]
+        entering, dim = norm(self.states().to(self.query.device)), self.key.shape[3]
         query = _project(attention, "q", entering[:, -1:], dim)
         key = _project(attention, "k", entering, dim)
-        return self._hide(newest_logits(query, key, self.mask, self.scaling))
+        return self._hide(newest_logits(query, key, self.mask, self.scaling).to(self.layout.device))
 
     def at_patches(self, found: torch.Tensor, absent: float = -torch.inf) -> torch.Tensor:
         """Pick the patches out of [row, head, key]: [row, head, patch], ``absent`` where there is no patch."""

@@ -11,7 +11,7 @@ import torch
 from visionpulse_analysis.pruners.anchored import AnchoredSelection
 from visionpulse_analysis.pruners.base import Pruner, Selection
 from visionpulse_analysis.pruners.blocks import Blocks
-from visionpulse_analysis.pruners.choosing import budget_to_k, check_anchor, check_share, top_k
+from visionpulse_analysis.pruners.choosing import budget_to_k, check_anchor, check_share, float64, share_of_each, top_k
 from visionpulse_analysis.pruners.view import Layout, View
 
 
@@ -138,8 +138,8 @@ class _VisionPulseSelection(AnchoredSelection):
     def _share(self, mass: torch.Tensor) -> torch.Tensor:
         """Share of the patches to keep: float64 [row]."""
         if self.pruner.budget is not None:
-            return torch.full_like(mass, self.pruner.budget, dtype=torch.float64)
-        return mass.double().clamp(self.pruner.budget_min, self.pruner.budget_max)
+            return share_of_each(self.pruner.budget, mass)
+        return float64(mass).clamp(self.pruner.budget_min, self.pruner.budget_max)
 
 
 def attention_mass(view: View, temperature: float) -> torch.Tensor:

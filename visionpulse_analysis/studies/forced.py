@@ -13,6 +13,7 @@ from visionpulse_analysis.hooks import watch_layers
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.prefilling import Prefill
 from visionpulse_analysis.pruners.base import Redirect, Selection
+from visionpulse_analysis.pruners.choosing import float64
 from visionpulse_analysis.pruners.view import Layout, View
 
 Start = Callable[[Layout], Selection]
@@ -99,4 +100,4 @@ class SkipImage(Selection):
 
 def log_softmax(logits: torch.Tensor) -> np.ndarray:
     """Natural log probabilities over the last axis, as float64."""
-    return torch.log_softmax(logits.double(), dim=-1).cpu().numpy()
+    return torch.log_softmax(float64(logits), dim=-1).cpu().numpy()

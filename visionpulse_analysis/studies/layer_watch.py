@@ -9,6 +9,7 @@ import torch
 
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners.base import Selection
+from visionpulse_analysis.pruners.choosing import float64
 from visionpulse_analysis.pruners.view import Layout, View
 from visionpulse_analysis.studies.forced import log_softmax
 
@@ -37,16 +38,17 @@ class LayerWatch(Selection):
         self.cosines: list[np.ndarray] = []
 
     def observe_prefill(self, view: View) -> None:
-        states, queries = view.states(), self.queries
+        states, queries, layout = view.states(), self.queries, self.layout
         self.states.append(states.gather(1, queries[..., None].expand(-1, -1, states.shape[-1])))
-        weights = torch.softmax(view.query_logits(queries), dim=-1).double()
-        value = view.value.double()
-        self.cosines.append(least_cosine(weights, value, self.layout).cpu().numpy())
-        index = self.layout.places[:, None].expand(-1, queries.shape[1], -1)
-        at_patches = weights.mean(dim=1).gather(2, index) * self.layout.patches[:, None]
+        weights = torch.softmax(view.query_logits(queries), dim=-1)
+        weights, value = float64(weights), float64(view.value.to(weights.device))
+        layout = layout.on(weights.device)
+        self.cosines.append(least_cosine(weights, value, layout).cpu().numpy())
+        index = layout.places[:, None].expand(-1, queries.shape[1], -1)
+        at_patches = weights.mean(dim=1).gather(2, index) * layout.patches[:, None]
         self.weights.append(at_patches.cpu().numpy())
-        norms = value.abs().sum(dim=(1, 3)).gather(1, self.layout.places)
-        self.norms.append((norms * self.layout.patches).cpu().numpy())
+        norms = value.abs().sum(dim=(1, 3)).gather(1, layout.places)
+        self.norms.append((norms * layout.patches).cpu().numpy())
 
 
 def least_cosine(weights: torch.Tensor, value: torch.Tensor, layout: Layout) -> torch.Tensor:

@@ -1,0 +1,35 @@
+"""The README's table of families is what the tests of this folder showed."""
+
+import os
+
+import family_table
+import pytest
+import transformers
+from family_table import pinned, read_stored, table, with_table
+from tiny_models import BUILDERS
+
+WRITE = os.environ.get("FAMILY_TABLE") == "write"
+
+
+@pytest.mark.last
+def test_the_stored_results_are_what_this_run_showed(request):
+    try:
+        results = request.config.stash[family_table.WITNESS].results()
+    except LookupError as error:
+        pytest.skip(str(error))
+    if WRITE:
+        family_table.write(transformers.__version__, results)
+    assert read_stored()[transformers.__version__] == results, "run `make family-table`"
+
+
+@pytest.mark.last
+def test_the_readme_has_the_table_of_the_stored_results():
+    readme = family_table.README.read_text()
+    assert with_table(readme, table(read_stored())) == readme, "run `make family-table`"
+
+
+@pytest.mark.skipif(WRITE, reason="one version after the other is being written")
+def test_the_stored_results_are_those_of_the_pinned_versions():
+    stored = read_stored()
+    assert set(stored) == pinned() and len(stored) == 2, "run `make family-table`"
+    assert set(family_table.NAMES) == set(BUILDERS) == {family for results in stored.values() for family in results}
