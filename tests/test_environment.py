@@ -105,3 +105,11 @@ def test_every_arithmetic_room_is_under_its_import_contract():
     ]
     listed = contracts["arithmetic"]["source_modules"] if rooms else []
     assert sorted(listed) == [f"visionpulse_analysis.{room}" for room in rooms]
+
+
+def test_torchvision_is_not_needed():
+    """No list installs it, so that all tests run without it, and no module of ours imports it."""
+    assert not any("torchvision" in (ROOT / name).read_text() for name in ("constraints.txt", "environment.yml"))
+    assert "torchvision" not in str(PROJECT["dependencies"]) + str(EXTRAS)
+    for file in (ROOT / "visionpulse_analysis").rglob("*.py"):
+        assert not re.search(r"^\s*(from|import) torchvision", file.read_text("utf-8"), re.MULTILINE), file

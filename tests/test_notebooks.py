@@ -8,12 +8,15 @@ import nbformat
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis import notebooks
+from visionpulse_analysis.cli import app
 from visionpulse_analysis.notebook_parameters import read_parameters
 
 OURS = sorted(notebooks.FOLDER.glob("*.ipynb"))
+TWICE = "00_quickstart"  # run by the last test
 each_notebook = pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
 
 
@@ -101,8 +104,21 @@ def test_a_notebook_takes_a_model_and_images_of_ones_own(name, photos, silent_fo
     assert "of your own: what they show is not known" in done.path.read_text()
 
 
-@each_notebook
+@pytest.mark.parametrize("path", [path for path in OURS if path.stem != TWICE], ids=lambda path: path.stem)
 def test_a_notebook_runs_in_its_fast_mode_and_draws(path, tmp_path, request):
     shared = path.stem == "06_explorer"  # the explorer's tests need this one too
     done = request.getfixturevalue("executed") if shared else notebooks.run(path.stem, out=tmp_path, fast=True)
     assert list(done.path.parents[1].rglob("*.png"))
+
+
+@pytest.mark.slow
+def test_the_same_notebook_twice_gives_figures_with_the_same_bytes(tmp_path, monkeypatch):
+    drawn = []
+    for once in ("a", "b"):  # each with traces and an order of sets of its own
+        monkeypatch.setenv("VISIONPULSE_CACHE", str(tmp_path / "cache" / once))
+        monkeypatch.setenv("PYTHONHASHSEED", str(len(drawn)))
+        done = CliRunner().invoke(app, ["figures", TWICE, "--fast", "--out", str(tmp_path / once)])
+        assert done.exit_code == 0, done.output
+        drawn.append({path.name: path.read_bytes() for path in (tmp_path / once).iterdir() if path.is_file()})
+    assert {Path(name).suffix for name in drawn[0]} == {".png", ".pdf", ".svg"} and len(drawn[0]) >= 6
+    assert drawn[0] == drawn[1]
