@@ -12,6 +12,7 @@ import nbformat
 import pytest
 import torch
 from PIL import Image
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import visionpulse_analysis as vpa
@@ -94,6 +95,13 @@ def test_commands_run_code_of_a_model_only_when_asked_to(folder, pictures, monke
     assert not marker.exists()
     asked = CliRunner().invoke(app, [*words, "--trust-remote-code"])
     assert asked.exit_code == 2 and marker.exists()  # it was run, and is no family that we know
+
+
+def test_every_command_with_a_model_takes_the_switch():
+    commands = get_command(app).commands.values()
+    with_model = [command for command in commands if "model" in {param.name for param in command.params}]
+    assert len(with_model) >= 3
+    assert all("trust_remote_code" in {param.name for param in command.params} for command in with_model)
 
 
 def test_workers_of_a_sweep_load_as_its_file_says(monkeypatch):
