@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from visionpulse_analysis.testbed.questions import TASKS, TokenTruth, ask, reason
-from visionpulse_analysis.testbed.scenes import COLOURS, Scene, SceneObject, generate
+from visionpulse_analysis.testbed.scenes import COLOURS, SHAPES, Scene, SceneObject, generate
 from visionpulse_analysis.testbed.tokens import build_tokenizer
 from visionpulse_analysis.testbed.truth import annotate, answer_is_right, score_statements
 
@@ -42,7 +42,7 @@ def test_answers_and_traces_are_determined_by_the_image(seed, cells, task):
         assert question.answer == independent_answer(scene, question.text)
     assert answer_is_right(question, " ".join(words[words.index("</think>") + 1 : -1]))
     said = score_statements(scene, words)
-    assert all(said.colour) and all(said.shape) and all(said.position)
+    assert all(said.colour) and all(said.shape) and all(said.position) and all(said.presence)
     for truth in trace:
         if truth.kind in ("colour", "shape", "row", "column"):
             o = scene.objects[truth.object if truth.object is not None else -1]
@@ -50,18 +50,21 @@ def test_answers_and_traces_are_determined_by_the_image(seed, cells, task):
             assert truth.word == {"colour": o.colour, "shape": o.shape, "row": row, "column": column}[truth.kind]
     # Reading a trace back finds what was written, but for decisions ("so left", "so 2"): they are about no one object.
     for written, read in zip(trace, annotate(scene, words), strict=True):
-        decision = written.kind in ("verdict", "number") and written.object is None
+        decision = written.kind in ("verdict", "number") and written.object is None and written.word != "none"
         assert read == (TokenTruth(written.word) if decision else written)
 
 
 def inspections(words):
-    """The searches of a trace, read word by word: (what is looked for, [(colour, shape, verdict or number)])."""
+    """The searches of a trace, read word by word: (what is looked for, [(colour, shape, verdict, number or none)])."""
     searches = []
     for index, word in enumerate(words):
         if word == "look":
             searches.append((words[index + 2 : words.index(".", index)], []))
         elif word == "see":
             searches[-1][1].append((words[index + 1], words[index + 2], words[index + 6]))
+        elif word == "check":
+            said = words[index + 3]
+            searches[-1][1].append((words[index + 1], words[index + 2], said if said == "none" else words[index + 6]))
     return searches
 
 
@@ -76,8 +79,11 @@ def test_a_trace_is_consistent_in_itself(seed, cells, task):
         names = [name[:2] for name in seen]
         assert len(set(names)) == len(names), "an object is inspected twice in one search"
         if task == "count":
-            assert [number for *_, number in seen] == [str(i + 1) for i in range(len(seen))]
-            assert {o.name for o in scene.objects if goal[0] in o.name.split()} == {" ".join(name) for name in names}
+            there = [(*name, said) for *name, said in seen if said != "none"]
+            assert [number for *_, number in there] == [str(i + 1) for i in range(len(there))]
+            found = {" ".join(name) for *name, _ in there}
+            assert {o.name for o in scene.objects if goal[0] in o.name.split()} == found
+            assert len(names) == (len(SHAPES) if goal[0] in COLOURS else len(COLOURS)), "not all kinds are checked"
         else:
             assert [verdict for *_, verdict in seen] == ["yes" if [*name] == goal[1:] else "no" for name in names]
             assert seen[-1][2] == "yes"

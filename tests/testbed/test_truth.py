@@ -27,6 +27,19 @@ def test_things_that_are_not_there():
     assert said.colour == [False, True] and said.shape == [False] and said.position == [] and said.seen == []
 
 
+def test_checks_of_what_is_there_and_what_is_not():
+    there, missed = "check red circle r0 c1 , 1 .", "check red star none ."
+    absent, made_up = "check red square none .", "check red cross r1 c1 , 2 ."
+    said = score_statements(SCENE, f"{there} {missed} {absent} {made_up}".split())
+    assert said.presence == [True, False, True, False]
+    assert said.position == [True] and said.seen == [0]
+    assert said.colour == [] and said.shape == []
+    shown = [(t.word, t.kind, t.object) for t in annotate(SCENE, f"{there} {absent} {missed}".split())]
+    assert [t for t in shown if t[1] != "template"] == [
+        ("r0", "row", 0), ("c1", "column", 0), ("1", "number", 0), ("none", "verdict", None), ("none", "verdict", 1)
+    ]  # fmt: skip
+
+
 def test_annotation():
     truths = annotate(SCENE, WORDS)
     shown = [(t.word, t.kind, t.object) for t in truths if t.kind != "template"]

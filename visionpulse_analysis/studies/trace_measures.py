@@ -12,7 +12,7 @@ from visionpulse_analysis.studies.arms import Outcome
 from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.testbed.questions import ANSWER_MARK, Question
 from visionpulse_analysis.testbed.scenes import COLOURS, SHAPES, Scene
-from visionpulse_analysis.testbed.truth import answer_is_right, detours
+from visionpulse_analysis.testbed.truth import OPENINGS, answer_is_right, detours
 
 PURPOSES: tuple[str, ...] = ("objects asked for", "detours", "objects not there", "other words")
 
@@ -79,13 +79,14 @@ def answer_of(tokens: list[str]) -> str:
 def words_by_purpose(scene: Scene, question: Question, words: list[str]) -> tuple[int, ...]:
     """Tokens of a trace spent on each of `PURPOSES`; they add up to its length.
 
-    An inspection runs from ``see`` up to its full stop, the next ``see`` or the answer mark, and belongs to the object
-    that it names; one that names no colour and shape counts as other words.
+    An inspection runs from ``see`` or ``check`` up to its full stop, the next inspection or the answer mark, and
+    belongs to the object that it names; one that names no colour and shape counts as other words. What a count asks
+    for may be checked and not be there: that belongs to the objects asked for too.
     """
     spent: dict[str, int] = dict.fromkeys(PURPOSES, 0)
     purpose = "other words"
     for place, word in enumerate(words):
-        if word == "see":
+        if word in OPENINGS:
             purpose = _purpose(scene, question, words[place + 1 : place + 3])
         elif word == ANSWER_MARK:
             purpose = "other words"
@@ -99,6 +100,8 @@ def _purpose(scene: Scene, question: Question, named: list[str]) -> str:
     if len(named) < 2 or named[0] not in COLOURS or named[1] not in SHAPES:
         return "other words"
     index = scene.index_of(*named)
+    if question.attribute in named:
+        return "objects asked for"
     if index is None:
         return "objects not there"
     return "objects asked for" if index in question.targets else "detours"

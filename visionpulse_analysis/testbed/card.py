@@ -25,7 +25,8 @@ that for each token of a trace it is known which object it is about.
 
 Scenes are square grids of 4 x 4 to 8 x 8 cells (64 to 256 visual tokens; the generator goes to 16 x 16) with coloured shapes, no two of them alike.
 Three questions: *find* ("where is the red circle ?"), *compare* ("is the red circle left of the blue star ?"), *count* ("how many blue
-shapes ?"). The model thinks aloud, inspecting objects by similarity to what it looks for, and then answers.
+shapes ?"). The model thinks aloud and then answers. To find an object it inspects one after another, those like it first; to count it
+checks one by one what could be there: "check blue circle r0 c3 , 1 . check blue star none ."
 
 ## Training
 

@@ -63,9 +63,10 @@ def evaluate(
     -------
     dict
         ``tasks``: task -> accuracy, low, high (95 % Wilson), n, mean_tokens. ``sizes``: the same by number of
-        patches. ``named``: share right of the colours, shapes and positions named. ``control_noise``: accuracy on
-        noise beside the best constant guess. ``control_random_5``: find accuracy dense and with a random 5 % of the
-        patches from the anchor layer on, and their paired difference. ``horizon``: see :func:`reading_horizon`.
+        patches. ``named``: share right of the colours, shapes, positions and presences named. ``control_noise``:
+        accuracy on noise beside the best constant guess. ``control_random_5``: find accuracy dense and with a random
+        5 % of the patches from the anchor layer on, and their paired difference. ``horizon``: see
+        :func:`reading_horizon`.
     """
     items = evaluation_items() if items is None else items
     main = [item for item in items if item.scene.cells == cells]
@@ -73,7 +74,7 @@ def evaluate(
         raise ValueError(f"no scene of {cells} x {cells} cells in the evaluation set")
     result: dict[str, Any] = {"model": vlm.name, "weights": vlm.weights_hash, "sizes": {}, "tasks": {}}
     result["main_patches"] = (2 * cells) ** 2
-    statements: dict[str, list[bool]] = {"colour": [], "shape": [], "position": []}
+    statements: dict[str, list[bool]] = {"colour": [], "shape": [], "position": [], "presence": []}
     find_right = np.zeros(0)
     for size in sorted({item.scene.cells for item in items}):
         chosen = [item for item in items if item.scene.cells == size]

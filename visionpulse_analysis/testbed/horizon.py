@@ -34,7 +34,7 @@ def reading_anchor(horizon: dict[str, list[float]]) -> int:
 def reading_horizon(vlm: VLM, items: list[Item]) -> dict[str, list[float]]:
     """Where the model reads the image: accuracy of visual tokens when the image is cut off from a layer on.
 
-    The model is fed the true traces of the find and count questions; entry ``a`` is the share of row, column and shape
+    The model is fed the true traces of the find and count questions; entry ``a`` is the share of row and column
     tokens it then predicts right when text may not attend to patches in layers ``a`` and above. The last entry, at
     ``n_layers``, is uncut.
 
@@ -43,7 +43,7 @@ def reading_horizon(vlm: VLM, items: list[Item]) -> dict[str, list[float]]:
     dict
         kind of token -> list of n_layers + 1 accuracies in 0..1.
     """
-    counts = {kind: np.zeros((vlm.n_layers + 1, 2)) for kind in ("row", "column", "shape")}
+    counts = {kind: np.zeros((vlm.n_layers + 1, 2)) for kind in PLACES}
     for start in range(0, len(items), 8):
         batch = pack([(item.scene, _true_traces(item)) for item in items[start : start + 8]]).to(vlm.model.device)
         chosen = batch.target != -100

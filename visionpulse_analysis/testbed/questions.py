@@ -98,7 +98,7 @@ def reason(
         searches = [token for target in question.targets for token in _search(scene, target, rng, target_weight)]
         body = searches + _decision(scene, question)
     elif question.task == "count":
-        body = _enumerate(scene, question)
+        body = _check_off(scene, question)
     else:
         body = [t for i in rng.permutation(len(scene.objects)) for t in [*_see(scene, int(i)), TokenTruth(".")]]
         body += _words("no more .")
@@ -156,13 +156,20 @@ def _decision(scene: Scene, question: Question) -> list[TokenTruth]:
     ]
 
 
-def _enumerate(scene: Scene, question: Question) -> list[TokenTruth]:
-    tokens = _words(f"look for {question.attribute} shapes .")
-    for number, index in enumerate(question.targets, start=1):
-        tokens += [
-            *_see(scene, index),
-            TokenTruth(","),
-            TokenTruth(str(number), "number", index),
-            TokenTruth("."),
-        ]
+def _check_off(scene: Scene, question: Question) -> list[TokenTruth]:
+    """One by one, whatever could have the attribute: where it is, or none."""
+    asked = str(question.attribute)
+    names = [(asked, shape) for shape in SHAPES] if asked in COLOURS else [(colour, asked) for colour in COLOURS]
+    tokens, number = _words(f"look for {asked} shapes ."), 0
+    for colour, shape in names:
+        tokens += _words(f"check {colour} {shape}")
+        index = scene.index_of(colour, shape)
+        if index is None:
+            tokens.append(TokenTruth("none", "verdict"))
+        else:
+            number += 1
+            row, column = scene.objects[index].place
+            tokens += [TokenTruth(row, "row", index), TokenTruth(column, "column", index)]
+            tokens += [TokenTruth(","), TokenTruth(str(number), "number", index)]
+        tokens.append(TokenTruth("."))
     return [*tokens, *_words("no more so"), TokenTruth(question.answer, "number"), TokenTruth(".")]

@@ -22,7 +22,7 @@ SPECIAL = (
 )
 WORDS = (
     "system user assistant look at the picture , think step by then answer . where is ? of how many shapes describe "
-    "for see yes no less more than so done"
+    "for see yes no none more check so done"
 )
 SYSTEM_PROMPT = "look at the picture , think step by step , then answer ."
 

@@ -26,7 +26,7 @@ FIRST_VISION_SEED = 900_000_000  # evaluation and study scenes use smaller seeds
 FIRST_TRAINING_SEED = 1_000_000_000
 VISION_STEPS = 900
 DRILL_ROWS = 64
-MIX = {"find": 0.3, "compare": 0.35, "count": 0.25, "describe": 0.1}
+MIX = {"find": 0.25, "compare": 0.3, "count": 0.35, "describe": 0.1}
 
 
 @dataclass(frozen=True)
