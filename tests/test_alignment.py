@@ -65,7 +65,7 @@ def test_as_many_tokens_find_a_partner_as_difflib_matches():
 @pytest.fixture(scope="module")
 def traces():
     """True traces of scenes, and copies with one token changed where we know it."""
-    samples = scene_samples(6)
+    samples = scene_samples(6, tasks=("find", "compare"))
     dense = [[t.word for t in reason(s.scene, s.truth, np.random.default_rng(i))] for i, s in enumerate(samples)]
     pruned = [list(words) for words in dense]
     for words in pruned[:4]:

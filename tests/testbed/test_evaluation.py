@@ -52,14 +52,17 @@ def test_wrong_answers_and_places_are_counted_as_wrong(answering):
     def wrong(item, task):
         words = true_words(item, task)
         words[-2] = "c15"  # the last word of the answer
-        return [word if word not in ("r0", "r1") else "r9" for word in words]
+        return [{"r0": "r9", "r1": "r9", "none": "r2"}.get(word, word) for word in words]
 
     answering(wrong)
     result = evaluation.evaluate(MODEL, ITEMS, cells=6, controls=False)
     assert {task: s["accuracy"] for task, s in result["tasks"].items()} == dict.fromkeys(TASKS, 0.0)
     named = [words for item in ITEMS[6:] for task in TASKS for words in [true_words(item, task)]]
-    rows = [words[i + 3] for words in named for i, word in enumerate(words) if word == "see"]
+    placed = [(word, words[i + 3]) for words in named for i, word in enumerate(words) if word in ("see", "check")]
+    rows = [row for _, row in placed if row != "none"]
     assert result["named"]["position"]["share"] == np.mean([row not in ("r0", "r1") for row in rows])
+    checked = [said != "none" for word, said in placed if word == "check"]
+    assert result["named"]["presence"]["share"] == np.mean(checked)
     assert result["named"]["colour"]["share"] == 1
 
 
