@@ -140,3 +140,10 @@ def test_measuring_again_keeps_each_result_at_once(tmp_path, monkeypatch):
 
 def test_a_bandwidth_is_measured_on_more_than_a_cache_holds():
     assert READ >= 1 << 30
+
+
+def test_new_results_need_a_folder_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="expected a folder for the new results"):
+        efficiency.measure("", size="tiny", visual_tokens=(64,), batches=(1,), samples=1, rounds=1, memory=False)
+    assert not any(tmp_path.iterdir())

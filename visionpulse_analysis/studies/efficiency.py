@@ -89,7 +89,7 @@ def read_measurements(folder: str | Path = "") -> Measurements:
 
 
 def measure(
-    folder: str | Path = "",
+    folder: str | Path,
     *,
     size: str = "small",
     visual_tokens: tuple[int, ...] = (1024, 8192, 16384, 32768),
@@ -100,11 +100,17 @@ def measure(
     memory: bool = True,
     report: Callable[[str], None] = lambda line: None,
 ) -> Measurements:
-    """Measure everything on this machine and keep it in a folder; an empty name keeps it where the project ships it.
+    """Measure everything on this machine and keep it in a folder.
 
-    Takes about a quarter of an hour on two cores. Nothing else should run meanwhile.
+    Takes about a quarter of an hour on two cores. Nothing else should run meanwhile. Raises ValueError without a
+    folder: the results that the project ships stay as they are.
     """
-    target = Path(folder) if folder else data_folder() / "benchmarks"
+    if not str(folder):
+        raise ValueError(
+            "expected a folder for the new results, got an empty name; name one (in the notebook: results='...'), "
+            f"also {data_folder() / 'benchmarks'} if they shall replace those of the project"
+        )
+    target = Path(folder)
     results = {
         "decode": lambda: bench_decode(visual_tokens, batches, size=size, rounds=rounds, report=report),
         "retention": lambda: bench_decode(
@@ -116,7 +122,10 @@ def measure(
     made = {}
     for part, run in results.items():
         report(part)
-        made[part] = {"command": f"visionpulse figures 07 -p rerun=True -p size={size} -p rounds={rounds}", **run()}
+        made[part] = {
+            "command": f"visionpulse figures 07 -p rerun=True -p results={folder} -p size={size} -p rounds={rounds}",
+            **run(),
+        }
         write_result(made[part], target / f"{part}.json")
     return Measurements(**made)
 
