@@ -145,5 +145,5 @@ def test_a_bandwidth_is_measured_on_more_than_a_cache_holds():
 def test_new_results_need_a_folder_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="expected a folder for the new results"):
-        efficiency.measure("", size="tiny", visual_tokens=(64,), batches=(1,), samples=1, rounds=1, memory=False)
+        efficiency.measure("", size="tiny", visual_tokens=(64,), batches=(1,), recorded_tokens=(64,), rounds=1)
     assert not any(tmp_path.iterdir())
