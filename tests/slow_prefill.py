@@ -211,6 +211,9 @@ class SlowZSPAPrune(BeforeModel):
         core = best(
             torch.stack([unit @ prompt for unit in units]), list(range(len(units))), round(self.pruner.core * k)
         )
+        while self.pruner.similarity == "sum" and len(core) < k:
+            rest = [i for i in range(len(units)) if i not in core]
+            core = [*core, min(rest, key=lambda i: float(sum(units[i] @ units[j] for j in core)))]
         return add_farthest(units, core, k)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -21,13 +21,14 @@ from slow_pruners import (
 )
 
 import visionpulse_analysis as vpa
+from visionpulse_analysis.decoding import Batch
 from visionpulse_analysis.pruners import FastV
 from visionpulse_analysis.pruners.annealing import ST3
-from visionpulse_analysis.pruners.cachecut import LookM
+from visionpulse_analysis.pruners.cachecut import LookM, merge_cut
 from visionpulse_analysis.pruners.dycoke import DyCoke
 from visionpulse_analysis.pruners.view import View
 from visionpulse_analysis.pruners.visipruner import VisiPruner
-from visionpulse_analysis.pruners.withdrawal import MVW
+from visionpulse_analysis.pruners.withdrawal import MVW, VTW
 
 QUESTION = "where is the red circle ?"
 
@@ -138,6 +139,51 @@ def test_lookm_cuts_by_the_attention_of_the_whole_prompt(vlm, pictures, monkeypa
             kept = opened[0].per_layer[layer][row, : len(places)]
             assert set(np.flatnonzero(kept)) == late | set(best)
             assert trace.k_per_layer.values[:, layer].tolist() == [len(places), len(late) + min(room, len(early))]
+
+
+def test_lookm_merges_what_it_cuts_into_its_most_similar_kept_key():
+    rng = np.random.default_rng(1)
+    batch = random_batch(rng)
+    layout = batch.layout()
+    keys, values = (torch.from_numpy(rng.normal(size=(3, 2, batch.width, 8))).float() for _ in range(2))
+    chance = torch.from_numpy(rng.random(layout.patches.shape))
+    cut, gone = layout.patches & (chance < 0.6), layout.patches & (chance > 0.9)
+    new = merge_cut(keys, values, layout, layout.patches & ~cut & ~gone, cut)
+    for row, head in product(range(3), range(2)):
+        away = set(layout.places[row][(cut | gone)[row]].tolist())
+        stay = [at for at in range(int(layout.starts[row]), batch.width) if at not in away]
+        own, means = keys[row, head].double(), {at: [at] for at in stay}
+        for at in layout.places[row][cut[row]].tolist():
+            means[max(stay, key=lambda k: float(own[at] @ own[k] / own[at].norm() / own[k].norm()))].append(at)
+        assert any(len(members) > 1 for members in means.values())
+        for at, members in means.items():
+            for old, found in zip((keys, values), new, strict=True):
+                here, now = old[row, head].double(), found[row, head, at]
+                pairs = [here[at], *((here[at] + here[one]) / 2 for one in members[1:])]
+                assert torch.allclose(now.double(), sum(pairs) / len(pairs), atol=1e-6)
+                assert len(members) > 1 or torch.equal(now, old[row, head, at])
+
+
+def test_lookm_merges_the_cache_that_its_steps_read(vlm, pictures, monkeypatch):
+    def prefill(self, original=Batch.prefill):
+        logits = original(self)
+        cached.append(([(layer.keys.clone(), layer.values.clone()) for layer in self.cache.layers], self.groups))
+        return logits
+
+    cached: list = []
+    monkeypatch.setattr(Batch, "prefill", prefill)
+    images, kinds = [pictures[1], pictures[0]], (LookM(merge="none"), LookM(), VTW(3), VTW(3) | LookM())
+    traces = [vpa.decode(vlm, images, [QUESTION] * 2, pruner=kind, max_new_tokens=3) for kind in kinds]
+    (before, _), (after, [group]), (alone, _), (both, _) = cached
+    for number, (old, new) in enumerate(zip(before, after, strict=True)):
+        stay = group.selection.per_layer[number]
+        expected = merge_cut(*old, group.layout, stay, group.layout.patches & ~stay)
+        assert all(torch.equal(a, b) for a, b in zip(expected, new, strict=True))
+        assert not torch.equal(old[0], new[0])
+    assert not np.array_equal(traces[0][0].logprobs[1:], traces[1][0].logprobs[1:])
+    assert np.array_equal(traces[0][0].logprobs[:1], traces[1][0].logprobs[:1])
+    # What another pruner has dropped in prefill is gone, and merged into nothing.
+    assert torch.equal(both[2][0], after[2][0]) and torch.equal(both[4][0], alone[4][0])
 
 
 def eager_prompt(vlm, prompt) -> list[np.ndarray]:

@@ -29,6 +29,7 @@ RULES = [
     (ZSPAPrune(), slow.SlowZSPAPrune),
     (ZSPAPrune(0.2, core=0.0, prompt="text"), slow.SlowZSPAPrune),
     (ZSPAPrune(0.2, core=1.0), slow.SlowZSPAPrune),
+    (ZSPAPrune(0.2, core=0.3, similarity="sum"), slow.SlowZSPAPrune),
     (CDPruner(), slow.SlowCDPruner),
     (CDPruner(0.2, prompt="text", flip=True), slow.SlowCDPruner),
     (ShortV(), slow.SlowShortV),

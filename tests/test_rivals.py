@@ -97,6 +97,12 @@ def test_the_ordering_is_about_pruning_at_prefill(compared):
     names = rivals_report.at_prefill(compared, 0.25)
     assert {"FastV 25 %", "DivPrune 25 %", "at prefill 25 %"} <= set(names)
     assert not {"VisionPulse 25 %", "random 25 %", "uniform 25 %", "oracle 25 %"} & set(names)
+    for kept, takes_part in ((0.27, True), (0.28, False), (0.23, True), (0.22, False)):
+        points = dict(compared.frontier.points)
+        for name in ("LOOK-M, own setting", "SparseVLM, own setting", "MVW, own setting"):
+            points[name] = replace(points[name], retention=kept)
+        names = rivals_report.at_prefill(replace(compared, frontier=replace(compared.frontier, points=points)), 0.25)
+        assert [name for name in names if "own" in name] == ["LOOK-M, own setting"] * takes_part
     assert rivals_report.verdicts(compared, 0.9) == ["Nothing was pruned at prefill to 90 %; add it to the budgets."]
 
 

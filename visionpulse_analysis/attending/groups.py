@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from visionpulse_analysis.cache import grows_in_place
 from visionpulse_analysis.prefilling import Prefill
 from visionpulse_analysis.pruners.base import Selection
 from visionpulse_analysis.pruners.view import Layout, View
@@ -60,6 +61,18 @@ class Group:
             kept = self._joined[2]
         self.shown[batch.layer] = kept
         return kept
+
+    def settle(self, cache: Any) -> None:
+        """Let the pruner change what prefill has cached; raises ValueError for a cache that cannot be changed."""
+        if not self.selection.settles:
+            return
+        if not grows_in_place(cache):
+            raise ValueError("the cache of this model cannot be edited, and the pruner merges keys; set merge='none'")
+        for number, layer in enumerate(cache.layers):
+            left = self.prefill.kept[number]
+            left = self.layout.patches if left is None else left
+            new = self.selection.settle(number, layer.keys, layer.values, left)
+            layer.keys, layer.values = new or (layer.keys, layer.values)
 
     def account(self, number: int) -> dict[str, Any]:
         """What the costs of the group's row ``number`` depend on beside the patches visible: see `count_costs`."""

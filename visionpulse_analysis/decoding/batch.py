@@ -100,7 +100,10 @@ class Batch:
         group = self.groups[0] if self.groups else None
         self.attention = PrefillAttention(self.recorder, group)
         with nullcontext() if group is None else watch_layers(self.vlm.model, group.prefill):
-            return self.forward(ids, mask, position, **inputs)
+            logits = self.forward(ids, mask, position, **inputs)
+        if group is not None:
+            group.settle(self.cache)
+        return logits
 
     def step(self) -> torch.Tensor:
         """Read ``tokens``: logits float32 [row, word] of the next ones."""

@@ -1,7 +1,8 @@
 """What every pruner is: a frozen dataclass that opens one selection per batch.
 
 Decoding calls ``pruner.start(layout)`` once per batch, then at every layer of prefill ``observe_prefill``,
-``visible_prefill`` and ``redirect``, and ``rewrite`` after it, and at every layer of every decode step ``visible``. A
+``visible_prefill`` and ``redirect``, and ``rewrite`` after it, ``settle`` when prefill is over, and at every layer of
+every decode step ``visible``. A
 selection implements the few of them that its method needs. All state of a run lives in the selection, never in the
 pruner or the model.
 """
@@ -67,8 +68,21 @@ class Selection:
     def rewrite(self, layer: int, states: torch.Tensor) -> torch.Tensor | None:
         """New hidden states of the patches that leave a layer of prefill, [row, patch, width]; None keeps them."""
 
+    def settle(
+        self, layer: int, keys: torch.Tensor, values: torch.Tensor, left: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """New cached keys and values of a layer once prefill is over, [row, kv_head, key, dim]; None keeps them.
+
+        left : bool [row, patch], what prefill has not dropped there.
+        """
+
     def visible(self, view: View) -> torch.Tensor | None:
         """Patches visible at this layer and decode step: bool [row, patch], or None for all that prefill left."""
+
+    @property
+    def settles(self) -> bool:
+        """Whether the selection may change what prefill has cached."""
+        return type(self).settle is not Selection.settle
 
     @property
     def dense_prefill(self) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
+from torch.nn.functional import normalize
 
 from visionpulse_analysis.pruners.base import Pruner, Selection
 from visionpulse_analysis.pruners.choosing import float64, top_k
@@ -18,29 +19,36 @@ class LookM(Pruner):
 
     In the style of LOOK-M, arXiv 2406.18139, section 3. Of the prompt's T tokens the last ``floor(recent * T)``
     stay, and ``floor(heavy * T)`` of the others: text first, all of which stays in any case, then patches by their
-    score, the sum of the softmax weights that all prompt queries give them. The authors choose per head and merge
-    what is cut into what is kept; here the heads of a layer choose together, by the sum of their scores, and
-    nothing is merged. Prefill is dense.
+    score, the sum of the softmax weights that all prompt queries give them. What is cut is merged into what is kept
+    (pivot merging): with its most similar kept key, by the cosine, each cut key makes a pair, whose mean joins in the
+    mean that takes the place of the kept key; values follow the keys. Keys are those of the cache, after rotary
+    embedding. The authors choose per head; here the heads of a layer choose together, by the sum of their scores, and
+    each head merges for itself. Prefill is dense.
 
     Parameters
     ----------
     heavy, recent : float
         Shares of the prompt's tokens, in 0..1; both 0.1 in the code.
+    merge : "pivot" or "none"
+        "none" forgets what is cut. The paper's averaged and weighted merging are left out.
 
     Raises
     ------
     ValueError
-        A share is out of range.
+        A parameter is out of range.
     """
 
     name: ClassVar[str] = "lookm"
 
     heavy: float = 0.1
     recent: float = 0.1
+    merge: Literal["pivot", "none"] = "pivot"
 
     def __post_init__(self) -> None:
         if not (0 <= self.heavy <= 1 and 0 <= self.recent <= 1):
             raise ValueError(f"heavy and recent are shares of the prompt in 0..1, got {self.heavy} and {self.recent}")
+        if self.merge not in ("pivot", "none"):
+            raise ValueError(f"merge must be 'pivot' or 'none', got {self.merge!r}")
 
     def start(self, layout: Layout) -> Selection:
         return _LookMSelection(self, layout)
@@ -67,8 +75,45 @@ class _LookMSelection(Selection):
         room = torch.minimum((heavy - old_text.sum(dim=1)).clamp(min=0), early.sum(dim=1))
         self.per_layer.append(late | top_k(column_sums(view, layout).masked_fill(~early, -torch.inf), room))
 
+    @property
+    def settles(self) -> bool:
+        return self.pruner.merge != "none"
+
+    def settle(
+        self, layer: int, keys: torch.Tensor, values: torch.Tensor, left: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        cut = left & ~self.per_layer[layer]
+        return merge_cut(keys, values, self.layout, left & ~cut, cut) if bool(cut.any()) else None
+
     def visible(self, view: View) -> torch.Tensor | None:
         return self.per_layer[view.layer]
+
+
+def merge_cut(
+    keys: torch.Tensor, values: torch.Tensor, layout: Layout, stay: torch.Tensor, cut: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Merge the patches ``cut`` into text and the patches that ``stay``, both bool [row, patch].
+
+    keys and values [row, kv_head, key, dim], as returned. Of equally similar positions the lower one is taken. 1024
+    patches at a time, since all pairs take much memory.
+    """
+    kept = (layout.text | layout.keys_of(stay, keys.shape[2]))[:, None]
+    units = normalize(keys.float(), dim=-1)
+    sums = [held.to(torch.float32, copy=True) for held in (keys, values)]
+    counts = torch.ones_like(keys[..., :1], dtype=torch.float32)
+    for start in range(0, cut.shape[1], 1024):
+        taken = cut[:, None, start : start + 1024, None].float()
+        at = layout.places[:, None, start : start + 1024, None].expand(-1, keys.shape[1], -1, keys.shape[3])
+        similar = (units.gather(2, at) @ units.transpose(2, 3)).masked_fill(~kept[:, :, None], -torch.inf)
+        # A patch that is not cut, or not there, adds nothing to whatever it is most similar to.
+        pivot = similar.argmax(dim=-1, keepdim=True)
+        counts.scatter_add_(2, pivot, taken.expand_as(pivot).contiguous())
+        for total, old in zip(sums, (keys, values), strict=True):
+            wide = pivot.expand(-1, -1, -1, old.shape[3])
+            own = at[..., :1].expand_as(wide)
+            pairs = (old.gather(2, own).float() + old.gather(2, wide).float()) / 2
+            total.scatter_add_(2, wide, pairs * taken)
+    return (sums[0] / counts).to(keys.dtype), (sums[1] / counts).to(values.dtype)
 
 
 def column_sums(view: View, layout: Layout) -> torch.Tensor:

@@ -40,6 +40,10 @@ class _CombinedSelection(Selection):
         self.forgets = all(part.forgets or type(part).visible is Selection.visible for part in parts)
 
     @property
+    def settles(self) -> bool:
+        return any(part.settles for part in self.parts)
+
+    @property
     def dense_prefill(self) -> bool:
         return all(part.dense_prefill for part in self.parts)
 
@@ -58,6 +62,12 @@ class _CombinedSelection(Selection):
         new = self.parts[0].rewrite(layer, states)
         again = self.parts[1].rewrite(layer, states if new is None else new)
         return new if again is None else again
+
+    def settle(
+        self, layer: int, keys: torch.Tensor, values: torch.Tensor, left: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        first = self.parts[0].settle(layer, keys, values, left)
+        return self.parts[1].settle(layer, *(first or (keys, values)), left) or first
 
     def visible(self, view: View) -> torch.Tensor | None:
         kept = self._narrow([part.visible for part in self.parts], view)

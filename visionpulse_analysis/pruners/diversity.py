@@ -98,16 +98,22 @@ def _in_blocks(units: torch.Tensor, hide: Callable[[torch.Tensor, slice], torch.
     return torch.cat([hide(units[:, at] @ units.transpose(1, 2), at).amax(dim=2) for at in parts], dim=1)
 
 
-def spread(units: torch.Tensor, chosen: torch.Tensor, k: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+def spread(
+    units: torch.Tensor, chosen: torch.Tensor, k: torch.Tensor, patches: torch.Tensor, *, total: bool = False
+) -> torch.Tensor:
     """Add to ``chosen``, bool [row, patch], the patch least similar to all of it, until each row has ``k`` int64 [row].
 
-    Similarity to a set is the largest cosine with any of its members (max-min distance, not max-max). Ties go to the
-    lower index.
+    Similarity to a set is the largest cosine with any of its members (max-min distance, not max-max), or, where
+    ``total``, the sum of the cosines with all of them. Ties go to the lower index.
     """
-    nearest = _in_blocks(units, lambda similar, at: similar.masked_fill(~chosen[:, None], -torch.inf))
+    if total:
+        near = (units @ (units * chosen[..., None]).sum(dim=1)[..., None])[..., 0]
+    else:
+        near = _in_blocks(units, lambda similar, at: similar.masked_fill(~chosen[:, None], -torch.inf))
     rows, chosen = torch.arange(len(units), device=units.device), chosen.clone()
     for _ in range(int((k - chosen.sum(dim=1)).max())):
-        pick = nearest.masked_fill(chosen | ~patches, torch.inf).argmin(dim=1)
+        pick = near.masked_fill(chosen | ~patches, torch.inf).argmin(dim=1)
         chosen[rows, pick] |= chosen.sum(dim=1) < k
-        nearest = torch.maximum(nearest, (units @ units[rows, pick][..., None])[..., 0])
+        new = (units @ units[rows, pick][..., None])[..., 0]
+        near = near + new if total else torch.maximum(near, new)
     return chosen

@@ -29,9 +29,9 @@ class ZSPAPrune(BeforeModel):
     """Keep a core of patches like the prompt, and fill the budget with those least like any kept one.
 
     ZSPAPrune, arXiv 2510.17197, section 3. The core is the ``round(core * k)`` patches with the highest cosine to
-    the mean embedding of the prompt; each next patch is the one whose largest cosine with the kept ones is
-    smallest. No code was published: the core share, the words that are pooled and the largest (not the summed)
-    cosine are the documented reading, not verified.
+    the mean embedding of the prompt; each next patch is the one that is least similar to the kept ones. No code was
+    published: the core share, the words that are pooled and the similarity to several patches are not verified; the
+    defaults are the documented reading.
 
     Parameters
     ----------
@@ -41,6 +41,8 @@ class ZSPAPrune(BeforeModel):
         r of the paper, in 0..1: 0 is diversity alone (starting as DivPrune does), 1 relevance alone.
     prompt : "question" or "text"
         Words pooled: those of the question, or all text of the prompt with its template.
+    similarity : "largest" or "sum"
+        Of the cosines of a patch with the kept ones: the largest (max-min distance), or their sum.
 
     Raises
     ------
@@ -52,10 +54,13 @@ class ZSPAPrune(BeforeModel):
 
     core: float = 0.6
     prompt: Literal["question", "text"] = "question"
+    similarity: Literal["largest", "sum"] = "largest"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_prompt(self.prompt)
+        if self.similarity not in ("largest", "sum"):
+            raise ValueError(f"similarity must be 'largest' or 'sum', got {self.similarity!r}")
         if not 0.0 <= self.core <= 1.0:
             raise ValueError(f"core is a share of the kept patches in 0..1, got {self.core!r}")
 
@@ -66,7 +71,7 @@ class ZSPAPrune(BeforeModel):
         like = (units @ normalize(pooled, dim=-1)[..., None])[..., 0].masked_fill(~layout.patches, -torch.inf)
         size = torch.round(self.core * float64(k)).long().to(k.device)
         core = torch.where((size > 0)[:, None], top_k(like, size), farthest(units, layout.patches))
-        return spread(units, core, k, layout.patches)
+        return spread(units, core, k, layout.patches, total=self.similarity == "sum")
 
 
 @dataclass(frozen=True)

@@ -50,13 +50,18 @@ def table(compared: Comparison) -> pd.DataFrame:
 
 
 def at_prefill(compared: Comparison, budget: float) -> list[str]:
-    """Arms of methods that settle at prefill what is visible, at this budget; not chance and the oracle."""
-    names = [
-        arm_name(label, budget)
-        for label, rival in RIVALS.items()
-        if rival.at_prefill and rival.family not in (CHANCE, REFERENCE)
-    ]
-    return [name for name in names if name in compared.frontier.points]
+    """Arms of methods that settle at prefill what is visible, at this budget; not chance and the oracle.
+
+    A method without a setting for the budget takes part where its own one keeps that share within a tenth.
+    """
+    points = compared.frontier.points
+    methods = [n for n, r in RIVALS.items() if r.at_prefill and r.family not in (CHANCE, REFERENCE)]
+    names = []
+    for label in methods:
+        at, own = arm_name(label, budget), arm_name(label, None)
+        near = own in points and RIVALS[label].matched is None and abs(points[own].retention - budget) <= 0.1 * budget
+        names += [at] if at in points else [own] if near else []
+    return names
 
 
 def verdicts(compared: Comparison, budget: float) -> list[str]:

@@ -125,4 +125,6 @@ class _Branch(Run):
             for view in trunk.views:
                 group.selection.observe_prefill(view)
         batch.cache, batch.position = copy.deepcopy(trunk.batch.cache), trunk.batch.position.clone()
+        for group in batch.groups:
+            group.settle(batch.cache)
         return batch, trunk.logits.clone()
