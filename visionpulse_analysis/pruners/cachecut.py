@@ -97,6 +97,7 @@ def merge_cut(
     keys and values [row, kv_head, key, dim], as returned. Of equally similar positions the lower one is taken. 1024
     patches at a time, since all pairs take much memory.
     """
+    layout, stay, cut = layout.on(keys.device), stay.to(keys.device), cut.to(keys.device)
     kept = (layout.text | layout.keys_of(stay, keys.shape[2]))[:, None]
     units = normalize(keys.float(), dim=-1)
     sums = [held.to(torch.float32, copy=True) for held in (keys, values)]
