@@ -134,7 +134,7 @@ def test_the_figures_draw_these_numbers(vlm, samples, found):
     for ax, value in ((accuracy, lambda arm: found.frontier.points[arm].accuracy), (held, found.held)):
         [curve] = [line for line in ax.lines if line.get_label() == "ZSPAPrune"]
         assert np.allclose(curve.get_ydata(), [value(f"r = {r:g}, 25 %").estimate for r in RATIOS])
-    flat = {line.get_label(): line.get_ydata()[0] for line in overlap.lines}
+    flat = {line.get_label(): np.asarray(line.get_ydata())[0] for line in overlap.lines}
     assert flat["random"] == pytest.approx(found.overlap("random, 25 %", "oracle, 25 %").estimate)
     page = draw.kept_page(vlm, samples[0], found, 0, 0.25)
     assert [ax.get_title() for ax in page.axes][1:] == [

@@ -96,9 +96,9 @@ def test_the_fake_devices_refuse_what_real_ones_refuse():
         here, there = torch.ones(2, device=f"{FAKE}:0"), torch.ones(2).to(f"{FAKE}:1")
         assert isinstance(here, Elsewhere) and there.device == torch.device(FAKE, 1)
         with pytest.raises(RuntimeError, match="different devices"):
-            here + there
+            _ = here + there
         with pytest.raises(RuntimeError, match="different devices"):
-            here + torch.ones(2)
+            _ = here + torch.ones(2)
         with pytest.raises(TypeError, match="float64"):
             here.double()
         assert (here + there.to(here.device)).tolist() == [2, 2]
