@@ -177,7 +177,8 @@ def test_lookm_merges_the_cache_that_its_steps_read(vlm, pictures, monkeypatch):
     (before, _), (after, [group]), (alone, _), (both, _) = cached
     for number, (old, new) in enumerate(zip(before, after, strict=True)):
         stay = group.selection.per_layer[number]
-        expected = merge_cut(*old, group.layout, stay, group.layout.patches & ~stay)
+        keys, values = old
+        expected = merge_cut(keys, values, group.layout, stay, group.layout.patches & ~stay)
         assert all(torch.equal(a, b) for a, b in zip(expected, new, strict=True))
         assert not torch.equal(old[0], new[0])
     assert not np.array_equal(traces[0][0].logprobs[1:], traces[1][0].logprobs[1:])
