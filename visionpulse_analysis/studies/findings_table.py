@@ -107,10 +107,11 @@ def found_05(n: dict[str, Any]) -> str:
 def found_09(n: dict[str, Any]) -> str:
     share_kept = f"{100 * n['compared']:g} %"
     pulse = n["arms"][f"VisionPulse {share_kept}"]["change"]["truth"]
-    said = [f"{ending} ({', '.join(arms)})".replace(f" {share_kept}", "") for ending, arms in n["ordering"].items()]
+    names = {ending: [arm.replace(", own setting", "") for arm in arms] for ending, arms in n["ordering"].items()}
+    said = [f"{', '.join(arms)}: {ending}".replace(f" {share_kept}", "") for ending, arms in names.items()]
     return (
-        f"With {share_kept} kept, VisionPulse changes accuracy by {points(pulse['change'])}. Pruned to that at "
-        f"prefill: {' / '.join(said)}."
+        f"With {share_kept} kept, VisionPulse changes accuracy by {points(pulse['change'])}. Methods that choose at "
+        f"prefill, with as many kept: {'. '.join(line[0].upper() + line[1:] for line in said)}."
     )
 
 
