@@ -8,7 +8,8 @@ The formula, in floating-point operations (2 per multiply-add), per layer and fo
 d width, a query heads x head dimension, c key heads x head dimension, m width of the MLP that one token runs through, g
 its matrices (3 when gated), e experts to choose from; then ``2 d V`` for the one row of logits over V words. Pairs are
 counted as ``queries x keys``, as every kernel that does not skip the causal half works them out, and as
-``torch.utils.flop_counter`` counts. Layers with a window are counted as if they saw everything: an upper bound.
+``torch.utils.flop_counter`` counts. Layers with a window are counted as if they saw everything: the window is a mask,
+which saves no work.
 Element-wise operations, the vision tower and what a pruner computes to choose are not counted.
 
 A decode step reads each visible key and value once from memory: ``2 c n b`` bytes per layer for n keys of b bytes. The
