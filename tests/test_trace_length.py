@@ -182,7 +182,7 @@ def test_the_prefill_arms_keep_what_their_twins_kept(vlm, tmp_path, monkeypatch)
     assert list(measured) == ["dense", "VisionPulse 5 %", "VisionPulse 10 %", "at prefill 5 %", "at prefill 10 %"]
     for share in ("5 %", "10 %"):
         kept = [measured[f"{method} {share}"].retention.mean() * 64 for method in ("VisionPulse", "at prefill")]
-        assert kept[1] == max(1, int(round(kept[0] / 64, 4) * 64))  # whole patches, rounded down
+        assert abs(kept[1] - kept[0]) <= 0.51  # half a patch, and the rounding of the budget
     dense = decode_arms(vlm, small, {"dense": None}, seeds=[0, 1], sample=Sampling(2.0), max_new_tokens=6)["dense"]
     np.testing.assert_array_equal(measured["dense"].length, [[len(o.tokens) for o in run] for run in dense])
 

@@ -22,7 +22,9 @@ HEADLINES = {
     "03_trace_length": "Does pruning shorten the trace without losing accuracy?",
     "04_visionpulse_at_work": "What does the pruner do, and what does it cost?",
     "05_layers": "Where does the model read, and which layer can prune?",
+    "06_explorer": "What did it look at, step by step? The explorer, dense beside pruned",
     "07_efficiency": "What does a decode step cost, and how close is it to what memory allows?",
+    "08_sweep": "What came out of a sweep over samples, pruners and seeds?",
     "09_pruner_comparison": "Which pruner keeps what it needs, at the same number of patches?",
     "10_three_stages": "Are there three stages of depth: image skipped, read, no longer needed?",
     "11_prompt_awareness": "Keep what the question names, or what covers the image?",
@@ -60,34 +62,41 @@ def found_00(n: dict[str, Any]) -> str:
 
 
 def found_01(n: dict[str, Any]) -> str:
-    hits, chance = n["objects"]["hit_by_kind"]["row"]["estimate"], n["objects"]["chance"]
+    objects = n["objects"]
+    by_kind = ", ".join(
+        f"{kind} {share(objects['hit_by_kind'][kind])}" for kind in ("row", "column", "shape", "colour")
+    )
     return (
         f"Yes. The top 5 % of one step and of the next overlap by {plain(n['consecutive_overlap'])} (Jaccard; random "
         f"sets {n['null_overlap']:.3f}). The prefill's top 5 % holds {share(n['later_coverage'])} of a later step's "
-        f"image mass, the step's own {share(n['later_own'])}. While it writes a row, the strongest patch lies on the "
-        f"object named in {100 * hits:.1f} % of the steps (chance {100 * chance:.1f} %)."
+        f"image mass, the step's own {share(n['later_own'])}. The strongest patch lies on the object that a step names "
+        f"in {share(objects['hit_named'])} of the steps (chance {100 * objects['chance']:.1f} %): {by_kind}."
     )
 
 
 def found_02(n: dict[str, Any]) -> str:
     relation = n["r"]["above 1/n"]
-    null = relation["null"]["pooled"]
-    causal = [r["pooled"] for name, r in n["r"].items() if "causal" in name or "needed" in name]
-    tail = f" With the patches that a step causally needs: r = {plain(causal[0])}." if causal else ""
+    null = relation["null"]["within"]
     return (
-        f"r(mass, patches above 1/n) = {plain(relation['pooled'])}; the same shapes dealt out at random give "
-        f"{null['low']:.2f} to {null['high']:.2f}.{tail}"
+        f"Within samples r(mass, patches above 1/n) = {plain(relation['within'])}; the same shapes dealt out at random "
+        f"give {null['low']:.2f} to {null['high']:.2f}. With the patches that a step causally needs: r = "
+        f"{plain(n['r']['patches needed']['within'])}."
     )
 
 
 def found_03(n: dict[str, Any]) -> str:
-    arm = n["sampled"]["VisionPulse 5 %"]
-    truth = arm["truth"]
-    kept = [f"{group} {share(c['truth']['ratio'])}" for group, c in n["by_question"].items()]
+    def said(way: str, name: str) -> str:
+        arm = n[way][name]
+        return f"length {share(arm['length'])}, accuracy {share(arm['truth']['change']).replace(' %', ' points', 1)}"
+
+    pulse = n["sampled"]["VisionPulse 5 %"]
     return (
-        f"Sampled, with {100 * arm['retention']:.1f} % of the patches: the length changes by {share(arm['length'])}, "
-        f"accuracy is {share(truth['accuracy'])} against {share(truth['dense_accuracy'])} dense. "
-        f"Share of dense accuracy by question: {'; '.join(kept)}."
+        f"Changes against dense with {100 * pulse['retention']:.1f} % of the patches at each step. Sampled: "
+        f"{said('sampled', 'VisionPulse 5 %')} ({share(pulse['truth']['ratio'])} of dense), detours "
+        f"{plain(pulse['truth']['detour_change'])} of {plain(pulse['truth']['dense_detours'])} a trace. Greedy: "
+        f"{said('greedy', 'VisionPulse 5 %')} (dense greedy traces hold "
+        f"{n['greedy']['VisionPulse 5 %']['truth']['dense_detours']['estimate']:.2f} detours). As many chosen once at "
+        f"prefill, sampled: {said('sampled', 'at prefill 5 %')}."
     )
 
 
@@ -150,6 +159,18 @@ def found_07(n: dict[str, Any]) -> str:
     )
 
 
+def found_06(n: dict[str, Any]) -> str:
+    return (
+        f"A page of {n['page_bytes'] / 1000:.0f} kB that works with the network off: {n['dense_steps']} steps dense "
+        f"beside {n['pruned_steps']} pruned, every step, layer and patch to be pointed at."
+    )
+
+
+def found_08(n: dict[str, Any]) -> str:
+    said = [f"{name} {share(arm['accuracy'])} in {arm['length']['estimate']:.1f} tokens" for name, arm in n.items()]
+    return f"Accuracy and mean length of {n['dense']['n']} samples per pruner: {'; '.join(said)}."
+
+
 FOUND = {
     "00_quickstart": found_00,
     "01_step_dependence": found_01,
@@ -157,7 +178,9 @@ FOUND = {
     "03_trace_length": found_03,
     "04_visionpulse_at_work": found_04,
     "05_layers": found_05,
+    "06_explorer": found_06,
     "07_efficiency": found_07,
+    "08_sweep": found_08,
     "09_pruner_comparison": found_09,
     "10_three_stages": found_10,
     "11_prompt_awareness": found_11,

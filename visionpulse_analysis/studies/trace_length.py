@@ -85,11 +85,14 @@ def pulse_arms(anchor: int | None = None) -> dict[str, Pruner | None]:
     }
 
 
-def prefill_arms(measured: Mapping[str, Arm], anchor: int | None = None) -> dict[str, Pruner | None]:
-    """Pruning once at prefill, to the mean retention that each VisionPulse arm turned out to have."""
+def prefill_arms(measured: Mapping[str, Arm], patches: int, anchor: int | None = None) -> dict[str, Pruner | None]:
+    """Pruning once at prefill, to the mean retention of each VisionPulse arm, the nearest whole number of ``patches``.
+
+    Budgets round down: half a patch more makes the nearest of it.
+    """
     return {
         name.replace("VisionPulse", "at prefill"): make_pruner(
-            "prefill_once", budget=round(float(arm.retention.mean()), 4), anchor_layer=anchor
+            "prefill_once", budget=round(min(1.0, float(arm.retention.mean()) + 0.5 / patches), 5), anchor_layer=anchor
         )
         for name, arm in measured.items()
         if name.startswith("VisionPulse")
@@ -109,11 +112,11 @@ def measure_ways(
     ----------
     ways : mapping of name to `seeds` and `sample`, see :func:`decode_arms`; ``options`` are common to all
     """
-    measured = {}
+    measured, patches = {}, len(vlm.prompt(samples[0].image, samples[0].question).grid)
     for way, choices in ways.items():
         found = decode_arms(vlm, samples, pulse_arms(anchor), **choices, **options)
         arms = {name: measure(samples, runs) for name, runs in found.items()}
-        found = decode_arms(vlm, samples, prefill_arms(arms, anchor), **choices, **options)
+        found = decode_arms(vlm, samples, prefill_arms(arms, patches, anchor), **choices, **options)
         measured[way] = arms | {name: measure(samples, runs) for name, runs in found.items()}
     return measured
 
