@@ -19,6 +19,17 @@ def test_the_scores_are_of_these_weights():
     assert stored()["weights"] == vpa.load("scenes").weights_hash
 
 
+def test_the_bars_of_the_test_bed_hold():
+    """Answers, what traces name, and the controls without which no pruning result would mean anything."""
+    scores = stored()
+    for task, bar in {"find": 0.95, "compare": 0.95, "count": 0.90}.items():
+        assert scores["tasks"][task]["accuracy"] >= bar and scores["tasks"][task]["n"] >= 400
+        noise = scores["control_noise"][task]
+        assert noise["accuracy"] <= noise["best_constant_guess"]
+    assert all(scores["named"][name]["share"] >= 0.97 for name in ("colour", "shape", "position", "presence"))
+    assert scores["control_random_5"]["low"] >= 20
+
+
 def test_the_card_shows_the_stored_scores():
     card = (data_folder() / "README.md").read_text()
     for patches, tasks in stored()["sizes"].items():
