@@ -106,7 +106,7 @@ class _Rows(Batch):
             path.parent.mkdir(parents=True, exist_ok=True)
             with written_whole(path) as draft, draft.open("wb") as file:
                 np.save(file, found)
-        return torch.from_numpy(np.load(path)).to(self.vlm.model.device)
+        return torch.from_numpy(np.load(path, allow_pickle=False)).to(self.vlm.model.device)
 
 
 class _Branch(Run):
