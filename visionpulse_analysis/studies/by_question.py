@@ -13,7 +13,7 @@ from visionpulse_analysis.figures import DOUBLE
 from visionpulse_analysis.studies.drawing import draw_named
 from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.studies.trace_length import DENSE, Change, compare
-from visionpulse_analysis.studies.trace_length_report import percent, show
+from visionpulse_analysis.studies.trace_length_report import percent, show, show_length
 from visionpulse_analysis.studies.trace_measures import Arm
 from visionpulse_analysis.testbed.questions import TASKS
 
@@ -49,10 +49,10 @@ def group_table(by_group: Mapping[str, Change]) -> pd.DataFrame:
             rows[group] = {
                 "pairs": c.n_pairs,
                 "kept": f"{100 * c.retention:.1f} %",
-                "length": show(c.length),
+                "length": show_length(c),
                 "dense accuracy": show(c.truth.dense_accuracy, sign=False),
                 "share of dense accuracy": show(c.truth.ratio, sign=False),
-                "detours": show(c.truth.detour_change, 1, ""),
+                "change of detours": show(c.truth.detour_change, 1, ""),
             }
     return pd.DataFrame.from_dict(rows, orient="index")
 

@@ -130,6 +130,11 @@ def divergence_figure(found: Divergences) -> Figure:
     """Draw at which step pruned traces leave the dense ones, and at what kind of token where that is known."""
     fig, axes = figures.new_figure(DOUBLE, 2.0, 1, 2 if found.at_kind else 1)
     first, *rest = np.atleast_1d(axes)
+    if not len(found.steps):
+        first.set(xlabel="first step that differs", ylabel="samples", xticks=[], yticks=[])
+        with figures.style():
+            first.set_title("no pruned trace differs from its dense one")
+        return fig
     # One bin per step as long as that can be read.
     edges = np.arange(-0.5, found.steps.max() + 1.5, max(1, found.steps.max() // 30))
     edges = np.append(edges, found.steps.max() + 0.5) if edges[-1] < found.steps.max() else edges

@@ -17,6 +17,7 @@ from visionpulse_analysis.statistics import (
     mcnemar,
     paired_difference,
     permutation_test,
+    proportion_interval,
 )
 from visionpulse_analysis.studies.arms import decode_arms
 from visionpulse_analysis.studies.samples import Sample
@@ -29,7 +30,8 @@ DENSE = "dense"
 class ScoredChange:
     """The part of a comparison that needs known answers.
 
-    dense_accuracy, accuracy : shares right; change : pruned minus dense; ratio : pruned over dense.
+    dense_accuracy, accuracy : shares right; change : pruned minus dense; ratio : pruned over dense; its
+    bounds are Wilson's where every right answer stays right and no other is, or none is: resamples never differ there.
     lost, won : pairs right only dense, only pruned; p : of the exact McNemar test with one seed, else of a permutation
     test that keeps a sample's seeds together.
     length_both_right : relative change of length over the `n_both_right` pairs in which both are right; may be None.
@@ -165,12 +167,11 @@ def _compare_scored(
     a, b = flat(first.right), flat(second.right)
     table, both = mcnemar(a, b), (a == 1) & (b == 1)
     before, after = flat(dense.length)[both], flat(arm.length)[both]
-    ratio = paired_difference(a, b, clusters, relative=True)
     return ScoredChange(
         dense_accuracy=cluster_bootstrap(a, clusters),
         accuracy=cluster_bootstrap(b, clusters),
         change=paired_difference(a, b, clusters),
-        ratio=replace(ratio, estimate=ratio.estimate + 1, low=ratio.low + 1, high=ratio.high + 1),
+        ratio=_share_of_dense(a, b, clusters),
         p=table.p if n_seeds == 1 else permutation_test(a, b, clusters).p,
         lost=table.b,
         won=table.c,
@@ -184,6 +185,16 @@ def _compare_scored(
             for i, name in enumerate(PURPOSES)
         },
     )
+
+
+def _share_of_dense(a: np.ndarray, b: np.ndarray, clusters: np.ndarray) -> Interval:
+    """Right answers of the pruned arm over those of the dense one; `a` and `b` are 0 or 1 [pair]."""
+    ratio = paired_difference(a, b, clusters, relative=True)
+    if np.isnan(ratio.low) and a.any() and (np.array_equal(a, b) or not b.any()):
+        # All samples that are right densely fare alike, each one way: count them, not their seeds.
+        n_right = len(np.unique(clusters[a == 1]))
+        return proportion_interval(np.full(n_right, b.any()), unit=ratio.unit)
+    return replace(ratio, estimate=ratio.estimate + 1, low=ratio.low + 1, high=ratio.high + 1)
 
 
 def _plain(value: Any) -> Any:

@@ -40,7 +40,7 @@ def table(changes: Changes) -> pd.DataFrame:
         for name, c in arms.items():
             row = {
                 "kept": f"{100 * c.retention:.1f} %",
-                "length": show(c.length),
+                "length": show_length(c),
                 "shorter / equal / longer, %": " / ".join(
                     f"{100 * share.estimate:.0f}" for share in (c.shorter, c.equal, c.longer)
                 ),
@@ -52,7 +52,9 @@ def table(changes: Changes) -> pd.DataFrame:
                     "change, points": show(c.truth.change, unit=""),
                     "p": f"{c.truth.p:.2g}",
                     "length, both right": show(c.truth.length_both_right),
+                    "dense detours": show(c.truth.dense_detours, 1, "", sign=False),
                     "detours": show(c.truth.detours, 1, "", sign=False),
+                    "change of detours": show(c.truth.detour_change, 1, ""),
                 }
             rows[f"{name}, {decoding}"] = row
     return pd.DataFrame.from_dict(rows, orient="index")
@@ -67,7 +69,7 @@ def paper_table(changes: Changes) -> pd.DataFrame:
                 c = arms[name]
                 rows[f"{name}, {decoding}"] = {
                     "length, paper": length,
-                    "length, here": show(c.length),
+                    "length, here": show_length(c),
                     "share of full accuracy, paper": accuracy,
                     "share of full accuracy, here": show(c.truth and c.truth.ratio, sign=False),
                 }
@@ -79,8 +81,8 @@ def verdicts(changes: Changes, decoding: str) -> list[str]:
     arms, lines = changes[decoding], []
     for name, c in arms.items():
         lines.append(
-            f"{name}: {_about_length(c, 1 if name.startswith('at prefill') else -1)}"
-            + ("" if c.truth is None else f" {_about_accuracy(c.truth)}")
+            f"{name}: {_about_length(c, 1 if name.startswith('at prefill') else -1, _floor(changes, decoding, c))}"
+            + ("" if c.truth is None else f"{_about_detours(c, c.truth)} {_about_accuracy(c.truth)}")
         )
     pulse, once = arms.get("VisionPulse 10 %"), arms.get("at prefill 10 %")
     if pulse and once and pulse.truth and once.truth:
@@ -95,17 +97,50 @@ def verdicts(changes: Changes, decoding: str) -> list[str]:
     return lines
 
 
-def _about_length(c: Change, reported: int) -> str:
+def show_length(c: Change) -> str:
+    """The relative change of length as text, or that there is none in any trace."""
+    return "no trace changed its length" if c.equal.estimate == 1 else show(c.length)
+
+
+def _about_length(c: Change, reported: int, floor: str) -> str:
     """The sign found beside the sign that the paper reports: -1 shorter, 1 longer."""
     found = -1 if c.length.high < 0 else 1 if c.length.low > 0 else 0
-    shown = show(c.length)
+    shown = show_length(c)
     if found == 0:
-        return f"no change of length can be told ({shown}); the paper reports {WORDS[reported]} traces."
+        told = shown if c.equal.estimate == 1 else f"no change of length can be told ({shown})"
+        return f"{told}; " + (floor if floor and reported == -1 else f"the paper reports {WORDS[reported]} traces.")
+    if found == 1 and reported == -1 and floor:
+        return f"traces get longer ({shown}); {floor}"
     if found == reported == -1 and c.truth is not None and c.truth.ratio.high < 0.98:
         return f"traces get shorter ({shown}), but right answers go with them: not what the paper reports."
     if found == reported:
         return f"traces get {WORDS[found]} ({shown}), as the paper reports."
     return f"traces get {WORDS[found]} ({shown}); that the paper's get {WORDS[reported]} does not transfer."
+
+
+def _floor(changes: Changes, decoding: str, c: Change) -> str:
+    """That dense traces were as short as they can be, and which to look at instead; empty where they were not."""
+    if c.truth is None or c.truth.dense_detours.estimate > 0:
+        return ""
+    truths = {how: next(iter(arms.values())).truth for how, arms in changes.items() if arms}
+    others = [how for how, truth in truths.items() if truth is not None and truth.dense_detours.estimate > 0]
+    see = [f"see the {how} ones" for how in others]
+    see += ["see notebook 03's sampled decoding"] if "sampled" not in changes else []
+    return f"dense {decoding} traces hold no detour, so nothing could be shortened{''.join(f'; {s}' for s in see[:1])}."
+
+
+def _about_detours(c: Change, truth: ScoredChange) -> str:
+    """How much of the change of length is spent on detours; empty where no trace changed its length."""
+    if c.equal.estimate == 1:
+        return ""
+    spent = truth.words["detours"]
+    told = c.tokens.high < 0 or c.tokens.low > 0  # a share of what may be nothing means nothing
+    share = spent.estimate / c.tokens.estimate if told else 0.0
+    return (
+        f" Detours per trace go from {truth.dense_detours.estimate:.1f} to {truth.detours.estimate:.1f} "
+        f"({show(truth.detour_change, 1, '')}): of the change of {show(c.tokens, 1, '')} tokens, "
+        f"{show(spent, 1, '')} are spent on detours{f', or {100 * share:.0f} %' if share > 0 else ''}."
+    )
 
 
 def _about_accuracy(c: ScoredChange) -> str:

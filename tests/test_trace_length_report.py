@@ -1,0 +1,102 @@
+"""Sentences about length where nothing varies: no detour to lose, all answers right, no trace changed."""
+
+import numpy as np
+import pytest
+
+from visionpulse_analysis.studies import by_question, frontier_report
+from visionpulse_analysis.studies import trace_length_report as report
+from visionpulse_analysis.studies.alignment import first_divergences
+from visionpulse_analysis.studies.samples import scene_samples
+from visionpulse_analysis.studies.trace_length import compare
+from visionpulse_analysis.studies.trace_measures import Arm, Scored
+
+FLOOR = "traces hold no detour, so nothing could be shortened"
+NAME = "VisionPulse 5 %"
+
+
+def arm(n_detours, other, right=True, n=40, seeds=1) -> Arm:
+    """An arm of `n` samples that spends 9 words on each detour; values are one number or one per sample."""
+    n_detours, other, right = (np.tile(np.broadcast_to(v, n), (seeds, 1)) for v in (n_detours, other, right))
+    words = np.array([np.full((seeds, n), 9), 9 * n_detours, np.zeros((seeds, n), int), other])
+    scored = Scored(right, n_detours, words)
+    return Arm(words.sum(axis=0), np.full((seeds, n), 0.05), np.ones((seeds, n), bool), scored)
+
+
+def verdict(decoding="greedy", name=NAME, **pairs) -> str:
+    changes = {how: {name: compare(*pair)} for how, pair in pairs.items()}
+    return report.verdicts(changes, decoding)[0]
+
+
+SOME = np.arange(40) % 3  # 0, 1 or 2 per sample
+LONGER, SHORTER = (arm(0, 9), arm(SOME, 9)), (arm(SOME, 9), arm(0, 9))
+
+
+def test_dense_traces_without_detours_cannot_be_shortened():
+    both = verdict(greedy=LONGER, sampled=SHORTER)
+    assert f"dense greedy {FLOOR}; see the sampled ones." in both and "does not transfer" not in both
+    assert f"{FLOOR}; see notebook 03's sampled decoding." in verdict(greedy=LONGER)
+    assert FLOOR in verdict(greedy=(arm(0, 9), arm(0, 9)))
+    assert f"{FLOOR}. " in verdict(greedy=LONGER, sampled=LONGER)  # nowhere better to look
+
+
+@pytest.mark.parametrize(
+    ("pair", "name"),
+    [
+        (SHORTER, NAME),  # dense traces hold detours
+        ((arm(0, 9 + SOME), arm(0, 9)), NAME),  # shortened all the same
+        (LONGER, "at prefill 5 %"),  # the paper reports longer traces
+    ],
+)
+def test_nothing_is_said_of_detours_that_are_not_missed(pair, name):
+    assert FLOOR not in verdict(name=name, greedy=pair)
+
+
+@pytest.mark.parametrize(
+    ("n", "after", "words", "group"),
+    [
+        (300, True, "Accuracy is kept (100.0 % [98.7, 100.0] of dense)", "Kept"),
+        (96, True, "is open (100.0 % [96.2, 100.0])", "Open"),
+        (96, False, "Accuracy is lost (0.0 % [0.0, 3.8] of dense)", "Lost"),
+    ],
+)
+def test_all_right_or_all_wrong_still_has_an_interval(n, after, words, group):
+    pair = arm(0, 9, n=n, seeds=3), arm(0, 9, after, n=n, seeds=3)  # seeds add no samples
+    assert words in verdict(greedy=pair)
+    assert by_question.where_accuracy_goes({"find": compare(*pair)}).startswith(group)
+
+
+def test_the_same_answers_right_count_only_those_that_could_be_lost():
+    right = np.arange(40) < 30
+    ratio = compare(arm(0, 9, right), arm(0, 9, right)).truth.ratio
+    assert (ratio.estimate, ratio.n_clusters, ratio.unit) == (1, 30, "sample")
+    nothing = compare(arm(0, 9, False), arm(0, 9, False)).truth.ratio
+    assert np.isnan(nothing.estimate) and np.isnan(nothing.low)
+
+
+def test_no_trace_changed_its_length():
+    same = compare(arm(SOME, 9), arm(SOME, 9))
+    sentence = report.verdicts({"greedy": {NAME: same}}, "greedy")[0]
+    assert sentence.startswith(f"{NAME}: no trace changed its length; the paper reports shorter traces. Whether")
+    assert report.table({"greedy": {NAME: same}})["length"].item() == "no trace changed its length"
+    assert by_question.group_table({"find": same})["length"].item() == "no trace changed its length"
+    swapped = compare(arm(0, SOME), arm(0, SOME[::-1]))  # as many longer as shorter
+    assert "no trace changed" not in report.verdicts({"greedy": {NAME: swapped}}, "greedy")[0]
+
+
+def test_how_much_of_the_change_is_spent_on_detours():
+    change = compare(arm(SOME, 9), arm(SOME // 2, 9 + SOME))  # 26 detours fewer: -234 words, and 39 others more
+    sentence = report.verdicts({"greedy": {NAME: change}}, "greedy")[0]
+    assert "Detours per trace go from 1.0 to 0.3 (-0.7 [" in sentence
+    assert "of the change of -4.9 [" in sentence and "] tokens, -5.8 [" in sentence  # -4.875 and -5.85
+    assert "] are spent on detours, or 120 %. Whether" in sentence
+    row = report.table({"greedy": {NAME: change}}).iloc[0]
+    shown = [row[name].split(" ")[0] for name in ("dense detours", "detours", "change of detours")]
+    assert shown == ["1.0", "0.3", "-0.7"]
+    against = report.verdicts({"greedy": {NAME: compare(arm(0, 30), arm(SOME, 9))}}, "greedy")[0]
+    assert "] are spent on detours. " in against  # shorter although detours were added: no share
+
+
+def test_the_figure_says_that_no_trace_differs():
+    tokens = [["a", "b"], ["c"]]
+    figure = frontier_report.divergence_figure(first_divergences(tokens, tokens, scene_samples(2, cells=4)))
+    assert [ax.get_title() for ax in figure.axes] == ["no pruned trace differs from its dense one"]
