@@ -165,21 +165,47 @@ def planted(anchors: Anchors, top, random, none) -> Anchors:
 
 def test_the_verdict_follows_the_numbers(anchors):
     good = planted(anchors, [0.4, 0.02, 0.01], [0.7, 0.5, 0.01], [0.9, 0.6, 0.02])
-    assert good.suitable() == [3]  # layer 0 does harm, layer 7 is no better than chance
+    assert good.suitable() == [3] and good.unsuitable() == [0]  # layer 0 does harm
+    assert good.undecided() == [7]  # perhaps no better than chance
     text = layer_report.verdict(good)
-    assert "the layers 3:" in text and "layer 3, is among" in text and "From layer 7 on" in text
-    assert "transfers: the default" in layer_report.transfers(good)
+    assert "layer 3 would do: " in text and "Not so layer 0." in text and "samples: layer 7." in text
+    assert "default anchor, layer 3, would do: there 2.0 % [1.0, 3.0]" in text and "From layer 7 on" in text
+    assert "layer 3 here; it transfers" in layer_report.transfers(good)
 
     moved = planted(anchors, [0.02, 0.3, 0.2], [0.7, 0.5, 0.3], [0.9, 0.6, 0.4])
     text = layer_report.verdict(moved)
-    assert moved.suitable() == [0] and "is not among" in text and "At every layer some" in text
-    assert "here layers 0 do" in layer_report.transfers(moved)
+    assert moved.suitable() == [0] and "layer 3, would not do" in text and "At every layer more than 5 %" in text
+    assert "does not transfer" in layer_report.transfers(moved) and "Here layer 0 would" in layer_report.transfers(
+        moved
+    )
 
     none = planted(anchors, [0.5, 0.4, 0.3], [0.5, 0.4, 0.3], [0.5, 0.4, 0.4])
-    assert "No layer would do" in layer_report.verdict(
-        none
-    ) and "least harm is done at layer 7" in layer_report.verdict(none)
-    assert "does not transfer at this tolerance" in layer_report.transfers(none)
+    text = layer_report.verdict(none)
+    assert "No layer is shown to do" in text and "fewest tokens change at layer 7, 30.0 % [29.0, 31.0]" in text
+    assert "is shown at no layer" in layer_report.transfers(none)
+
+
+def test_a_layer_whose_interval_holds_the_tolerance_is_undecided(anchors):
+    three = planted(anchors, [0.055, 0.045, 0.1], [0.5, 0.5, 0.5], [0.9, 0.9, 0.045])
+    assert (three.suitable(), three.undecided(), three.unsuitable()) == ([], [0, 3], [7])
+    assert three.numbers()["suitable"] == [] and three.numbers()["undecided"] == [0, 3]
+    text = layer_report.verdict(three)
+    assert "Undecided with these samples: layers 0, 3." in text and "layer 3, is undecided" in text
+    assert "At no layer is it shown that no patch at all" in text  # 4.5 % [3.5, 5.5] at layer 7
+    assert "may or may not transfer" in layer_report.transfers(three)
+    nan = float("nan")
+    unknown = replace(three, top=[interval(0.0, nan, nan)] * 3)
+    assert unknown.undecided() == [0, 3, 7] and "at layer 0, 0.0 %." in layer_report.verdict(unknown)
+
+
+def test_the_papers_rule_is_tested_at_its_own_layer(anchors):
+    good = planted(anchors, [0.4, 0.02, 0.3], [0.7, 0.5, 0.6], [0.9, 0.6, 0.6])
+    text = layer_report.transfers(replace(good, default=7))
+    assert "means layer 3 here; it transfers" in text and "default anchor, layer 7, would not do" in text
+    text = layer_report.transfers(replace(good, n_layers=16, default=3))
+    assert "means layer 7 here; it does not transfer" in text and "default anchor, layer 3, would do" in text
+    assert "that layer was not tried" in layer_report.transfers(replace(good, n_layers=12))
+    assert "also the model's default anchor" in layer_report.transfers(good)
 
 
 def test_horizon_is_for_models_that_speak_the_scenes(vlm):
@@ -193,7 +219,11 @@ def test_horizon_is_for_models_that_speak_the_scenes(vlm):
 def test_the_page_has_its_panels_and_the_table_its_rows(traces, samples, anchors):
     maps = layer_maps(traces, samples)
     table = layer_report.paper_table(maps, anchors)
-    assert table.loc["anchor layer", "here"] == "3 of 8 by default" and len(table) == 7
+    assert table.loc["anchor layer", "here"] == "3 of 8 by default; the middle: 3" and len(table) == 8
+    top = anchors.top[1]
+    bounds = "" if np.isnan(top.low) else f" [{100 * (1 - top.high):.1f}, {100 * (1 - top.low):.1f}]"
+    unchanged = f"{100 * (1 - top.estimate):.1f} %{bounds} of image-dependent tokens"
+    assert table.loc["tokens unchanged, 5 % chosen at the default anchor", "here"] == unchanged
     assert table.map(len).to_numpy().max() <= 50  # longer ones are cut off where a notebook shows them
     with_horizon = layer_figures.anchors_page(anchors, {"row": [0.1] * 9})
     without = layer_figures.anchors_page(anchors)

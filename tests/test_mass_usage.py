@@ -1,9 +1,12 @@
 """Mass and usage: what is arithmetic stays inside the null, what is real comes out, and the sentences follow."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from visionpulse_analysis.patches import PatchGrid
+from visionpulse_analysis.statistics import Interval
 from visionpulse_analysis.studies import mass_figures, mass_report
 from visionpulse_analysis.studies.causal_usage import CausalUsage
 from visionpulse_analysis.studies.mass_usage import CAUSAL, mass_usage
@@ -71,7 +74,7 @@ def test_what_is_only_scaled_stays_in_the_null_and_has_no_scale_free_relation(rn
     for relation in [*result.shapes, result.causal[0]]:
         assert relation.within.low < 0 < relation.within.high, relation.name
     text = mass_report.survivors(result)
-    assert "neither more nor fewer patches" in text and "does not survive here" in text
+    assert "neither clearly more nor clearly fewer patches" in text and "does not survive here" in text
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -89,6 +92,40 @@ def test_a_real_relation_comes_out_with_its_sign(rng, sign):
     assert ("So the claim survives" in text) == (sign > 0)
     assert mass_report.paper_table(result).map(len).to_numpy().max() <= 50  # longer ones are cut off when shown
     assert ("holds here" if sign > 0 else "is reversed here") in mass_report.transfers(result)
+
+
+@pytest.mark.parametrize(
+    ("r", "low", "high", "survives", "reading"),
+    [
+        (0.5, 0.4, 0.6, "claim survives: within a trace, mass explains 25.0 % [16.0, 36.0]", "holds here too"),
+        (0.085, 0.07, 0.1, "sign of the claim survives and the prediction does not: within a trace", "sign alone"),
+        (-0.085, -0.1, -0.07, "steps with more mass need fewer patches", "is reversed here"),
+        (0.4, -0.1, 0.9, "is not shown", "is not shown here"),
+        (float("nan"), float("nan"), float("nan"), "is not shown", "is not shown here"),
+    ],
+)
+def test_the_claim_is_graded_by_the_variance_explained(rng, r, low, high, survives, reading):
+    _, _, result = study(rng, some(rng), lambda m: rng.integers(1, N, len(m)), n_permutations=20)
+    within = Interval(r, low, high, SAMPLES, 50, 0.95, "made")
+    result = replace(result, causal=[replace(result.causal[0], within=within)])
+    text, reached = mass_report.survivors(result), mass_report.transfers(result)
+    assert survives in text and ("So the claim survives" in text) == (r == 0.5)
+    assert reading in reached
+    share = "0.7 % [0.5, 1.0]"
+    assert (share in text, share in reached) == (r == 0.085, r == 0.085)
+
+
+def test_the_table_shows_intervals_beside_the_estimates(rng):
+    _, _, result = study(rng, some(rng), lambda m: rng.integers(1, N, len(m)), n_permutations=20)
+    here = mass_report.paper_table(result)["here"]
+    for row in ("the same within samples", "r at multiples of 1/n", "the same with shapes exchanged, null band"):
+        assert here[row].count("[") == 2, row
+    lowest = min((r.pooled for r in result.multiples), key=lambda i: i.estimate)
+    expected = f"{lowest.estimate:.2f} [{lowest.low:.2f}, {lowest.high:.2f}] to "
+    assert here["r at multiples of 1/n"].startswith(expected)
+    enough = result.enough[0.05]
+    bounds = f"{100 * enough.estimate:.1f} % [{100 * enough.low:.1f}, {100 * enough.high:.1f}] of steps"
+    assert here["5 % of the patches are enough for one step"].startswith(bounds)
 
 
 def test_columns_hold_every_step_and_prefill_has_no_need(rng):

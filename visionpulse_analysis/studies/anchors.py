@@ -64,12 +64,28 @@ class Anchors:
     reading: Interval
 
     def suitable(self, tolerance: float = 0.05) -> list[int]:
-        """Layers that would do: their choice changes at most ``tolerance`` of the tokens, and beats a random one."""
+        """Layers that would do: their choice changes at most ``tolerance`` of the tokens, and beats a random one.
+
+        Both by the whole interval; a layer without an interval is undecided.
+        """
         return [
             layer
             for layer, top, gain in zip(self.layers, self.top, self.gain, strict=True)
-            if top.estimate <= tolerance and gain.low > 0
+            if top.high <= tolerance and gain.low > 0
         ]
+
+    def unsuitable(self, tolerance: float = 0.05) -> list[int]:
+        """Layers that would not do: by its whole interval, one of the two conditions of ``suitable`` fails."""
+        return [
+            layer
+            for layer, top, gain in zip(self.layers, self.top, self.gain, strict=True)
+            if top.low > tolerance or gain.high <= 0
+        ]
+
+    def undecided(self, tolerance: float = 0.05) -> list[int]:
+        """Layers of which these samples cannot tell whether they would do."""
+        decided = {*self.suitable(tolerance), *self.unsuitable(tolerance)}
+        return [layer for layer in self.layers if layer not in decided]
 
     def numbers(self) -> dict[str, Any]:
         """Headline numbers, JSON-ready."""
@@ -78,6 +94,7 @@ class Anchors:
             "layers": self.layers,
             "default": self.default,
             "suitable": self.suitable(),
+            "undecided": self.undecided(),
             "fraction": self.fraction,
             "level": self.level,
             "overlap_null": self.overlap_null,

@@ -2,55 +2,68 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
+from visionpulse_analysis.statistics import Interval
 from visionpulse_analysis.studies.anchors import Anchors
+from visionpulse_analysis.studies.findings_table import share
 from visionpulse_analysis.studies.layers import LayerMaps
 
 
 def verdict(anchors: Anchors, tolerance: float = 0.05) -> str:
-    """State in one paragraph which anchor layers would do, from the numbers alone."""
-    fits = anchors.suitable(tolerance)
-    percent = f"{100 * anchors.fraction:g} %"
+    """State in one paragraph which anchor layers would do, from the intervals alone."""
+    fits, misfits = anchors.suitable(tolerance), anchors.unsuitable(tolerance)
+    undecided = anchors.undecided(tolerance)
     rule = (
-        f"their top {percent} of the patches change at most {100 * tolerance:g} % of the tokens that depend on the "
-        "image, and clearly fewer than random patches do"
+        f"the {100 * anchors.fraction:g} % of the patches ranked highest there change at most {100 * tolerance:g} % of "
+        "the tokens that depend on the image, and fewer than random patches do"
     )
     if fits:
-        listed = ", ".join(str(layer) for layer in fits)
-        text = [f"As anchors would do the layers {listed}: {rule}."]
+        text = [f"By whole intervals, {_named(fits)} would do: {rule}."]
     else:
-        best = anchors.layers[int(np.argmin([i.estimate for i in anchors.top]))]
-        text = [f"No layer would do by the rule that {rule}; the least harm is done at layer {best}."]
+        place = int(np.argmin([i.estimate for i in anchors.top]))
+        text = [
+            f"No layer is shown to do what is asked, that {rule}; the fewest tokens change at layer "
+            f"{anchors.layers[place]}, {_percent(anchors.top[place])}."
+        ]
+    if misfits:
+        text.append(f"Not so {_named(misfits)}.")
+    if undecided:
+        text.append(f"Undecided with these samples: {_named(undecided)}.")
     if anchors.default in anchors.layers:
-        where = "is" if anchors.default in fits else "is not"
         place = anchors.layers.index(anchors.default)
         text.append(
-            f"The default anchor, layer {anchors.default}, {where} among those that would do: there "
-            f"{100 * anchors.top[place].estimate:.0f} % of these tokens change with its own choice, "
-            f"{100 * anchors.random[place].estimate:.0f} % with random patches and "
-            f"{100 * anchors.none[place].estimate:.0f} % with none."
+            f"The default anchor, layer {anchors.default}, {_answer(anchors, anchors.default, tolerance)}: there "
+            f"{_percent(anchors.top[place])} of these tokens change with its own choice, "
+            f"{_percent(anchors.random[place])} with random patches and {_percent(anchors.none[place])} with none."
         )
-    free = [layer for layer, i in zip(anchors.layers, anchors.none, strict=True) if i.estimate <= tolerance]
-    text.append(
-        f"From layer {min(free)} on even no patch at all is enough, so a good score there proves nothing."
-        if free
-        else "At every layer some of these tokens still depend on the patches above it."
-    )
+    text.append(_without_patches(anchors, tolerance))
     return " ".join(text)
 
 
 def transfers(anchors: Anchors, tolerance: float = 0.05) -> str:
     """Say what of the paper's choice of the middle layer transfers to this model and what does not."""
-    fits = anchors.suitable(tolerance)
-    if anchors.default in fits:
-        text = "The rule of an anchor in the middle transfers: the default anchor does what is asked of it."
-    elif fits:
-        text = f"The default anchor does not transfer as it is: here layers {_listed(fits)} do what is asked."
+    rule, default = _rule(anchors), anchors.default
+    ending = {
+        "would do": "transfers: that layer does what is asked of it",
+        "would not do": "does not transfer: that layer does not do what is asked of it",
+        "is undecided": "may or may not transfer: that layer is undecided with these samples",
+        "was not tried": "is not tested: that layer was not tried",
+    }[_answer(anchors, rule, tolerance)]
+    text = [f"The paper's rule, an anchor in the middle, means layer {rule} here; it {ending}."]
+    if default == rule:
+        text.append("It is also the model's default anchor.")
     else:
-        text = "That few patches chosen at one layer are enough does not transfer at this tolerance."
-    return f"{text} How deep a model reads the image is its own property: measure it before you prune."
+        text.append(f"The model's default anchor, layer {default}, {_answer(anchors, default, tolerance)}.")
+    fits = anchors.suitable(tolerance)
+    if fits and not {rule, default} & {*fits}:
+        text.append(f"Here {_named(fits)} would do.")
+    if not fits:
+        text.append("That few patches chosen at one layer are enough is shown at no layer at this tolerance.")
+    return " ".join([*text, "How deep a model reads the image is its own property: measure it before you prune."])
 
 
 def paper_table(maps: LayerMaps, anchors: Anchors, tolerance: float = 0.05) -> pd.DataFrame:
@@ -58,25 +71,62 @@ def paper_table(maps: LayerMaps, anchors: Anchors, tolerance: float = 0.05) -> p
     place = anchors.layers.index(anchors.default) if anchors.default in anchors.layers else None
     percent = f"{100 * anchors.fraction:g} %"
     rows = {
-        "anchor layer": ("17 of 36, the middle", f"{anchors.default} of {anchors.n_layers} by default"),
+        "anchor layer": (
+            "17 of 36, the middle",
+            f"{anchors.default} of {anchors.n_layers} by default; the middle: {_rule(anchors)}",
+        ),
         "layers that would do": ("not reported", _listed(anchors.suitable(tolerance)) or "none"),
+        "layers undecided": ("not reported", _listed(anchors.undecided(tolerance)) or "none"),
         "cosine of neighbouring layers": ("shown as a picture", str(maps.adjacent)),
         "cosine of layers half the depth apart": ("shown as a picture", str(maps.distant)),
     }
     if place is not None:
-        rows[f"{percent} of the patches, chosen at the anchor"] = (
+        rows[f"tokens unchanged, {percent} chosen at the default anchor"] = (
             "98.2 % of full accuracy (<= 5 %, whole traces)",
-            f"{100 * (1 - anchors.top[place].estimate):.0f} % of image-dependent tokens unchanged",
+            f"{_percent(_rest(anchors.top[place]))} of image-dependent tokens",
         )
-        rows["the same, random patches"] = (
-            "not reported",
-            f"{100 * (1 - anchors.random[place].estimate):.0f} %",
-        )
+        rows["the same, random patches"] = ("not reported", _percent(_rest(anchors.random[place])))
         rows["relevant patches among them"] = (
             "not reported",
             f"{anchors.overlap[place]} (random {anchors.overlap_null:.3f})",
         )
     return pd.DataFrame.from_dict(rows, orient="index", columns=["paper", "here"])
+
+
+def _without_patches(anchors: Anchors, tolerance: float) -> str:
+    """Say from which layer on the image has been read, as far as whole intervals tell."""
+    free = [layer for layer, i in zip(anchors.layers, anchors.none, strict=True) if i.high <= tolerance]
+    if free:
+        return f"From layer {min(free)} on even no patch at all is enough, so a good score there proves nothing."
+    if all(i.low > tolerance for i in anchors.none):
+        return f"At every layer more than {100 * tolerance:g} % of these tokens depend on the patches above it."
+    return "At no layer is it shown that no patch at all is enough."
+
+
+def _rule(anchors: Anchors) -> int:
+    """The layer of the paper's rule, which the model's own default anchor need not follow."""
+    return max(0, anchors.n_layers // 2 - 1)
+
+
+def _answer(anchors: Anchors, layer: int, tolerance: float) -> str:
+    if layer not in anchors.layers:
+        return "was not tried"
+    if layer in anchors.suitable(tolerance):
+        return "would do"
+    return "would not do" if layer in anchors.unsuitable(tolerance) else "is undecided"
+
+
+def _percent(interval: Interval) -> str:
+    return share(interval.to_dict())
+
+
+def _rest(interval: Interval) -> Interval:
+    """What is left to 1, with its interval."""
+    return replace(interval, estimate=1 - interval.estimate, low=1 - interval.high, high=1 - interval.low)
+
+
+def _named(layers: list[int]) -> str:
+    return f"layer{'s' * (len(layers) > 1)} {_listed(layers)}"
 
 
 def _listed(layers: list[int]) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from visionpulse_analysis.measures import PAPER_THRESHOLDS
+from visionpulse_analysis.nulls import ShapeNull
+from visionpulse_analysis.statistics import Interval
+from visionpulse_analysis.studies.findings_table import plain, share
 from visionpulse_analysis.studies.mass_usage import CAUSAL, SHAPES, MassUsage, Relation
 from visionpulse_analysis.studies.object_attention import KINDS
 from visionpulse_analysis.studies.samples import Sample
@@ -16,6 +20,7 @@ from visionpulse_analysis.traces import Trace
 
 PAPER_PATCHES = 1280  # the least for which its thresholds were chosen
 PAPER_R = (0.82, 0.95)  # arXiv 2605.31457: Pearson r(mass, active count) over its thresholds
+PREDICTS = 0.05  # share of variance explained, from which on more than the sign is claimed
 
 
 def survivors(result: MassUsage) -> str:
@@ -34,12 +39,16 @@ def survivors(result: MassUsage) -> str:
     text.append(_direction(result.shapes, "On the normalised rows, steps with more mass spread it over"))
     if result.causal:
         text.append(_direction(result.causal[:1], "What a step needs is the test: steps with more mass need"))
-        if _sign(result.causal[0]) > 0:
-            text.append("So the claim survives: mass tells, within a trace, how many patches the step needs.")
-        else:
-            text.append(
-                "So the claim does not survive here: whatever r is, more mass does not mean more patches needed."
-            )
+        explained = _explained(result.causal[0])
+        endings = {
+            "predicts": f"So the claim survives: within a trace, mass explains {explained} of the variance of how many "
+            "patches the step needs.",
+            "sign only": "So the sign of the claim survives and the prediction does not: within a trace, mass "
+            f"explains {explained} of the variance of how many patches the step needs.",
+            "reversed": "So the claim does not survive here: steps with more mass need fewer patches.",
+            "open": "So the claim does not survive here: that steps with more mass need more patches is not shown.",
+        }
+        text.append(endings[_grade(result.causal[0])])
     return " ".join(text)
 
 
@@ -56,9 +65,14 @@ def transfers(result: MassUsage) -> str:
         f"level 1/n there; here they are {min(uniform):.2f} to {max(uniform):.2f} times it."
     ]
     if result.causal:
-        sign = _sign(result.causal[0])
-        found = {1: "holds here too", -1: "is reversed here", 0: "is not seen here"}[sign]
-        text.append(f"Its reading, that steps with more mass use more patches, {found} when use is what a step needs.")
+        explained = f"within a trace mass explains {_explained(result.causal[0])} of its variance"
+        found = {
+            "predicts": f"holds here too when use is what a step needs: {explained}.",
+            "sign only": f"holds here in its sign alone when use is what a step needs: {explained}.",
+            "reversed": "is reversed here when use is what a step needs.",
+            "open": "is not shown here when use is what a step needs.",
+        }
+        text.append(f"Its reading, that steps with more mass use more patches, {found[_grade(result.causal[0])]}")
     return " ".join(text)
 
 
@@ -69,24 +83,21 @@ def paper_table(result: MassUsage) -> pd.DataFrame:
         "patches per image": (f"{PAPER_PATCHES} or more", " to ".join(map(str, sorted({*_ends(result.n_patches)})))),
         "r(mass, active count), its thresholds": (
             f"{PAPER_R[0]} to {PAPER_R[1]}",
-            _range(result.paper, lambda r: r.pooled.estimate),
+            _range([r.pooled for r in result.paper]),
         ),
-        "the same within samples": ("not reported", _range(result.paper, lambda r: r.within.estimate)),
-        "the same with shapes exchanged": ("not reported", _range(result.paper, _null_mean)),
-        "r at multiples of 1/n": ("not reported", _range(result.multiples, lambda r: r.pooled.estimate)),
-        "r at multiples of 1/n, shapes exchanged": ("not reported", _range(result.multiples, _null_mean)),
-        "r(mass, scale-free usage) within samples": (
-            "not reported",
-            _range(result.shapes, lambda r: r.within.estimate),
-        ),
+        "the same within samples": ("not reported", _range([r.within for r in result.paper])),
+        "the same with shapes exchanged, null band": ("not reported", _null_range(result.paper)),
+        "r at multiples of 1/n": ("not reported", _range([r.pooled for r in result.multiples])),
+        "the same with shapes exchanged, its null band": ("not reported", _null_range(result.multiples)),
+        "r(mass, scale-free usage) within samples": ("not reported", _range([r.within for r in result.shapes])),
     }
     for relation in result.causal[:1]:
         rows["r(mass, patches needed) within samples"] = ("not reported", str(relation.within))
-    for share, interval in result.enough.items():
-        published = {0.05: "98.2 % of full accuracy", 0.1: "no loss of average accuracy"}.get(share, "not reported")
-        rows[f"{100 * share:g} % of the patches are enough"] = (
+    for kept, interval in result.enough.items():
+        published = {0.05: "98.2 % of full accuracy", 0.1: "no loss of average accuracy"}.get(kept, "not reported")
+        rows[f"{100 * kept:g} % of the patches are enough for one step"] = (
             published,
-            f"{100 * interval.estimate:.0f} % of the steps, alone, within {level}",
+            f"{share(interval.to_dict())} of steps, within {level}",
         )
     return pd.DataFrame.from_dict(rows, orient="index", columns=["paper", "here"])
 
@@ -117,8 +128,8 @@ def _against_null(result: MassUsage, kind: str) -> str:
 
 def _direction(relations: Sequence[Relation], start: str) -> str:
     signs = {_sign(relation) for relation in relations}
-    r = ", ".join(f"{relation.within.estimate:.2f}" for relation in relations)
-    word = {1: "more patches", -1: "fewer patches", 0: "neither more nor fewer patches"}
+    r = ", ".join(_shown(relation.within.estimate, relation.within) for relation in relations)
+    word = {1: "more patches", -1: "fewer patches", 0: "neither clearly more nor clearly fewer patches"}
     verdict = word[signs.pop()] if len(signs) == 1 else "more or fewer patches depending on the measure"
     return f"{start} {verdict} (r within samples: {r})."
 
@@ -128,13 +139,41 @@ def _sign(relation: Relation) -> int:
     return int(relation.within.low > 0) - int(relation.within.high < 0)
 
 
-def _null_mean(relation: Relation) -> float:
-    return float("nan") if relation.pooled_null is None else relation.pooled_null.mean
+def _grade(relation: Relation) -> Literal["predicts", "sign only", "reversed", "open"]:
+    """What of the claim is left: a positive r whose interval excludes 0 is still no prediction where r**2 is small."""
+    sign = _sign(relation)
+    if sign > 0:
+        return "predicts" if relation.within.estimate**2 >= PREDICTS else "sign only"
+    return "reversed" if sign < 0 else "open"
 
 
-def _range(relations: Iterable[Relation], value: Callable[[Relation], float]) -> str:
-    values = [v for v in map(value, relations) if np.isfinite(v)]
-    return f"{min(values):.2f} to {max(values):.2f}" if values else "undefined: the count never varies"
+def _explained(relation: Relation) -> str:
+    """r**2 within samples with its interval, for an r whose interval excludes 0."""
+    r = relation.within
+    low, high = sorted((r.low**2, r.high**2))
+    return share({"estimate": r.estimate**2, "low": low, "high": high})
+
+
+def _null_range(relations: Sequence[Relation]) -> str:
+    nulls = [relation.pooled_null for relation in relations if relation.pooled_null is not None]
+    return _ends_shown([(null.mean, null) for null in nulls])
+
+
+def _range(intervals: Sequence[Interval]) -> str:
+    return _ends_shown([(interval.estimate, interval) for interval in intervals])
+
+
+def _ends_shown(values: Sequence[tuple[float, Interval | ShapeNull]]) -> str:
+    """The smallest and the largest value, each with its interval or band."""
+    defined = sorted((pair for pair in values if np.isfinite(pair[0])), key=lambda pair: pair[0])
+    return f"{_shown(*defined[0])} to {_shown(*defined[-1])}" if defined else "undefined: the count never varies"
+
+
+def _shown(value: float, bounds: Interval | ShapeNull) -> str:
+    if not np.isfinite(value):
+        return "undefined"
+    known = np.isfinite(bounds.low)
+    return plain({"estimate": value, "low": bounds.low if known else None, "high": bounds.high})
 
 
 def _ends(values: Sequence[int]) -> tuple[int, int]:
