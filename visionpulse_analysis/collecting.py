@@ -151,9 +151,12 @@ class Record:
     def end(self) -> None:
         """Make the trace; a streamed one is completed on disk."""
         text = self.vlm.tokenizer.decode([step["token_id"] for step in self.steps])
-        shape = ModelShape.of(self.vlm.model.config, self.vlm.model.dtype.itemsize)
         text_tokens = len(self.prompt.ids) - len(self.prompt.grid)
-        costs = {"shape": shape.to_dict(), "text": text_tokens, **self.account}
+        try:
+            shape = ModelShape.of(self.vlm.model.config, self.vlm.model.dtype.itemsize)
+            costs = {"shape": shape.to_dict(), "text": text_tokens, **self.account}
+        except ValueError as error:  # the trace is good without; costs_of says why it has none
+            costs = {"unknown": str(error)}
         known_now = {"finished": self.finished, "text": text, "costs": costs}
         self.trace = self._in_memory(known_now) if self.writer is None else self.writer.close(known_now)
         self.steps, self.writer = [], None

@@ -24,7 +24,13 @@ from typing import Any
 
 import numpy as np
 
-UNGATED = ("opt", "gpt2", "gpt_neox", "gptj", "phi", "persimmon", "bloom", "falcon", "starcoder2", "mpt", "nemotron")
+UNGATED = (
+    "opt", "gpt2", "gpt_neox", "gptj", "phi", "persimmon", "bloom", "falcon", "starcoder2", "mpt", "nemotron", "arcee",
+    "apertus",
+)  # fmt: skip
+# Fields of text configurations whose layers have matrices that the formula does not know.
+UNKNOWN = ("kv_lora_rank", "intermediate_size_mlp", "moe_num_experts", "moe_topk", "shared_intermediate_size")
+KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
 @dataclass(frozen=True)
@@ -61,9 +67,10 @@ class ModelShape:
     def of(cls, config: Any, value_bytes: int = 2) -> ModelShape:
         """Read the sizes off a configuration of transformers, of the whole model or of its text part.
 
-        Raises ValueError where it lacks one, naming it.
+        Raises ValueError where it lacks one, naming it, and where its layers have parts that the formula does not count.
         """
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        _check_known(text)
 
         def size(*names: str, default: int | None = None) -> int:
             for name in names:
@@ -78,7 +85,7 @@ class ModelShape:
         every = size("decoder_sparse_step", default=1)
         dense = {*(getattr(text, "mlp_only_layers", None) or ()), *range(size("first_k_dense_replace", default=0))}
         sparse = [bool(experts) and layer not in dense and (layer + 1) % every == 0 for layer in range(n)]
-        wide = size("intermediate_size", default=0 if all(sparse) else None)
+        wide = size("intermediate_size", "ffn_dim", "n_inner", default=0 if all(sparse) else None)
         active = 0
         if experts:
             one = size("moe_intermediate_size", "intermediate_size")
@@ -112,6 +119,14 @@ class ModelShape:
         """Bytes of the keys and values of ``keys`` tokens, one number per layer."""
         n = np.broadcast_to(np.asarray(keys, np.float64), self.layers)
         return float(2 * self.kv_heads * self.head_dim * self.value_bytes * n.sum())
+
+
+def _check_known(text: Any) -> None:
+    """Raise ValueError where the layers of a text configuration are not those of the formula."""
+    found = [name for name in UNKNOWN if getattr(text, name, None)]
+    found += sorted(set(getattr(text, "layer_types", None) or ()) - KNOWN_LAYERS)
+    if found:
+        raise ValueError(f"{type(text).__name__} has {', '.join(found)}, not counted here; give a ModelShape by hand")
 
 
 @dataclass(frozen=True)
@@ -194,11 +209,14 @@ def costs_of(trace: Any) -> Costs:
     Raises
     ------
     ValueError
-        The trace does not say what its costs depend on (``meta["costs"]``): it is unfinished, or older than that.
+        The trace does not say what its costs depend on (``meta["costs"]``): it is unfinished, or older than that. Or its
+        model has layers that the formula does not count.
     """
     if "costs" not in trace.meta:
         raise ValueError("this trace does not say what its costs depend on; decode it again, to the end")
     facts = dict(trace.meta["costs"])
+    if "unknown" in facts:
+        raise ValueError(f"the costs of this trace are not known: {facts['unknown']}")
     shape, patches = ModelShape(**facts.pop("shape")), len(trace.grid)
     dense = np.full((len(trace), shape.layers), patches)
     return count_costs(
