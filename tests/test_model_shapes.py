@@ -76,5 +76,5 @@ def test_a_model_that_cannot_be_counted_decodes_and_its_trace_says_why(vlm, pict
     monkeypatch.setattr(vlm.model.config.get_text_config(), "kv_lora_rank", 16, raising=False)
     trace = vpa.decode(vlm, pictures[0], "how many blue shapes ?", max_new_tokens=2, layers="none")
     assert len(trace) == 2
-    with pytest.raises(ValueError, match="costs of this trace are not known: .* has kv_lora_rank"):
+    with pytest.raises(ValueError, match=r"costs of this trace are not known: .* has kv_lora_rank"):
         costs_of(trace)

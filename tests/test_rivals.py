@@ -134,13 +134,14 @@ def test_the_table_has_every_arm_and_the_figure_every_point(compared):
             assert (marker, 100 * point.retention, 100 * point.change.length.estimate) in lines
 
 
-def test_the_two_steps_are_the_ones_that_differ_most(vlm, samples, tmp_path, monkeypatch):
+def test_the_kept_sets_are_shown_at_four_steps_under_their_retention(vlm, samples, tmp_path, monkeypatch):
     monkeypatch.setenv("VISIONPULSE_CACHE", str(tmp_path))
-    arms = {k: v for k, v in rivals.rival_arms([0.25], vlm.n_layers).items() if k in ("VisionPulse", "FastV", "random")}
-    traces = rivals_figures.decode_one(vlm, samples[0], arms, 5)
-    first, second = rivals_figures.two_steps(traces, "random")
-    kept = [set(np.flatnonzero(row)) for row in traces["random"].kept.values]
-    shared = [len(kept[1] & kept[step]) for step in range(1, min(map(len, traces.values())))]
-    assert first == 1 and shared[second - 1] == min(shared)
-    page = rivals_figures.kept_page(traces, [first, second])
-    assert [ax.get_title() for ax in page.axes if ax.get_title()] == ["VisionPulse", "FastV", "random"]
+    arms = {k: v for k, v in rivals.rival_arms([0.25], vlm.n_layers).items() if k in ("VisionPulse", "VTW", "random")}
+    traces = rivals_figures.decode_one(vlm, samples[0], arms, 9)
+    last = min(map(len, traces.values())) - 1
+    steps = rivals_figures.shown_steps(traces)
+    assert len(steps) == 4 and (steps[0], steps[-1]) == (1, last) and max(np.diff(steps)) - min(np.diff(steps)) <= 1
+    page = rivals_figures.kept_page(traces, steps)
+    assert [ax.get_ylabel() for ax in page.axes if ax.get_ylabel()] == [f"step {step}" for step in steps]
+    titles = [ax.get_title() for ax in page.axes if ax.get_title()]
+    assert titles == ["VisionPulse\n25.0 %", "VTW\n0.0 %", "random\n25.0 %"]

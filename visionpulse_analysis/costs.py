@@ -67,7 +67,7 @@ class ModelShape:
     def of(cls, config: Any, value_bytes: int = 2) -> ModelShape:
         """Read the sizes off a configuration of transformers, of the whole model or of its text part.
 
-        Raises ValueError where it lacks one, naming it, and where its layers have parts that the formula does not count.
+        Raises ValueError where it lacks one, naming it, and where its layers have parts that are not counted here.
         """
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
         _check_known(text)
@@ -209,8 +209,8 @@ def costs_of(trace: Any) -> Costs:
     Raises
     ------
     ValueError
-        The trace does not say what its costs depend on (``meta["costs"]``): it is unfinished, or older than that. Or its
-        model has layers that the formula does not count.
+        The trace does not say what its costs depend on (``meta["costs"]``): it is unfinished, or older than that. Or
+        its model has layers that the formula does not count.
     """
     if "costs" not in trace.meta:
         raise ValueError("this trace does not say what its costs depend on; decode it again, to the end")

@@ -18,8 +18,9 @@ class Oracle(BeforeModel):
     """Keep the patches that the model's own dense answer is most relevant to, before the language model.
 
     The oracle of arXiv 2506.01097 (section 3; gradient-weighted attention relevance, see `relevance.relevance`): it
-    decodes each prompt densely and greedily, then follows every answered token back to the image. An upper bound
-    for comparisons, many times as costly as dense decoding, and not a way to save anything.
+    decodes each prompt densely and greedily, then follows every answered token back to the image. A reference for
+    comparisons, many times as costly as dense decoding, and not a way to save anything; no upper bound either: it is
+    chosen once before the model, from the dense answer, and a pruner that chooses at each step can beat it.
 
     Parameters
     ----------

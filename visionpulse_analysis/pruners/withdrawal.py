@@ -21,8 +21,9 @@ class VTW(Pruner):
     Parameters
     ----------
     layer : int, optional
-        K of the paper, zero-based, the first layer without patches. Half of the layers if left out, as 16 of 32 is the
-        default of the authors' command line; ``calibrate`` finds the one that the paper's search would.
+        K of the paper, zero-based, the first layer without patches; the number of layers withdraws nothing. Half of the
+        layers if left out, as 16 of 32 is the default of the authors' command line; ``calibrate`` finds the one that
+        the paper's search would.
 
     Raises
     ------
@@ -55,7 +56,8 @@ class VTW(Pruner):
 
     def start(self, layout: Layout) -> Selection:
         layer = layout.n_layers // 2 if self.layer is None else self.layer
-        check_layer("layer", layer, layout)
+        if layer != layout.n_layers:  # after the last one: nothing is withdrawn
+            check_layer("layer", layer, layout)
         return _VTWSelection(layout, layer)
 
 

@@ -26,6 +26,7 @@ COLOURS = ("#D55E00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#E69F00", GRE
 FAMILIES = tuple(dict.fromkeys(rival.family for rival in RIVALS.values()))
 AT_PREFILL, AT_STEPS = "o", "^"
 FEWEST, COLUMNS = 3, 7  # kept sets beside one another
+STEPS = 4  # rows of kept sets, at most
 
 
 def frontier_figure(compared: Comparison) -> Figure:
@@ -78,23 +79,30 @@ def decode_one(
     return traces
 
 
-def two_steps(traces: Mapping[str, Trace], like: str) -> list[int]:
-    """The first pruned step, and the step that every trace reaches at which ``like`` keeps the fewest of the same.
+def shown_steps(traces: Mapping[str, Trace]) -> list[int]:
+    """Up to four steps, evenly spaced over those that all traces reach, the first pruned one first.
 
-    Raises ValueError where a trace has no pruned step.
+    Raises ValueError where no trace has a step after prefill.
     """
-    last = min(len(trace) for trace in traces.values()) - 1
-    if last < 1:
-        raise ValueError("a trace ends before any pruned step; ask for more tokens or another sample")
-    kept = kept_of(traces[like])[1 : last + 1]
-    same = (kept & kept[0]).sum(axis=1) / np.maximum((kept | kept[0]).sum(axis=1), 1)
-    return sorted({1, 1 + int(np.argmin(same))})
+    ends = [len(trace) - 1 for trace in traces.values()]
+    if max(ends) < 1:
+        raise ValueError("every trace ends before any pruned step; ask for more tokens or another question")
+    last = max(min(ends), min(STEPS, max(ends)))  # one trace that ends at once does not hide what the others do
+    return np.unique(np.linspace(1, last, STEPS).round().astype(int)).tolist()
+
+
+def retention(trace: Trace) -> float | None:
+    """Mean share of the patches that the last layer sees, over the steps after prefill; None without such a step."""
+    if trace.kept is None:
+        return 1.0
+    return float(kept_of(trace)[1:].mean()) if len(trace) > 1 else None
 
 
 def kept_page(traces: Mapping[str, Trace], steps: Sequence[int], panel: int = 0) -> Figure:
     """Draw what every pruner keeps at some steps: pruners side by side, steps below one another.
 
-    Nothing is drawn where a trace has ended before that step. Of several images or frames, ``panel`` is shown.
+    Each is titled with the share that its trace keeps. Nothing is drawn where a trace has ended before that step. Of
+    several images or frames, ``panel`` is shown.
     """
     labels = list(traces)
     columns = min(COLUMNS, max(FEWEST, len(labels)))
@@ -114,7 +122,8 @@ def kept_page(traces: Mapping[str, Trace], steps: Sequence[int], panel: int = 0)
                 for ax in panels[:, column]:
                     ax.set_axis_off()
             for ax, label in zip(panels[0], group, strict=False):
-                ax.set_title(label.replace(" | ", " |\n").replace(", ", ",\n"), parse_math=False)
+                name, share = label.replace(" | ", " |\n").replace(", ", ",\n"), retention(traces[label])
+                ax.set_title(name if share is None else f"{name}\n{100 * share:.1f} %", parse_math=False)
         for row, step in enumerate(steps):
             for ax, label in zip(panels[row], group, strict=False):
                 trace = traces[label]

@@ -22,14 +22,12 @@ from visionpulse_analysis.pruners import list_pruners, make_pruner
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.pruners.combined import parse
 from visionpulse_analysis.store import TraceStore
-from visionpulse_analysis.studies.frontier_report import kept_of
 from visionpulse_analysis.studies.rivals import COSTS, RIVALS, matched_pruner
-from visionpulse_analysis.studies.rivals_figures import kept_page
+from visionpulse_analysis.studies.rivals_figures import kept_page, retention, shown_steps
 from visionpulse_analysis.studies.trace_length import DENSE
 from visionpulse_analysis.traces import Trace
 
 LONGEST_ANSWER = 40  # characters of it in the table
-STEPS = 4  # rows of the figure, at most
 
 
 def named_pruners(text: str, n_layers: int, budget: float | None = None) -> dict[str, Pruner]:
@@ -161,19 +159,13 @@ def comparison(traces: Mapping[str, Trace]) -> list[dict[str, Any]]:
                 "steps": len(trace),
                 "finished": trace.meta["finished"],
                 "divergence": align(dense.token_ids.tolist(), trace.token_ids.tolist()).divergence,
-                "retention": _retention(trace),
+                "retention": retention(trace),
                 "flops": float(costs.flops.sum()),
                 "kv_bytes_read": float(costs.kv_bytes_read.sum()),
                 "peak_kv_bytes": costs.peak_kv_bytes,
             }
         )
     return rows
-
-
-def _retention(trace: Trace) -> float | None:
-    if trace.kept is None:
-        return 1.0
-    return float(kept_of(trace)[1:].mean()) if len(trace) > 1 else None
 
 
 def format_comparison(rows: list[dict[str, Any]]) -> str:
@@ -208,12 +200,7 @@ def kept_figure(traces: Mapping[str, Trace]) -> Figure:
     Raises ValueError where no trace has a step after prefill.
     """
     pruned = {name: trace for name, trace in traces.items() if name != DENSE}
-    ends = [len(trace) - 1 for trace in pruned.values()]
-    if max(ends) < 1:
-        raise ValueError("every trace ends before any pruned step; ask for more tokens or another question")
-    last = max(min(ends), min(STEPS, max(ends)))  # one trace that ends at once does not hide what the others do
-    steps = np.unique(np.linspace(1, last, STEPS).round().astype(int)).tolist()
-    return kept_page(pruned, steps, panel=_most_seen(traces[DENSE]))
+    return kept_page(pruned, shown_steps(pruned), panel=_most_seen(traces[DENSE]))
 
 
 def _most_seen(trace: Trace) -> int:
