@@ -83,6 +83,11 @@ def test_rows_and_columns_swapped(vlm, monkeypatch):
     assert name == "a bright cell reaches its patch"
 
 
+def test_a_geometry_of_which_no_cell_was_tried(vlm, monkeypatch):
+    monkeypatch.setattr(checks.np, "flatnonzero", lambda chosen: np.empty(0, int))
+    assert checks._geometry(vlm).passed is False
+
+
 def test_a_padding_mask_that_gets_lost(vlm, monkeypatch):
     right = Batch.forward
     monkeypatch.setattr(

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import visionpulse_analysis as vpa
 from visionpulse_analysis.checking.vision import brighten, changes
 
 QUESTION = "where ?"
@@ -40,6 +41,41 @@ def bright_cells_reach_their_patches(family, shapes, rng):
             reached = np.zeros(len(change), bool)
             reached[grid.position[near]] = True
             assert (change[~reached] == 0).all()
+
+
+# Stills of three rows could be taken for three colours, of one for grey, of four for colours with transparency.
+NARROW = [(3, 90), (90, 3), (1, 40), (40, 1), (4, 90), (3, 3), (1, 1), (1, 200), (200, 1), (2, 500), (1000, 3)]
+
+
+@pytest.mark.parametrize("shape", NARROW, ids=lambda shape: "x".join(map(str, shape)))
+def test_a_narrow_still_is_seen_where_it_is_bright_or_refused_by_its_size(family, shape, rng):
+    dark = np.full((*shape, 3), 60, np.uint8)
+    name, size = family.name, f"{shape[0]} pixels high and {shape[1]} wide"
+    tiled, longer = name in ("llava_next", "llava_onevision"), max(shape) // min(shape)
+    if (
+        (tiled and shape != (4, 90) and longer > 1)
+        or (name in ("pixtral", "mistral3") and longer > 64)
+        or (name == "mistral3" and max(shape) < 4)
+        or (name.startswith(("qwen", "glm")) and longer > 200)
+    ):
+        with pytest.raises(ValueError, match=size):
+            vpa.decode(family.vlm, dark, QUESTION, max_new_tokens=1)
+        return
+    before = family.vlm.prompt(dark, QUESTION)
+    grid = before.grid
+    left, top = np.maximum(grid.box[:, :2].min(0), 0)
+    right, bottom = np.minimum(grid.box[:, 2:].max(0), [shape[1], shape[0]])
+    for _ in range(2):
+        row, col = (
+            int(rng.integers(np.ceil(a), max(int(b), np.ceil(a) + 1))) for a, b in ((top, bottom), (left, right))
+        )
+        bright = dark.copy()
+        bright[row, col] = 255
+        change = changes(family.vlm, before, family.vlm.prompt(bright, QUESTION))[grid.position]
+        assert change.max() > 0
+        assert (change[~touches(grid, (col - 3, row - 3, col + 4, row + 4))] == 0).all()  # as far as smoothing reaches
+        if longer <= 30:  # beyond that, some read a single pixel of it with all their cells
+            assert touches(grid, (col, row, col + 1, row + 1))[change.argmax()]
 
 
 @pytest.mark.shows("still", "several images")

@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import visionpulse_analysis as vpa
+from visionpulse_analysis.checking.vision import changes
 from visionpulse_analysis.explorer.page import page
 from visionpulse_analysis.explorer.payload import pack
 
@@ -101,6 +102,8 @@ def test_pictures_of_any_shape(vlm, height, width, data):
     """Down to one pixel and up to forty to one: every pixel belongs to a patch, or the processor says why not."""
     stretch = data.draw(st.sampled_from([(1, 1), (40, 1), (1, 40)]))
     picture = np.zeros((height * stretch[0], width * stretch[1], 3), np.uint8)
+    row, col = (data.draw(st.integers(0, side - 1)) for side in picture.shape[:2])
+    picture[row, col] = 255
     try:
         grid = vlm.prompt(picture, "where ?").grid
     except ValueError as error:
@@ -115,6 +118,11 @@ def test_pictures_of_any_shape(vlm, height, width, data):
     assert np.prod(grid.box[:, 2:] - grid.box[:, :2], axis=1).sum() == pytest.approx(
         picture.shape[0] * picture.shape[1]
     )
+    # No token sees the pixel from afar: the cell that changes most lies within the smoothing's reach of it.
+    change = changes(vlm, vlm.prompt(np.zeros_like(picture), "where ?"), vlm.prompt(picture, "where ?"))
+    box = grid.box[change[grid.position].argmax()]
+    across, down = np.maximum(grid.box[0, 2:] - grid.box[0, :2], 2)
+    assert change.max() > 0 and box[0] - across <= col < box[2] + across and box[1] - down <= row < box[3] + down
 
 
 def test_one_new_token_and_an_end_at_once(vlm, pictures, monkeypatch):

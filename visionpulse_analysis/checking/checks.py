@@ -157,14 +157,14 @@ def _geometry(vlm: VLM) -> Finding:
     for image, frame, *_ in np.asarray(grid.frames).tolist():
         here = np.flatnonzero((grid.image == image) & (grid.frame == frame))
         inside = (grid.box[here, :2] >= 0).all(1) & (grid.box[here, 2:] <= [grey.shape[1], grey.shape[0]]).all(1)
-        for patch in np.random.default_rng(0).choice(here[inside], size=min(2, inside.sum()), replace=False):
+        for patch in np.random.default_rng(0).choice(here[inside], size=min(4, inside.sum()), replace=False):
             change = changes(vlm, before, vlm.prompt(brighten(grey, grid.box[patch]), SHORT))
             brightest = here[change[grid.position[here]].argmax()]
             tried += 1
             if brightest != patch:
                 cells = [(int(grid.row[i]), int(grid.col[i])) for i in (patch, brightest)]
                 return Finding("", False, note=f"cell {cells[0]} of frame {frame} changed cell {cells[1]} most")
-    return Finding("", True, note=f"{tried} cells tried")
+    return Finding("", tried > 0, note=f"{tried} cells tried")
 
 
 def _padding(vlm: VLM) -> Finding:

@@ -13,7 +13,9 @@ from visionpulse_analysis.cli.base import Json, TrustRemoteCode, app, command, s
 def check(
     model: Annotated[str, typer.Argument(help='"scenes", a folder, or a hub id.')] = "scenes",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps; the best there is by default.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, mps; by default cuda where there is one, else cpu.")
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:

@@ -11,7 +11,7 @@ import torch
 from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
 from transformers.models.llava_next.modeling_llava_next import unpad_image
 
-from visionpulse_analysis.families.base import Family, Prompt, Shown
+from visionpulse_analysis.families.base import Family, Prompt, Shown, said
 from visionpulse_analysis.families.cells import Cells, Medium, Region
 from visionpulse_analysis.families.frames import CLIP, SQUARE, pixels, settings_of
 from visionpulse_analysis.videos import Clip
@@ -30,7 +30,7 @@ class LlavaNext(Family):
         return self.tile_px // self.config.vision_config.patch_size
 
     def show(self, picture: np.ndarray) -> Shown:
-        features = self.image_processor(images=[picture], return_tensors="pt")
+        features = self.process(picture)
         height, width = picture.shape[:2]
         covered = self.side * self.config.vision_config.patch_size / self.tile_px
         overview = Cells.block(self.side, self.side, (0, 0, covered * width, covered * height), frame=1)
@@ -56,6 +56,8 @@ class LlavaNext(Family):
         ]
         rows, cols = (n // tile * side for n in canvas)
         kept = unpad_image(torch.arange(rows * cols).view(1, rows, cols), (height, width))[0]
+        if not kept.numel():  # the tiles would show less than one row or column of it
+            raise ValueError(f"{said(picture)} is too narrow for {self.config.model_type}; pad it")
         return Cells.join(*tiles).in_reading_order().take(kept.flatten().numpy()).from_zero()
 
 
@@ -97,7 +99,7 @@ class LlavaOneVision(LlavaNext):
 
     def _overview(self, picture: np.ndarray) -> Shown:
         # The processor pads only where it is told of several pictures.
-        features = self.image_processor(images=[[picture, picture]], return_tensors="pt")
+        features = self.process(picture, twice=True)
         height, width = picture.shape[:2]
         square = max(height, width)
         left, top = -((square - width) // 2), -((square - height) // 2)

@@ -16,7 +16,7 @@ from visionpulse_analysis.families.prompts import ANSWER, IMAGE, TEXT, VIDEO, Pr
 from visionpulse_analysis.images import ImageLike
 from visionpulse_analysis.videos import Clip, Video
 
-__all__ = ["ANSWER", "IMAGE", "TEXT", "VIDEO", "Family", "Prompt", "Shown"]
+__all__ = ["ANSWER", "IMAGE", "TEXT", "VIDEO", "Family", "Prompt", "Shown", "said"]
 
 
 class Family(ABC):
@@ -44,6 +44,19 @@ class Family(ABC):
         raise ValueError(
             f"models of family {self.config.model_type!r} read no video here; give frames of it as a list of images"
         )
+
+    def process(self, picture: np.ndarray, *, twice: bool = False, **options: Any) -> Any:
+        """What the library's image processor makes of a still, as tensors; ``twice``, of a prompt that shows it twice.
+
+        The processor is told which axis holds the colours: it would take a still of three rows for one of three
+        columns. ValueError where the still does not suit it.
+        """
+        images: list[Any] = [[picture, picture]] if twice else [picture]
+        options |= {"return_tensors": "pt", "input_data_format": "channels_last"}
+        try:
+            return self.image_processor(images=images, **options)
+        except ValueError as error:
+            raise ValueError(f"{self.config.model_type} cannot read {said(picture)}: {error}") from error
 
     def shows(self, media: Sequence[Medium]) -> list[Shown]:
         """Prepare the stills and videos of one prompt."""
@@ -198,3 +211,8 @@ class Family(ABC):
         names = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
         given = {name: inputs[name] for name in names if name in inputs}
         return model.model.get_rope_index(inputs["input_ids"], attention_mask=mask, **given)[0]
+
+
+def said(picture: np.ndarray) -> str:
+    """A still by its size, for errors."""
+    return f"a picture {picture.shape[0]} pixels high and {picture.shape[1]} wide"

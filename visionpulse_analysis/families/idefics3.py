@@ -18,7 +18,7 @@ class Idefics3(Family):
         return vision.image_size // vision.patch_size // self.config.scale_factor
 
     def show(self, picture: np.ndarray) -> Shown:
-        features = self.image_processor(images=[picture], return_row_col_info=True, return_tensors="pt")
+        features = self.process(picture, return_row_col_info=True)
         down, across = int(features["rows"][0][0]), int(features["cols"][0][0])
         height, width = picture.shape[:2]
         side = self.side

@@ -16,7 +16,7 @@ class InternVL(Family):
 
     def show(self, picture: np.ndarray) -> Shown:
         processor = self.image_processor
-        pixels = processor(images=[picture], crop_to_patches=True, return_tensors="pt")["pixel_values"]
+        pixels = self.process(picture, crop_to_patches=True)["pixel_values"]
         height, width = picture.shape[:2]
         size = (processor.size["height"], processor.size["width"])
         limits = (processor.min_patches, processor.max_patches)

@@ -29,7 +29,7 @@ class QwenGrid(Family):
     }  # fmt: skip
 
     def show(self, picture: np.ndarray) -> Shown:
-        features = self.image_processor(images=[picture], return_tensors="pt")
+        features = self.process(picture)
         merge = self.image_processor.merge_size
         rows, cols = (int(n) // merge for n in features["image_grid_thw"][0, 1:])
         cells = Cells.block(rows, cols, (0, 0, picture.shape[1], picture.shape[0]))

@@ -18,7 +18,7 @@ class Llava(Family):
     """LLaVA-1.5: the shorter side is scaled to the tower's size and the middle square is read; or it is padded."""
 
     def show(self, picture: np.ndarray) -> Shown:
-        pixels = self.image_processor(images=[picture], return_tensors="pt")["pixel_values"]
+        pixels = self.process(picture)["pixel_values"]
         patch = self.config.vision_config.patch_size
         rows, cols = (size // patch for size in pixels.shape[2:])
         left, top, right, bottom = self._region(picture, *pixels.shape[2:])
@@ -59,7 +59,7 @@ class DeepseekVL(Family):
 
     def show(self, picture: np.ndarray) -> Shown:
         processor = self.image_processor
-        pixels = processor(images=[picture], return_tensors="pt")["pixel_values"]
+        pixels = self.process(picture)["pixel_values"]
         height, width = picture.shape[:2]
         square, patch = pixels.shape[2], self.config.vision_config.patch_size
         scale = processor.size["height"] / max(height, width)
@@ -76,7 +76,7 @@ class PaliGemma(Family):
     """PaliGemma: the picture squeezed into a square; no conversation, the question follows the pictures at once."""
 
     def show(self, picture: np.ndarray) -> Shown:
-        pixels = self.image_processor(images=[picture], return_tensors="pt")["pixel_values"]
+        pixels = self.process(picture)["pixel_values"]
         vision = self.config.vision_config
         side = vision.image_size // vision.patch_size
         read = side * vision.patch_size / vision.image_size
@@ -109,7 +109,7 @@ class Gemma3(Family):
             defaults = {"min_crop_size": 256, "max_num_crops": 4, "min_ratio_to_activate": 1.2}
             given = {f"pan_and_scan_{name}": value for name, value in defaults.items()}
             options = {name: getattr(self.image_processor, name, None) or value for name, value in given.items()}
-        features = self.image_processor(images=[picture], return_tensors="pt", do_pan_and_scan=bool(options), **options)
+        features = self.process(picture, do_pan_and_scan=bool(options), **options)
         side = isqrt(self.config.mm_tokens_per_image)
         height, width = picture.shape[:2]
         one = f"\n\n{self.tokenizer.boi_token}{self.image_token * side**2}{self.tokenizer.eoi_token}\n\n"
