@@ -3,6 +3,7 @@
 import json
 from copy import deepcopy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def test_rows_and_columns_swapped(vlm, monkeypatch):
 
 
 def test_a_geometry_of_which_no_cell_was_tried(vlm, monkeypatch):
-    monkeypatch.setattr(checks.np, "flatnonzero", lambda chosen: np.empty(0, int))
+    monkeypatch.setattr(checks, "np", SimpleNamespace(**{**vars(np), "flatnonzero": lambda chosen: np.empty(0, int)}))
     assert checks._geometry(vlm).passed is False
 
 
