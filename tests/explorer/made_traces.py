@@ -24,10 +24,15 @@ def make_trace(
     grid: PatchGrid | None = None,
     pictures: list[np.ndarray] | None = None,
     budget: float | None = None,
+    anchor: int | None = None,
     tokens: list[str] | None = None,
     seed: int = 0,
 ) -> Trace:
-    """A trace of `steps` tokens over `images` grids of `rows` x `cols` patches, `pixels` wide each, or over `grid`."""
+    """A trace of `steps` tokens over `images` grids of `rows` x `cols` patches, `pixels` wide each, or over `grid`.
+
+    With `anchor` a pruned trace also knows how many patches are visible at each layer: all before that layer, twice as
+    many as at last in it.
+    """
     rng = np.random.default_rng(seed)
     if grid is None:
         sizes = [(rows * pixels, cols * pixels)] * images
@@ -70,6 +75,7 @@ def make_trace(
         kept=kept,
         budget=None if budget is None else np.where(np.arange(steps) == 0, np.nan, budget),
         k=None if kept is None else kept.sum(1),
+        k_per_layer=None if kept is None or anchor is None else _visible_counts(kept, anchor, max(layers) + 1),
         images=pictures,
         prompt_tokens=["<image>", "where", "is", "the", "red", "circle", "?"],
         meta={
@@ -117,6 +123,13 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
         near = np.abs(y - cy) + np.abs(x - cx) if rng.random() < 0.4 else np.hypot(y - cy, x - cx)
         image[near < radius] = colour
     return image
+
+
+def _visible_counts(kept: np.ndarray, anchor: int, layers: int) -> np.ndarray:
+    """int [step, model_layer]"""
+    last = kept.sum(1)[:, None]
+    layer = np.arange(layers)
+    return np.where(layer < anchor, kept.shape[1], np.where(layer == anchor, np.minimum(2 * last, kept.shape[1]), last))
 
 
 def _identity(token: str) -> int:

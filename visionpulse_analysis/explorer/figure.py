@@ -58,7 +58,7 @@ def draw_view(trace, *pruned, view: str = "") -> Figure:
 
 @dataclass(frozen=True)
 class _Shown:
-    """What a view shows of which trace: values [patch] and their limit, curves, kept [patch] of `kept_name`."""
+    """What a view shows of which trace: values [patch] and their limit, curves, kept [patch] under `kept_title`."""
 
     tokens: list[str]
     step: int
@@ -68,7 +68,7 @@ class _Shown:
     unit: str
     curves: Curves
     kept: np.ndarray | None
-    kept_name: str
+    kept_title: str
 
 
 def _look_up(traces: list, asked: View) -> _Shown:
@@ -112,6 +112,7 @@ def _look_up(traces: list, asked: View) -> _Shown:
     # The kept set of the trace shown; beside a dense one, that of the other trace at the aligned step.
     keeper = next((t for t in (shown, 1 - shown) if t < len(traces) and traces[t].kept is not None), None)
     step = None if keeper is None or not asked.kept else steps[keeper]
+    kept, kept_title = (None, "") if step is None or keeper is None else _kept(traces[keeper], step, layer)
     return _Shown(
         tokens=traces[shown].tokens,
         step=steps[shown] or 0,
@@ -120,9 +121,20 @@ def _look_up(traces: list, asked: View) -> _Shown:
         limit=float(np.nanmax(np.abs(values)) if asked.own_scale else np.abs(every).max()) or 1.0,
         unit=(f"{called[1]} - {called[0]} ".lower() if difference else "") + figures.ATTENTION_UNIT,
         curves=lay_out(traces, dict(zip(lines, series, strict=True)), columns, column, measured),
-        kept=None if step is None or keeper is None else traces[keeper].kept.values[step],
-        kept_name="" if keeper in (None, shown) else f" ({called[1 - shown].lower()})",
+        kept=kept,
+        kept_title=kept_title + ("" if keeper in (None, shown) else f" ({called[1 - shown].lower()})"),
     )
+
+
+def _kept(trace, step: int, layer: int | str) -> tuple[np.ndarray, str]:
+    """The patches to draw as kept, and in what words: the recorded set is that of the last layer."""
+    kept = trace.kept.values[step]
+    counts = None if trace.k_per_layer is None else trace.k_per_layer.values[step]
+    if counts is None or (layer != "mean" and counts[layer] == kept.sum()):
+        return kept, "kept"
+    if layer != "mean" and counts[layer] == len(kept):
+        return np.ones_like(kept), f"all {len(kept)} visible at this layer ({kept.sum()} at the last)"
+    return kept, "kept at the last layer"
 
 
 def _compose(trace, picture: np.ndarray | None, asked: View, shown: _Shown) -> Figure:
@@ -156,7 +168,7 @@ def _compose(trace, picture: np.ndarray | None, asked: View, shown: _Shown) -> F
         visible = shown.kept[here]
         _draw_patches(axes[1], picture, boxes[~visible], facecolors=[DROPPED])
         _draw_patches(axes[1], picture, boxes[visible], facecolors="none", edgecolors=KEPT, linewidths=0.9)
-        axes[1].set_title(f"kept{shown.kept_name}", loc="left")
+        axes[1].set_title(shown.kept_title, loc="left")
     drawn = shown.curves
     figures.draw_step_curves(
         curve, drawn.lines, drawn.tokens, label=drawn.label, cursor=drawn.cursor, moments=drawn.moments

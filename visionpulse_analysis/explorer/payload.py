@@ -62,7 +62,7 @@ def pack(trace, *pruned, max_bytes: int = 3_000_000, layer: int | None = None, s
     payload: dict[str, Any] = {
         "question": str(trace.question),
         "about": _about(traces, called, told),
-        "traces": [_header(*facts) for facts in zip(traces, called, told, strict=True)],
+        "traces": [_header(*facts, layers) for facts in zip(traces, called, told, strict=True)],
         "alignments": _alignments(traces),
         "grid": _grid(trace.grid),
         "panels": panels,
@@ -72,11 +72,12 @@ def pack(trace, *pruned, max_bytes: int = 3_000_000, layer: int | None = None, s
         "store_hint": STORE_HINT if store is None else "",
     }
     planes = choose_planes(traces, layers, first, max_bytes - CODE_BYTES - _size(payload))
-    for header, packed, mass in zip(payload["traces"], planes.packed, planes.mass, strict=True):
-        header |= {"planes": packed, "mass": mass}
+    shown = [layer for layer in planes.stored if layer != MEAN]
+    for header, each, packed, mass in zip(payload["traces"], traces, planes.packed, planes.mass, strict=True):
+        header |= {"planes": packed, "mass": mass, "visible": _visible(each, shown)}
     payload |= {
         "stored": planes.stored,
-        "layers": [layer for layer in planes.stored if layer != MEAN],
+        "layers": shown,
         "recorded_layers": len(layers),
         "heads": planes.heads,
         "notes": [note for note in (*planes.notes, *picture_notes) if note],
@@ -93,7 +94,7 @@ def _alignments(traces: list) -> list[dict]:
     return [{"columns": [each.first, each.second], "divergence": each.divergence} for each in found]
 
 
-def _header(trace, name: str, label: str) -> dict:
+def _header(trace, name: str, label: str, layers: list[int]) -> dict:
     tokens = [str(token) for token in trace.tokens]
     return {
         "name": name,
@@ -103,8 +104,16 @@ def _header(trace, name: str, label: str) -> dict:
         "answer": tokens.index(END_OF_THINKING) + 1 if END_OF_THINKING in tokens else None,
         "logprobs": encoding.floats(np.asarray(trace.logprobs)),
         "kept": None if trace.kept is None else encoding.bits(np.asarray(trace.kept, dtype=bool)),
+        "visible": _visible(trace, layers),
         "budget": None if trace.budget is None else _budgets(trace),
     }
+
+
+def _visible(trace, layers: list[int]) -> str | None:
+    """How many patches are visible at each layer, [layer, step]; None where only the last layer's set is known."""
+    if trace.kept is None or trace.k_per_layer is None:
+        return None
+    return encoding.floats(trace.k_per_layer.values[:, layers].T)
 
 
 def _panels(trace) -> tuple[list[dict], list[str], list[str | None]]:

@@ -61,6 +61,13 @@ export class Data {
       trace.mass = await floats(trace.mass);
       trace.logprobs = await floats(trace.logprobs);
       trace.kept = trace.kept && (await inflate(trace.kept));
+      trace.visible = trace.visible && (await floats(trace.visible));
+      const bits = trace.kept, flag = (bit) => (bits[bit >> 3] >> (7 - (bit & 7))) & 1;
+      trace.keptCounts = bits && Int32Array.from(trace.tokens, (_, step) => {
+        let sum = 0;
+        for (let p = 0; p < this.count; p++) sum += flag(step * this.count + p);
+        return sum;
+      });
     }
   }
 
@@ -109,9 +116,17 @@ export class Data {
     });
   }
 
-  visible(t, step, patch) {
+  /** The kept set is that of the last layer. At another: the same ("here"), every patch ("all"), or not known ("last"). */
+  reach(t, step, layer) {
+    const { visible, tokens, keptCounts } = this.traces[t];
+    if (!visible) return "here";
+    const count = visible[this.layers.indexOf(layer) * tokens.length + step]; // undefined for the mean
+    return count === keptCounts[step] ? "here" : count === this.count ? "all" : "last";
+  }
+
+  visible(t, step, patch, layer) {
     const { kept } = this.traces[t], bit = step * this.count + patch;
-    return !kept || Boolean(kept[bit >> 3] & (128 >> (bit & 7)));
+    return !kept || this.reach(t, step, layer) === "all" || Boolean(kept[bit >> 3] & (128 >> (bit & 7)));
   }
 
   /** Patches that take attention at most steps, judged on the first trace. */

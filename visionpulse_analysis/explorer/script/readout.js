@@ -47,7 +47,8 @@ export class Readout {
     const { ref, data, view, values, masked, pointed: p, regionPatches, keptStep } = this.explorer;
     const told = (value) => (this.difference ? `${signed(value)} of the softmax row (${this.minus})` : `${number(value)} of the softmax row`);
     if (p !== null && values) {
-      const [t, step] = keptStep, dropped = step >= 0 && !data.visible(t, step, p) ? ", dropped" : "";
+      const [t, step] = keptStep, lost = step >= 0 && !data.visible(t, step, p, view.layer);
+      const dropped = !lost ? "" : data.reach(t, step, view.layer) === "here" ? ", dropped" : ", not kept at the last layer";
       ref.value.textContent = `Row ${data.grid.row[p]}, column ${data.grid.col[p]}: attention ${told(values[p])}${dropped}${masked?.[p] ? ", masked sink" : ""}`;
     } else if (view.region && values) {
       const sum = regionPatches.reduce((total, patch) => total + values[patch], 0);

@@ -123,7 +123,7 @@ export class Stage {
 /** Dropped patches, masked sinks and the region: on the screen and in the saved picture. */
 export function paintMarks(context, explorer, rects, unit) {
   const { data, view, masked, regionPatches } = explorer, [t, step] = explorer.keptStep;
-  if (view.kept && step >= 0) paintDropped(context, rects.filter(([p]) => !data.visible(t, step, p)), unit);
+  if (view.kept && step >= 0) paintDropped(context, rects.filter(([p]) => !data.visible(t, step, p, view.layer)), unit);
   if (masked) paintCrosses(context, rects.filter(([p]) => masked[p]), unit);
   const region = new Set(regionPatches);
   if (region.size) paintOutline(context, rects.filter(([p]) => region.has(p)), unit);

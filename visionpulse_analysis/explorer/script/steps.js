@@ -71,9 +71,10 @@ export class Steps {
   }
 
   keptText(t, step) {
-    const { data } = this.explorer, budget = data.traces[t].budget?.[step];
-    let kept = 0;
-    for (let p = 0; p < data.count; p++) kept += data.visible(t, step, p);
-    return `kept ${kept} of ${data.count} patches` + (budget == null ? "" : ` (budget ${+(100 * budget).toPrecision(3)}\u00a0%)`);
+    const { data, view } = this.explorer, { budget, keptCounts } = data.traces[t], kept = keptCounts[step];
+    const share = budget?.[step] == null ? "" : `budget ${+(100 * budget[step]).toPrecision(3)}\u00a0%`;
+    const reach = data.reach(t, step, view.layer), told = share && ` (${share})`;
+    if (reach === "all") return `all ${data.count} visible at this layer (${kept} at the last${share && `, ${share}`})`;
+    return `kept ${kept} of ${data.count} ${reach === "here" ? "patches" : "at the last layer"}${told}`;
   }
 }
