@@ -1,4 +1,4 @@
-"""How long a step change takes in the page: 1,000 steps x 1,024 patches. Run it; it is a measurement, not a test.
+"""How long a step change takes in the page: 1,000 steps x 1,024 patches. Run it for the spread of the times.
 
 python tests/explorer/step_latency.py
 """
@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 from made_traces import make_trace
-from playwright.sync_api import sync_playwright
 
 from visionpulse_analysis.explorer import explore
+from visionpulse_analysis.traces import Trace
 
 MEASURE = """() => {
   const e = document.querySelector('.vp-explorer').explorer, times = [];
@@ -28,10 +28,15 @@ MEASURE = """() => {
 }"""
 
 
+def largest_trace() -> Trace:
+    return make_trace(steps=1000, rows=32, cols=32, layers=(3,), pixels=24)
+
+
 def main() -> None:
+    from playwright.sync_api import sync_playwright
+
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
-        trace = make_trace(steps=1000, rows=32, cols=32, layers=(3,), pixels=24)
-        path = explore(trace).save(Path(folder) / "page.html")
+        path = explore(largest_trace()).save(Path(folder) / "page.html")
         browser = driver.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
         )

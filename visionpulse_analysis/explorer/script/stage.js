@@ -3,6 +3,7 @@
 import { paintCrosses, paintDropped, paintOutline, paintPatches, paintPhoto } from "./paint.js";
 
 const TALLEST = 620; // css pixels
+const STUCK = 0.42; // of the window, where the image stays in sight above the tokens
 const CLICK = 6; // a pointer that moved less is a click
 
 export class Stage {
@@ -15,9 +16,13 @@ export class Stage {
   /** Size of the canvases; the photo is painted again only when that or the panel changes. */
   draw() {
     const { ref, data, view, pictures } = this.explorer, panel = data.panels[view.panel], pixel = window.devicePixelRatio || 1;
-    const across = Math.min(ref.stage.parentElement.clientWidth, (TALLEST * panel.width) / panel.height);
+    const stuck = getComputedStyle(ref.stage).position === "sticky";
+    const column = stuck ? ref.stage.closest(".vp-main") : ref.stage.parentElement;
+    const tallest = stuck ? Math.min(TALLEST, STUCK * window.innerHeight) : TALLEST;
+    const across = Math.min(column.clientWidth, (tallest * panel.width) / panel.height);
     ref.stage.style.width = `${across}px`;
     ref.stage.style.aspectRatio = `${panel.width} / ${panel.height}`;
+    this.explorer.root.style.setProperty("--vp-stuck", `${(across * panel.height) / panel.width}px`);
     const width = Math.round(across * pixel), height = Math.round((width * panel.height) / panel.width);
     const key = `${view.panel}/${width}`;
     if (key !== this.drawn && width > 0) {
