@@ -119,7 +119,7 @@ def test_the_table_shows_intervals_beside_the_estimates(rng):
     _, _, result = study(rng, some(rng), lambda m: rng.integers(1, N, len(m)), n_permutations=20)
     here = mass_report.paper_table(result)["here"]
     for row in ("the same within samples", "r at multiples of 1/n", "the same with shapes exchanged, null band"):
-        assert here[row].count("[") == 2, row
+        assert str(here[row]).count("[") == 2, row
     lowest = min((r.pooled for r in result.multiples), key=lambda i: i.estimate)
     expected = f"{lowest.estimate:.2f} [{lowest.low:.2f}, {lowest.high:.2f}] to "
     assert here["r at multiples of 1/n"].startswith(expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,7 @@ def _header(trace, name: str, label: str, layers: list[int]) -> dict:
     }
 
 
-def _visible(trace, layers: list[int]) -> str | None:
+def _visible(trace, layers: Sequence[int | str]) -> str | None:
     """How many patches are visible at each layer, [layer, step]; None where only the last layer's set is known."""
     if trace.kept is None or trace.k_per_layer is None:
         return None
