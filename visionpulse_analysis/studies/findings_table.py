@@ -109,8 +109,11 @@ def found_04(n: dict[str, Any]) -> str:
 
 
 def found_05(n: dict[str, Any]) -> str:
-    suitable = ", ".join(str(layer) for layer in n["suitable"]) or "none"
-    return f"Default anchor: layer {n['default']}; layers whose own choice of 5 % would do: {suitable}."
+    suitable, undecided = (", ".join(map(str, n[group])) or "none" for group in ("suitable", "undecided"))
+    return (
+        f"Default anchor: layer {n['default']}; layers whose own choice of 5 % would do: {suitable}; undecided: "
+        f"{undecided}."
+    )
 
 
 def found_09(n: dict[str, Any]) -> str:
