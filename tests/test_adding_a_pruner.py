@@ -28,7 +28,7 @@ asked = ["compare", *asked[1:], "--pruners", "longest_embedding,fastv", "--budge
 compared = CliRunner().invoke(app, asked)
 assert json.loads(compared.stdout)["rows"][1]["retention"] == 0.25, compared.output
 from visionpulse_analysis.studies import rivals, rivals_figures
-assert rivals.RIVALS["longest_embedding"].at_prefill and rivals_figures.FAMILIES[-1] == "added"
+assert rivals.all_rivals()["longest_embedding"].at_prefill and rivals_figures.FAMILIES[-1] == "added"
 arms = rivals.rival_arms([0.25], 8)
 assert arms["longest_embedding"] == {"longest_embedding 25 %": vpa.make_pruner("longest_embedding", budget=0.25)}
 plainly = ["-o", "addopts=", "-p", "no:cacheprovider"]

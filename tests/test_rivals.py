@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
 import visionpulse_analysis as vpa
+from visionpulse_analysis.pruners.base import KNOWN
+from visionpulse_analysis.pruners.diversity import BeforeModel
 from visionpulse_analysis.statistics import Interval
 from visionpulse_analysis.studies import rivals, rivals_figures, rivals_report
 from visionpulse_analysis.studies.samples import scene_samples
@@ -38,6 +40,22 @@ def test_no_pruner_of_the_suite_is_left_out():
 def test_a_matched_pruner_keeps_its_budget(compared, label):
     point = compared.frontier.points[f"{label} 25 %"]
     assert abs(point.retention - 0.25) <= 1 / 64 + 1e-9  # a patch, where a method rounds up
+
+
+def test_a_pruner_defined_later_takes_part(vlm):
+    before = set(rivals.all_rivals())
+
+    @dataclass(frozen=True)
+    class DefinedLater(BeforeModel):
+        name = "defined_later"
+        budget: float = 0.1
+
+    try:
+        assert set(rivals.all_rivals()) - before == {"defined_later"}
+        arms = rivals.rival_arms([0.5], vlm.n_layers)
+        assert arms["defined_later"] == {"defined_later 50 %": DefinedLater(0.5)}
+    finally:
+        del KNOWN["defined_later"]
 
 
 def test_what_no_parameter_sets_is_not_matched(vlm):
@@ -129,7 +147,7 @@ def test_the_table_has_every_arm_and_the_figure_every_point(compared):
     drawn = rivals_figures.frontier_figure(compared).axes[1]
     lines = [(line.get_marker(), x, y) for line in drawn.lines for x, y in zip(*line.get_data(), strict=True)]
     for label, names in compared.arms.items():
-        marker = "o" if rivals.RIVALS[label].at_prefill else "^"
+        marker = "o" if rivals.all_rivals()[label].at_prefill else "^"
         for point in (compared.frontier.points[name] for name in names):
             assert (marker, 100 * point.retention, 100 * point.change.length.estimate) in lines
 

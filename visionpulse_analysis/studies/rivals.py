@@ -97,15 +97,16 @@ RIVALS = {
 OWN = "own setting"
 
 
+def all_rivals() -> dict[str, Rival]:
+    """`RIVALS` and every pruner defined elsewhere: at its ``budget`` where it takes one, else with its defaults."""
+    told = {part for rival in RIVALS.values() for part in rival.name.split(" | ")} | {KeepAll.name}
+    return RIVALS | {name: _added(kind) for name, kind in list_pruners().items() if name not in told}
+
+
 def _added(kind: type[Pruner]) -> Rival:
-    """A pruner that the table does not know: at its ``budget`` where it takes one, else with its defaults."""
     takes_budget = any(field.name == "budget" for field in fields(kind))
     at_prefill = issubclass(kind, BeforeModel)
     return Rival(kind.name, ADDED, at_prefill, _budget if takes_budget else None, None if takes_budget else {})
-
-
-_told = {part for rival in RIVALS.values() for part in rival.name.split(" | ")} | {KeepAll.name}
-RIVALS |= {name: _added(kind) for name, kind in list_pruners().items() if name not in _told}
 
 
 def arm_name(label: str, budget: float | None) -> str:
@@ -127,7 +128,7 @@ def matched_pruner(rival: Rival, budget: float, n_layers: int) -> Pruner:
 def rival_arms(budgets: Sequence[float], n_layers: int) -> dict[str, dict[str, Pruner]]:
     """Every rival at every budget, then at its own setting: label -> arm -> pruner."""
     arms: dict[str, dict[str, Pruner]] = {}
-    for label, rival in RIVALS.items():
+    for label, rival in all_rivals().items():
         found = {} if rival.matched is None else {b: matched_pruner(rival, b, n_layers) for b in budgets}
         arms[label] = {arm_name(label, budget): pruner for budget, pruner in found.items()}
         if rival.own is not None:

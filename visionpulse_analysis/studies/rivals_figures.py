@@ -17,13 +17,13 @@ from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.studies.collect import collect
 from visionpulse_analysis.studies.frontier import Point
 from visionpulse_analysis.studies.frontier_report import kept_of
-from visionpulse_analysis.studies.rivals import OWN, RIVALS, Comparison
+from visionpulse_analysis.studies.rivals import ADDED, OWN, RIVALS, Comparison, all_rivals
 from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.traces import Trace, frame_labels, frame_pictures
 
 # Okabe and Ito's colours, one per family; their yellow is for pruners that were added.
 COLOURS = ("#D55E00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#E69F00", GREY, "#000000", "#F0E442")
-FAMILIES = tuple(dict.fromkeys(rival.family for rival in RIVALS.values()))
+FAMILIES = (*dict.fromkeys(rival.family for rival in RIVALS.values()), ADDED)
 AT_PREFILL, AT_STEPS = "o", "^"
 FEWEST, COLUMNS = 3, 7  # kept sets beside one another
 STEPS = 4  # rows of kept sets, at most
@@ -41,7 +41,10 @@ def frontier_figure(compared: Comparison) -> Figure:
     _draw(last, compared, lambda point: 100 * point.change.length.estimate)
     last.axhline(0, color=GREY, linewidth=0.8, linestyle="--", label="dense")
     last.set_ylabel("change of length (%)")
-    for family, colour in zip(FAMILIES, COLOURS, strict=False):
+    shown = {all_rivals()[label].family for label in compared.arms}
+    for family, colour in zip(FAMILIES, COLOURS, strict=True):
+        if family not in shown:
+            continue
         last.plot([], [], color=colour, label=family)
     for marker, label in ((AT_PREFILL, "settled at prefill"), (AT_STEPS, "settled at steps")):
         last.plot([], [], marker=marker, color=GREY, linestyle="", label=label)
@@ -51,9 +54,10 @@ def frontier_figure(compared: Comparison) -> Figure:
 
 
 def _draw(ax: Axes, compared: Comparison, value) -> None:
-    colours = dict(zip(FAMILIES, COLOURS, strict=False))
+    colours = dict(zip(FAMILIES, COLOURS, strict=True))
+    rivals = all_rivals()
     for label, names in compared.arms.items():
-        rival = RIVALS[label]
+        rival = rivals[label]
         style: dict[str, Any] = {"color": colours[rival.family], "marker": AT_PREFILL if rival.at_prefill else AT_STEPS}
         points: list[Point] = [compared.frontier.points[name] for name in names if not name.endswith(OWN)]
         own: list[Point] = [compared.frontier.points[name] for name in names if name.endswith(OWN)]

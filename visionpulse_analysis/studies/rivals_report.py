@@ -8,7 +8,7 @@ import pandas as pd
 
 from visionpulse_analysis.studies.drawing import show
 from visionpulse_analysis.studies.frontier import advantage
-from visionpulse_analysis.studies.rivals import CHANCE, REFERENCE, RIVALS, Comparison, arm_name
+from visionpulse_analysis.studies.rivals import CHANCE, REFERENCE, Comparison, all_rivals, arm_name
 from visionpulse_analysis.studies.three_stages_report import side
 from visionpulse_analysis.studies.trace_length import DENSE, Change
 
@@ -35,7 +35,7 @@ def table(compared: Comparison) -> pd.DataFrame:
     for label, names in compared.arms.items():
         for name in names:
             point = compared.frontier.points[name]
-            row = {"settled": "at prefill" if RIVALS[label].at_prefill else "at steps"}
+            row = {"settled": "at prefill" if all_rivals()[label].at_prefill else "at steps"}
             row["kept"] = f"{100 * point.retention:.1f} %"
             if point.change.truth is not None:
                 row["accuracy"] = f"{100 * point.change.truth.accuracy.estimate:.0f} %"
@@ -55,11 +55,12 @@ def at_prefill(compared: Comparison, budget: float) -> list[str]:
     A method without a setting for the budget takes part where its own one keeps that share within a tenth.
     """
     points = compared.frontier.points
-    methods = [n for n, r in RIVALS.items() if r.at_prefill and r.family not in (CHANCE, REFERENCE)]
+    methods = [n for n, r in all_rivals().items() if r.at_prefill and r.family not in (CHANCE, REFERENCE)]
     names = []
     for label in methods:
         at, own = arm_name(label, budget), arm_name(label, None)
-        near = own in points and RIVALS[label].matched is None and abs(points[own].retention - budget) <= 0.1 * budget
+        unmatched = own in points and all_rivals()[label].matched is None
+        near = unmatched and abs(points[own].retention - budget) <= 0.1 * budget
         names += [at] if at in points else [own] if near else []
     return names
 

@@ -22,7 +22,7 @@ from visionpulse_analysis.pruners import list_pruners, make_pruner
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.pruners.combined import parse
 from visionpulse_analysis.store import TraceStore
-from visionpulse_analysis.studies.rivals import COSTS, RIVALS, matched_pruner
+from visionpulse_analysis.studies.rivals import COSTS, all_rivals, matched_pruner
 from visionpulse_analysis.studies.rivals_figures import kept_page, retention, shown_steps
 from visionpulse_analysis.studies.trace_length import DENSE
 from visionpulse_analysis.traces import Trace
@@ -79,7 +79,7 @@ def _pruner_at(text: str, n_layers: int, budget: float | None) -> Pruner:
     names = [name for name, _ in parts]
     for name in names:
         make_pruner(name)  # an unknown one is named in the error
-    for known in RIVALS.values():
+    for known in all_rivals().values():
         if known.matched is not None and known.name == " | ".join(names):
             return matched_pruner(known, budget, n_layers)
     if len(names) > 1:
