@@ -22,6 +22,20 @@ def own_jupyter_folder(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def pruners_of_this_module(request):
+    """A pruner is known from its definition on; those that other test modules define take no part in this one."""
+    from visionpulse_analysis.pruners.base import KNOWN
+
+    before = dict(KNOWN)
+    for name, kind in before.items():
+        if not kind.__module__.startswith("visionpulse_analysis.") and kind.__module__ != request.module.__name__:
+            del KNOWN[name]
+    yield
+    KNOWN.clear()
+    KNOWN.update(before)
+
+
 @pytest.fixture(scope="session")
 def scenes_folder(tmp_path_factory):
     """The bundled architecture with random weights, in Hugging Face format."""

@@ -13,9 +13,11 @@ from typer.testing import CliRunner
 import visionpulse_analysis as vpa
 from visionpulse_analysis import notebooks
 from visionpulse_analysis.cli import app
+from visionpulse_analysis.figures import read_provenance
 from visionpulse_analysis.notebook_parameters import read_parameters
 
 OURS = sorted(notebooks.FOLDER.glob("*.ipynb"))
+UNTOLD = {"out", "seed", "trust_remote_code", "batch_size", "workers", "block"}  # a place, a key, or no effect
 TWICE = "00_quickstart"  # run by the last test
 each_notebook = pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
 
@@ -108,7 +110,18 @@ def test_a_notebook_takes_a_model_and_images_of_ones_own(name, photos, silent_fo
 def test_a_notebook_runs_in_its_fast_mode_and_draws(path, tmp_path, request):
     shared = path.stem == "06_explorer"  # the explorer's tests need this one too
     done = request.getfixturevalue("executed") if shared else notebooks.run(path.stem, out=tmp_path, fast=True)
-    assert list(done.path.parents[1].rglob("*.png"))
+    check_provenance(path, done.path.parents[1])
+
+
+def check_provenance(notebook, folder):
+    """Every figure says every parameter that its notebook takes, its seed and a hash of its data."""
+    told = set(read_parameters(nbformat.read(notebook, as_version=4))) - UNTOLD
+    drawn = list(folder.rglob("*.png"))
+    assert drawn
+    for figure in drawn:
+        found = read_provenance(figure)
+        assert not told - set(found["parameters"]), f"{figure.name} does not say these parameters"
+        assert found["seed"] is not None and found["data_hash"], figure.name
 
 
 @pytest.mark.slow
@@ -122,3 +135,4 @@ def test_the_same_notebook_twice_gives_figures_with_the_same_bytes(tmp_path, mon
         drawn.append({path.name: path.read_bytes() for path in (tmp_path / once).iterdir() if path.is_file()})
     assert {Path(name).suffix for name in drawn[0]} == {".png", ".pdf", ".svg"} and len(drawn[0]) >= 6
     assert drawn[0] == drawn[1]
+    check_provenance(notebooks.find(TWICE), tmp_path / "a")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.pruners.base import KNOWN
 from visionpulse_analysis.pruners.diversity import BeforeModel
 from visionpulse_analysis.statistics import Interval
 from visionpulse_analysis.studies import rivals, rivals_figures, rivals_report
@@ -50,12 +49,9 @@ def test_a_pruner_defined_later_takes_part(vlm):
         name = "defined_later"
         budget: float = 0.1
 
-    try:
-        assert set(rivals.all_rivals()) - before == {"defined_later"}
-        arms = rivals.rival_arms([0.5], vlm.n_layers)
-        assert arms["defined_later"] == {"defined_later 50 %": DefinedLater(0.5)}
-    finally:
-        del KNOWN["defined_later"]
+    assert set(rivals.all_rivals()) - before == {"defined_later"}
+    arms = rivals.rival_arms([0.5], vlm.n_layers)
+    assert arms["defined_later"] == {"defined_later 50 %": DefinedLater(0.5)}
 
 
 def test_what_no_parameter_sets_is_not_matched(vlm):

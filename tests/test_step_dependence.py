@@ -10,7 +10,7 @@ from visionpulse_analysis.patches import PatchGrid
 from visionpulse_analysis.studies import step_figures
 from visionpulse_analysis.studies.findings import step_findings, step_numbers
 from visionpulse_analysis.studies.object_attention import named_objects, object_attention
-from visionpulse_analysis.studies.quickstart import quickstart_page
+from visionpulse_analysis.studies.quickstart import quickstart_page, step_page, strongest_step
 from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.studies.step_dependence import step_dependence
 from visionpulse_analysis.testbed.scenes import CELL, Scene, SceneObject
@@ -272,7 +272,9 @@ def test_shown_steps_are_those_that_name_objects_with_the_most_mass():
     assert step_figures.steps_to_show(trace, sample_of(), 2, count=2) == [2, 11]
     assert step_figures.steps_to_show(trace, sample_of(), 2, count=1) == [2]
     assert all(NAMED[step] is not None for step in step_figures.steps_to_show(trace, sample_of(), 2, count=4))
-    assert step_figures.steps_to_show(trace, Sample("own", sample_of().image, "?"), 2, count=2) == [0, 8]
+    own = Sample("own", sample_of().image, "?")
+    assert step_figures.steps_to_show(trace, own, 2, count=2) == [0, 8]
+    assert (strongest_step(trace, sample_of(), 2), strongest_step(trace, own, 2)) == (2, 0)
 
 
 def test_cells_are_outlined_where_the_object_is_drawn():
@@ -294,4 +296,8 @@ def test_pages_are_drawn_with_and_without_truth(rng, tmp_path, known):
     assert last == ("share of image mass" if known else "visual attention mass")
     figures.save(page, "page", folder=tmp_path, numbers=step_numbers(study, truth))
     figures.save(quickstart_page(traces[0], samples[0], 2), "quickstart", folder=tmp_path)
+    blackouts = step_page(traces[0], samples[0], 2, 3).axes[:2]
+    assert [ax.get_title()[:8] for ax in blackouts] == ["the 50 %", "the 10 %"]
+    clear = [(np.asarray(ax.images[-1].get_array())[..., 3] == 0).mean() for ax in blackouts]
+    assert np.allclose(clear, [0.5, 0.1], atol=1 / SIDE**2)
     assert figures.read_provenance(tmp_path / "page.png")["numbers"]["n_samples"] == 3

@@ -4,37 +4,26 @@
 >>> notebooks.run("01_step_dependence", {"n_samples": 50, "seed": 1}, fast=True)  # doctest: +SKIP
 """
 
-import contextlib
 import difflib
-import logging
 import os
 import re
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nbformat
-import papermill
-from jupyter_client.kernelspec import KernelSpecManager
-from jupyter_client.manager import AsyncKernelManager
-from nbclient.exceptions import DeadKernelError
-from nbformat.sign import NotebookNotary
-from papermill.exceptions import PapermillExecutionError
-from traitlets import default
 
+from visionpulse_analysis._papermill import NotebookError, execute, trust
 from visionpulse_analysis._side_by_side import available_cores, call_each
-from visionpulse_analysis.notebook_parameters import check_parameters, parameters_cell, read_parameters
+from visionpulse_analysis.notebook_parameters import check_parameters, read_parameters
+
+__all__ = ["Executed", "NotebookError", "find", "list_notebooks", "run", "run_all", "trust"]
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"
 FIGURES = ROOT / "figures"
-
-
-class NotebookError(RuntimeError):
-    """A cell of a notebook raised, or its kernel died; the message names the cell and the partial copy."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +123,8 @@ def run_all(
     """Execute every notebook and ``report`` a line with the time of each.
 
     ``parameters`` must be known to every notebook; all of them are checked before the first one starts. Stops
-    at the first failure. The other arguments and the errors are those of :func:`run`.
+    at the first failure. Side by side, those whose metadata say ``visionpulse.long`` start right after the first.
+    The other arguments and the errors are those of :func:`run`.
 
     Parameters
     ----------
@@ -149,12 +139,14 @@ def run_all(
         raise ValueError(f"expected jobs of 1 or more, got {jobs}")
     start = time.perf_counter()
     results = {}
+    if jobs > 1:
+        plans[1:] = sorted(plans[1:], key=lambda plan: not plan.long)  # else a core idles while the last one runs
     done = enumerate(map(_execute, plans)) if jobs == 1 else call_each(_execute, plans, jobs)
-    for index, result in done:
-        results[index] = result
+    for _, result in done:
+        results[result.name] = result
         report(f"{result.name}: {result.seconds:.1f} s")
     report(f"all {len(results)} notebooks: {time.perf_counter() - start:.1f} s")
-    return [results[index] for index in sorted(results)]
+    return [results[name] for name in sorted(results)]
 
 
 @dataclass(frozen=True)
@@ -165,6 +157,7 @@ class _Plan:
     target: Path
     parameters: dict[str, Any]
     cwd: Path
+    long: bool
 
 
 def _plan(
@@ -175,88 +168,17 @@ def _plan(
     cwd = cwd.resolve()
     try:
         known = read_parameters(notebook)
-        quick = notebook.metadata.get("visionpulse", {}).get("fast", {}) if fast else {}
+        settings = notebook.metadata.get("visionpulse", {})
+        quick = settings.get("fast", {}) if fast else {}
         # Relative where possible: figures carry their parameters and shall be equal on every machine.
         place = {"out": out.relative_to(cwd) if out.is_relative_to(cwd) else out} if "out" in known else {}
         values = check_parameters(known, {**quick, **place, **parameters})
     except ValueError as error:
         raise ValueError(f"{source.name}: {error}") from error
-    return _Plan(source, out / "executed" / source.name, values, cwd)
+    return _Plan(source, out / "executed" / source.name, values, cwd, settings.get("long", False))
 
 
 def _execute(plan: _Plan) -> Executed:
-    # The good name appears only once the last cell is done, however the run ends.
-    partial = plan.target.with_suffix(".failed.ipynb")
-    partial.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    try:
-        with _only_our_own_name_check():
-            papermill.execute_notebook(
-                _as_template(plan.source),
-                _as_template(partial),
-                parameters=plan.parameters,
-                cwd=plan.cwd,
-                kernel_name="python3",
-                language="python",
-                kernel_manager_class=_RunningPython,
-                progress_bar=sys.stderr.isatty(),
-                start_timeout=300,  # a busy machine starts a kernel slowly
-            )
-    except PapermillExecutionError as error:
-        first_line = error.source.strip().partition("\n")[0]
-        raise NotebookError(
-            f"{plan.source.name} failed in cell {_cell_number(plan, error)}, `{first_line}`: {error.ename}: "
-            f"{error.evalue}\nThe cells up to there, with the traceback: {partial}"
-        ) from error
-    except DeadKernelError as error:
-        raise NotebookError(
-            f"the kernel of {plan.source.name} died, most often because memory ran out: try smaller "
-            f"parameters.\nThe cells up to there: {partial}"
-        ) from error
-    partial.replace(plan.target)
-    trust(plan.target)
+    execute(plan.source, plan.target, plan.parameters, plan.cwd)
     return Executed(plan.source.stem, plan.target, plan.parameters, time.perf_counter() - start)
-
-
-def trust(path: Path) -> None:
-    """Sign an executed notebook as ``jupyter trust`` does, so that JupyterLab shows its widgets without a click.
-
-    Where this user's Jupyter folder cannot be written there is no signature, and the reader is asked as ever.
-    """
-    with contextlib.suppress(OSError):
-        notary = NotebookNotary()
-        notary.sign(nbformat.read(path, as_version=4))
-        notary.store.close()
-
-
-class _RunningPython(AsyncKernelManager):
-    """Starts the kernel with this very Python, whatever ``python3`` kernels are installed elsewhere."""
-
-    @default("kernel_spec_manager")
-    def _kernel_spec_manager_default(self) -> KernelSpecManager:
-        return KernelSpecManager(parent=self, kernel_dirs=[])
-
-
-@contextlib.contextmanager
-def _only_our_own_name_check() -> Iterator[None]:
-    """Silence papermill's warning of unknown names: ours are checked, and it overlooks annotated ones."""
-    logger = logging.getLogger("papermill")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _as_template(path: Path) -> str:
-    """Escape a path for papermill, which fills parameters into ``{name}``."""
-    return str(path).replace("{", "{{").replace("}", "}}")
-
-
-def _cell_number(plan: _Plan, error: PapermillExecutionError) -> int:
-    """Number (from 1, markdown cells included) of the failed cell in the notebook as committed."""
-    notebook = nbformat.read(plan.source, as_version=4)
-    tagged = notebook.cells.index(parameters_cell(notebook))
-    injected_before = bool(plan.parameters) and error.cell_index > tagged
-    return error.cell_index + 1 - injected_before

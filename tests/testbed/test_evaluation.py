@@ -64,24 +64,32 @@ def test_wrong_answers_and_places_are_counted_as_wrong(answering):
     checked = [said != "none" for word, said in placed if word == "check"]
     assert result["named"]["presence"]["share"] == np.mean(checked)
     assert result["named"]["colour"]["share"] == 1
+    # Every scene has a count question, which names an absence; so no scene is right in all places.
+    assert result["named"]["presence"]["scenes"] == 5 and result["named"]["presence"]["low"] == 0
+    assert result["named"]["colour"]["high"] == 1 and result["named"]["colour"]["low"] < 0.6  # Wilson, 5 of 5
 
 
-def test_the_noise_control_shows_noise_and_knows_the_best_guess(monkeypatch):
-    shown = []
+@pytest.mark.parametrize(("image_of", "is_scene"), [(evaluation.noise, False), (evaluation.other_scene, True)])
+def test_a_wrong_image_is_shown_and_the_best_guess_is_known(monkeypatch, image_of, is_scene):
+    shown, words = [], ("yes yes green " * 4).split()[: len(ITEMS)]
 
     def decode(vlm, images, questions, **options):
         shown.append(images)
-        return [trace_of(["</think>", "yes", "<|im_end|>"]) for _ in questions]
+        return [trace_of(["</think>", word, "<|im_end|>"]) for _, word in zip(questions, words, strict=True)]
 
     monkeypatch.setattr(evaluation, "decode", decode)
-    result = evaluation.noise_control(MODEL, ITEMS)
+    result = evaluation.image_control(MODEL, ITEMS, image_of)
+    pictures = {item.scene.render().tobytes() for item in ITEMS}
     for image, item in zip(shown[0], ITEMS, strict=True):
         scene = item.scene.render()
-        assert image.shape == scene.shape and image.dtype == np.uint8
-        assert abs(np.corrcoef(image.ravel(), scene.ravel())[0, 1]) < 0.1 and image.std() > 60
+        assert image.shape == scene.shape and image.dtype == np.uint8 and image.tobytes() not in pictures
+        assert abs(np.corrcoef(image.ravel(), scene.ravel())[0, 1]) < (0.6 if is_scene else 0.1)
+        assert (image.std() > 60) != is_scene
     answers = [item.questions["compare"].answer for item in ITEMS]
-    assert result["compare"]["accuracy"] == answers.count("yes") / 11
+    right = [a == w for a, w in zip(answers, words, strict=True)]
+    assert result["compare"]["accuracy"] == np.mean(right)
     assert result["compare"]["best_constant_guess"] == max(answers.count("yes"), answers.count("no")) / 11
+    assert result["compare"]["answered"] == 8 / 11
 
 
 def test_the_random_control_is_a_cost_in_points(answering):

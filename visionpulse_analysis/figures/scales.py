@@ -94,7 +94,8 @@ def draw_colour_bar(
     mappable = ScalarMappable(Normalize(vmin, vmax), ListedColormap(flat))
     size = {"right": {"aspect": 18, "pad": 0.02}, "bottom": {"aspect": 32, "pad": 0.04, "shrink": 0.5}}[location]
     bar = several[0].figure.colorbar(mappable, ax=several, fraction=0.05, location=location, **size)
-    bar.locator = MaxNLocator(5)
+    inches = several[0].figure.bbox.width / several[0].figure.dpi * 0.5 if location == "bottom" else np.inf
+    bar.locator = MaxNLocator(int(np.clip(inches / 0.4, 2, 5)))  # a number with its gap is 0.4 inches wide
     bar.update_ticks()
     bar.set_label(label)
     bar.outline.set_linewidth(0.4)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]

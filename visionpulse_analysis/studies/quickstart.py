@@ -10,9 +10,36 @@ from visionpulse_analysis.figures import DOUBLE
 from visionpulse_analysis.figures.style import ACCENT
 from visionpulse_analysis.studies.object_attention import named_objects
 from visionpulse_analysis.studies.samples import Sample
-from visionpulse_analysis.studies.step_dependence import masses_of
+from visionpulse_analysis.studies.step_dependence import masses_of, rows_of
 from visionpulse_analysis.studies.step_figures import cell_boxes, draw_example, draw_mass, steps_to_show
 from visionpulse_analysis.traces import Trace
+
+PERCENTILES = (50, 90)  # of the paper's activation pictures
+
+
+def strongest_step(trace: Trace, sample: Sample, layer: int) -> int:
+    """The step with the most image mass, of those that name an object where that is known."""
+    mass, named = masses_of(trace, layer), named_objects(trace, sample)
+    naming = [step for step, index in enumerate(named) if index is not None] or range(len(trace))
+    return max(naming, key=lambda step: mass[step])
+
+
+def step_page(trace: Trace, sample: Sample, layer: int, step: int) -> Figure:
+    """Draw one step twice: as a heat map, and with all but the most attended half and tenth of the patches black."""
+    image = trace.images[0]
+    height, width = image.shape[:2]
+    fig, (band,) = figures.new_page(DOUBLE, [DOUBLE / 3 * height / width + 0.75])
+    with figures.style():
+        left, right = band.subfigures(1, 2, width_ratios=[1, 2], squeeze=False)[0]
+        panels = right.subplots(1, len(PERCENTILES))
+    draw_example(left, trace, sample, layer, [step], columns=1)
+    heat_map = trace.grid.to_map(rows_of(trace, layer)[[step]])[0]
+    for ax, percentile in zip(panels, PERCENTILES, strict=True):
+        figures.draw_blackout(ax, image, heat_map, percentile)
+        with figures.style():
+            ax.set_title(f"the {100 - percentile} % of the patches\nmost attended to")
+        ax.set_anchor("N")  # level with the picture beside it
+    return fig
 
 
 def quickstart_page(trace: Trace, sample: Sample, layer: int, *, text_below: float = 0.5) -> Figure:

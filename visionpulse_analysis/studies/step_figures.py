@@ -128,8 +128,14 @@ def draw_object_layers(ax: Axes, truth: ObjectAttention) -> Axes:
     )
 
 
-def draw_words(ax: Axes, study: StepDependence, most: int = 24) -> Axes:
-    """Draw the image mass of the steps that produce a word; the two ends where there are many words.
+def words_figure(study: StepDependence) -> Figure:
+    """Draw `draw_words` one column wide, as high as the words need."""
+    most = 60
+    return single(draw_words, study, most, height=0.5 + 0.13 * max(6, min(most, len(study.words))))
+
+
+def draw_words(ax: Axes, study: StepDependence, most: int) -> Axes:
+    """Draw the image mass of the steps that produce a word; the two ends where there are more than ``most`` words.
 
     Few samples may share no word; the panel then says so.
     """
@@ -161,7 +167,7 @@ def headline(trace: Trace, sample: Sample, study: StepDependence, truth: ObjectA
     draw_overlap(axes[2], study)
     draw_coverage(axes[3], study)
     if truth is None:
-        draw_words(axes[4], study, most=10)
+        draw_words(axes[4], study, 10)
     else:
         draw_object_share(axes[4], truth)
     for ax in axes[1:]:

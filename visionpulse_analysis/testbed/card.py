@@ -10,10 +10,11 @@ _TEXT = """# Data
 
 | path | what | origin | licence |
 |---|---|---|---|
-| `scenes/` | the bundled model, Hugging Face format | trained by `visionpulse train` on generated scenes | Apache-2.0 |
+| `scenes/` | the bundled model, Hugging Face format; sha256 of its weights `{weights_sha256}` | trained by `visionpulse train` on generated scenes | Apache-2.0 |
 | `scenes/training.json` | how it was trained | `visionpulse train --publish data/scenes` | Apache-2.0 |
 | `scenes/evaluation.json` | its scores | `visionpulse evaluate --card`, which also writes this page | Apache-2.0 |
 | `evaluation/scenes.jsonl` | the fixed evaluation set, sha256 `{sha256}` | generated; seeds disjoint from training | Apache-2.0 |
+| `benchmarks/` | results of `visionpulse bench ... --save`, each with command, machine, versions and date | measured | Apache-2.0 |
 
 # Model card: scenes
 
@@ -55,15 +56,18 @@ Greedy decoding, exact answer, 95 % Wilson intervals, on the shipped evaluation 
 
 What the traces name at {main} visual tokens, where the scene determines it:
 
-| named | right | places |
-|---|---|---|
+| named | right | places | scenes | all places of a scene right |
+|---|---|---|---|---|
 {named}
 
 ## Controls
 
-| image replaced by noise | accuracy | interval | best constant guess |
-|---|---|---|---|
-{noise}
+| image replaced by | task | accuracy | interval | best constant guess | gave an answer |
+|---|---|---|---|---|---|
+{replaced}
+
+So the answers come from the image. A wrong one leaves no task above a constant guess, and mostly below it, because a trace that
+does not find what it is asked about may end without an answer (last column).
 
 Keeping a random 5 % of the patches from the default anchor (layer {anchor}) on costs {cost:.1f} points of *find* accuracy
 [{low:.1f}, {high:.1f}]: {dense:.3f} dense, {random:.3f} random. So evidence is still read above the anchor.
@@ -95,23 +99,28 @@ def model_card(evaluation: dict[str, Any], facts: dict[str, Any]) -> str:
     Parameters
     ----------
     evaluation : the result of ``evaluate`` with controls
-    facts : sha256 of the evaluation set, training (``training.json``), words, megabytes, parameters
+    facts : sha256 of the evaluation set and of the weights, training (``training.json``), words, megabytes, parameters
     """
     scores = [
         f"| {patches} | {task} | {s['accuracy']:.3f} | [{s['low']:.3f}, {s['high']:.3f}] | {s['n']} | {s['mean_tokens']:.1f} |"
         for patches, tasks in evaluation["sizes"].items()
         for task, s in tasks.items()
     ]
-    noise = [
-        f"| {task} | {s['accuracy']:.3f} | [{s['low']:.3f}, {s['high']:.3f}] | {s['best_constant_guess']:.3f} |"
-        for task, s in evaluation["control_noise"].items()
+    replaced = [
+        f"| {shown} | {task} | {s['accuracy']:.3f} | [{s['low']:.3f}, {s['high']:.3f}] | {s['best_constant_guess']:.3f} | {s['answered']:.3f} |"
+        for shown, control in (("noise", "control_noise"), ("another scene", "control_other_scene"))
+        for task, s in evaluation[control].items()
+    ]
+    named = [
+        f"| {name} | {s['share']:.3f} | {s['n']} | {s['scenes']} | [{s['low']:.3f}, {s['high']:.3f}] |"
+        for name, s in evaluation["named"].items()
     ]
     horizon = evaluation["horizon"]
     depth = len(next(iter(horizon.values())))
     control = evaluation["control_random_5"]
     training = facts["training"]
     return _TEXT.format(
-        **{name: facts[name] for name in ("sha256", "words", "megabytes", "parameters")},
+        **{name: facts[name] for name in ("sha256", "weights_sha256", "words", "megabytes", "parameters")},
         **{name: training[name] for name in ("seed", "machine")},
         vision_steps=VISION_STEPS,
         steps=training["step"],
@@ -121,8 +130,8 @@ def model_card(evaluation: dict[str, Any], facts: dict[str, Any]) -> str:
         stages="\n".join(_stage_row(stage) for stage in training["log"]),
         middle=(depth - 1) // 2 - 1,
         scores="\n".join(scores),
-        named="\n".join(f"| {k} | {v['share']:.3f} | {v['n']} |" for k, v in evaluation["named"].items()),
-        noise="\n".join(noise),
+        named="\n".join(named),
+        replaced="\n".join(replaced),
         main=evaluation["main_patches"],
         anchor=evaluation["anchor"],
         cost=control["cost_points"],

@@ -14,9 +14,12 @@ from visionpulse_analysis.statistics import paired_difference, proportion_interv
 from visionpulse_analysis.testbed.evaluation_set import Item, read_items
 from visionpulse_analysis.testbed.horizon import reading_horizon
 from visionpulse_analysis.testbed.questions import TASKS
+from visionpulse_analysis.testbed.scenes import generate
 from visionpulse_analysis.testbed.truth import answer_is_right, score_statements
 from visionpulse_analysis.traces import Trace
 
+NAMED = ("colour", "shape", "position", "presence")
+OTHER_SEED = 40_000_000  # neither evaluation nor training nor study scenes
 LIMIT = 160  # tokens; the longest trace of the training distribution at 256 patches is shorter
 
 
@@ -57,15 +60,17 @@ def evaluate(
     cells : int
         The scene size on which the headline numbers and the controls are measured.
     controls : bool
-        Also measure noise images, random 5 % of the patches, and the reading horizon.
+        Also measure noise images, other scenes' images, random 5 % of the patches, and the reading horizon.
 
     Returns
     -------
     dict
         ``tasks``: task -> accuracy, low, high (95 % Wilson), n, mean_tokens. ``sizes``: the same by number of
-        patches. ``named``: share right of the colours, shapes, positions and presences named. ``control_noise``:
-        accuracy on noise beside the best constant guess. ``control_random_5``: find accuracy dense and with a random
-        5 % of the patches from the anchor layer on, and their paired difference. ``horizon``: see
+        patches. ``named``: share right of the n places where traces name colours, shapes, positions and presences,
+        and the Wilson interval (low, high) of the share of the scenes whose places are all right.
+        ``control_noise``, ``control_other_scene``: see :func:`image_control`. ``control_random_5``: find accuracy
+        dense and with a random 5 % of the patches from the anchor layer on, and their paired difference.
+        ``horizon``: see
         :func:`reading_horizon`.
     """
     items = evaluation_items() if items is None else items
@@ -74,7 +79,7 @@ def evaluate(
         raise ValueError(f"no scene of {cells} x {cells} cells in the evaluation set")
     result: dict[str, Any] = {"model": vlm.name, "weights": vlm.weights_hash, "sizes": {}, "tasks": {}}
     result["main_patches"] = (2 * cells) ** 2
-    statements: dict[str, list[bool]] = {"colour": [], "shape": [], "position": [], "presence": []}
+    statements: dict[str, dict[int, list[bool]]] = {name: {} for name in NAMED}
     find_right = np.zeros(0)
     for size in sorted({item.scene.cells for item in items}):
         chosen = [item for item in items if item.scene.cells == size]
@@ -90,14 +95,15 @@ def evaluate(
                 find_right = right if task == "find" else find_right
                 for item, trace in zip(chosen, traces, strict=True):
                     said = score_statements(item.scene, trace.tokens)
-                    for name in statements:
-                        statements[name] += getattr(said, name)
+                    for name, by_scene in statements.items():
+                        by_scene.setdefault(item.scene.seed, []).extend(getattr(said, name))
         result["sizes"][str((2 * size) ** 2)] = scores
         if size == cells:
             result["tasks"] = scores
-    result["named"] = {name: {"share": float(np.mean(v)), "n": len(v)} for name, v in statements.items() if v}
+    result["named"] = {name: _share_right(by_scene) for name, by_scene in statements.items() if any(by_scene.values())}
     if controls:
-        result["control_noise"] = noise_control(vlm, main[:200], batch_size=batch_size)
+        result["control_noise"] = image_control(vlm, main[:200], noise, batch_size=batch_size)
+        result["control_other_scene"] = image_control(vlm, main[:200], other_scene, batch_size=batch_size)
         result["control_random_5"] = random_control(vlm, main, find_right, Random(0.05), batch_size=batch_size)
         result["anchor"] = vlm.default_anchor
         result["horizon"] = reading_horizon(vlm, main[:100])
@@ -109,19 +115,50 @@ def _interval(right: np.ndarray) -> dict[str, float]:
     return {"accuracy": interval.estimate, "low": interval.low, "high": interval.high, "n": interval.n_values}
 
 
-def noise_control(vlm: VLM, items: list[Item], **options: Any) -> dict[str, Any]:
-    """Accuracy when every image is uniform noise, beside the accuracy of the best constant answer."""
+def _share_right(by_scene: dict[int, list[bool]]) -> dict[str, float]:
+    said = [places for places in by_scene.values() if places]
+    whole = proportion_interval(np.array([all(places) for places in said]), unit="scene")
+    return {
+        "share": float(np.mean(np.concatenate(said))),
+        "n": sum(map(len, said)),
+        "scenes": len(said),
+        "low": whole.low,
+        "high": whole.high,
+    }
 
-    def noise(item: Item) -> np.ndarray:
-        rng = np.random.default_rng([item.scene.seed, 3])
-        return rng.integers(0, 256, size=item.scene.render().shape, dtype=np.uint8)
 
+def noise(item: Item) -> np.ndarray:
+    """Uniform noise, uint8 [row_px, col_px, 3], of the size of the item's picture."""
+    rng = np.random.default_rng([item.scene.seed, 3])
+    return rng.integers(0, 256, size=item.scene.render().shape, dtype=np.uint8)
+
+
+def other_scene(item: Item) -> np.ndarray:
+    """The picture of a scene that no question of the set is about, uint8 [row_px, col_px, 3]."""
+    return generate(OTHER_SEED + item.scene.seed, item.scene.cells).render()
+
+
+def image_control(
+    vlm: VLM, items: list[Item], image_of: Callable[[Item], np.ndarray], **options: Any
+) -> dict[str, Any]:
+    """Score every task on pictures that do not show what is asked about.
+
+    Returns
+    -------
+    dict
+        task -> accuracy, low, high, n, ``best_constant_guess`` (accuracy of the best constant answer) and
+        ``answered``, the share of traces that end in an answer of the task's form at all.
+    """
     result = {}
     for task in TASKS:
-        right = right_answers(items, task, ask_all(vlm, items, task, image_of=noise, **options))
+        traces = ask_all(vlm, items, task, image_of=image_of, **options)
         answers = [item.questions[task].answer for item in items]
-        guess = max(answers.count(answer) for answer in set(answers)) / len(answers)
-        result[task] = {**_interval(right), "best_constant_guess": guess}
+        forms = {tuple(map(len, answer.split())) for answer in answers}
+        result[task] = {
+            **_interval(right_answers(items, task, traces)),
+            "best_constant_guess": max(answers.count(answer) for answer in set(answers)) / len(answers),
+            "answered": float(np.mean([tuple(map(len, trace.answer.split())) in forms for trace in traces])),
+        }
     return result
 
 
@@ -152,11 +189,12 @@ def format_report(result: dict[str, Any]) -> str:
             )
     lines += [f"named right: {k} {v['share']:.3f} of {v['n']}" for k, v in result["named"].items()]
     if "control_noise" in result:
-        lines += [
-            f"noise image: {task} {s['accuracy']:.3f} [{s['low']:.3f}, {s['high']:.3f}], "
-            f"best constant guess {s['best_constant_guess']:.3f}"
-            for task, s in result["control_noise"].items()
-        ]
+        for shown in ("noise", "other_scene"):
+            lines += [
+                f"image of {shown.replace('_', ' ')}: {task} {s['accuracy']:.3f} [{s['low']:.3f}, {s['high']:.3f}], "
+                f"best constant guess {s['best_constant_guess']:.3f}, answered {s['answered']:.3f}"
+                for task, s in result[f"control_{shown}"].items()
+            ]
         c = result["control_random_5"]
         lines.append(
             f"control_random_5 (from layer {result['anchor']}): find {c['dense']:.3f} dense, {c['random']:.3f} random; "

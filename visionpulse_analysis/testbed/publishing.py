@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -56,6 +57,7 @@ def write_card(evaluation: dict[str, Any], folder: Path | None = None) -> Path:
     (folder / "scenes" / "evaluation.json").write_text(json.dumps(evaluation, indent=1) + "\n")
     facts = {
         "sha256": (folder / "evaluation" / "scenes.sha256").read_text().split()[0],
+        "weights_sha256": hashlib.sha256((folder / "scenes" / "model.safetensors").read_bytes()).hexdigest(),
         "training": json.loads((folder / "scenes" / "training.json").read_text()),
         "words": len(vocabulary()),
         "megabytes": sum(path.stat().st_size for path in (folder / "scenes").glob("*.safetensors")) / 1e6,
