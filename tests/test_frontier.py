@@ -64,7 +64,8 @@ def test_arms_carry_the_settings_they_are_named_for():
             pruner.anchor_layer == layer and pruner.name == frontier.SELECTIONS[label]
             for layer, (_, pruner) in by_layer.items()
         )
-    assert [p.temperature for p in frontier.at_temperatures([0.1, 2.0]).values()] == [0.1, 2.0]
+    for limit, by_temperature in zip((0.05, 1.0), frontier.at_temperatures([0.1, 2.0]).values(), strict=True):
+        assert [(p.temperature, p.budget_max) for p in by_temperature.values()] == [(0.1, limit), (2.0, limit)]
     first, second = frontier.knobs(0.05, [0.7]).values()
     assert (first.reuse_previous, first.hysteresis) == (True, 0.0)
     assert (second.reuse_previous, second.hysteresis) == (False, 0.7)
@@ -99,7 +100,22 @@ def test_the_advantage_is_ours_minus_theirs(measured):
 def test_the_sentence_follows_the_interval(measured, monkeypatch, low, high, words):
     one = replace(measured.dense.length, estimate=(low + high) / 200, low=low / 100, high=high / 100)
     monkeypatch.setattr(frontier_report, "advantage", lambda *_: one)
-    assert words in frontier_report.verdicts(measured, [0.05], {})[0]
+    assert words in frontier_report.verdicts(measured, frontier.presets(), [0.05], {})[1]
+
+
+def test_the_shares_at_which_accuracy_falls_are_named_by_their_intervals(measured):
+    def at(high, retention):
+        truth = measured.points["VisionPulse 5 %"].change.truth
+        change = replace(truth.change, estimate=high - 0.1, low=high - 0.2, high=high)
+        point = measured.points["VisionPulse 5 %"]
+        return replace(point, retention=retention, change=replace(point.change, truth=replace(truth, change=change)))
+
+    def sentence(**points):
+        made = replace(measured, points={**measured.points, **points})
+        return frontier_report.verdicts(made, points, [], {})[0]
+
+    assert sentence(a=at(-0.01, 0.01), b=at(0.0, 0.1)).endswith("at the others: a.")
+    assert "at any share, down to b:" in sentence(a=at(0.0, 0.1), b=at(0.1, 0.01))
 
 
 def test_without_known_answers_lengths_remain(vlm, samples, tmp_path, monkeypatch):
@@ -110,7 +126,7 @@ def test_without_known_answers_lengths_remain(vlm, samples, tmp_path, monkeypatc
     assert found.dense.accuracy is None
     assert frontier.advantage(found, "VisionPulse 5 %", "random 5 %") is None
     assert len(frontier_report.frontier_page(found, groups).axes) == 1
-    assert "accuracy is left out" in frontier_report.verdicts(found, [0.05], {})[0]
+    assert "accuracy is left out" in frontier_report.verdicts(found, {}, [0.05], {})[0]
 
 
 def test_the_steps_shown_start_with_the_first_choice_and_differ(vlm, samples):

@@ -22,6 +22,8 @@ SELECTIONS = {
     "random": "random",
 }
 
+LIMITS = (0.05, 1.0)  # largest budgets that follow the mass: the paper's first setting, and none
+
 
 @dataclass(frozen=True)
 class Point:
@@ -89,11 +91,16 @@ def at_anchors(n_layers: int, budget: float, every: int = 1) -> dict[str, dict[i
     }
 
 
-def at_temperatures(temperatures: Sequence[float], anchor: int | None = None) -> dict[str, Pruner]:
-    """Budgets that follow the attention mass between 1 and 100 % of the patches, for several temperatures."""
+def at_temperatures(temperatures: Sequence[float], anchor: int | None = None) -> dict[str, dict[str, Pruner]]:
+    """Budgets that follow the attention mass, from 1 % to each of `LIMITS`: limit -> arm (a temperature) -> pruner."""
     return {
-        f"mass-driven, tau {tau:g}": VisionPulse(anchor, temperature=tau, budget_min=0.01, budget_max=1.0)
-        for tau in temperatures
+        f"to {100 * limit:g} %": {
+            f"to {100 * limit:g} %, tau {tau:g}": VisionPulse(
+                anchor, temperature=tau, budget_min=0.01, budget_max=limit
+            )
+            for tau in temperatures
+        }
+        for limit in LIMITS
     }
 
 

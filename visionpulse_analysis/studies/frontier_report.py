@@ -185,24 +185,41 @@ def advantage_table(frontier: Frontier, budgets: list[float], over: list[str]) -
     )
 
 
-def verdicts(frontier: Frontier, budgets: list[float], knobs: Mapping[str, Pruner]) -> list[str]:
-    """What transfers and what does not, each sentence chosen by its interval."""
-    lines = []
+def verdicts(
+    frontier: Frontier, shares: Mapping[str, Pruner], budgets: list[float], knobs: Mapping[str, Pruner]
+) -> list[str]:
+    """What transfers and what does not, each sentence chosen by its interval.
+
+    shares : the arms of one pruner at several budgets, of which the first sentence speaks.
+    """
+    if frontier.dense.accuracy is None:
+        return ["Without known answers only lengths can be compared; accuracy is left out."]
+    lines = [_about_shares(frontier.group(shares))]
     for budget in budgets:
         name = f"VisionPulse {100 * budget:g} %"
         gain = advantage(frontier, name, f"random {100 * budget:g} %")
-        if gain is None:
-            return ["Without known answers only lengths can be compared; accuracy is left out."]
-        lines.append(f"At {100 * budget:g} % kept, {_about_gain(scaled(gain))}")
+        if gain is not None:
+            lines.append(f"At {100 * budget:g} % kept, {_about_gain(scaled(gain))}")
         late = advantage(frontier, name, f"last step only {100 * budget:g} %")
         if late is not None:
             lines.append(f"At {100 * budget:g} % kept, {_about_late(scaled(late))}")
-    plain = f"VisionPulse {100 * budgets[0]:g} %"
     for knob in knobs:
-        change = advantage(frontier, knob, plain)
+        change = advantage(frontier, knob, f"VisionPulse {100 * budgets[0]:g} %")
         if change is not None:
             lines.append(f"{knob} at {100 * budgets[0]:g} %: {_about_knob(scaled(change))}")
     return lines
+
+
+def _about_shares(points: Mapping[str, Point]) -> str:
+    changes = {name: point.change.truth.change for name, point in points.items() if point.change.truth}
+    lost = [name for name, change in changes.items() if change.high < 0]
+    if lost:
+        return f"Accuracy falls at these shares, and is not shown to fall at the others: {', '.join(lost)}."
+    least = min(changes, key=lambda name: points[name].retention)
+    return (
+        f"Accuracy is not shown to fall at any share, down to {least}: this model is at its ceiling, and where its "
+        "frontier breaks off remains unknown. A step of its traces asks for one place, which a few patches show."
+    )
 
 
 def _points(interval: Interval) -> str:
