@@ -15,6 +15,7 @@ from visionpulse_analysis.figures import read_provenance
 from visionpulse_analysis.pruners import FastV, PyramidDrop, VisionPulse
 from visionpulse_analysis.sampling import Sample
 from visionpulse_analysis.studies import side_by_side
+from visionpulse_analysis.studies.rival_settings import Basis
 
 NAMED = "visionpulse(budget=0.25), keep_all, fastv, divprune | visionpulse"
 
@@ -48,10 +49,16 @@ def compared(compare, tmp_path_factory):
 
 def test_the_rows_are_those_of_the_traces(compared, vlm, picture):
     rows = {row["name"]: row for row in compared[1]["rows"]}
-    assert list(rows) == ["dense", "visionpulse(budget=0.25)", "keep_all", "fastv", "divprune | visionpulse"]
+    assert list(rows) == [
+        "dense",
+        "visionpulse(budget=0.25)",
+        "keep_all, own setting",
+        "fastv",
+        "divprune | visionpulse",
+    ]
     dense = rows["dense"]
     assert dense["same_answer"] and dense["divergence"] is None and dense["retention"] == 1.0
-    assert {**rows["keep_all"], "name": "dense", "pruner": None} == dense
+    assert {**rows["keep_all, own setting"], "name": "dense", "pruner": None} == dense
     assert [rows[name]["retention"] for name in ("visionpulse(budget=0.25)", "fastv")] == [0.25, 0.5]
     options = {"seed": 3, "max_new_tokens": 6, "sample": Sample(1.5), "layers": "none"}
     sample = vpa.decode(vlm, picture, "where ?", **options)
@@ -79,13 +86,30 @@ def test_figure_and_page_hold_what_was_compared(compared):
 
 
 def test_the_budget_is_for_pruners_written_without_parameters():
-    found = side_by_side.named_pruners("fastv, visionpulse(budget=0.5), vtw, pyramiddrop, visionpulse", 8, 0.125)
+    basis = Basis(8, 3)
+    found = side_by_side.named_pruners("fastv, visionpulse(budget=0.5), vtw, pyramiddrop, visionpulse", basis, 0.125)
     assert list(found) == ["fastv", "visionpulse(budget=0.5)", "vtw", "pyramiddrop", "visionpulse"]
     assert found["fastv"] == FastV(budget=0.125) and found["visionpulse(budget=0.5)"] == VisionPulse(budget=0.5)
-    assert found["pyramiddrop"] == PyramidDrop(ratio=0.5) and found["vtw"] == vpa.make_pruner("vtw")
-    both = side_by_side.named_pruners("fastv | random,divprune | visionpulse", 8, 0.125)
-    assert both["fastv | random"] == FastV() | vpa.make_pruner("random", budget=0.125)
-    assert both["divprune | visionpulse"] == vpa.make_pruner("divprune", budget=0.25) | VisionPulse(budget=0.125)
+    ratio = found["pyramiddrop"].ratio
+    assert found["pyramiddrop"] == PyramidDrop(ratio=ratio) and ratio + ratio**2 + ratio**3 == pytest.approx(3 * 0.125)
+    assert found["vtw"] == vpa.make_pruner("vtw", layer=1)
+    both = side_by_side.named_pruners("fastv | random,divprune | visionpulse", basis, 0.1375)
+    assert both["fastv | random"] == FastV() | vpa.make_pruner("random", budget=0.1375)
+    # A first one of 20 % in 8 layers, of which the last 5 see 10 %.
+    first, second = (
+        pruner.budget for pruner in (both["divprune | visionpulse"].first, both["divprune | visionpulse"].second)
+    )
+    assert (first, second) == pytest.approx((0.2, 0.1))
+
+
+def test_what_no_parameter_sets_to_the_budget_is_said_to_run_at_its_own_setting():
+    found = side_by_side.named_pruners("mvw, vtw, lookm, divprune | mvw, mvw(tokens=3)", Basis(8, 3), 0.05)
+    assert found["mvw, own setting"] == vpa.make_pruner("mvw") and found["vtw, own setting"] == vpa.make_pruner("vtw")
+    assert list(found)[2:] == ["lookm", "divprune | mvw, own setting", "mvw(tokens=3)"]
+    assert found["lookm"].budget == 0.05
+    assert list(side_by_side.named_pruners("mvw, vtw", Basis(8, 3))) == ["mvw", "vtw"]
+    with pytest.raises(ValueError, match=r"mvw and mvw\(tokens=32\) name the same pruner"):
+        side_by_side.named_pruners("mvw, mvw(tokens=32)", Basis(8, 3), 0.05)
 
 
 @pytest.mark.parametrize(
@@ -131,11 +155,14 @@ def test_the_table_says_what_changed_against_dense():
         dense, name="fastv", answer="", same_answer=False, steps=30, finished=False, divergence=7, retention=0.1,
         flops=2e9, kv_bytes_read=4.5e6,
     )  # fmt: skip
-    head, first, second = side_by_side.format_comparison([dense, other]).splitlines()
+    head, first, second, _, *meaning = side_by_side.format_comparison([dense, other]).splitlines()
     assert head.split() == "answer same steps parts at kept flops kv bytes read peak kv bytes".split()
     assert first.split() == "dense r2 c2 yes 20 never 100.0 % 2.5 G 3 M 999".split()
     wanted = "fastv none no 30, cut off step 7 10.0 % 2 G (-20 %) 4.5 M (+50 %) 999"
     assert second.split() == wanted.split()
+    said = " ".join(meaning)
+    assert said.startswith("kept: share of the patches, mean over the steps after prefill and over the layers")
+    assert "own setting: no parameter sets that share" in said and all(len(line) <= 120 for line in meaning)
 
 
 def test_the_figure_shows_steps_that_all_reach_unless_one_ends_at_once(vlm, pictures):

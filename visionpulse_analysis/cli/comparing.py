@@ -30,7 +30,8 @@ def compare(
         str, typer.Option(help="Separated by commas, each as decode --pruner takes it: a,b(x=1),c | d.")
     ],
     budget: Annotated[
-        float | None, typer.Option(help="Share of patches kept, for pruners that have one and are written without.")
+        float | None,
+        typer.Option(help="Share of patches kept, for pruners written without parameters; said where none sets it."),
     ] = None,
     video: Videos = None,
     fps: Fps = None,
@@ -52,13 +53,14 @@ def compare(
     from visionpulse_analysis.sampling import Sample
     from visionpulse_analysis.studies import side_by_side
     from visionpulse_analysis.studies.collect import traces_hash
+    from visionpulse_analysis.studies.rival_settings import Basis
 
     question, shown = shown_and_asked(asked, video, fps, sample_fps)
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"--out {out} is a file; name a folder")
     sample = None if temperature is None else Sample(temperature)
     vlm = vpa.load(model, trust_remote_code=trust_remote_code)
-    chosen = side_by_side.named_pruners(pruners, vlm.n_layers, budget)
+    chosen = side_by_side.named_pruners(pruners, Basis.of(vlm), budget)
     traces = side_by_side.decode_side_by_side(
         vlm, shown, question, chosen, store=store, id=id, layers=indices(layers), seed=seed, sample=sample,
         max_new_tokens=max_new_tokens,

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import normalize
 
 from visionpulse_analysis.pruners.base import Pruner, Selection
-from visionpulse_analysis.pruners.choosing import float64, top_k
+from visionpulse_analysis.pruners.choosing import check_share, float64, nearest_k, top_k
 from visionpulse_analysis.pruners.view import Layout, View
 
 
@@ -29,6 +29,9 @@ class LookM(Pruner):
     ----------
     heavy, recent : float
         Shares of the prompt's tokens, in 0..1; both 0.1 in the code.
+    budget : float, optional
+        Ours, for comparisons, in place of ``heavy``: the share of the patches that stay, in (0, 1], ``round(budget *
+        n)`` of them with those among the last tokens, however long the text is.
     merge : "pivot" or "none"
         "none" forgets what is cut. The paper's averaged and weighted merging are left out.
 
@@ -42,9 +45,12 @@ class LookM(Pruner):
 
     heavy: float = 0.1
     recent: float = 0.1
+    budget: float | None = None
     merge: Literal["pivot", "none"] = "pivot"
 
     def __post_init__(self) -> None:
+        if self.budget is not None:
+            check_share("budget", self.budget)
         if not (0 <= self.heavy <= 1 and 0 <= self.recent <= 1):
             raise ValueError(f"heavy and recent are shares of the prompt in 0..1, got {self.heavy} and {self.recent}")
         if self.merge not in ("pivot", "none"):
@@ -72,7 +78,10 @@ class _LookMSelection(Selection):
         old_text = layout.text & (torch.arange(width, device=recent.device) < width - recent[:, None])
         late = layout.patches & (layout.places >= width - recent[:, None])
         early = layout.patches & ~late
-        room = torch.minimum((heavy - old_text.sum(dim=1)).clamp(min=0), early.sum(dim=1))
+        room = heavy - old_text.sum(dim=1)
+        if self.pruner.budget is not None:
+            room = nearest_k(self.pruner.budget, layout.counts) - late.sum(dim=1)
+        room = torch.minimum(room.clamp(min=0), early.sum(dim=1))
         self.per_layer.append(late | top_k(column_sums(view, layout).masked_fill(~early, -torch.inf), room))
 
     @property

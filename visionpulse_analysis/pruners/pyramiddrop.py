@@ -47,6 +47,10 @@ class PyramidDrop(Pruner):
             if list(self.layers) != sorted(set(self.layers)) or not self.layers:
                 raise ValueError(f"layers are rising layer indices, got {self.layers}")
 
+    def boundaries(self, n_layers: int) -> tuple[int, ...]:
+        """First layer after each boundary, in a model of ``n_layers``."""
+        return self.layers or tuple(sorted({max(1, n_layers * quarter // 4) for quarter in (1, 2, 3)}))
+
     def start(self, layout: Layout) -> Selection:
         return _PyramidDropSelection(self, layout)
 
@@ -54,9 +58,7 @@ class PyramidDrop(Pruner):
 class _PyramidDropSelection(Selection):
     def __init__(self, pruner: PyramidDrop, layout: Layout):
         super().__init__(layout)
-        n = layout.n_layers
-        self.layers = pruner.layers or tuple(sorted({max(1, n * quarter // 4) for quarter in (1, 2, 3)}))
-        self.ratio = pruner.ratio
+        self.layers, self.ratio = pruner.boundaries(layout.n_layers), pruner.ratio
         for layer in self.layers:
             check_layer("layer", layer, layout)
 

@@ -67,6 +67,11 @@ class SparseVLM(Pruner):
         if self.amount == "shares" and len(self.shares) != (3 if self.layers is None else len(self.layers)):
             raise ValueError(f"expected one share per layer, got {self.shares} for {self.layers or 'three layers'}")
 
+    def pruning_layers(self, n_layers: int) -> tuple[int, ...]:
+        """Layers after which patches go, in a model of ``n_layers``."""
+        scaled = sorted({max(1, round(layer / 32 * n_layers)) for layer in (2, 6, 15)})
+        return tuple(scaled) if self.layers is None else self.layers
+
     def start(self, layout: Layout) -> Selection:
         return _SparseVLMSelection(self, layout)
 
@@ -75,8 +80,7 @@ class _SparseVLMSelection(Selection):
     def __init__(self, pruner: SparseVLM, layout: Layout):
         super().__init__(layout)
         self.pruner = pruner
-        scaled = sorted({max(1, round(layer / 32 * layout.n_layers)) for layer in (2, 6, 15)})
-        self.layers = scaled if pruner.layers is None else list(pruner.layers)
+        self.layers = pruner.pruning_layers(layout.n_layers)
         for layer in self.layers:
             check_layer("layer", layer, layout)
         self.raters: torch.Tensor | None = None  # bool [row, token]

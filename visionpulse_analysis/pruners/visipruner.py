@@ -83,6 +83,10 @@ class VisiPruner(Pruner):
                 f"expected exit_after >= 1 and shallow_layers >= 0, got {self.exit_after} and {self.shallow_layers}"
             )
 
+    def first_after(self, n_layers: int) -> int:
+        """S in a model of ``n_layers``: the first layer after the shallow ones."""
+        return round(6 / 32 * n_layers) if self.shallow_layers is None else self.shallow_layers
+
     def start(self, layout: Layout) -> Selection:
         return _VisiPrunerSelection(self, layout)
 
@@ -90,8 +94,7 @@ class VisiPruner(Pruner):
 class _VisiPrunerSelection(Selection):
     def __init__(self, pruner: VisiPruner, layout: Layout):
         super().__init__(layout)
-        given = pruner.shallow_layers
-        self.pruner, self.shallow = pruner, round(6 / 32 * layout.n_layers) if given is None else given
+        self.pruner, self.shallow = pruner, pruner.first_after(layout.n_layers)
         device, none = layout.patches.device, -1
         self.left = layout.patches
         self.filter_layer = torch.full((len(layout.patches),), none, device=device)

@@ -24,7 +24,7 @@ from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.studies.trunk import Trunk
 from visionpulse_analysis.traces import Trace
 
-VERSION = 2  # of the kept files
+VERSION = 3  # of the kept files
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Outcome:
     finished : False when the limit of tokens cut the trace off.
     retention : mean share of the patches visible from the anchor on, over the steps after prefill; 1 when dense.
     overlap : mean Jaccard index of the kept sets of consecutive steps; 1 when dense.
+    kept_by_layer : see :func:`kept_by_layer`; empty when dense, and without a step after prefill.
     flops, kv_bytes_read, peak_kv_bytes : of the whole trace, prefill included, by `costs`; NaN where not counted.
     """
 
@@ -42,6 +43,7 @@ class Outcome:
     finished: bool
     retention: float
     overlap: float
+    kept_by_layer: Sequence[float] = ()
     flops: float = float("nan")
     kv_bytes_read: float = float("nan")
     peak_kv_bytes: float = float("nan")
@@ -128,11 +130,25 @@ def _outcome(trace: Trace) -> Outcome:
     costs = costs_of(trace)
     spent = (float(costs.flops.sum()), float(costs.kv_bytes_read.sum()), costs.peak_kv_bytes)
     if len(kept) == 0:
-        return Outcome(trace.tokens, trace.meta["finished"], 1.0, 1.0, *spent)
+        return Outcome(trace.tokens, trace.meta["finished"], 1.0, 1.0, (), *spent)
     both, either = (kept[1:] & kept[:-1]).sum(1), (kept[1:] | kept[:-1]).sum(1)
     same = np.where(either == 0, 1.0, both / np.maximum(either, 1))  # two empty sets are the same set
     overlap = float(same.mean()) if len(kept) > 1 else 1.0
-    return Outcome(trace.tokens, trace.meta["finished"], float(kept.mean()), overlap, *spent)
+    layers = kept_by_layer(trace).tolist()
+    return Outcome(trace.tokens, trace.meta["finished"], float(kept.mean()), overlap, layers, *spent)
+
+
+def kept_by_layer(trace: Trace) -> np.ndarray:
+    """Share of the patches that each layer keeps, mean over the steps after prefill: float64 [model_layer].
+
+    A patch is kept in a layer where it is visible, unless prefill froze it there (ShortV), so that the layer reads it
+    and no longer works on it. Empty for a dense trace, and without a step after prefill.
+    """
+    if trace.k_per_layer is None or len(trace) < 2:
+        return np.ones(0)
+    shares = trace.k_per_layer.values[1:].mean(axis=0) / len(trace.grid)
+    shares[list(trace.meta.get("costs", {}).get("frozen_layers", ()))] = 0.0
+    return shares
 
 
 def _file(base: str, pruner: Pruner | None, seed: int, sample: Sampling | None) -> Path:

@@ -25,12 +25,12 @@ def draw_named(ax: Axes, named: Mapping[str, Interval], nulls: Sequence[ShapeNul
         # An undefined band is drawn with no width, at its point.
         bands = [_band(nulls[i], interval.estimate) for i, interval in zip(defined, intervals, strict=True)]
         options |= {"null_low": [band[0] for band in bands], "null_high": [band[1] for band in bands]}
-    return figures.draw_interval(ax, names, *_ends(intervals), **options)
+    return figures.draw_interval(ax, names, *ends(intervals), **options)
 
 
 def draw_curve(ax: Axes, x: Sequence[float], intervals: Sequence[Interval], label: str, **options) -> Axes:
     """Draw estimates over x with their band; a missing interval closes on the line."""
-    return figures.draw_line_band(ax, np.asarray(x, dtype=float), *_ends(intervals), label=label, **options)
+    return figures.draw_line_band(ax, np.asarray(x, dtype=float), *ends(intervals), label=label, **options)
 
 
 def scaled(interval: Interval, factor: float = 100.0) -> Interval:
@@ -49,7 +49,7 @@ def show(interval: Interval | None, scale: float = 100.0, unit: str = " %", sign
     return f"{first} [{scale * interval.low:.1f}, {scale * interval.high:.1f}]"
 
 
-def _ends(intervals: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def ends(intervals: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Estimates, lower and upper ends: three float64 [interval]."""
     estimate = np.array([interval.estimate for interval in intervals])
     low, high = (np.array([getattr(interval, end) for interval in intervals]) for end in ("low", "high"))

@@ -13,8 +13,10 @@ from visionpulse_analysis.pruners import KeepAll, list_pruners, make_pruner
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.pruners.diversity import BeforeModel
 from visionpulse_analysis.statistics import Interval, paired_difference
+from visionpulse_analysis.studies import rival_settings as to
 from visionpulse_analysis.studies.arms import Outcome, decode_arms
 from visionpulse_analysis.studies.frontier import Frontier, measure_frontier
+from visionpulse_analysis.studies.rival_settings import Basis, share_of_layers
 from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.studies.trace_length import DENSE
 
@@ -25,74 +27,55 @@ COSTS = ("flops", "kv_bytes_read", "peak_kv_bytes")
 class Rival:
     """A pruner of the comparison.
 
-    name : of `list_pruners`, or a combination ``a | b``. family : pruners that share a colour.
+    name : of `list_pruners`, or a combination ``a | b``. family : pruners that share a panel.
     at_prefill : whether what is visible is settled when prefill ends, though it may change from layer to layer.
-    matched : (budget, layers of the model) -> parameters with which the last layer sees that share; for a combination,
-    its text. None where no parameter sets the share: then the pruner runs as ``own`` says.
-    own : parameters of a setting that is reported at its own retention. None: no such setting.
+    matched : (budget, basis) -> parameters with which it keeps that share (see :func:`retention`); for a combination,
+    its text; None where no setting keeps about as much. None in its place: no parameter sets the share.
+    own : parameters of a setting that is reported at its own retention, or what makes it from the basis. None: no such
+    setting. first : layers of the model -> the first that the method can drop patches from, where that is not the
+    first which it does drop them from.
     """
 
     name: str
     family: str
     at_prefill: bool
-    matched: Callable[[float, int], dict[str, Any] | str] | None = None
-    own: dict[str, Any] | None = None
+    matched: Callable[[float, Basis], dict[str, Any] | str | None] | None = None
+    own: dict[str, Any] | Callable[[Basis], Pruner] | None = None
+    first: Callable[[int], int] | None = None
 
 
-def _budget(budget: float, n_layers: int) -> dict[str, Any]:
-    return {"budget": budget}
-
-
-def _fastv_each_step(budget: float, n_layers: int) -> dict[str, Any]:
-    return {"budget": budget, "per_step": True}
-
-
-def _dycoke(budget: float, n_layers: int) -> dict[str, Any]:
-    return {"budget": budget, "unpruned_when_steady": False}
-
-
-def _pyramiddrop(budget: float, n_layers: int) -> dict[str, Any]:
-    boundaries = len({max(1, n_layers * quarter // 4) for quarter in (1, 2, 3)})
-    return {"ratio": budget ** (1 / boundaries)}
-
-
-def _sparsevlm(budget: float, n_layers: int) -> dict[str, Any]:
-    return {"shares": tuple(min(1.0, budget * share / 110) for share in (300, 200, 110)), "recycled": 0.0}
-
-
-def _st3(budget: float, n_layers: int) -> dict[str, Any]:
-    return {"rate": 1 - budget ** (1 / (n_layers - n_layers // 4)), "decay": "none"}
-
-
-def _divprune_then_pulse(budget: float, n_layers: int) -> str:
-    return f"divprune(budget={min(1.0, 2 * budget)!r}) | visionpulse(budget={budget!r})"
-
-
-PULSE, STALE, ATTENTION, DIVERSITY = "VisionPulse", "stale choice", "attention in prefill", "diversity and prompt"
-STEPS, AT_ONCE, CHANCE, REFERENCE = "attention at steps", "whole layers or steps", "no choice", "oracle"
+PULSE, STALE, ATTENTION, DIVERSITY = (
+    "VisionPulse",
+    "chosen earlier or twice",
+    "attention in prefill",
+    "diversity, prompt",
+)
+STEPS, AT_ONCE, REFERENCE = "attention at steps", "whole layers or steps", "references"
 ADDED = "added"
 RIVALS = {
-    "VisionPulse": Rival("visionpulse", PULSE, False, _budget, {}),
-    "DivPrune | VisionPulse": Rival("divprune | visionpulse", PULSE, False, _divprune_then_pulse),
-    "last step only": Rival("last_step_only", STALE, False, _budget),
-    "at prefill": Rival("prefill_once", STALE, True, _budget),
-    "FastV": Rival("fastv", ATTENTION, True, _budget),
-    "PyramidDrop": Rival("pyramiddrop", ATTENTION, True, _pyramiddrop),
-    "SparseVLM": Rival("sparsevlm", ATTENTION, True, _sparsevlm, {}),
-    "LOOK-M": Rival("lookm", ATTENTION, True, None, {}),
-    "DivPrune": Rival("divprune", DIVERSITY, True, _budget),
-    "CDPruner": Rival("cdpruner", DIVERSITY, True, _budget),
-    "ZSPAPrune": Rival("zspaprune", DIVERSITY, True, _budget),
-    "FastV, each step": Rival("fastv", STEPS, False, _fastv_each_step),
-    "DyCoke": Rival("dycoke", STEPS, False, _dycoke, {}),
-    "ST3": Rival("st3", STEPS, False, _st3, {}),
-    "VTW": Rival("vtw", AT_ONCE, True, None, {}),
-    "ShortV": Rival("shortv", AT_ONCE, True, None, {}),
-    "VisiPruner": Rival("visipruner", AT_ONCE, True, None, {"relative_threshold": 0.1}),
-    "MVW": Rival("mvw", AT_ONCE, False, None, {}),
-    "random": Rival("random", CHANCE, False, _budget),
-    "uniform": Rival("uniform", CHANCE, True, _budget),
-    "oracle": Rival("oracle", REFERENCE, True, _budget),
+    "VisionPulse": Rival("visionpulse", PULSE, False, to.budget, {}),
+    "DivPrune | VisionPulse": Rival("divprune | visionpulse", STALE, False, to.divprune_then_pulse),
+    "last step only": Rival("last_step_only", STALE, False, to.budget),
+    "at prefill": Rival("prefill_once", STALE, True, to.budget),
+    "FastV": Rival("fastv", ATTENTION, True, to.budget),
+    "PyramidDrop": Rival("pyramiddrop", ATTENTION, True, to.pyramiddrop),
+    "SparseVLM": Rival("sparsevlm", ATTENTION, True, to.sparsevlm, {}),
+    "LOOK-M": Rival("lookm", ATTENTION, True, to.lookm, {}),
+    "DivPrune": Rival("divprune", DIVERSITY, True, to.budget),
+    "CDPruner": Rival("cdpruner", DIVERSITY, True, to.budget),
+    "ZSPAPrune": Rival("zspaprune", DIVERSITY, True, to.budget),
+    "FastV, each step": Rival("fastv", STEPS, False, to.fastv_each_step),
+    "DyCoke": Rival("dycoke", STEPS, False, to.dycoke, {}),
+    "ST3": Rival("st3", STEPS, False, to.st3, {}),
+    "VTW": Rival("vtw", AT_ONCE, True, to.vtw, to.vtw_calibrated, first=lambda n: 0),
+    "ShortV": Rival("shortv", AT_ONCE, True, to.shortv, to.shortv_calibrated, first=lambda n: 0),
+    "VisiPruner": Rival(
+        "visipruner", AT_ONCE, True, to.visipruner, {"relative_threshold": 0.1}, to.visipruner_acts_from
+    ),
+    "MVW": Rival("mvw", AT_ONCE, False, to.mvw, {}),
+    "random": Rival("random", REFERENCE, False, to.budget),
+    "uniform": Rival("uniform", REFERENCE, True, to.budget),
+    "oracle": Rival("oracle", REFERENCE, True, to.budget),
 }
 OWN = "own setting"
 
@@ -106,7 +89,20 @@ def all_rivals() -> dict[str, Rival]:
 def _added(kind: type[Pruner]) -> Rival:
     takes_budget = any(field.name == "budget" for field in fields(kind))
     at_prefill = issubclass(kind, BeforeModel)
-    return Rival(kind.name, ADDED, at_prefill, _budget if takes_budget else None, None if takes_budget else {})
+    return Rival(kind.name, ADDED, at_prefill, to.budget if takes_budget else None, None if takes_budget else {})
+
+
+def retention(by_layer: Sequence[float], pruner: str, n_layers: int) -> float:
+    """Share of the patches kept: mean over the steps after prefill, and over the layers that a method acts on.
+
+    Those are the layers from the first on that it can drop patches from: the anchor for VisionPulse, the layer of
+    FastV, the first boundary of PyramidDrop, all of them where patches go before the model or where the layer is what
+    a method chooses (VTW, ShortV).
+
+    by_layer : of :func:`kept_by_layer`. pruner : name of it; 1 where nothing is dropped.
+    """
+    known = next((rival for rival in all_rivals().values() if rival.name == pruner), None)
+    return share_of_layers(by_layer, None if known is None or known.first is None else known.first(n_layers))
 
 
 def arm_name(label: str, budget: float | None) -> str:
@@ -114,37 +110,37 @@ def arm_name(label: str, budget: float | None) -> str:
     return f"{label}, {OWN}" if budget is None else f"{label} {100 * budget:g} %"
 
 
-def matched_pruner(rival: Rival, budget: float, n_layers: int) -> Pruner:
-    """The rival with the parameters at which the last layer sees ``budget`` of the patches.
-
-    Raises ValueError where no parameter sets that share.
-    """
-    if rival.matched is None:
-        raise ValueError(f"no parameter of {rival.name} sets the share kept; run it as it is")
-    given = rival.matched(budget, n_layers)
+def matched_pruner(rival: Rival, budget: float, basis: Basis) -> Pruner | None:
+    """The rival with parameters at which it keeps ``budget`` of the patches, or None where there are none."""
+    given = None if rival.matched is None else rival.matched(budget, basis)
+    if given is None:
+        return None
     return make_pruner(given) if isinstance(given, str) else make_pruner(rival.name, **given)
 
 
-def rival_arms(budgets: Sequence[float], n_layers: int) -> dict[str, dict[str, Pruner]]:
-    """Every rival at every budget, then at its own setting: label -> arm -> pruner."""
+def rival_arms(budgets: Sequence[float], basis: Basis) -> dict[str, dict[str, Pruner]]:
+    """Every rival at every budget that it can keep, then at its own setting: label -> arm -> pruner."""
     arms: dict[str, dict[str, Pruner]] = {}
     for label, rival in all_rivals().items():
-        found = {} if rival.matched is None else {b: matched_pruner(rival, b, n_layers) for b in budgets}
-        arms[label] = {arm_name(label, budget): pruner for budget, pruner in found.items()}
+        found = {arm_name(label, budget): matched_pruner(rival, budget, basis) for budget in budgets}
+        arms[label] = {name: pruner for name, pruner in found.items() if pruner is not None}
         if rival.own is not None:
-            arms[label][arm_name(label, None)] = make_pruner(rival.name, **rival.own)
-    return arms
+            own = rival.own(basis) if callable(rival.own) else make_pruner(rival.name, **rival.own)
+            arms[label][arm_name(label, None)] = own
+    return {label: group for label, group in arms.items() if group}
 
 
 @dataclass(frozen=True)
 class Comparison:
     """All rivals against dense, greedy, on the same samples.
 
-    arms : label -> names of its arms. costs : arm -> cost -> float64 [sample], for every one of `COSTS`.
+    arms : label -> names of its arms. kept : arm -> its :func:`retention`, mean over the samples; 1 for dense.
+    costs : arm -> cost -> float64 [sample], for every one of `COSTS`.
     """
 
     frontier: Frontier
     arms: dict[str, list[str]]
+    kept: dict[str, float]
     costs: dict[str, dict[str, np.ndarray]]
 
     def cost_change(self, arm: str, cost: str) -> Interval:
@@ -155,6 +151,7 @@ class Comparison:
         """Every arm, JSON-ready."""
         found = {name: {**point.numbers(), "change": point.change.numbers()} for name, point in self._points()}
         for name in found:
+            found[name] |= {"retention": self.kept[name], "retention_last_layer": found[name]["retention"]}
             found[name]["costs"] = {cost: self.cost_change(name, cost).to_dict() for cost in COSTS}
         return found
 
@@ -166,14 +163,20 @@ def compare_rivals(
     vlm: VLM, samples: Sequence[Sample], arms: Mapping[str, Mapping[str, Pruner]], **options: Any
 ) -> Comparison:
     """Decode dense and in all arms (see :func:`decode_arms` for ``options``); outcomes are kept and read again."""
-    flat = {name: pruner for group in arms.values() for name, pruner in group.items()}
+    rivals, flat = all_rivals(), {name: pruner for group in arms.values() for name, pruner in group.items()}
     measured = measure_frontier(vlm, samples, flat, **options)
     runs = decode_arms(vlm, samples, {DENSE: None, **flat}, **options)  # all of them are in the cache by now
+    names = {DENSE: "", **{name: rivals[label].name for label, group in arms.items() for name in group}}
     return Comparison(
         measured,
         {label: list(group) for label, group in arms.items()},
+        {name: _mean_retention(runs[name][0], rival, vlm.n_layers) for name, rival in names.items()},
         {name: _costs(run[0]) for name, run in runs.items()},
     )
+
+
+def _mean_retention(outcomes: Sequence[Outcome], name: str, n_layers: int) -> float:
+    return float(np.mean([retention(outcome.kept_by_layer, name, n_layers) for outcome in outcomes]))
 
 
 def _costs(outcomes: Sequence[Outcome]) -> dict[str, np.ndarray]:

@@ -8,7 +8,8 @@ import pandas as pd
 
 from visionpulse_analysis.studies.drawing import show
 from visionpulse_analysis.studies.frontier import advantage
-from visionpulse_analysis.studies.rivals import CHANCE, REFERENCE, Comparison, all_rivals, arm_name
+from visionpulse_analysis.studies.rival_settings import near
+from visionpulse_analysis.studies.rivals import REFERENCE, Comparison, all_rivals, arm_name
 from visionpulse_analysis.studies.three_stages_report import side
 from visionpulse_analysis.studies.trace_length import DENSE, Change
 
@@ -30,13 +31,14 @@ UNKNOWN = {
 
 
 def table(compared: Comparison) -> pd.DataFrame:
-    """One row per arm; everything after the share kept is paired with dense."""
+    """One row per arm; everything after the shares kept is paired with dense."""
     rows = {}
     for label, names in compared.arms.items():
         for name in names:
             point = compared.frontier.points[name]
             row = {"settled": "at prefill" if all_rivals()[label].at_prefill else "at steps"}
-            row["kept"] = f"{100 * point.retention:.1f} %"
+            row["kept"] = f"{100 * compared.kept[name]:.1f} %"
+            row["at last layer"] = f"{100 * point.retention:.1f} %"
             if point.change.truth is not None:
                 row["accuracy"] = f"{100 * point.change.truth.accuracy.estimate:.0f} %"
                 row["change, points"] = show(point.change.truth.change, unit="")
@@ -52,16 +54,15 @@ def table(compared: Comparison) -> pd.DataFrame:
 def at_prefill(compared: Comparison, budget: float) -> list[str]:
     """Arms of methods that settle at prefill what is visible, at this budget; not chance and the oracle.
 
-    A method without a setting for the budget takes part where its own one keeps that share within a tenth.
+    A method that no parameter sets to a budget takes part where its own setting keeps about that share (`near`).
     """
     points = compared.frontier.points
-    methods = [n for n, r in all_rivals().items() if r.at_prefill and r.family not in (CHANCE, REFERENCE)]
+    methods = [n for n, r in all_rivals().items() if r.at_prefill and r.family != REFERENCE]
     names = []
     for label in methods:
         at, own = arm_name(label, budget), arm_name(label, None)
         unmatched = own in points and all_rivals()[label].matched is None
-        near = unmatched and abs(points[own].retention - budget) <= 0.1 * budget
-        names += [at] if at in points else [own] if near else []
+        names += [at] if at in points else [own] if unmatched and near(compared.kept[own], budget) else []
     return names
 
 
@@ -112,7 +113,6 @@ def _list(names: list[str]) -> str:
 
 
 def own_retention(compared: Comparison) -> list[str]:
-    """Arms whose retention no single parameter sets, with what they kept."""
-    points = compared.frontier.points
+    """Arms at settings of their own, with what they kept."""
     names = [name for group in compared.arms.values() for name in group if name.endswith(arm_name("", None))]
-    return [f"{name}: {100 * points[name].retention:.1f} % kept" for name in names if name != DENSE]
+    return [f"{name}: {100 * compared.kept[name]:.1f} % kept" for name in names if name != DENSE]

@@ -45,6 +45,16 @@ def scene_samples(n: int, *, seed: int = 0, cells: int = 8, tasks: tuple[str, ..
     return samples
 
 
+def calibration_samples(samples: Sequence[Sample], n: int, *, seed: int = 0) -> list[Sample]:
+    """Samples to find parameters on: scenes that are not among those of `scene_samples` with this seed.
+
+    For images of one's own, of which there are no others, the first ``n``; no answer is needed.
+    """
+    if any(one.scene is None for one in samples):
+        return list(samples[:n])
+    return scene_samples(n, seed=seed + 1)
+
+
 def study_scene(index: int, *, seed: int, cells: int, tasks: Sequence[str]) -> tuple[Scene, Question]:
     """Scene and question number ``index`` of `scene_samples`, without its picture."""
     scene_seed = FIRST_STUDY_SEED + 1_000_000 * seed + index

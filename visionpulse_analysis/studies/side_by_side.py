@@ -18,30 +18,37 @@ from visionpulse_analysis.costs import costs_of
 from visionpulse_analysis.decoding import Batch, Options, decode
 from visionpulse_analysis.explorer.alignment import align
 from visionpulse_analysis.models import VLM
-from visionpulse_analysis.pruners import list_pruners, make_pruner
+from visionpulse_analysis.pruners import make_pruner
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.pruners.combined import parse
 from visionpulse_analysis.store import TraceStore
-from visionpulse_analysis.studies.rivals import COSTS, all_rivals, matched_pruner
-from visionpulse_analysis.studies.rivals_figures import kept_page, retention, shown_steps
+from visionpulse_analysis.studies.rival_settings import Basis
+from visionpulse_analysis.studies.rivals import COSTS, OWN, all_rivals, arm_name, matched_pruner
+from visionpulse_analysis.studies.rivals_figures import kept_page, kept_share, shown_steps
 from visionpulse_analysis.studies.trace_length import DENSE
 from visionpulse_analysis.traces import Trace
 
 LONGEST_ANSWER = 40  # characters of it in the table
+MEANING = """\
+kept: share of the patches, mean over the steps after prefill and over the layers from the first that a method can drop
+any from; own setting: no parameter sets that share, so the pruner runs with its defaults. parts at: first step whose
+token is not that of dense decoding. Costs: of the whole answer, beside them the change against dense."""
 
 
-def named_pruners(text: str, n_layers: int, budget: float | None = None) -> dict[str, Pruner]:
+def named_pruners(text: str, basis: Basis, budget: float | None = None) -> dict[str, Pruner]:
     """The pruners that a text names, each under its part of the text.
+
+    Where a budget is asked for and no setting keeps it, the name says that the pruner runs at its own one.
 
     Parameters
     ----------
     text : str
         As for :func:`make_pruner`, separated by commas: ``fastv(budget=0.2), divprune | visionpulse``.
-    n_layers : int
-        Layers of the model.
+    basis : Basis
+        Of the model; what needs samples to be set to a budget runs at its own setting.
     budget : float, optional
-        Share of the patches in (0, 1] that the last layer sees, as far as a parameter of the pruner sets it. For those
-        written without parameters; of a combination, the last one gets it.
+        Share of the patches kept, in (0, 1] (see :func:`retention`), for pruners written without parameters. Of a
+        combination that the comparison of all pruners does not know, the last one gets it.
 
     Raises
     ------
@@ -53,11 +60,12 @@ def named_pruners(text: str, n_layers: int, budget: float | None = None) -> dict
         raise ValueError("no pruner named; name some, separated by commas: fastv,divprune | visionpulse")
     found: dict[str, Pruner] = {}
     for part in parts:
-        pruner = _pruner_at(part, n_layers, budget)
+        pruner, name = _pruner_at(part, basis, budget)
         twice = next((other for other, known in found.items() if known == pruner), None)
         if twice is not None:
+            twice = twice.removesuffix(arm_name("", None))
             raise ValueError(f"{twice} and {part} name the same pruner; name each pruner once")
-        found[part] = pruner
+        found[name] = pruner
     return found
 
 
@@ -72,20 +80,22 @@ def _separate(text: str) -> list[str]:
     return [ast.unparse(part) for part in parsed.elts]
 
 
-def _pruner_at(text: str, n_layers: int, budget: float | None) -> Pruner:
+def _pruner_at(text: str, basis: Basis, budget: float | None) -> tuple[Pruner, str]:
+    """The pruner of one part of the text, and the part, with a word where it is not at the budget."""
     parts = parse(text)
     if budget is None or any(own for _, own in parts):
-        return make_pruner(text)
+        return make_pruner(text), text
     names = [name for name, _ in parts]
     for name in names:
         make_pruner(name)  # an unknown one is named in the error
     for known in all_rivals().values():
-        if known.matched is not None and known.name == " | ".join(names):
-            return matched_pruner(known, budget, n_layers)
+        pruner = matched_pruner(known, budget, basis) if known.name == " | ".join(names) else None
+        if pruner is not None:
+            return pruner, text
     if len(names) > 1:
-        return reduce(or_, [*map(make_pruner, names[:-1]), _pruner_at(names[-1], n_layers, budget)])
-    takes_budget = "budget" in list_pruners()[text].__dataclass_fields__
-    return make_pruner(text, budget=budget) if takes_budget else make_pruner(text)
+        last, said = _pruner_at(names[-1], basis, budget)
+        return reduce(or_, [*map(make_pruner, names[:-1]), last]), arm_name(text, None) if said.endswith(OWN) else text
+    return make_pruner(text), arm_name(text, None)
 
 
 def decode_side_by_side(
@@ -143,9 +153,9 @@ def decode_side_by_side(
 def comparison(traces: Mapping[str, Trace]) -> list[dict[str, Any]]:
     """What each trace answers, keeps and costs, one row per trace, JSON-ready.
 
-    ``divergence`` is the first step at which a trace parts from the dense one, None where it does not. ``retention`` is
-    the mean share of the patches that the last layer sees, over the steps after prefill; None without such a step.
-    Costs are of the whole trace: operations, and bytes of keys and values.
+    ``divergence`` is the first step at which a trace parts from the dense one, None where it does not. ``retention``:
+    see :func:`retention`; None without a step after prefill. Costs are of the whole trace: operations, and bytes of
+    keys and values.
     """
     dense, rows = traces[DENSE], []
     for name, trace in traces.items():
@@ -159,7 +169,7 @@ def comparison(traces: Mapping[str, Trace]) -> list[dict[str, Any]]:
                 "steps": len(trace),
                 "finished": trace.meta["finished"],
                 "divergence": align(dense.token_ids.tolist(), trace.token_ids.tolist()).divergence,
-                "retention": retention(trace),
+                "retention": kept_share(trace),
                 "flops": float(costs.flops.sum()),
                 "kv_bytes_read": float(costs.kv_bytes_read.sum()),
                 "peak_kv_bytes": costs.peak_kv_bytes,
@@ -169,7 +179,7 @@ def comparison(traces: Mapping[str, Trace]) -> list[dict[str, Any]]:
 
 
 def format_comparison(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table for a terminal; costs with their change against dense."""
+    """The rows as a table for a terminal, and what its columns mean; costs with their change against dense."""
     dense = rows[0]
     table = [
         {
@@ -183,7 +193,7 @@ def format_comparison(rows: list[dict[str, Any]]) -> str:
         }
         for row in rows
     ]
-    return pd.DataFrame(table).to_string(index=False)
+    return f"{pd.DataFrame(table).to_string(index=False)}\n\n{MEANING}"
 
 
 def _beside(value: float, dense: float) -> str:
@@ -193,7 +203,7 @@ def _beside(value: float, dense: float) -> str:
 
 
 def kept_figure(traces: Mapping[str, Trace]) -> Figure:
-    """Draw what each pruner keeps at steps evenly spaced over those that all traces reach, the first pruned one first.
+    """Draw what the last layer sees under each pruner, at steps evenly spaced over those that all traces reach.
 
     Of several images or frames, the one that dense decoding attends to most.
 

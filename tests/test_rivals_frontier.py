@@ -1,0 +1,109 @@
+"""The frontier figure: every arm is drawn where it lies, with its interval, and named beside its line."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from visionpulse_analysis.figures.style import axes_points
+from visionpulse_analysis.studies import rivals, rivals_frontier
+from visionpulse_analysis.studies.rival_settings import Basis
+from visionpulse_analysis.studies.rivals_frontier import spread
+from visionpulse_analysis.studies.samples import Sample, scene_samples
+
+CHOSEN = ("VisionPulse", "last step only", "FastV", "SparseVLM", "LOOK-M", "VTW", "MVW", "random")
+SHOWN = [rivals.STALE, rivals.ATTENTION, rivals.AT_ONCE, rivals.REFERENCE]
+
+
+def compare(vlm, samples, folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VISIONPULSE_CACHE", str(folder))
+        arms = rivals.rival_arms([0.25, 0.5], Basis.of(vlm))
+        arms = {label: group for label, group in arms.items() if label in CHOSEN}
+        return rivals.compare_rivals(vlm, samples, arms, max_new_tokens=5)
+
+
+@pytest.fixture(scope="module")
+def compared(vlm, tmp_path_factory):
+    return compare(vlm, scene_samples(3, cells=4), tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def figure(compared):
+    return rivals_frontier.frontier_figure(compared)
+
+
+def panel(figure, family, measure, measures=2):
+    """Three panels beside one another, the measures of a family below one another."""
+    number = SHOWN.index(family)
+    return figure.axes[(number // 3 * measures + measure) * 3 + number % 3]
+
+
+def drawn(ax, label):
+    """(x, y, low, high, marker, filled) of every point of one method."""
+    found = []
+    for container in ax.containers:
+        line, _, [bars] = container.lines
+        if line.get_gid() == label:
+            for x, y, segment in zip(*line.get_data(), bars.get_segments(), strict=True):
+                filled = line.get_markerfacecolor() == line.get_color()
+                found.append((x, y, *sorted(segment[:, 1]), line.get_marker(), filled))
+    return found
+
+
+@pytest.mark.parametrize("measure", [0, 1])
+def test_every_arm_is_drawn_with_its_interval_in_the_panel_of_its_family(compared, figure, measure):
+    for label, names in compared.arms.items():
+        rival = rivals.RIVALS[label]
+        if rival.family == rivals.PULSE:
+            continue
+        points = drawn(panel(figure, rival.family, measure), label)
+        assert len(points) == len(names)
+        for name, (x, y, low, high, marker, filled) in zip(names, points, strict=True):
+            point = compared.frontier.points[name]
+            value = (point.accuracy, point.change.length)[measure]
+            ends = [value.estimate if np.isnan(end) else end for end in (value.low, value.high)]
+            assert [y, low, high] == pytest.approx([100 * v for v in (value.estimate, *ends)])
+            assert x == pytest.approx(100 * compared.kept[name], rel=0.15)  # moved apart sideways
+            assert (marker, filled) == ("o" if rival.at_prefill else "^", not name.endswith(rivals.OWN))
+
+
+def test_dense_and_visionpulse_are_behind_every_panel(compared, figure):
+    for family in SHOWN:
+        for measure in (0, 1):
+            ax, pulse = panel(figure, family, measure), compared.frontier.points["VisionPulse 50 %"]
+            value = (pulse.accuracy, pulse.change.length)[measure]
+            x, y, *_ = drawn(ax, "VisionPulse")[-1]
+            assert (x, y) == pytest.approx((50, 100 * value.estimate))
+            dense = (compared.frontier.dense.accuracy.estimate, 0.0)[measure]
+            assert any(line.get_linestyle() == "--" and set(line.get_ydata()) == {100 * dense} for line in ax.lines)
+
+
+def test_every_method_is_named_once_in_its_panels_and_no_name_covers_another(figure):
+    figure.draw_without_rendering()
+    for family in SHOWN:
+        for measure in (0, 1):
+            ax = panel(figure, family, measure)
+            names = [text.get_text().replace("\n", " ") for text in ax.texts]
+            assert sorted(names) == sorted(label for label in CHOSEN if rivals.RIVALS[label].family == family)
+            middles = sorted((text.get_position()[1], text.get_text().count("\n") + 1) for text in ax.texts)
+            room = axes_points(ax)[1] / rivals_frontier.NAME_SIZE  # lines of text
+            for (below, lines), (above, more) in pairwise(middles):
+                assert (above - below) * room >= (lines + more) / 2
+
+
+def test_names_lie_near_their_points_and_not_on_one_another():
+    assert spread([0.2, 0.5, 0.9], [0.1] * 3) == [0.2, 0.5, 0.9]
+    assert spread([0.5, 0.5, 0.5], [0.1] * 3) == pytest.approx([0.5, 0.6, 0.7])
+    assert spread([1.0, 1.0], [0.1, 0.2]) == pytest.approx([0.75, 0.9])
+    assert spread([0.0, 0.0], [0.1, 0.1]) == pytest.approx([0.05, 0.15])
+
+
+def test_without_known_answers_only_the_length_is_drawn(vlm, tmp_path):
+    samples = [Sample(one.id, one.image, one.question) for one in scene_samples(2, cells=4)]
+    fig = rivals_frontier.frontier_figure(compare(vlm, samples, tmp_path))
+    panels = [ax for ax in fig.axes if ax.axison]
+    assert len(panels) == len(SHOWN) and panels[0].get_ylabel() == "change of length (%)"
+    assert np.isfinite(drawn(panel(fig, rivals.STALE, 0, measures=1), "last step only")[0][1])
