@@ -11,6 +11,7 @@ from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
+import torch
 
 from visionpulse_analysis.calibration import FirstTokens
 from visionpulse_analysis.decoding import decode
@@ -34,12 +35,13 @@ HALVINGS = 8
 class Basis:
     """What settings are worked out from: the number of layers, and where that does not do, a model and samples.
 
-    anchor : the model's default anchor. samples : not among those compared. max_new_tokens : of their dense answers.
+    anchor : the model's default anchor. vlm : VLM, where there are samples. samples : not among those compared.
+    max_new_tokens : of their dense answers.
     """
 
     n_layers: int
     anchor: int
-    vlm: VLM | None = None
+    vlm: Any = None
     samples: Sequence[Sample] = ()
     max_new_tokens: int = 96
 
@@ -49,7 +51,7 @@ class Basis:
         return cls(vlm.n_layers, vlm.default_anchor, vlm, samples, max_new_tokens)
 
     @cached_property
-    def first_tokens(self) -> FirstTokens:
+    def first_tokens(self) -> Callable[[Pruner | None], torch.Tensor]:
         """What `Pruner.calibrated` asks for, found once per pruner."""
         return cache(FirstTokens(self.vlm, [(one.image, one.question) for one in self.samples]))
 
@@ -71,7 +73,7 @@ class Basis:
         return cache(share)
 
 
-def share_of_layers(by_layer: Sequence[float], first: int | None) -> float:
+def share_of_layers(by_layer: Sequence[float] | np.ndarray, first: int | None) -> float:
     """Mean of shares by layer from the layer ``first`` on; if None, from the first that keeps fewer than all.
 
     1 where there are no shares, or none is below 1.
@@ -164,11 +166,11 @@ def visipruner(share: float, basis: Basis) -> dict[str, Any] | None:
         return None
     first = visipruner_acts_from(basis.n_layers)
     for test in LAYER_TESTS:
-        low, high, middle, found = 1e-3, 1.0, 1.0, {}
+        low, high, middle = 1e-3, 1.0, 1.0
+        found: dict[float, dict[str, Any]] = {}
         for _ in range(1 + HALVINGS):
-            parameters = {"layer_threshold": test, "relative_threshold": middle}
-            kept = basis.share_from(VisiPruner(**parameters), first)
-            found[abs(kept - share)] = parameters
+            kept = basis.share_from(VisiPruner(layer_threshold=test, relative_threshold=middle), first)
+            found[abs(kept - share)] = {"layer_threshold": test, "relative_threshold": middle}
             if middle == 1.0 and kept > share:
                 break  # the strictest threshold keeps more
             low, high = (middle, high) if kept > share else (low, middle)

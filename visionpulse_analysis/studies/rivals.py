@@ -92,7 +92,7 @@ def _added(kind: type[Pruner]) -> Rival:
     return Rival(kind.name, ADDED, at_prefill, to.budget if takes_budget else None, None if takes_budget else {})
 
 
-def retention(by_layer: Sequence[float], pruner: str, n_layers: int) -> float:
+def retention(by_layer: Sequence[float] | np.ndarray, pruner: str, n_layers: int) -> float:
     """Share of the patches kept: mean over the steps after prefill, and over the layers that a method acts on.
 
     Those are the layers from the first on that it can drop patches from: the anchor for VisionPulse, the layer of

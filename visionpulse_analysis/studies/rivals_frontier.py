@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from visionpulse_analysis import figures
@@ -110,7 +111,7 @@ def _name(ax: Axes, label: str, colour: str, point: tuple[float, float]) -> None
 
 def _spread_names(ax: Axes) -> None:
     """Put every name at the height of its point, or as near as the others allow."""
-    names, height = list(ax.texts), axes_points(ax)[1]
+    names, height = [text for text in ax.texts if isinstance(text, Annotation)], axes_points(ax)[1]
     wanted = [ax.transAxes.inverted().transform(ax.transData.transform(name.xy))[1] for name in names]
     sizes = [(name.get_text().count("\n") + 1) * NAME_SIZE * 1.15 / height for name in names]
     order = np.argsort(wanted, kind="stable")
