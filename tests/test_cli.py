@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ def payload(page):
     return json.loads(page.read_text().split('id="payload">')[1].split("</script>")[0])
 
 
-def test_decode_json(call, picture, scenes_folder, tmp_path):
+def test_decode_json(call, picture, scenes_folder, tmp_path, monkeypatch):
     out = call(
         "decode", picture, "where ?", "--model", scenes_folder, "--max-new-tokens", 5, "--layers", "2,5",
         "--heads", "3,1", "--execution", "gathered",
@@ -52,8 +53,9 @@ def test_decode_json(call, picture, scenes_folder, tmp_path):
     assert [trace["id"] for trace in shown["traces"]] == ["one-dense", "one"]
     assert [trace["name"] for trace in shown["traces"]] == ["Dense", "Pruned"]
     assert vpa.TraceStore(tmp_path / "store")["one-dense"].kept is None
-    again = call(*shlex.split(shown["command"])[1:], "--view", "step=1&layer=5", "--figure", tmp_path / "pair.pdf")
-    assert (tmp_path / "pair.pdf").exists() and "pair.svg" in again.stdout
+    monkeypatch.chdir(tmp_path)
+    again = call(*shlex.split("step=1&layer=5".join(shown["command"]))[1:])
+    assert (tmp_path / "view.pdf").exists() and "view.svg" in again.stdout
     page = json.loads(call("explore", tmp_path / "store", "--out", tmp_path / "again.html", "--json").stdout)
     assert page["bytes"] == (tmp_path / "again.html").stat().st_size
     drawn = call("explore", tmp_path / "store", "--view", "step=2&layer=5", "--figure", tmp_path / "view.pdf", "--json")
@@ -62,6 +64,19 @@ def test_decode_json(call, picture, scenes_folder, tmp_path):
     assert (
         "error" in call("explore", tmp_path / "store", "--view", "step=99", "--figure", tmp_path / "v", code=2).stderr
     )
+
+
+def test_a_page_without_a_store_keeps_its_traces_beside_it(call, picture, scenes_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("out").mkdir()
+    asked = ("decode", picture, "where ?", "--model", scenes_folder, "--max-new-tokens", 2)
+    words = (*asked, "--explore", "out/page.html")
+    call(*words)
+    call(*words, "--pruner", "visionpulse")  # a page may be written again
+    assert vpa.TraceStore("out/page.traces").ids == ["trace", "trace-dense"]
+    monkeypatch.chdir("out")
+    call(*shlex.split("step=0&trace=pruned".join(payload(Path("page.html"))["command"]))[1:])
+    assert Path("view.pdf").exists()
 
 
 def test_a_page_that_cannot_be_written_is_refused_before_decoding(call, picture, scenes_folder, tmp_path):

@@ -85,6 +85,16 @@ def test_figure_and_page_hold_what_was_compared(compared):
     assert [trace["id"] for trace in shown["traces"]] == ids and {*vpa.TraceStore(out / "store").ids} == {*ids}
 
 
+def test_without_a_store_the_traces_stand_beside_the_page(compare, tmp_path):
+    for _ in range(2):  # the folder may be written again
+        compare("--pruners", "keep_all", "--out", tmp_path / "out", "--layers", 5)
+    assert vpa.TraceStore(tmp_path / "out" / "explorer.traces").ids == ["compare-1", "compare-dense"]
+    assert (
+        "visionpulse explore explorer.traces --sample compare-dense --pruned compare-1"
+        in (tmp_path / "out" / "explorer.html").read_text()
+    )
+
+
 def test_the_budget_is_for_pruners_written_without_parameters():
     basis = Basis(8, 3)
     found = side_by_side.named_pruners("fastv, visionpulse(budget=0.5), vtw, pyramiddrop, visionpulse", basis, 0.125)

@@ -113,6 +113,20 @@ def test_arrays_that_do_not_fit_are_named(change: dict, error: type, message: st
         make(**change)
 
 
+@pytest.mark.parametrize("layers", [[7], [0, 7]])
+def test_visible_counts_without_a_layer_that_was_recorded_are_refused(layers: list[int]) -> None:
+    given = arguments(heads=False)
+    given |= {
+        "layers": layers,
+        "attention": given["attention"][:, : len(layers)],
+        "mass": given["mass"][:, : len(layers)],
+    }
+    counts = np.ones((STEPS, 8), np.int32)
+    assert create_trace(**given, k_per_layer=counts).k_per_layer.shape == (STEPS, 8)
+    with pytest.raises(ValueError, match="k_per_layer has 7 layers, but layer 7 was recorded"):
+        create_trace(**given, k_per_layer=counts[:, :7])
+
+
 @pytest.mark.parametrize(
     "text, prompt, thinking, answer",
     [

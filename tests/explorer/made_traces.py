@@ -9,6 +9,7 @@ from visionpulse_analysis.traces import Trace, create_trace
 
 SENTENCE = "look for the red circle . see blue cross r2 c5 , no . see red circle r0 c2 , yes .".split()
 AWKWARD = ["<script>alert(1)</script>", '"quoted"', "it's", "&amp;", "</script>", "a\nb", ""]
+AWKWARD += ["\N{RIGHT-TO-LEFT OVERRIDE}12", "مرحبا", "\N{WOMAN}\N{ZERO WIDTH JOINER}\N{ROCKET}", "\x1b[31m", "x" * 300]
 SINK = 5
 
 

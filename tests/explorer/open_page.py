@@ -23,12 +23,23 @@ class Explored:
 
     def __init__(self, page, path: Path) -> None:
         self.page, self.url = page, path.as_uri()
+        self.complaints: list[str] = []  # errors that the page logged
 
     def open(self, link: str = "") -> Explored:
         self.page.goto("about:blank")
         self.page.goto(f"{self.url}#{link}" if link else self.url)
         self.page.wait_for_selector("[data-ready]")
         return self
+
+    def away(self) -> None:
+        """Take the pointer off everything."""
+        self.page.mouse.move(5, 5)
+
+    def show(self, link: str) -> None:
+        """Bring the open explorer to a link, and the keyboard to it; a widget in a notebook can do this too."""
+        self.away()
+        self.page.locator(".vp-brand").click()
+        self.look(f"e.follow({link!r})")
 
     def press(self, *keys: str) -> None:
         for key in keys:
@@ -71,6 +82,8 @@ class Explored:
         return self.look("e.ref.heat.toDataURL()")
 
     def point(self, row: float, col: float, rows: int = 8, cols: int = 8) -> tuple[float, float]:
-        """Page coordinates of the middle of a patch."""
-        box = self.page.locator('[data-ref="stage"]').bounding_box()
+        """Page coordinates of the middle of a patch, in sight."""
+        stage = self.page.locator('[data-ref="stage"]')
+        stage.scroll_into_view_if_needed()
+        box = stage.bounding_box()
         return box["x"] + (col + 0.5) * box["width"] / cols, box["y"] + (row + 0.5) * box["height"] / rows

@@ -30,7 +30,7 @@ def test_a_link_restores_the_exact_view(explored):
     view.open(link)
     assert view.view == before
     assert [view.look(f"e.ref.{name}.toDataURL()") for name in ("heat", "marks", "plot")] == pictures
-    assert f"--view '{link}'" in view.text("command")
+    assert f"view='{link}'" in view.text("command")
 
 
 def test_a_short_link_and_a_wrong_one(explored):
@@ -41,6 +41,15 @@ def test_a_short_link_and_a_wrong_one(explored):
     view.page.evaluate("location.hash = 'step=9&layer=5'")
     view.settled("e.shownPlane", "5/mean")
     assert view.view["column"] == 9
+
+
+def test_an_address_that_the_reader_changes_wins_over_one_that_is_being_written(explored):
+    view = explored(make_trace(), link="step=12&layer=3")
+    view.press("ArrowRight")  # its address is written later, here before the page hears of the reader's
+    view.look("(location.hash = 'step=9&layer=5', e.writeLink())")
+    view.settled("e.shownPlane", "5/mean")
+    view.settled("e.ref.link.textContent", "#step=9&layer=5")
+    assert "step 9 of" in view.text("live") and view.page.url.endswith("#step=9&layer=5")
 
 
 def test_the_view_is_saved_as_a_picture(explored):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from made_traces import AWKWARD, make_trace
+from made_traces import make_trace
 from open_page import shows, word_after
 
 pytestmark = pytest.mark.browser
@@ -49,11 +49,3 @@ def test_colours_follow_the_values(explored):
     colours, level = view.pixels("heat"), np.round(255 * stored / stored.max()) / 255
     assert colours[stored.argmax()].tolist() == [252, 253, 191, 255]  # the last colour of magma, opaque
     assert np.abs(colours[:, 3] / 255 - (0.65 + 0.35 * np.sqrt(level))).max() < 0.005
-
-
-def test_tokens_are_text_whatever_they_hold(explored):
-    trace = make_trace(steps=len(AWKWARD), tokens=AWKWARD)
-    view = explored(trace)
-    shown = [token.text_content() for token in view.page.locator(".vp-strip [data-step]").all()]
-    assert shown == [token.replace("\n", "↵") or "∅" for token in AWKWARD]
-    assert view.page.locator("main script").count() == 0

@@ -133,11 +133,6 @@ def test_the_heading_says_what_each_trace_is_and_answered():
     assert pack(thinking)["about"][1] == "Dense: 2 steps, no answer"
 
 
-def test_where_the_store_is_unknown_the_page_says_what_stands_for_it(tmp_path):
-    assert "STORE is the folder" in pack(make_trace())["store_hint"]
-    assert pack(make_trace(), store="runs")["store_hint"] == ""
-
-
 def test_alignment_pairs_only_equal_tokens_and_keeps_every_step_once():
     rng = np.random.default_rng(0)
     for _ in range(30):
@@ -191,9 +186,3 @@ def test_colour_maps_are_those_of_matplotlib(name, like):
     drawn = np.stack([np.interp(fine, there, given[:, c]) for c in range(3)], 1)
     wanted = mpl.colormaps[like](fine)[:, :3] * 255
     assert np.abs(drawn - wanted).max() < 6  # of 255: 33 stops, joined by straight lines
-
-
-def test_the_command_names_store_and_samples():
-    dense, pruned = make_pair()
-    command = pack(dense, pruned, store="my traces")["command"]
-    assert command == "visionpulse explore 'my traces' --sample dense-0 --pruned pruned-0"

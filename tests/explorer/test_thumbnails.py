@@ -84,7 +84,7 @@ def test_patches_lie_where_their_boxes_are(explored):
     assert np.array_equal(np.array(view.look("stage.rects"))[:, 1:3], wanted)
     box = view.page.locator('[data-ref="stage"]').bounding_box()
     view.page.mouse.move(box["x"] + 0.05 * box["width"], box["y"] + 0.5 * box["height"])
-    assert view.text("value") == "Point at a patch to read its value."
+    assert view.text("value") == "Point at a patch, a token or the curve to read its value."
 
 
 def test_the_paper_figure_draws_the_panel_and_the_boxes():

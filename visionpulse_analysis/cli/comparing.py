@@ -41,7 +41,10 @@ def compare(
     temperature: Annotated[float | None, typer.Option(help="Sample at this temperature; greedy without it.")] = None,
     seed: int = 0,
     max_new_tokens: int = 256,
-    store: Annotated[Path | None, typer.Option(help="Stream the traces into this trace store.")] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Stream the traces into this trace store; without it, beside the page."),
+    ] = None,
     id: Annotated[str, typer.Option(help="Beginning of the names of the traces.")] = "compare",
     out: Annotated[Path, typer.Option(help="Folder of the figure and the explorer page.")] = Path("compare"),
     trust_remote_code: TrustRemoteCode = False,
@@ -66,7 +69,7 @@ def compare(
         max_new_tokens=max_new_tokens,
     )  # fmt: skip
     rows = side_by_side.comparison(traces)
-    page = vpa.explore(*traces.values(), store=None if store is None else str(store))
+    page = vpa.explore(*traces.values(), store=store)
     figure = side_by_side.kept_figure(traces)
     used = {
         "model": model, "weights": vlm.weights_hash, "images": asked[:-1], "videos": [*map(str, video or ())],
@@ -76,7 +79,7 @@ def compare(
     about = {"parameters": used, "seed": seed, "data_hash": traces_hash(list(traces.values()))}
     # Nothing is written before everything is there.
     saved = figures.save(figure, "kept", folder=out, numbers={row["name"]: row for row in rows}, **about)
-    written = [*map(str, saved), str(page.save(out / "explorer.html"))]
+    written = [*map(str, saved), str(page.save(out / "explorer.html", keep_traces=True))]
     result = {"question": question, "model": model, "seed": seed, "budget": budget, "rows": rows, "written": written}
     lines = [side_by_side.format_comparison(rows), *(f"wrote {path}" for path in written)]
     show(result, as_json, "\n".join(lines))

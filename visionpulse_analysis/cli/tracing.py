@@ -47,7 +47,11 @@ def decode(
     id: Annotated[str, typer.Option(help="Name of the trace in the store.")] = "trace",
     out: Annotated[Path | None, typer.Option(help="Save the trace here.")] = None,
     explore: Annotated[
-        Path | None, typer.Option(help="Write the explorer page here; with a pruner, dense beside pruned.")
+        Path | None,
+        typer.Option(
+            help="Write the explorer page here; with a pruner, dense beside pruned. Without --store the traces "
+            "are kept beside it (page.html: page.traces), so that its command for a paper figure works."
+        ),
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
@@ -79,7 +83,7 @@ def decode(
         trace.save(out)
     if explore is not None:
         traces = [vpa.decode(vlm, image, question, ids=dense_id, **options), trace] if pruner else [trace]
-        vpa.explore(*traces, store=None if store is None else str(store)).save(explore)
+        vpa.explore(*traces, store=store).save(explore, keep_traces=True)
     result = {
         "answer": trace.answer,
         "thinking": trace.thinking,
@@ -147,5 +151,5 @@ def explore(
         )
         show({"figures": [str(path) for path in written]}, as_json, "\n".join(f"wrote {path}" for path in written))
         return
-    path = vpa.explore(first, *others, view=view, store=str(store)).save(out)
+    path = vpa.explore(first, *others, view=view, store=store).save(out)
     show({"page": str(path), "bytes": Path(path).stat().st_size}, as_json, f"wrote {path}")

@@ -5,6 +5,8 @@ The same view is a notebook widget and one HTML file that needs no network (`Exp
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from visionpulse_analysis.explorer.widget import Explorer
 
 __all__ = ["Explorer", "explore"]
@@ -16,7 +18,7 @@ def explore(
     view: str = "",
     layer: int | None = None,
     max_bytes: int = 3_000_000,
-    store: str | None = None,
+    store: str | Path | None = None,
 ) -> Explorer:
     """Explore one trace, or a dense trace beside pruned ones of the same image.
 
@@ -33,8 +35,8 @@ def explore(
     max_bytes : int
         Aimed size of the saved page. Beyond it heads are averaged or layers left out, and the page says so; the mean
         over layers stays that of all. One layer is always kept whole.
-    store : str, optional
-        Folder of the trace store, written into the command that regenerates a view as a paper figure.
+    store : str or Path, optional
+        Folder of the trace store that holds the traces, for the command that draws a view again as a paper figure.
 
     Returns
     -------
@@ -47,4 +49,5 @@ def explore(
         If a trace is empty, the traces do not share image, patch grid and a layer, `layer` was not recorded, or
         `view` asks for what the page does not hold.
     """
-    return Explorer(trace, *pruned, view=view, layer=layer, max_bytes=max_bytes, store=store)
+    folder = None if store is None else str(store)
+    return Explorer(trace, *pruned, view=view, layer=layer, max_bytes=max_bytes, store=folder)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from visionpulse_analysis._files import written_whole
 from visionpulse_analysis.explorer.bundle import asset, script
+from visionpulse_analysis.explorer.command import regenerate
 
 # The policy makes "offline" a rule the browser enforces: no request leaves the page.
 PAGE = """<!doctype html>
@@ -103,6 +104,7 @@ def write(path: str | Path, payload: dict, view: str = "") -> Path:
     """
     check_folder(path)
     path = Path(path)
+    payload = payload | regenerate(payload["traces"], payload["store"], path)
     with written_whole(path) as draft:
         draft.write_text(page(payload, view), encoding="utf-8")
     return path

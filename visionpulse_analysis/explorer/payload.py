@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from visionpulse_analysis.explorer import encoding
 from visionpulse_analysis.explorer.alignment import align
+from visionpulse_analysis.explorer.command import regenerate
 from visionpulse_analysis.explorer.labels import labels, pruner_name
 from visionpulse_analysis.explorer.pairing import check_traces, identities, most_visual_layer, names, shared_layers
 from visionpulse_analysis.explorer.planes import MEAN, choose_planes
@@ -18,9 +18,6 @@ from visionpulse_analysis.traces import frame_labels, frame_pictures
 CODE_BYTES = 100_000  # JavaScript, CSS and markup of the offline page
 END_OF_THINKING = "</think>"
 LONGEST_ANSWER = 160  # characters of it in the heading
-STORE_HINT = (
-    'STORE is the folder of a trace store that holds these traces: vpa.TraceStore("STORE", mode="a").add(trace).'
-)
 
 
 def pack(trace, *pruned, max_bytes: int = 3_000_000, layer: int | None = None, store: str | None = None) -> dict:
@@ -69,9 +66,9 @@ def pack(trace, *pruned, max_bytes: int = 3_000_000, layer: int | None = None, s
         "panels": panels,
         "pictures": pictures,
         "layer": first,
-        "command": _command(traces, store),
-        "store_hint": STORE_HINT if store is None else "",
+        "store": store,
     }
+    payload |= regenerate(payload["traces"], store)
     planes = choose_planes(traces, layers, first, max_bytes - CODE_BYTES - _size(payload))
     shown = [layer for layer in planes.stored if layer != MEAN]
     for header, each, packed, mass in zip(payload["traces"], traces, planes.packed, planes.mass, strict=True):
@@ -137,15 +134,6 @@ def _panels(trace) -> tuple[list[dict], list[str], list[str | None]]:
 def _grid(grid) -> dict:
     lists = {name: np.asarray(getattr(grid, name)).tolist() for name in ("image", "frame", "row", "col")}
     return {**lists, "box": encoding.floats(np.asarray(grid.box))}
-
-
-def _command(traces: list, store: str | None) -> str:
-    """The command that redraws a view; the page appends ``--view`` and ``--figure``."""
-    ids = [str(trace.meta.get("id", "ID")) for trace in traces]
-    words = ["visionpulse", "explore", store or "STORE", "--sample", ids[0]]
-    for other in ids[1:]:
-        words += ["--pruned", other]
-    return shlex.join(words)
 
 
 def _about(traces: list, called: list[str], told: list[str]) -> list[str]:

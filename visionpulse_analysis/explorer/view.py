@@ -27,7 +27,7 @@ class View:
     panel: int = 0
     map: str = "magma"
     region: tuple[int, int, int, int] | None = None  # first row, first column, last row, last column
-    opacity: int = 90  # of the map over the picture, percent
+    opacity: int = 70  # of the map over the picture, percent
     beside: int = 1  # which of the other traces stands beside the first, counted from 1
 
 
@@ -59,7 +59,7 @@ def read_view(link: str) -> View:
         panel=_whole(parts, "panel"),
         map=parts.get("map", "magma"),
         region=_region(parts),
-        opacity=min(100, _whole(parts, "opacity", 90)),
+        opacity=min(100, _whole(parts, "opacity", 70)),
         beside=_whole(parts, "beside", 1, least=1),
     )
 

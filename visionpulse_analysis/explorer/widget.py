@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anywidget
 import traitlets
 from IPython.core.getipython import get_ipython
 from IPython.display import HTML
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 from visionpulse_analysis.explorer import bundle, page
 from visionpulse_analysis.explorer.payload import pack
 from visionpulse_analysis.explorer.view import check_view, read_view
+from visionpulse_analysis.store import TraceStore
 
 
 class Explorer(anywidget.AnyWidget):
@@ -38,22 +43,63 @@ class Explorer(anywidget.AnyWidget):
         packed = pack(trace, *pruned, layer=layer, **packing)
         check_view(view, packed)
         super().__init__(payload=json.dumps(packed, allow_nan=False), view=view)
+        self._traces = (trace, *pruned)
+
+    @property
+    def packed(self) -> dict:
+        """What the page holds; from `visionpulse_analysis.explorer.payload.pack`."""
+        return json.loads(self.payload)
 
     @traitlets.validate("view")
     def _check_view(self, proposal) -> str:
         if self.payload:
-            check_view(proposal.value, json.loads(self.payload))
+            check_view(proposal.value, self.packed)
         return proposal.value
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, *, keep_traces: bool = False) -> Path:
         """Write the offline page, opening at the current `view`; return its path.
+
+        Parameters
+        ----------
+        path : str or Path
+        keep_traces : bool
+            Keep the traces, too, unless `store` named where they are: beside ``page.html`` in the store
+            ``page.traces``, so that the page's command for a paper figure works. Those of an earlier page are replaced.
 
         Raises
         ------
         FileNotFoundError
             If the folder does not exist.
+        ValueError, OSError
+            As `TraceStore.add` for a trace without an id; as `TraceStore` where something else is in the way.
         """
-        return page.write(path, json.loads(self.payload), self.view)
+        packed = self.packed
+        page.check_folder(path)
+        if keep_traces and packed["store"] is None:
+            store = TraceStore(Path(path).with_suffix(".traces"), mode="a")
+            for trace in self._traces:
+                store.add(trace, overwrite=True)
+            packed["store"] = str(store.path)
+        return page.write(path, packed, self.view)
+
+    def figure(self, path: str | Path | None = None) -> Figure:
+        """Draw the current `view` as a figure for a paper; with `path`, write it there as PNG, PDF and SVG.
+
+        Raises
+        ------
+        ValueError
+            If there is nothing to draw: a difference where only one of the traces has a token.
+        """
+        from visionpulse_analysis.explorer.figure import draw_view
+        from visionpulse_analysis.figures import save
+
+        figure = draw_view(*self._traces, view=self.view)
+        if path is not None:
+            ids = [str(trace.meta.get("id", "")) for trace in self._traces]
+            about = {"sample": ids[0], "pruned": ids[1:], "view": self.view}
+            where = {"folder": Path(path).parent, "data_hash": self._traces[0].data_hash}
+            save(figure, Path(path).stem, parameters=about, **where)
+        return figure
 
     def inline(self) -> HTML:
         """Return the same view as a notebook output that stays alive in the saved notebook.
@@ -61,7 +107,7 @@ class Explorer(anywidget.AnyWidget):
         Jupyter restores a saved widget only where a kernel has started; this needs none. What the reader does
         in it does not come back to Python.
         """
-        return HTML(page.output(json.loads(self.payload), self.view))
+        return HTML(page.output(self.packed, self.view))
 
     def _repr_mimebundle_(self, **kwargs) -> tuple[dict, dict] | None:
         """The widget; in a notebook that runs with nobody in front of it (papermill, nbconvert), `inline`."""
@@ -70,7 +116,7 @@ class Explorer(anywidget.AnyWidget):
         return {"text/plain": repr(self), "text/html": self.inline().data}, {}
 
     def __repr__(self) -> str:
-        packed = json.loads(self.payload)
+        packed = self.packed
         steps = " and ".join(f"{len(trace['tokens'])} steps" for trace in packed["traces"])
         return f"Explorer({packed['question']!r}, {steps}, layers {packed['layers']})"
 

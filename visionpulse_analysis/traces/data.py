@@ -90,6 +90,18 @@ def build_dataset(
     return xr.Dataset(variables, coords, attrs)
 
 
+def check_dataset(dataset: xr.Dataset) -> None:
+    """Raise ValueError unless the dataset is that of a trace, and counts visible patches at every layer recorded."""
+    missing = {"attention", "mass", "token", "token_id", "logprob", "box"} - set(dataset.variables)
+    if missing or "meta" not in dataset.attrs:
+        raise ValueError(f"not the dataset of a trace: {sorted(missing) or 'meta'} missing; use create_trace")
+    counted, last = dataset.sizes.get("model_layer"), max(dataset["layer"].values, default=-1)
+    if counted is not None and last >= counted:
+        raise ValueError(
+            f"k_per_layer has {counted} layers, but layer {last} was recorded; give every layer of the model"
+        )
+
+
 def grid_of(dataset: xr.Dataset) -> PatchGrid:
     """The PatchGrid whose columns lie on the dataset's patch axis."""
     columns = {name: dataset[name].values for name in (*GRID_COLUMNS, "box")}

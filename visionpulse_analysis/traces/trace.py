@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from visionpulse_analysis.patches import PatchGrid
-from visionpulse_analysis.traces.data import data_hash, from_parts, grid_of, json_copy, to_parts
+from visionpulse_analysis.traces.data import check_dataset, data_hash, from_parts, grid_of, json_copy, to_parts
 from visionpulse_analysis.traces.files import read_group, write_group
 from visionpulse_analysis.traces.html import trace_html
 from visionpulse_analysis.traces.text import split_text
@@ -28,9 +28,7 @@ class Trace:
     """
 
     def __init__(self, dataset: xr.Dataset) -> None:
-        missing = {"attention", "mass", "token", "token_id", "logprob", "box"} - set(dataset.variables)
-        if missing or "meta" not in dataset.attrs:
-            raise ValueError(f"not the dataset of a trace: {sorted(missing) or 'meta'} missing; use create_trace")
+        check_dataset(dataset)
         self.dataset = dataset
 
     def __len__(self) -> int:

@@ -9,12 +9,17 @@ export class Curve {
   constructor(explorer) {
     this.explorer = explorer;
     const { ref, data } = explorer;
-    const go = (event) => {
+    const columnAt = (event) => {
       const x = event.clientX - ref.curve.getBoundingClientRect().left, { left, right } = this.area;
-      explorer.set({ column: Math.round(data.last * Math.min(1, Math.max(0, (x - left) / (right - left)))) });
+      return data.nearest(Math.round(data.last * Math.min(1, Math.max(0, (x - left) / (right - left)))), explorer.view.mode);
     };
+    const go = (event) => explorer.set({ column: columnAt(event) });
     explorer.on(ref.curve, "pointerdown", (event) => { ref.curve.setPointerCapture(event.pointerId); go(event); });
-    explorer.on(ref.curve, "pointermove", (event) => event.buttons & 1 && go(event));
+    explorer.on(ref.curve, "pointermove", (event) => {
+      if (event.buttons & 1) go(event);
+      else if (event.pointerType === "mouse") explorer.preview(columnAt(event));
+    });
+    explorer.on(ref.curve, "pointerleave", () => explorer.preview(null));
     explorer.on(ref.divergence, "click", () => {
       const { mode } = explorer.view, column = data.divergence;
       explorer.set({ column, mode: data.columns[mode]?.[column] >= 0 ? mode : 2 });

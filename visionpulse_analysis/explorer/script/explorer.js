@@ -62,7 +62,6 @@ export class Explorer {
   }
 
   listen() {
-    if (this.page) this.on(window, "hashchange", () => this.follow(location.hash));
     this.on(window.matchMedia("(prefers-color-scheme: dark)"), "change", () => this.paintTheme());
     this.watch(new MutationObserver(() => this.paintTheme()), document.body, { attributeFilter: ["data-jp-theme-light"] });
     this.watch(new ResizeObserver(() => requestAnimationFrame(() => this.resized())), this.root);
@@ -94,7 +93,7 @@ export class Explorer {
     view.column = data.nearest(view.column, view.mode);
     this.view = view;
     this.hover = null;
-    if (another) this.tell("pair");
+    if (another) this.holdFocus(() => this.tell("pair"));
     const key = `${view.layer}/${view.head}`;
     if (key !== this.shownPlane) {
       const plane = await data.select(view.layer, view.head);
@@ -108,7 +107,7 @@ export class Explorer {
 
   /** Show what a link says, unless it is the view already shown. */
   follow(link) {
-    if (link.replace(/^#/, "") !== viewToText(this.data, this.view)) this.set(viewFromText(this.data, link));
+    return link.replace(/^#/, "") === viewToText(this.data, this.view) ? null : this.set(viewFromText(this.data, link));
   }
 
   /** Go `count` steps on or back, over the columns where the shown trace has one. */
@@ -187,8 +186,16 @@ export class Explorer {
     this.series = patches.length ? data.traces.map((_, t) => data.reverse(plane, t, patches)) : this.masses;
     this.seriesName = patches.length ? `attention to ${this.regionName}` : "visual mass";
     this.top = Math.max(1e-12, ...this.series.map((values) => values.reduce((a, b) => Math.max(a, b), 0)));
-    this.tell("draw");
+    this.holdFocus(() => this.tell("draw"));
     this.step();
+  }
+
+  /** A control with the focus may be disabled, hidden or made anew: the next key is still ours, not the notebook's. */
+  holdFocus(change) {
+    const focused = () => this.root.getRootNode().activeElement, held = this.root.contains(focused());
+    change();
+    const now = focused();
+    if (held && (!this.root.contains(now) || now.disabled || !now.getClientRects().length)) this.root.focus({ preventScroll: true });
   }
 
   step() {
@@ -214,7 +221,7 @@ export class Explorer {
   writeLink() {
     const link = viewToText(this.data, this.view);
     this.ref.link.textContent = `#${link}`;
-    this.ref.command.textContent = `${this.data.command} --view '${link}' --figure view.pdf`;
+    this.ref.command.textContent = this.data.command.join(link);
     this.onLink(link);
   }
 

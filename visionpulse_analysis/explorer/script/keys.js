@@ -31,12 +31,17 @@ export const HELP = [
 export function listenToKeys(explorer) {
   explorer.on(explorer.page ? document : explorer.root, "keydown", (event) => {
     const name = event.key.toLowerCase();
-    if (!ACTIONS[name] || explorer.ref.help.open || event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+    if (!ACTIONS[name] || explorer.ref.help.open || isShortcut(event) || event.defaultPrevented) return;
     if (belongsToField(event, explorer.ref.slider)) return;
     event.preventDefault();
     event.stopPropagation();
     ACTIONS[name](explorer, event.shiftKey ? 10 : 1);
   });
+}
+
+/** Whether the browser may mean something by it. Many keyboards need Alt, or Ctrl and Alt, to type a bracket. */
+function isShortcut({ key, ctrlKey, metaKey, altKey }) {
+  return metaKey || (altKey || ctrlKey) && !(altKey && "[]".includes(key));
 }
 
 /** Whether a control that has the focus uses this key itself. The slider of steps leaves its arrows to us. */

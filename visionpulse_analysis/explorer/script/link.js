@@ -1,7 +1,7 @@
 // The view as a link, such as "step=12&layer=3": what is not said there is at its default. view.py reads the same links.
 
 const MODES = ["dense", "pruned", "difference"]; // first trace, second trace, second minus first
-const DEFAULTS = { mode: 0, scale: "step", sinks: "shown", kept: false, region: null, panel: 0, opacity: 90, map: "magma", beside: 1 };
+const DEFAULTS = { mode: 0, scale: "step", sinks: "shown", kept: false, region: null, panel: 0, opacity: 70, map: "magma", beside: 1 };
 
 export function viewToText(data, view) {
   const first = data.columns[0][view.column], parts = [];

@@ -9,13 +9,22 @@ function mount(root, payload, options) {
 
 /** The offline page: the view lives in the address. */
 export function mountPage(root, payload, link) {
-  return mount(root, payload, {
-    link: location.hash || link,
+  let address = location.hash; // the last one that we wrote or followed
+  const explorer = mount(root, payload, {
+    link: address || link,
     page: true,
     onLink: (text) => {
-      if (location.protocol !== "about:") history.replaceState(null, "", `#${text}`); // inside a notebook there is no address
+      // Inside a notebook there is no address. Another one than ours is the reader's, about to be followed: it stays.
+      if (location.protocol === "about:" || location.hash !== address) return;
+      history.replaceState(null, "", `#${text}`);
+      address = location.hash;
     },
   });
+  explorer.on(window, "hashchange", () => {
+    const asked = (address = location.hash);
+    explorer.ready.then(() => explorer.follow(asked));
+  });
+  return explorer;
 }
 
 /** The notebook: the view is a trait, so that Python can read and set it. */

@@ -14,8 +14,8 @@ export class Margins {
     ref.about.append(...this.lines);
     ref.notes.textContent = data.notes.join(" ");
     ref.notes.hidden = !data.notes.length;
-    ref.storeHint.textContent = data.store_hint;
-    ref.storeHint.hidden = !data.store_hint;
+    ref.commandNote.textContent = data.command_note;
+    ref.commandNote.hidden = !data.command_note;
     this.fillHelp();
     this.listen();
   }

@@ -4,7 +4,7 @@ export const MARKUP = `
 <header class="vp-head">
   <div>
     <p class="vp-brand">VisionPulse explorer</p>
-    <h1 data-ref="question"></h1>
+    <h1 data-ref="question" dir="auto"></h1>
     <div class="vp-muted" data-ref="about"></div>
   </div>
   <div class="vp-row">
@@ -30,6 +30,7 @@ export const MARKUP = `
 </div>
 <div class="vp-main">
   <section aria-label="Image" class="vp-image">
+    <p class="vp-value" data-ref="value"></p>
     <div class="vp-stage" data-ref="stage">
       <canvas data-ref="photo" role="img"></canvas><canvas data-ref="heat" aria-hidden="true"></canvas><canvas data-ref="marks" aria-hidden="true"></canvas>
       <p class="vp-veil" data-ref="veil" hidden></p>
@@ -38,7 +39,6 @@ export const MARKUP = `
     <p class="vp-muted" data-ref="unit"></p>
     <div class="vp-thumbs" role="group" aria-label="Images and frames" data-ref="thumbs" hidden></div>
     <p class="vp-note" data-ref="sinkNote" hidden></p>
-    <p class="vp-value" data-ref="value"></p>
     <fieldset class="vp-region">
       <legend>Patch or region</legend>
       <label>rows <input type="number" min="0" data-ref="row0"></label><label>to <input type="number" min="0" data-ref="row1"></label>
@@ -65,7 +65,7 @@ export const MARKUP = `
 <footer class="vp-foot">
   <div class="vp-copy"><span>Link to this view</span><code data-ref="link" tabindex="0" role="group" aria-label="Link to this view"></code><button type="button" data-ref="copyLink">Copy link</button></div>
   <div class="vp-copy"><span>Paper figure</span><code data-ref="command" tabindex="0" role="group" aria-label="Command for the paper figure"></code><button type="button" data-ref="copyCommand">Copy command</button></div>
-  <p class="vp-muted" data-ref="storeHint" hidden></p>
+  <p class="vp-muted" data-ref="commandNote" hidden></p>
   <div class="vp-row"><button type="button" data-ref="savePng">Save this view as figure (PNG)</button><span role="status" class="vp-muted" data-ref="told"></span></div>
   <p class="vp-muted">Attention shows where the model read from at a step; it does not by itself explain why the model answered as it did.</p>
   <p class="vp-muted">Values are the recorded float16 attention, lossless, shown to four digits; means are taken over them.</p>
@@ -86,5 +86,13 @@ export function make(tag, text, attributes = {}) {
   return element;
 }
 
-/** A token with its blanks made visible. */
-export const readable = (token) => (token === "" ? "∅" : token.replaceAll("\n", "↵").replaceAll("\t", "⇥"));
+const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g; // controls, also those that turn text around
+
+/** A token with its blanks and controls made visible. */
+export const readable = (token) => (token === "" ? "∅" : token.replaceAll("\n", "↵").replaceAll("\t", "⇥").replace(UNSEEN, "\ufffd"));
+
+/** Text for the middle of a sentence: the beginning of a long one, and whichever way it runs, the rest is left alone. */
+export function inside(text, most = 24) {
+  const letters = [...text];
+  return `\u2068${letters.length > most ? `${letters.slice(0, most).join("")}…` : text}\u2069`;
+}

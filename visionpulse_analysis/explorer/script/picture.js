@@ -2,7 +2,7 @@
 
 import { across, LINES, paintCurve } from "./curve.js";
 import { viewToText } from "./link.js";
-import { make } from "./markup.js";
+import { inside, make } from "./markup.js";
 import { bytes } from "./numbers.js";
 import { paintPatches, paintPhoto } from "./paint.js";
 import { paintMarks } from "./stage.js";
@@ -19,7 +19,7 @@ export function savePng(explorer) {
   const { data, view } = explorer, link = viewToText(data, view), canvas = paintView(explorer, link);
   // Encoded at once: toBlob waits for an idle moment, which on a busy machine may take a minute.
   const blob = new Blob([bytes(canvas.toDataURL("image/png").split(",")[1])], { type: "image/png" });
-  const name = `${data.traces[0].id || "trace"}_${link}`.replace(/[^\w.-]+/g, "_") + ".png";
+  const name = `${data.traces[0].id || "trace"}_${link}`.replace(/[^\w.-]+/g, "_").slice(0, 200) + ".png";
   const anchor = make("a", "", { download: name });
   anchor.href = URL.createObjectURL(blob);
   anchor.click();
@@ -47,7 +47,7 @@ function paintView(explorer, link) {
   const shown = data.pair ? `${ref.modes.children[view.mode].textContent}, ` : "";
   write(`${shown}layer ${selected(ref.layer)}${head}${label}`, MARGIN, 40, 24, "--vp-muted");
   [...ref.live.children].forEach((line, t) => {
-    write([...line.children].map((part) => part.textContent).filter(Boolean).join("  "), MARGIN, 78 + 36 * t, 26);
+    write([...line.children].map((part) => part.textContent).filter(Boolean).map((text) => inside(text, 120)).join("  "), MARGIN, 78 + 36 * t, 26);
   });
 
   paintImage(context, explorer, wide, tall);

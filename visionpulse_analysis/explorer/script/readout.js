@@ -1,6 +1,7 @@
 // What the colours mean and the value under the pointer, in words and numbers.
 
 import { opaque } from "./colours.js";
+import { inside, readable } from "./markup.js";
 import { capital, number, signed } from "./numbers.js";
 
 export class Readout {
@@ -42,17 +43,28 @@ export class Readout {
         (held === null ? "." : `; attention there ${number(held)}.`);
   }
 
-  /** The value under the pointer, else that of the region. */
+  /** The value under the pointer, on the image or over a token or the curve; else that of the region. */
   point() {
-    const { ref, data, view, values, masked, pointed: p, regionPatches, keptStep } = this.explorer;
+    const { ref, data, view, values, masked, pointed: p, hover, regionPatches, keptStep } = this.explorer;
     const told = (value) => (this.difference ? `${signed(value)} of the softmax row (${this.minus})` : `${number(value)} of the softmax row`);
     if (p !== null && values) {
       const [t, step] = keptStep, lost = step >= 0 && !data.visible(t, step, p, view.layer);
       const dropped = !lost ? "" : data.reach(t, step, view.layer) === "here" ? ", dropped" : ", not kept at the last layer";
       ref.value.textContent = `Row ${data.grid.row[p]}, column ${data.grid.col[p]}: attention ${told(values[p])}${dropped}${masked?.[p] ? ", masked sink" : ""}`;
-    } else if (view.region && values) {
+    } else if (hover !== null) ref.value.textContent = this.ofColumn(hover);
+    else if (view.region && values) {
       const sum = regionPatches.reduce((total, patch) => total + values[patch], 0);
       ref.value.textContent = `${capital(this.explorer.regionName)}: attention ${told(sum)}`;
-    } else ref.value.textContent = "Point at a patch to read its value.";
+    } else ref.value.textContent = "Point at a patch, a token or the curve to read its value.";
+  }
+
+  /** What the tokens and the curve show of a column. */
+  ofColumn(column) {
+    const { data, series, seriesName } = this.explorer;
+    const told = data.traces.map((trace, t) => {
+      const step = data.columns[t][column], name = data.pair ? `${trace.name} step` : "Step";
+      return step >= 0 && `${name} ${step} ${inside(readable(trace.tokens[step]))}: ${seriesName} ${number(series[t][step])} of the softmax row`;
+    });
+    return told.filter(Boolean).join("; ");
   }
 }

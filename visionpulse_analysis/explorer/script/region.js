@@ -1,6 +1,6 @@
 // The region without a pointer: four numbers; and the steps that looked there most.
 
-import { make, readable } from "./markup.js";
+import { inside, make, readable } from "./markup.js";
 import { number } from "./numbers.js";
 
 const ENDS = ["row0", "col0", "row1", "col1"]; // in the order of view.region
@@ -21,7 +21,9 @@ export class Region {
       if (ref[name] !== document.activeElement || value !== "") ref[name].value = value; // leaves half a region being typed
     });
     ref.clear.disabled = !view.region;
+    const at = [...ref.peaks.querySelectorAll("button")].indexOf(ref.peaks.getRootNode().activeElement);
     ref.peaks.replaceChildren(...(view.region ? data.traces.map((trace, t) => this.peaks(trace, t)) : []));
+    ref.peaks.querySelectorAll("button")[at]?.focus({ preventScroll: true });
   }
 
   peaks(trace, t) {
@@ -29,7 +31,7 @@ export class Region {
     const line = make("div", undefined, { class: "vp-row" });
     line.append(make("span", data.pair ? `${trace.name} looked there most at` : "Looked there most at"));
     for (const step of [...series.keys()].sort((a, b) => series[b] - series[a]).slice(0, MOST)) {
-      const button = make("button", `step ${step} ${readable(trace.tokens[step])} ${number(series[step])}`, { type: "button" });
+      const button = make("button", `step ${step} ${inside(readable(trace.tokens[step]))} ${number(series[step])}`, { type: "button" });
       explorer.on(button, "click", () => explorer.goTo(t, data.columnOf[t][step]));
       line.append(button);
     }

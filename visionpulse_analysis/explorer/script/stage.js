@@ -2,7 +2,7 @@
 
 import { paintCrosses, paintDropped, paintOutline, paintPatches, paintPhoto } from "./paint.js";
 
-const TALLEST = 620; // css pixels
+const TALLEST = 620, AROUND = 300, LEAST = 400; // css pixels: of the image, of what stands above it, of it in a low window
 const STUCK = 0.42; // of the window, where the image stays in sight above the tokens
 const CLICK = 6; // a pointer that moved less is a click
 
@@ -18,7 +18,7 @@ export class Stage {
     const { ref, data, view, pictures } = this.explorer, panel = data.panels[view.panel], pixel = window.devicePixelRatio || 1;
     const stuck = getComputedStyle(ref.stage).position === "sticky";
     const column = stuck ? ref.stage.closest(".vp-main") : ref.stage.parentElement;
-    const tallest = stuck ? Math.min(TALLEST, STUCK * window.innerHeight) : TALLEST;
+    const tallest = stuck ? Math.min(TALLEST, STUCK * window.innerHeight) : Math.min(TALLEST, Math.max(LEAST, window.innerHeight - AROUND));
     const across = Math.min(column.clientWidth, (tallest * panel.width) / panel.height);
     ref.stage.style.width = `${across}px`;
     ref.stage.style.aspectRatio = `${panel.width} / ${panel.height}`;
