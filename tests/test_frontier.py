@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.studies import frontier, frontier_report
+from visionpulse_analysis.studies import frontier, frontier_report, frontier_verdicts
 from visionpulse_analysis.studies.alignment import compare_tokens
 from visionpulse_analysis.studies.samples import Sample, scene_samples
 from visionpulse_analysis.studies.trace_measures import answer_of
@@ -99,8 +99,8 @@ def test_the_advantage_is_ours_minus_theirs(measured):
 )
 def test_the_sentence_follows_the_interval(measured, monkeypatch, low, high, words):
     one = replace(measured.dense.length, estimate=(low + high) / 200, low=low / 100, high=high / 100)
-    monkeypatch.setattr(frontier_report, "advantage", lambda *_: one)
-    assert words in frontier_report.verdicts(measured, frontier.presets(), [0.05], {})[1]
+    monkeypatch.setattr(frontier_verdicts, "advantage", lambda *_: one)
+    assert words in frontier_verdicts.verdicts(measured, frontier.presets(), [0.05], {})[1]
 
 
 def test_the_shares_at_which_accuracy_falls_are_named_by_their_intervals(measured):
@@ -112,7 +112,7 @@ def test_the_shares_at_which_accuracy_falls_are_named_by_their_intervals(measure
 
     def sentence(**points):
         made = replace(measured, points={**measured.points, **points})
-        return frontier_report.verdicts(made, points, [], {})[0]
+        return frontier_verdicts.verdicts(made, points, [], {})[0]
 
     assert sentence(a=at(-0.01, 0.01), b=at(0.0, 0.1)).endswith("at the others: a.")
     assert "at any share, down to b:" in sentence(a=at(0.0, 0.1), b=at(0.1, 0.01))
@@ -126,7 +126,7 @@ def test_without_known_answers_lengths_remain(vlm, samples, tmp_path, monkeypatc
     assert found.dense.accuracy is None
     assert frontier.advantage(found, "VisionPulse 5 %", "random 5 %") is None
     assert len(frontier_report.frontier_page(found, groups).axes) == 1
-    assert "accuracy is left out" in frontier_report.verdicts(found, {}, [0.05], {})[0]
+    assert "accuracy is left out" in frontier_verdicts.verdicts(found, {}, [0.05], {})[0]
 
 
 def test_the_steps_shown_start_with_the_first_choice_and_differ(vlm, samples):

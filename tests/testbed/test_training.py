@@ -7,15 +7,17 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from visionpulse_analysis.testbed import publishing, training
+from visionpulse_analysis.testbed import plan, publishing, training
 from visionpulse_analysis.testbed.batches import KINDS, READ_OFF_THE_IMAGE, make_batch, make_drill, pack, patches_of
 from visionpulse_analysis.testbed.horizon import reading_anchor
 from visionpulse_analysis.testbed.model import build_image_processor, build_model
+from visionpulse_analysis.testbed.plan import MIX, Stage
 from visionpulse_analysis.testbed.publishing import publish
 from visionpulse_analysis.testbed.questions import TASKS, ask, reason
 from visionpulse_analysis.testbed.scenes import COLOURS, SHAPES, generate
+from visionpulse_analysis.testbed.scoring import hidden_states, scores
 from visionpulse_analysis.testbed.tokens import vocabulary
-from visionpulse_analysis.testbed.training import MIX, Stage, Trainer, hidden_states, scores
+from visionpulse_analysis.testbed.training import Trainer
 from visionpulse_analysis.testbed.vision import patch_labels, pretrain_vision
 
 TINY = (
@@ -179,8 +181,8 @@ def test_training_scenes_are_not_evaluation_scenes():
     from visionpulse_analysis.testbed.evaluation_set import SIZES, VALIDATION_SEED
 
     assert sum(SIZES.values()) < VALIDATION_SEED < VALIDATION_SEED + 10_000 < FIRST_STUDY_SEED
-    assert FIRST_STUDY_SEED < training.FIRST_VISION_SEED
-    assert training.FIRST_VISION_SEED + 24 * training.VISION_STEPS < training.FIRST_TRAINING_SEED
+    assert FIRST_STUDY_SEED < plan.FIRST_VISION_SEED
+    assert plan.FIRST_VISION_SEED + 24 * plan.VISION_STEPS < plan.FIRST_TRAINING_SEED
 
 
 def test_a_new_run_goes_on_from_a_published_model(tmp_path, short_vision, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from visionpulse_analysis.testbed.training import VISION_STEPS
+from visionpulse_analysis.testbed.plan import VISION_STEPS
 
 _TEXT = """# Data
 

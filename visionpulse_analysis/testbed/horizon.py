@@ -10,7 +10,7 @@ from visionpulse_analysis.models import VLM
 from visionpulse_analysis.testbed.batches import KINDS, pack
 from visionpulse_analysis.testbed.evaluation_set import Item
 from visionpulse_analysis.testbed.questions import Question, TokenTruth, reason
-from visionpulse_analysis.testbed.training import hidden_states
+from visionpulse_analysis.testbed.scoring import hidden_states
 
 PLACES = ("row", "column")
 

@@ -6,101 +6,23 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from tqdm import tqdm
 
-from visionpulse_analysis.attention import route
-from visionpulse_analysis.testbed.batches import ALL_TASKS, KINDS, Batch, make_batch, make_drill
+from visionpulse_analysis.testbed.batches import ALL_TASKS, make_batch, make_drill
 from visionpulse_analysis.testbed.model import build_model
 from visionpulse_analysis.testbed.optimizers import build_optimizers
+from visionpulse_analysis.testbed.plan import FIRST_TRAINING_SEED, FIRST_VISION_SEED, PLAN, VISION_STEPS, Stage
+from visionpulse_analysis.testbed.scoring import scores
 from visionpulse_analysis.testbed.vision import pretrain_vision
 
-FIRST_VISION_SEED = 900_000_000  # evaluation and study scenes use smaller seeds than either of these
-FIRST_TRAINING_SEED = 1_000_000_000
-VISION_STEPS = 900
 DRILL_ROWS = 64
-MIX = {"find": 0.25, "compare": 0.3, "count": 0.35, "describe": 0.1}
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One part of the curriculum.
-
-    sizes : cells per side -> weight. tasks : task -> weight. A step draws ``images`` scenes of one size with
-    ``questions`` questions each. ``rate`` : learning rate at the start and the end (cosine between). ``until`` :
-    leave early once these kinds of token reach this teacher-forced accuracy (running mean). ``drills`` : share of
-    the steps that are drills, without images.
-    """
-
-    name: str
-    steps: int
-    sizes: dict[int, float]
-    tasks: dict[str, float]
-    images: int
-    questions: int
-    rate: tuple[float, float]
-    until: dict[str, float] = field(default_factory=dict)
-    drills: float = 0.0
-
-
-PLAN = (
-    Stage("read", 3000, {4: 0.6, 6: 0.4}, {"describe": 1.0}, 16, 1, (1.5e-3, 1.5e-3), {"row": 0.9, "column": 0.9}),
-    Stage("reason", 800, {4: 0.4, 6: 0.3, 8: 0.3}, MIX, 8, 4, (1.5e-3, 1.5e-3), drills=0.4),
-    Stage("settle", 2000, {4: 0.1, 6: 0.15, 8: 0.75}, MIX, 8, 4, (1.5e-3, 2e-5), drills=0.1),
-)
-
-
-def hidden_states(model, batch: Batch) -> torch.Tensor:
-    """Last hidden states [row, L, width] of a packed batch."""
-    return model.model(
-        input_ids=batch.ids,
-        attention_mask=batch.visible,
-        position_ids=batch.positions,
-        pixel_values=batch.pixels,
-        image_grid_thw=batch.grid_thw,
-        use_cache=False,
-    ).last_hidden_state
-
-
-def shared_prefix_attention(prefix: int):
-    """Attention for packed rows that does not compute the prefix's masked half, nor prefix x conversations."""
-
-    def attend(module, query, key, value, mask, *, scaling, **options):
-        groups = module.num_key_value_groups
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-        first = scaled_dot_product_attention(
-            query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix], is_causal=True, scale=scaling
-        )
-        rest = scaled_dot_product_attention(
-            query[:, :, prefix:], key, value, attn_mask=mask[:, :, prefix:], scale=scaling
-        )
-        return torch.cat([first, rest], dim=2).transpose(1, 2).contiguous(), None
-
-    return attend
-
-
-def scores(model, batch: Batch) -> tuple[torch.Tensor, dict[str, tuple[int, int]]]:
-    """Loss (mean cross-entropy over supervised tokens, nats) and teacher-forced (right, total).
-
-    By kind of token, and by task over its answer tokens.
-    """
-    with route(model, shared_prefix_attention(batch.prefix)):
-        hidden = hidden_states(model, batch)
-    chosen = batch.target != -100
-    logits, target, kind = model.lm_head(hidden[chosen]), batch.target[chosen], batch.kind[chosen]
-    right = logits.argmax(-1) == target
-    answers, task = kind == KINDS.index("answer"), batch.task[chosen]
-    groups = {name: kind == index for index, name in enumerate(KINDS)}
-    groups |= {name: answers & (task == index) for index, name in enumerate(ALL_TASKS)}
-    counts = {name: (int((right & members).sum()), int(members.sum())) for name, members in groups.items()}
-    return cross_entropy(logits.float(), target), counts
 
 
 class Trainer:

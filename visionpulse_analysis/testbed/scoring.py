@@ -1,0 +1,55 @@
+"""Loss and teacher-forced accuracy of a packed batch."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+
+from visionpulse_analysis.attention import route
+from visionpulse_analysis.testbed.batches import ALL_TASKS, KINDS, Batch
+
+
+def hidden_states(model, batch: Batch) -> torch.Tensor:
+    """Last hidden states [row, L, width] of a packed batch."""
+    return model.model(
+        input_ids=batch.ids,
+        attention_mask=batch.visible,
+        position_ids=batch.positions,
+        pixel_values=batch.pixels,
+        image_grid_thw=batch.grid_thw,
+        use_cache=False,
+    ).last_hidden_state
+
+
+def shared_prefix_attention(prefix: int):
+    """Attention for packed rows that does not compute the prefix's masked half, nor prefix x conversations."""
+
+    def attend(module, query, key, value, mask, *, scaling, **options):
+        groups = module.num_key_value_groups
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        first = scaled_dot_product_attention(
+            query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix], is_causal=True, scale=scaling
+        )
+        rest = scaled_dot_product_attention(
+            query[:, :, prefix:], key, value, attn_mask=mask[:, :, prefix:], scale=scaling
+        )
+        return torch.cat([first, rest], dim=2).transpose(1, 2).contiguous(), None
+
+    return attend
+
+
+def scores(model, batch: Batch) -> tuple[torch.Tensor, dict[str, tuple[int, int]]]:
+    """Loss (mean cross-entropy over supervised tokens, nats) and teacher-forced (right, total).
+
+    By kind of token, and by task over its answer tokens.
+    """
+    with route(model, shared_prefix_attention(batch.prefix)):
+        hidden = hidden_states(model, batch)
+    chosen = batch.target != -100
+    logits, target, kind = model.lm_head(hidden[chosen]), batch.target[chosen], batch.kind[chosen]
+    right = logits.argmax(-1) == target
+    answers, task = kind == KINDS.index("answer"), batch.task[chosen]
+    groups = {name: kind == index for index, name in enumerate(KINDS)}
+    groups |= {name: answers & (task == index) for index, name in enumerate(ALL_TASKS)}
+    counts = {name: (int((right & members).sum()), int(members.sum())) for name, members in groups.items()}
+    return cross_entropy(logits.float(), target), counts
