@@ -41,3 +41,9 @@ def written_whole(path: Path) -> Iterator[Path]:
         raise disk_error(error, path, "nothing was written") from error
     finally:
         draft.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file of these bytes by way of `written_whole`."""
+    with written_whole(path) as draft:
+        draft.write_bytes(content)

@@ -1,8 +1,6 @@
 """The only place where figures become files."""
 
-import os
 import re
-import secrets
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -10,6 +8,8 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from visionpulse_analysis._files import write_whole
 
 from .provenance import KEY, describe
 from .style import style
@@ -55,6 +55,8 @@ def save(
     ------
     ValueError
         If the name could leave the folder or has an ending, or if the provenance cannot be written as JSON.
+    OSError
+        If the disk is full or the folder cannot be written.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         raise ValueError(f"figure name {name!r}: expected letters, digits, '-', '_', '.'; the folder is folder=...")
@@ -82,7 +84,7 @@ def save(
             fig.set_layout_engine(engine)
     folder.mkdir(parents=True, exist_ok=True)
     for path, content in contents.items():
-        _write_atomically(path, content)
+        write_whole(path, content)
     return list(contents)
 
 
@@ -97,12 +99,3 @@ def _settle_layout(fig: Figure) -> None:
         engine.execute(fig)
         before, places = places, [ax.get_position(original=True).bounds for ax in fig.axes]
         moved = places != before
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        draft.write_bytes(content)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from visionpulse_analysis._files import write_whole
 from visionpulse_analysis.store import TraceStore
 from visionpulse_analysis.sweeps.worker import SweepError
 from visionpulse_analysis.traces.files import disk_error
@@ -86,16 +87,6 @@ def check_token(path: Path, token: str) -> None:
         raise SweepError(
             f"worker on {os.uname().nodename} sees another sweep at {path}; share that disk with the workers"
         )
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that a reader sees whole or not at all."""
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        draft.write_bytes(content)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _header(token: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from visionpulse_analysis.sweeps.folder import write_whole
+from visionpulse_analysis._files import write_whole
 from visionpulse_analysis.sweeps.plan import Job
 from visionpulse_analysis.sweeps.rows import COLUMNS, DTYPES
 from visionpulse_analysis.sweeps.state import State
