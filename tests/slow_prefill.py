@@ -262,15 +262,20 @@ class SlowVisiPruner(Rule):
         weights, columns, n = weights.clone(), torch.tensor(layer.at), len(layer.at)
         for query in range(weights.shape[1]):
             if query in layer.at:
-                if layer.number == 0:
+                if layer.number == 0 or not self.pruner.patches_see:
                     weights[:, query, columns] = 0
             elif layer.tokens[query] < layer.inputs.prompt:
                 seen = weights[:, query, columns].sum(-1)
                 half = layer.number == 0 and self.pruner.first_layer == "half"
                 weights[:, query, columns[: n // 2] if half else columns] = 0
                 if layer.number == 0 and not half:
-                    weights[:, query, columns[0]] = seen
+                    weights[:, query, columns[self.place_of_all(n)]] = seen
         return weights
+
+    def place_of_all(self, n):
+        if self.pruner.first_layer == "merge":
+            return 0
+        return int(np.argmin(np.random.default_rng([self.seed, 0]).random(n)))
 
     def judge(self, layer):
         row, values = layer.weights()[:, -1], layer.values()

@@ -118,7 +118,10 @@ def test_mvw_lets_go_after_its_tokens(vlm, pictures):
         assert not trace.attention.values[tokens:].any()
 
 
-@pytest.mark.parametrize("pruner", [LookM(0.5, 0.1), LookM(0.3, 0.4), LookM(0.1, 0.1)], ids=repr)
+LOOKM = [LookM(0.5, 0.1), LookM(0.3, 0.4), LookM(0.1, 0.1), LookM(0.1, 0.2, budget=0.3), LookM(0.9, 0.9, budget=0.1)]
+
+
+@pytest.mark.parametrize("pruner", LOOKM, ids=repr)
 def test_lookm_cuts_by_the_attention_of_the_whole_prompt(vlm, pictures, monkeypatch, pruner):
     opened = []
     start = LookM.start
@@ -131,6 +134,8 @@ def test_lookm_cuts_by_the_attention_of_the_whole_prompt(vlm, pictures, monkeypa
         window = length - int(pruner.recent * length)
         text = [at for at in range(window) if at not in places]
         room = max(0, int(pruner.heavy * length) - len(text))
+        if pruner.budget is not None:
+            room = max(0, round(pruner.budget * len(places)) - sum(place >= window for place in places))
         for layer, weights in enumerate(attention):
             scores = weights.sum(axis=(0, 1))[places]
             late = {patch for patch, place in enumerate(places) if place >= window}

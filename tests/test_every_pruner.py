@@ -107,6 +107,29 @@ def test_a_whole_budget_equals_dense_bit_for_bit(vlm, pictures, dense, name):
             assert np.array_equal(whole.attention.values, plain.attention.values)
 
 
+KEEPING = [
+    "visipruner(stages=())",
+    "visipruner(shallow_layers=0, layer_threshold=-2.0)",
+    "lookm(budget=1.0, recent=0.0)",
+    "lookm(heavy=0.0, recent=1.0, merge='none')",
+    "fastv(layer=0, budget=1.0)",
+    "fastv(budget=1.0, rope=False)",
+    "fastv(budget=1.0, per_step=True)",
+    "dycoke(budget=1.0, unpruned_when_steady=False)",
+    "zspaprune(budget=1.0, core=0.0, similarity='sum')",
+    "fastv(budget=1.0) | visionpulse(budget=1.0)",
+    "shortv(layers=()) | lookm(budget=1.0) | mvw(tokens=99)",
+]
+
+
+@pytest.mark.parametrize("text", KEEPING)
+def test_other_settings_that_keep_everything_equal_dense_too(vlm, pictures, dense, text):
+    for whole, plain in zip(decode(vlm, pictures, vpa.make_pruner(text)), dense, strict=True):
+        assert whole.kept.values.all() and whole.tokens == plain.tokens
+        assert np.array_equal(whole.logprobs, plain.logprobs)
+        assert np.array_equal(whole.attention.values, plain.attention.values)
+
+
 def test_hooks_are_removed_also_after_an_exception(vlm, pictures, monkeypatch):
     def hooks():
         return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in vlm.model.modules())

@@ -48,6 +48,7 @@ REFUSED = {
     "hunyuan_v1_moe": ({**FEWER, "head_dim": 16, "num_experts": 4, "moe_topk": 2}, "moe_topk"),
     "granitemoeshared": ({**FEWER, **LOCAL, "shared_intermediate_size": 48}, "shared_intermediate_size"),
     "qwen3_next": (FEWER, "linear_attention"),
+    "diffllama": (FEWER, "lambda_std_dev"),
     "lfm2": ({**FEWER, "layer_types": ["conv", "full_attention"]}, "conv"),
 }
 

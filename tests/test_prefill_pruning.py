@@ -36,6 +36,7 @@ RULES = [
     (ShortV((0, 5)), slow.SlowShortV),
     (VisiPruner(), slow.SlowVisiPruner),
     (VisiPruner(("shallow",), 3, first_layer="half"), slow.SlowVisiPruner),
+    (VisiPruner(("shallow",), 3, first_layer="random", patches_see=False), slow.SlowVisiPruner),
     (VisiPruner(("middle",), 1, 0.9999, relative_threshold=0.01), slow.SlowVisiPruner),
     (VisiPruner(shallow_layers=0, layer_threshold=0.999, exit_threshold=0.9, exit_after=1), slow.SlowVisiPruner),
     (VisiPruner(shallow_layers=0, layer_threshold=1.0, relative_threshold=0.01), slow.SlowVisiPruner),

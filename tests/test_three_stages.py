@@ -320,3 +320,13 @@ def test_the_page_draws_the_means(stages):
     assert numbers["cosine"][3]["estimate"] == pytest.approx(stages.cosine[1, 3].mean())
     with pytest.raises(ValueError):
         over_samples(np.array([np.nan]))
+
+
+def test_each_panel_of_divergences_has_a_scale_that_holds_it(stages):
+    small = replace(stages, frozen=stages.frozen / stages.frozen.max() * 3e-5)
+    page = three_stages_figures.stages_page(small, threshold=0.5)
+    for ax, values in zip(page.axes[3:], (small.window, small.withdrawn, small.frozen), strict=True):
+        low, high = ax.get_ylim()
+        assert low == three_stages_figures.LEAST and 2 * high > values.mean(axis=2).max()
+    assert page.axes[5].get_ylim()[1] == pytest.approx(1e-4)
+    assert page.axes[4].get_ylim()[1] >= 0.5  # the bound is in sight

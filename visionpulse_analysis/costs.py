@@ -29,7 +29,10 @@ UNGATED = (
     "apertus",
 )  # fmt: skip
 # Fields of text configurations whose layers have matrices that the formula does not know.
-UNKNOWN = ("kv_lora_rank", "intermediate_size_mlp", "moe_num_experts", "moe_topk", "shared_intermediate_size")
+UNKNOWN = (
+    "kv_lora_rank", "intermediate_size_mlp", "moe_num_experts", "moe_topk", "shared_intermediate_size",
+    "lambda_std_dev",
+)  # fmt: skip
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 

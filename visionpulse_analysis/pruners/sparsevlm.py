@@ -17,13 +17,16 @@ from visionpulse_analysis.pruners.view import Layout, View
 class SparseVLM(Pruner):
     """After some layers of prefill, keep the patches that rater words attend to most, and merge a part of the others.
 
-    SparseVLM, arXiv 2410.04417, section 3, as in versions 1 and 1.5 of the code (not 2.0, "SparseVLM+"). Raters are
-    the text tokens after the image whose share, ``softmax over text of E_v E_t`` of the input embeddings, mean over
-    patches, is above average. A pruning layer runs as usual; a patch's score is its softmax weight, mean over heads
-    and raters. Of the dropped patches, the best ``floor(recycled * dropped) + 1`` are gathered in ``floor(that /
-    10) + 1`` clusters (DPC-kNN on hidden states) and come back as one token each: the mean, at the place of the
-    cluster's centre (the code appends them behind the image and numbers all positions anew, which has no meaning
-    for two-dimensional positions).
+    SparseVLM, arXiv 2410.04417, section 3, as in versions 1 and 1.5 of the code. Raters are the text tokens after the
+    image whose share, ``softmax over text of E_v E_t`` of the input embeddings, mean over patches, is above average. A
+    pruning layer runs as usual; a patch's score is its softmax weight, mean over heads and raters. Of the dropped
+    patches, the best ``floor(recycled * dropped) + 1`` are gathered in ``floor(that / 10) + 1`` clusters (DPC-kNN on
+    hidden states) and come back as one token each: the mean, at the place of the cluster's centre (the code appends
+    them behind the image and numbers all positions anew, which has no meaning for two-dimensional positions).
+
+    Version 2.0 ("SparseVLM+") is left out: it divides the weights by those of queries and keys of ones under rotary
+    embedding, for positions in one dimension, and counts the 14 of LLaVA's 32 heads with the most weight from text to
+    the image. What else it does can be set: ``recycled=0``, its own shares, and positions stay as they were.
 
     Parameters
     ----------

@@ -9,9 +9,11 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from visionpulse_analysis.pruners.base import Pruner, Redirect, Selection
+from visionpulse_analysis.pruners.choosing import drawn
 from visionpulse_analysis.pruners.view import Layout, View
 
 STAGES = ("shallow", "middle", "deep")
+FIRST_LAYERS = ("merge", "random", "half")
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,8 @@ class VisiPruner(Pruner):
     last prompt token's attention output ``o`` before the output projection (weight times value, not renormalised).
 
     - *shallow*, layers below S: in layer 0 the patches do not see one another, and text finds the first patch's value
-      at every patch; in the others text gets nothing from the patches. Weights are not renormalised. Decode steps see
-      all patches there.
+      at every patch; in the others text gets nothing from the patches, which still see one another. Weights are not
+      renormalised. Decode steps see all patches there. Layer S itself is left alone.
     - *middle*, after layer S: the first layer where ``cos(o - c, o) < layer_threshold`` for some patch is the filter
       layer; from the next one on only patches with ``||c|| > token_threshold`` stay. If no layer is, all stay; if no
       patch is above, none does.
@@ -37,7 +39,7 @@ class VisiPruner(Pruner):
     stages : tuple of "shallow", "middle", "deep"
         "deep" needs "middle": without it the released code does nothing.
     shallow_layers : int, optional
-        S; the authors' 6 of 32 layers if left out, rounded.
+        S; the authors' 6 of 32 layers if left out, rounded. 0 leaves the shallow stage out.
     layer_threshold, token_threshold, exit_threshold : float
         0.995, 0.2 and 0.999 in the code. The second is an absolute norm and depends on the model's scale.
     relative_threshold : float, optional
@@ -47,9 +49,11 @@ class VisiPruner(Pruner):
         Layers at rest before the exit.
     exit_rule : "cumulative" or "consecutive"
         Whether those layers are counted in all, as in the code, or in a row, as summaries of the paper say.
-    first_layer : "merge" or "half"
-        How text reads patches in layer 0: all as the first patch, as the code does for 7B models, or the second half
-        only and as they are, as it does for 13B.
+    first_layer : "merge", "random" or "half"
+        How text reads patches in layer 0: all as the first patch, as the code does for 7B models; all as one drawn at
+        random, as the paper says; or the second half only and as they are, as the code does for 13B.
+    patches_see : bool
+        Whether patches see one another in the other shallow layers, as in the code; False is what the paper counts.
 
     Raises
     ------
@@ -67,15 +71,16 @@ class VisiPruner(Pruner):
     exit_threshold: float = 0.999
     exit_after: int = 2
     exit_rule: Literal["cumulative", "consecutive"] = "cumulative"
-    first_layer: Literal["merge", "half"] = "merge"
+    first_layer: Literal["merge", "random", "half"] = "merge"
+    patches_see: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
         if not set(self.stages) <= set(STAGES) or ("deep" in self.stages and "middle" not in self.stages):
             raise ValueError(f"stages are of {', '.join(STAGES)}, 'deep' only with 'middle', got {self.stages}")
-        if self.exit_rule not in ("cumulative", "consecutive") or self.first_layer not in ("merge", "half"):
+        if self.exit_rule not in ("cumulative", "consecutive") or self.first_layer not in FIRST_LAYERS:
             raise ValueError(
-                "exit_rule must be 'cumulative' or 'consecutive' and first_layer 'merge' or 'half', "
+                f"exit_rule must be 'cumulative' or 'consecutive' and first_layer one of {', '.join(FIRST_LAYERS)}, "
                 f"got {self.exit_rule!r} and {self.first_layer!r}"
             )
         if self.exit_after < 1 or (self.shallow_layers is not None and self.shallow_layers < 0):
@@ -111,10 +116,14 @@ class _VisiPrunerSelection(Selection):
             return None
         nothing = torch.full_like(self.layout.places, -1)
         if view.layer > 0:
-            return Redirect(text=nothing)
+            return Redirect(nothing, None if self.pruner.patches_see else nothing)
         own = torch.arange(nothing.shape[1], device=nothing.device).expand_as(nothing)
+        if self.pruner.first_layer != "half":
+            order = drawn(self.layout, 0) if self.pruner.first_layer == "random" else own
+            one = order.masked_fill(~self.layout.patches, order.shape[1]).argmin(dim=1, keepdim=True)
+            return Redirect(one.expand_as(nothing), nothing)
         half = torch.where(own < self.layout.counts[:, None] // 2, nothing, own)
-        return Redirect(torch.zeros_like(nothing) if self.pruner.first_layer == "merge" else half, nothing)
+        return Redirect(half, nothing)
 
     def visible_prefill(self, view: View) -> torch.Tensor | None:
         now = self.left

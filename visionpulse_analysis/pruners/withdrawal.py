@@ -16,14 +16,15 @@ from visionpulse_analysis.pruners.view import Layout, View
 class VTW(Pruner):
     """Withdraw all visual tokens at one layer of prefill; the layers from there on never see the image.
 
-    VTW, arXiv 2405.05803, section 3: the image has moved into the text by then. Text keeps its positions.
+    VTW, arXiv 2405.05803, section 3: the image has moved into the text by then. Text keeps its positions; the code's
+    other mode, which numbers them anew, and its control, which drops as many tokens at random, are left out.
 
     Parameters
     ----------
     layer : int, optional
-        K of the paper, zero-based, the first layer without patches; the number of layers withdraws nothing. Half of the
-        layers if left out, as 16 of 32 is the default of the authors' command line; ``calibrate`` finds the one that
-        the paper's search would.
+        K of the paper (15 or 16 of LLaVA's 32), zero-based, the first layer without patches; the number of layers
+        withdraws nothing. Half of the layers if left out, as 16 of 32 is the default of the authors' command line;
+        ``calibrate`` finds the one that the paper's search would.
 
     Raises
     ------

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from visionpulse_analysis import figures
 from visionpulse_analysis.figures.style import GREY
@@ -54,14 +55,17 @@ def draw_cosines(ax: Axes, stages: ThreeStages, threshold: float = 0.995) -> Axe
 
 
 def draw_divergence(ax: Axes, stages: ThreeStages, name: str, xlabel: str, threshold: float | None = None) -> Axes:
-    """Draw what a change does to the next token, on a scale that all of these panels share."""
+    """Draw what a change does to the next token, from `LEAST` to the power of ten above all of it."""
     _draw_places(ax, stages, name)
+    curves = [interval for place in range(len(PLACES)) for interval in stages.curve(name, place)]
+    most = np.nanmax([threshold or LEAST, *(end for one in curves for end in (one.estimate, one.high))])
+    top = max(100 * LEAST, 10.0 ** np.ceil(np.log10(most)))
     if threshold is not None:
         ax.axhline(threshold, color=GREY, linewidth=0.8, linestyle="--", zorder=0)
     ax.set_yscale("log", nonpositive="clip")
-    ax.set_yticks([1e-6, 1e-4, 1e-2, 1, 100])
+    ax.yaxis.set_major_locator(LogLocator(numticks=5))
     ax.yaxis.set_minor_locator(NullLocator())
-    ax.set(xlabel=xlabel, ylabel="KL(changed || dense) in nats", ylim=(LEAST, 100))
+    ax.set(xlabel=xlabel, ylabel="KL(changed || dense) in nats", ylim=(LEAST, top))
     return ax
 
 
