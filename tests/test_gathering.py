@@ -13,7 +13,7 @@ from visionpulse_analysis.attending.gathering import TextColumns, product
 from visionpulse_analysis.attending.reading import Masked, Readings
 from visionpulse_analysis.cache import GrowingLayer
 from visionpulse_analysis.pruners import VisionPulse
-from visionpulse_analysis.pruners.view import newest_logits
+from visionpulse_analysis.pruners.logits import newest_logits
 
 HEADS, KV_HEADS, DIM = 6, 2, 8
 

@@ -10,7 +10,8 @@ from visionpulse_analysis.attending.groups import Group
 from visionpulse_analysis.attending.reading import Execution, Gathered, Masked, Readings
 from visionpulse_analysis.attending.recorder import Recorder
 from visionpulse_analysis.attention import newest, stock
-from visionpulse_analysis.pruners.view import View, newest_logits
+from visionpulse_analysis.pruners.logits import newest_logits
+from visionpulse_analysis.pruners.view import View
 
 
 class PrefillAttention:

@@ -13,7 +13,7 @@ from visionpulse_analysis.decoding import Batch, Options
 from visionpulse_analysis.families import Prompt
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners.base import Pruner
-from visionpulse_analysis.pruners.view import newest_logits
+from visionpulse_analysis.pruners.logits import newest_logits
 
 
 @torch.inference_mode()

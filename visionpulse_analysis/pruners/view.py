@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from visionpulse_analysis.pruners.logits import newest_logits, project
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -209,8 +211,8 @@ class View:
         if norm is None or not (hasattr(attention, "q_proj") and hasattr(attention, "k_proj")):
             raise ValueError("this model does not show its queries and keys without rotary embedding; score with it")
         entering, dim = norm(self.states().to(self.query.device)), self.key.shape[3]
-        query = _project(attention, "q", entering[:, -1:], dim)
-        key = _project(attention, "k", entering, dim)
+        query = project(attention, "q", entering[:, -1:], dim)
+        key = project(attention, "k", entering, dim)
         return self._hide(newest_logits(query, key, self.mask, self.scaling).to(self.layout.device))
 
     def at_patches(self, found: torch.Tensor, absent: float = -torch.inf) -> torch.Tensor:
@@ -227,28 +229,3 @@ class View:
             return logits
         dropped = self.layout.keys_of(~self.shown, logits.shape[-1])
         return logits.masked_fill(dropped[:, None] if logits.ndim == 3 else dropped[:, None, None], -torch.inf)
-
-
-def newest_logits(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> torch.Tensor:
-    """Attention logits of the newest query over all keys: float32 [row, head, key], -inf where masked.
-
-    query [row, head, q, dim]; key [row, kv_head, key, dim], not expanded; mask bool or additive [row, 1, q, key].
-    """
-    rows, heads, _, dim = query.shape
-    grouped = query[:, :, -1].view(rows, key.shape[1], heads // key.shape[1], dim)
-    logits = (torch.matmul(grouped, key.transpose(2, 3)).float() * scaling).view(rows, heads, -1)
-    if mask is None:
-        return logits
-    newest = mask[:, :, -1, : logits.shape[-1]]
-    return logits.masked_fill(~newest, -torch.inf) if newest.dtype == torch.bool else logits + newest.float()
-
-
-def _project(attention: Any, letter: str, states: torch.Tensor, dim: int) -> torch.Tensor:
-    """Queries or keys [row, head, token, dim] of normalised states, normalised per head where the model does so."""
-    made = getattr(attention, f"{letter}_proj")(states)
-    norm = getattr(attention, f"{letter}_norm", None)
-    per_head = made.view(*made.shape[:2], -1, dim)
-    if norm is not None:
-        whole = norm.weight.shape[-1] == made.shape[-1]
-        per_head = norm(made).view(per_head.shape) if whole else norm(per_head)
-    return per_head.transpose(1, 2)

@@ -19,7 +19,7 @@ from visionpulse_analysis.attention import route, stock
 from visionpulse_analysis.cache import make_cache
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners.choosing import top_k
-from visionpulse_analysis.pruners.view import newest_logits
+from visionpulse_analysis.pruners.logits import newest_logits
 from visionpulse_analysis.similarity import kl_divergence
 from visionpulse_analysis.traces import Trace, media_of
 
