@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 from typer.testing import CliRunner
 
-from visionpulse_analysis.benchmarks import batch, decode, recording
+from visionpulse_analysis.benchmarks import batch, decode, recording, synthetic
 from visionpulse_analysis.benchmarks.synthetic import (
     AFTER,
     BEFORE,
@@ -49,6 +52,10 @@ def test_every_variant_is_measured_and_related_to_stock_and_the_limit(small_read
         assert (variant != "stock") or speed == {"min": 1, "median": 1, "max": 1}
         assert row["limit_ms"] == pytest.approx(row["bytes"] / row["bandwidth_gb_s"] / 1e6)
         assert row["time_over_limit"] == pytest.approx(row["step_ms"] / row["limit_ms"])
+        pruned = variant not in ("stock", "eager", "dense")
+        assert row["bound_over_dense"] == rows[tokens, row["batch"], "dense"]["bytes"] / row["bytes"]
+        assert (variant != "dense") or row["speedup_over_dense"] == {"min": 1, "median": 1, "max": 1}
+        assert ("selection_share" in row) == pruned
         share = {"5": 0.05, "10": 0.1}.get(variant.rpartition("_")[2], 1.0)
         assert row["kept"] <= max(1, int(share * tokens)) / tokens
     assert result["bandwidth_gb_s"] == max(row["bandwidth_gb_s"] for row in rows.values())
@@ -146,7 +153,26 @@ def test_recording_takes_its_variants_in_turns_and_eager_rarely(monkeypatch):
     assert result["machine"]["threads"] == torch.get_num_threads()
 
 
+def test_the_command_of_the_readme_for_a_gpu(small_reading, monkeypatch, tmp_path):
+    """The same flags on a tiny model and the CPU; there the flash kernel is asked for by name."""
+    lines = (Path(__file__).parents[1] / "README.md").read_text().split("$ visionpulse bench decode --size ")[1]
+    given = ["bench", "decode", "--size", *lines.split("```")[0].replace("\\\n", " ").split()]
+    known = {"qwen3-vl-4b": "tiny", "cuda": "cpu", "8192": "64", "16384": "96", "32768": "128"}
+    given = [known.get(word, str(tmp_path / word) if "/" in word else word) for word in given]
+    more = [word for name in (*VARIANTS, "flash") for word in ("--variant", name)]
+    kernels = []
+    monkeypatch.setattr(synthetic, "sdpa_kernel", lambda kernel: kernels.append(kernel) or nullcontext())
+    done = CliRunner().invoke(app, [*given, "--rounds", "1", *more])
+    assert done.exit_code == 0, done.output
+    result = json.loads((tmp_path / "data/benchmarks/decode_gpu.json").read_text())
+    rows = {(row["visual_tokens"], row["variant"]): row for row in result["rows"]}
+    assert set(rows) == {(n, v) for n in (64, 96, 128) for v in (*VARIANTS, "flash")}
+    assert all(row["batch"] == 8 and "speedup_over_flash" in row for row in rows.values())
+    assert kernels and set(kernels) == {SDPBackend.FLASH_ATTENTION}
+
+
 def test_variants_name_their_pruner():
+    assert pruner_of("flash") == (None, "masked")
     assert pruner_of("dense") == (None, "masked")
     pruner, execution = pruner_of("masked_30")
     assert (pruner.budget, execution) == (0.3, "masked")
@@ -159,10 +185,37 @@ def test_batches_decode_the_same_and_are_compared_with_the_first():
     for row in result["rows"]:
         assert row["differing_traces"] == 0 and row["samples_per_second"] > 0
         assert row["batch"] != 1 or row["speedup_over_first"] == {"min": 1, "median": 1, "max": 1}
+        assert sum(row["ms_per_sample"].values()) == pytest.approx(1e3 / row["samples_per_second"])
+        assert min(row["ms_per_sample"].values()) > 0 and row["bound"] >= row["speedup_over_first"]["median"]
     assert result["visual_tokens"] == 64 and result["mean_steps"] == 4
     assert "recorded" in batch.format_rows(result)
     with pytest.raises(ValueError, match="at least 1"):
         batch.bench_batch((0,))
+
+
+def test_the_bound_of_a_batch_is_what_its_steps_could_give():
+    """Steps of one row: 30 of 40 ms. Four rows in steps as long as those leave 10 + 30 / 4 ms a sample."""
+    alone, together = {"prefill": 10.0, "steps": 30.0}, {"prefill": 10.0, "steps": 20.0}
+    assert batch._bound(alone, together, 4) == pytest.approx(40 / 17.5)
+    assert batch._bound(alone, alone, 1) == 1
+
+
+def test_the_selection_is_what_choosing_takes_beside_the_logits(monkeypatch):
+    """A step of 10 s, of which deciding takes 3 and, inside it, the logits 1: a fifth is selection."""
+    clock = [0.0]
+    monkeypatch.setattr(decode.time, "perf_counter", lambda: clock[0])
+
+    def passing(seconds, then=lambda *given: None):
+        def call(*given):
+            clock[0] += seconds
+            return then(*given)
+
+        return call
+
+    monkeypatch.setattr(decode.View, "logits", passing(1))
+    monkeypatch.setattr(decode.Group, "decide", passing(2, lambda *given: decode.View.logits(None)))
+    step = passing(7, lambda *given: decode.Group.decide(None, None))
+    assert decode._selection_share(step, 3, "cpu") == pytest.approx(0.2)
 
 
 def test_the_command_prints_json_and_keeps_it(small_reading, tmp_path):

@@ -91,6 +91,23 @@ def test_the_batch_stays_full_while_questions_wait(vlm, asked, uneven, sizes):
     assert len(sizes) < sum(max(len(t) for t in traces[i : i + 3]) - 1 for i in (0, 3, 6))
 
 
+def test_the_longest_prompts_come_first_and_those_of_one_length_together(vlm, asked, uneven, monkeypatch):
+    """Equal ones need no padding; what does not fit into memory fails before hours of decoding."""
+    seen = []
+
+    def prefill(self, original=Batch.prefill):
+        seen.append([self.width - start for start in self.starts])
+        return original(self)
+
+    monkeypatch.setattr(Batch, "prefill", prefill)
+    traces = vpa.decode(vlm, *asked, max_new_tokens=LIMIT, batch_size=2)
+    lengths = [length for batch in seen for length in sorted(batch, reverse=True)]
+    assert lengths == sorted(lengths, reverse=True) and len(lengths) == 9
+    given = [len(vlm.prompt(image, question).ids) for image, question in zip(*asked, strict=True)]
+    assert seen[0] == [length for length in given if length in seen[0]]  # side by side in the order given
+    assert [trace.meta["question"] for trace in traces] == asked[1]
+
+
 def test_columns_that_nobody_needs_any_more_are_forgotten(vlm, pictures, monkeypatch, sizes):
     monkeypatch.setattr(run, "end_ids", lambda vlm: set())
     longest = len(vlm.prompt(pictures[0], QUESTIONS[0]).ids) + LIMIT

@@ -137,7 +137,7 @@ class Record:
     def add(self, token: int, logprob: float, attention: np.ndarray, mass: np.ndarray, choice: Choice | None) -> None:
         """Take one finished step."""
         step = {
-            "token": self.vlm.tokenizer.decode([token]),
+            "token": self.vlm.piece(token),
             "token_id": token,
             "logprob": logprob,
             "attention": attention,
@@ -187,4 +187,4 @@ class Record:
     def _prompt_tokens(self) -> list[str]:
         ids, text = self.prompt.ids.tolist(), (self.prompt.kinds == 0).tolist()
         shown = [i for n, i in enumerate(ids) if text[n] or n == 0 or i != ids[n - 1]]
-        return [self.vlm.tokenizer.decode([i]) for i in shown]
+        return [self.vlm.piece(i) for i in shown]

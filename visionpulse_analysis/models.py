@@ -39,6 +39,7 @@ class VLM:
     image_processor: Any
     revision: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    _pieces: dict[int, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def family(self) -> Family:
@@ -68,6 +69,12 @@ class VLM:
         """Layers that see only the newest tokens of the sequence, a sliding window."""
         kinds = getattr(self.model.config.get_text_config(), "layer_types", None) or ()
         return {layer for layer, kind in enumerate(kinds) if kind == "sliding_attention"}
+
+    def piece(self, token: int) -> str:
+        """The text of one token; the tokenizer is asked once, since it takes as long as the rest of a step's record."""
+        if token not in self._pieces:
+            self._pieces[token] = self.tokenizer.decode([token])
+        return self._pieces[token]
 
     @cached_property
     def weights_hash(self) -> str:

@@ -66,7 +66,7 @@ class PatchGrid:
         if len(np.unique(self.position)) != count:
             raise ValueError("PatchGrid.position must be unique: two patches share a place in the sequence")
         cells = np.stack([self.image, self.frame, self.row, self.col], axis=1)
-        if len(np.unique(cells, axis=0)) != count:
+        if len(np.unique(cells.view(np.int64))) != count:  # four int16 side by side are one number
             raise ValueError("PatchGrid: two patches share one (image, frame, row, col); give tiles their own frame")
         extents = _extents(cells)
         frames = extents if self.frames is None else np.atleast_1d(self.frames)

@@ -102,10 +102,12 @@ class StepAttention:
         """What all groups see, put together: bool [row, patch], None for all; the same object for the same parts."""
         if all(kept is None for kept in decided):
             return None
-        if len(decided) == 1 and self.groups[0].is_all_of(len(self.layout.patches)):
-            return decided[0]
+        whole, first = self.layout.patches, decided[0]
+        # The last rows of a batch may have fewer patches than rows that have left it.
+        if self.groups[0].is_all_of(len(whole)) and first is not None and first.shape == whole.shape:
+            return first
         if self._joined is None or any(a is not b for a, b in zip(self._joined[0], decided, strict=True)):
-            whole = self.layout.patches.clone()
+            whole = whole.clone()
             for group, kept in zip(self.groups, decided, strict=True):
                 if kept is not None:
                     whole[group.rows, : kept.shape[1]] = kept

@@ -6,9 +6,11 @@ import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
+from visionpulse_analysis.attending import Group
 from visionpulse_analysis.benchmarks.machine import about_machine, free_memory, spread
 from visionpulse_analysis.benchmarks.synthetic import (
     SIZES,
@@ -21,6 +23,7 @@ from visionpulse_analysis.benchmarks.synthetic import (
 )
 from visionpulse_analysis.decoding import Batch
 from visionpulse_analysis.models import VLM
+from visionpulse_analysis.pruners.view import View
 
 VISUAL_TOKENS = (1024, 8192, 16384, 32768)
 READ = 1 << 30  # bytes, more than any cache holds
@@ -33,7 +36,7 @@ def bench_decode(
     size: str = "small",
     rounds: int = 12,
     device: str | None = None,
-    variants: Sequence[str] = VARIANTS,
+    variants: Sequence[str] | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Time decode steps of a random language model over a cache of random keys, as arXiv 2605.31457 does.
@@ -53,27 +56,31 @@ def bench_decode(
     rounds : int
     device : "cpu" or "cuda", optional
         CUDA where there is one.
-    variants : list of str
-        "stock" is what all are compared with; others as in `pruner_of`.
+    variants : list of str, optional
+        "stock" is what all are compared with; others as in `pruner_of`. `VARIANTS`, on a GPU also "flash".
 
     Returns
     -------
     dict
         ``rows``: visual_tokens, batch, variant, step_ms (median), speedup_over_stock {min, median, max}, bytes (that
         the step must read), bandwidth_gb_s (best of the same rounds), limit_ms, time_over_limit, kept (mean share of
-        the patches seen by the last layer); and ``bandwidth_gb_s`` (best of all), the machine, the model.
+        the patches seen by the last layer). Where "dense" or "flash" are measured too, speedup_over_dense {min, median,
+        max}, bound_over_dense (the bytes of a dense step over those of this one), speedup_over_flash. For pruned
+        variants, selection_share: the part of the step that choosing takes, from the logits, which attention needs as
+        well, to the set. And ``bandwidth_gb_s`` (best of all), the machine, the model.
 
     Raises
     ------
     ValueError
         An unknown variant or size, visual_tokens that is no multiple of 32, or nothing fits into memory.
     """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    variants = variants or (*VARIANTS, *(("flash",) if device == "cuda" else ()))
     if "stock" not in variants:
         raise ValueError(f"variants must include stock, which the others are compared with; got {', '.join(variants)}")
     if size not in SIZES:
         raise ValueError(f"no size {size!r}; known: {', '.join(SIZES)}")
     ways = {name: pruner_of(name) for name in variants}
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     vlm = random_language_model(size, device, torch.bfloat16 if device == "cuda" else torch.float32)
     buffer = torch.ones(READ // 4, device=device)  # written: memory never written to is not read from memory
     rows: list[dict[str, Any]] = []
@@ -112,7 +119,15 @@ def _measure(
     bandwidth = buffer.nbytes / min(timed.pop("read"))
     rows = []
     for name, times in timed.items():
-        ratios = [stock / own for stock, own in zip(timed["stock"], times, strict=True)]
+        beside: dict[str, Any] = {
+            f"speedup_over_{other}": _speedup(timed[other], times)
+            for other in ("stock", "dense", "flash")
+            if other in timed
+        }
+        if "dense" in timed:
+            beside["bound_over_dense"] = needs["dense"]["bytes"] / needs[name]["bytes"]
+        if ways[name][0] is not None:
+            beside["selection_share"] = _selection_share(run[name], rounds, buffer.device.type)
         step_ms, limit_ms = 1e3 * spread(times)["median"], 1e3 * needs[name]["bytes"] / bandwidth
         rows.append(
             {
@@ -120,7 +135,7 @@ def _measure(
                 "batch": steps.rows,
                 "variant": name,
                 "step_ms": step_ms,
-                "speedup_over_stock": spread(ratios),
+                **beside,
                 **needs[name],
                 "bandwidth_gb_s": bandwidth / 1e9,
                 "limit_ms": limit_ms,
@@ -128,6 +143,35 @@ def _measure(
             }
         )
     return rows
+
+
+def _speedup(others: list[float], own: list[float]) -> dict[str, float]:
+    """How many times as fast in each round: smallest, median and largest."""
+    return spread([other / one for other, one in zip(others, own, strict=True)])
+
+
+def _selection_share(step: Callable[[], Any], rounds: int, device: str) -> float:
+    """Part of a step that the pruner takes to choose, once the logits are there: median over some steps."""
+    spent: dict[str, float] = {}
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            found: list[Any] = []
+            spent[name] = spent.get(name, 0.0) + _seconds(lambda: found.append(function(*given)), device)
+            return found[0]
+
+        return call
+
+    shares = []
+    with (
+        patch.object(Group, "decide", timed("decide", Group.decide)),
+        patch.object(View, "logits", timed("logits", View.logits)),
+    ):
+        for _ in range(rounds):
+            spent.clear()
+            taken = _seconds(step, device)
+            shares.append((spent["decide"] - spent.get("logits", 0.0)) / taken)
+    return spread(shares)["median"]
 
 
 def _bytes_at_once(vlm: VLM, count: int, batch: int) -> float:
@@ -165,17 +209,26 @@ def _seconds(function: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - started
 
 
+def _beside_dense(row: dict[str, Any]) -> str:
+    """How many times as fast as our dense step, and how many times at most, by the bytes."""
+    if "bound_over_dense" not in row:
+        return f"{'':16}"
+    return f"{row['speedup_over_dense']['median']:>8.2f} {row['bound_over_dense']:>7.2f}"
+
+
 def format_rows(result: dict[str, Any]) -> str:
     """The result as a table for a terminal."""
     lines = [
-        f"{'tokens':>7} {'batch':>5}  {'variant':12} {'step':>10}  {'x stock: min median max':24} {'x limit':>7}  kept"
+        f"{'tokens':>7} {'batch':>5}  {'variant':12} {'step':>10} {'limit':>10}  {'x stock: min median max':24} "
+        f"{'x limit':>7} {'x dense':>8} {'at most':>7}  kept  selection"
     ]
     for row in result["rows"]:
         speed = row["speedup_over_stock"]
         shown = f"{speed['min']:6.2f} {speed['median']:7.2f} {speed['max']:7.2f}"
         lines.append(
-            f"{row['visual_tokens']:>7,} {row['batch']:>5}  {row['variant']:12} {row['step_ms']:>7.1f} ms  {shown:24} "
-            f"{row['time_over_limit']:>7.2f}  {row['kept']:.1%}"
+            f"{row['visual_tokens']:>7,} {row['batch']:>5}  {row['variant']:12} {row['step_ms']:>7.1f} ms "
+            f"{row['limit_ms']:>7.1f} ms  {shown:24} {row['time_over_limit']:>7.2f} {_beside_dense(row)}  "
+            f"{row['kept']:.1%}" + (f"  {row['selection_share']:.1%}" if "selection_share" in row else "")
         )
     for part in result["left_out"]:
         lines.append(f"{part['visual_tokens']:>7,} {part['batch']:>5}  left out: does not fit into memory")

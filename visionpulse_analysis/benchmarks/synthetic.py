@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Cache, DynamicCache, Qwen3VLForConditionalGeneration
 
 from visionpulse_analysis.attending import Execution
@@ -33,6 +35,7 @@ PRUNERS: dict[str, tuple[Pruner, Execution]] = {
     "reuse_5": (replace(VisionPulse.five_percent(), reuse_previous=True), "gathered"),
 }
 VARIANTS = ("stock", "eager", "dense", *PRUNERS)
+UNPRUNED = ("stock", "eager", "dense", "flash")  # flash: our dense step, with PyTorch's flash kernel or none
 BEFORE, AFTER = 16, 32  # tokens of text before and after the image
 
 
@@ -41,14 +44,14 @@ def pruner_of(variant: str) -> tuple[Pruner | None, Execution]:
 
     Raises ValueError for a name that is no variant.
     """
-    if variant in ("stock", "eager", "dense"):
+    if variant in UNPRUNED:
         return None, "masked"
     if variant in PRUNERS:
         return PRUNERS[variant]
     execution, _, percent = variant.partition("_")
     if execution not in ("masked", "gathered") or not percent.isdecimal() or not 1 <= int(percent) <= 100:
         raise ValueError(
-            f"no variant {variant!r}: expected {', '.join(VARIANTS)}, or masked_ or gathered_ with a percentage"
+            f"no variant {variant!r}: expected {', '.join(VARIANTS)}, flash, or masked_ or gathered_ with a percentage"
         )
     return VisionPulse(budget=int(percent) / 100), "masked" if execution == "masked" else "gathered"
 
@@ -119,7 +122,8 @@ class Steps:
 
         def step() -> Batch:
             batch.tokens = self._token()[:, 0]
-            with torch.inference_mode(), route(self.vlm.model, batch.attend):
+            kernel = sdpa_kernel(SDPBackend.FLASH_ATTENTION) if name == "flash" else nullcontext()
+            with kernel, torch.inference_mode(), route(self.vlm.model, batch.attend):
                 batch.step()
             batch.width, batch.position = batch.width - 1, self.place[0, :, 0]
             batch.cache.crop(-1)

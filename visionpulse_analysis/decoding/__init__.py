@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from visionpulse_analysis.attending import Execution
 from visionpulse_analysis.collecting import Record
-from visionpulse_analysis.decoding.batch import Batch, end_ids
+from visionpulse_analysis.decoding.batch import Batch
 from visionpulse_analysis.decoding.options import Options, heads_of, layers_of
 from visionpulse_analysis.decoding.run import Run
+from visionpulse_analysis.decoding.tokens import end_ids
 from visionpulse_analysis.families import Prompt
 from visionpulse_analysis.images import ImageLike
 from visionpulse_analysis.models import VLM

@@ -15,6 +15,7 @@ from visionpulse_analysis.attention import route
 from visionpulse_analysis.cache import GrowingLayer, grows_in_place, make_cache
 from visionpulse_analysis.collecting import Record
 from visionpulse_analysis.decoding.options import Options
+from visionpulse_analysis.decoding.tokens import end_ids, pad_id
 from visionpulse_analysis.families import Prompt
 from visionpulse_analysis.hooks import watch_layers
 from visionpulse_analysis.models import VLM
@@ -238,18 +239,3 @@ def _joined(layout: Layout, rows: torch.Tensor, other: Layout, shift: int) -> La
         seeds[row] = seed
     # Only prefill asks where the question stands.
     return replace(layout, patches=patches, places=places, starts=starts, seeds=seeds, question=patches[:, :0])
-
-
-def pad_id(vlm: VLM) -> int:
-    """The token that fills short rows: the tokenizer's padding token, or 0, which the mask hides anyway."""
-    return vlm.tokenizer.pad_token_id if vlm.tokenizer.pad_token_id is not None else 0
-
-
-def end_ids(vlm: VLM) -> set[int]:
-    """The tokens that end a trace. Raises ValueError where the model names none."""
-    generation = getattr(vlm.model, "generation_config", None)
-    ends = getattr(generation, "eos_token_id", None)
-    ends = vlm.tokenizer.eos_token_id if ends is None else ends
-    if ends is None:
-        raise ValueError(f"{vlm.name} names no end token; set generation_config.eos_token_id")
-    return set(ends) if isinstance(ends, list | tuple) else {int(ends)}

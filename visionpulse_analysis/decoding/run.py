@@ -12,8 +12,9 @@ import torch
 from visionpulse_analysis.attention import route
 from visionpulse_analysis.cache import grows_in_place
 from visionpulse_analysis.collecting import Choice, Record, choice_of, visible_of
-from visionpulse_analysis.decoding.batch import Batch, end_ids
+from visionpulse_analysis.decoding.batch import Batch
 from visionpulse_analysis.decoding.options import Options
+from visionpulse_analysis.decoding.tokens import end_ids
 from visionpulse_analysis.decoding.transfer import Arriving
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.sampling import check_chosen
@@ -40,7 +41,8 @@ class Run:
 
     def __init__(self, vlm: VLM, records: Sequence[Record], options: Options, batch_size: int):
         self.vlm, self.options, self.batch_size = vlm, options, batch_size
-        self.waiting = deque(records)
+        # Rows of one length need no padding; the longest first, so that what does not fit into memory fails at once.
+        self.waiting = deque(sorted(enumerate(records), key=lambda numbered: -len(numbered[1].prompt.ids)))
         self.ends = end_ids(vlm)
         self.lag = LAG.get(vlm.model.device.type, 0)
         self.arriving: deque[Noted] = deque()
@@ -78,13 +80,14 @@ class Run:
         if self.waiting and len(over) >= min(len(self.waiting), -(-self.batch_size // 8)):
             new = self._begin(len(over))
             batch.put(over[: len(new.records)], new)
-        elif not self.waiting and 2 * len(over) >= len(batch.records):
+        elif not self.waiting and 8 * len(over) >= len(batch.records):
             batch.keep([row for row in range(len(batch.records)) if row not in over])
         return batch
 
     def _begin(self, rows: int) -> Batch:
-        """Prefill the next records, up to so many."""
-        records = [self.waiting.popleft() for _ in range(min(rows, len(self.waiting)))]
+        """Prefill the next records, up to so many; together they keep the order given."""
+        next_ones = [self.waiting.popleft() for _ in range(min(rows, len(self.waiting)))]
+        records = [record for _, record in sorted(next_ones, key=lambda numbered: numbered[0])]
         for record in records:
             record.begin()
         batch, logits = self.prefill(records)

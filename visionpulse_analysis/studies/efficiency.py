@@ -49,16 +49,13 @@ class Measurements:
         most = most.query(f"batch == {most.batch.max()}").set_index("variant")
         recording, batch = self.rows("recording"), self.rows("batch")
         together = batch[batch.batch == batch.batch.max()].set_index("recorded")
+        [plain] = [row for row in self.batch["rows"] if row["batch"] == batch.batch.max() and not row["recorded"]]
         return {
             "visual_tokens": int(longest.visual_tokens.iloc[0]),
-            "speedup_over_stock": longest["speedup_over_stock.median"].to_dict(),
-            "time_over_limit": longest.time_over_limit.to_dict(),
-            "step_ms": longest.step_ms.to_dict(),
+            **_of(longest),
             "many_rows": {
                 "batch": int(most.batch.iloc[0]),
-                "speedup_over_stock": most["speedup_over_stock.median"].to_dict(),
-                "time_over_limit": most.time_over_limit.to_dict(),
-                "step_ms": most.step_ms.to_dict(),
+                **_of(most),
             },
             "bandwidth_gb_s": self.decode["bandwidth_gb_s"],
             "recording": {
@@ -69,8 +66,17 @@ class Measurements:
                 "recorded" if recorded else "not recorded": row["speedup_over_first.median"]
                 for recorded, row in together.iterrows()
             },
+            "batch_bound": plain["bound"],
+            "batch_ms": plain["ms_per_sample"],
             "machine": self.decode["machine"],
         }
+
+
+def _of(steps: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Numbers of the variants of one context and batch size."""
+    names = {"speedup_over_stock": "speedup_over_stock.median", "speedup_over_dense": "speedup_over_dense.median"}
+    names |= {name: name for name in ("bound_over_dense", "time_over_limit", "step_ms", "selection_share")}
+    return {name: steps[column].dropna().to_dict() for name, column in names.items()}
 
 
 def read_measurements(folder: str | Path = "") -> Measurements:
@@ -134,27 +140,34 @@ def sentences(found: Measurements) -> str:
     """What was measured, as Markdown; every number computed."""
     numbers, machine = found.numbers(), found.decode["machine"]
     speed, over = numbers["speedup_over_stock"], numbers["time_over_limit"]
-    step, many = numbers["step_ms"], numbers["many_rows"]
+    dense, bound, many = numbers["speedup_over_dense"], numbers["bound_over_dense"], numbers["many_rows"]
+    ms = numbers["batch_ms"]
+    alike = ms["prompt"] + ms["prefill"] + ms["trace"] + ms["rest"]
     lines = [
         f"Measured on {machine['date']}: {machine['processor']}, {machine['threads']} threads, {machine['device']}; "
         f"reading memory at {numbers['bandwidth_gb_s']:.1f} GB/s.",
         f"- At {numbers['visual_tokens']:,} visual tokens a dense step is {speed['dense']:.1f} times as fast as the "
         f"library's (its cache is copied at every step) and takes {over['dense']:.2f} times what reading weights, keys "
         "and values once takes.",
-        f"- Gathering 5 % of the patches: {speed['gathered_5']:.1f} times the library, "
-        f"{step['dense'] / step['gathered_5']:.2f} times our own dense step. With the set of the step before in the "
-        f"layers below the anchor: {speed['reuse_5']:.1f} and {step['dense'] / step['reuse_5']:.2f} times. Hiding the "
-        f"same patches by a mask: {speed['masked_5']:.1f} and {step['dense'] / step['masked_5']:.2f} times.",
+        f"- Gathering 5 % of the patches: {speed['gathered_5']:.1f} times the library, {dense['gathered_5']:.2f} times "
+        f"our own dense step; the layers below the anchor read everything, so by the bytes it could be at most "
+        f"{bound['gathered_5']:.2f}. With the set of the step before in those layers: {speed['reuse_5']:.1f} and "
+        f"{dense['reuse_5']:.2f} times, at most {bound['reuse_5']:.2f}. Hiding the same patches by a mask: "
+        f"{speed['masked_5']:.1f} and {dense['masked_5']:.2f} times. Choosing takes "
+        f"{numbers['selection_share']['gathered_5']:.1%} of the gathered step.",
         f"- {many['batch']} rows together: dense {many['speedup_over_stock']['dense']:.1f}, gathered "
         f"{many['speedup_over_stock']['gathered_5']:.1f}, reused {many['speedup_over_stock']['reuse_5']:.1f} times the "
-        f"library; gathered {many['step_ms']['dense'] / many['step_ms']['gathered_5']:.2f} times our own dense step, "
-        f"which takes {many['time_over_limit']['dense']:.2f} times the limit.",
+        f"library; gathered {many['speedup_over_dense']['gathered_5']:.2f} times our own dense step, which takes "
+        f"{many['time_over_limit']['dense']:.2f} times the limit.",
         f"- Recording, all layers: {_recorded(found, 'all_layers')} the time of plain decoding; eager "
         f"`output_attentions`: {_recorded(found, 'eager')}.",
         f"- {numbers['largest_batch']} rows together decode "
         + " and ".join(f"{ratio:.1f} times as many samples a second ({kind})" for kind, ratio in
                        numbers["batch_speedup"].items())
-        + " as one row at a time.",
+        + f" as one row at a time. Of the {alike + ms['steps']:.1f} ms of a sample (not recorded) "
+        f"{ms['prefill']:.1f} are prefill and {alike - ms['prefill']:.1f} prompt, trace and the rest, work per sample "
+        f"that no batch shares: if a step of {numbers['largest_batch']} rows took no longer than a step of one, it "
+        f"would be {numbers['batch_bound']:.1f} times.",
     ]  # fmt: skip
     return "\n".join(lines)
 

@@ -148,17 +148,18 @@ def found_11(n: dict[str, Any]) -> str:
 
 
 def found_07(n: dict[str, Any]) -> str:
-    speed, step = n["speedup_over_stock"], n["step_ms"]
-    batches, many = n["batch_speedup"]["not recorded"], n["many_rows"]
-    gain = many["step_ms"]["dense"] / many["step_ms"]["gathered_5"]
-    recorded = [ratio for name, ratio in n["recording"].items() if name.startswith("all_layers")]
+    speed, many, recorded = n["speedup_over_stock"], n["many_rows"], n["recording"]
+    gain, bound = (n[name]["gathered_5"] for name in ("speedup_over_dense", "bound_over_dense"))
+    all_layers = [ratio for name, ratio in recorded.items() if name.startswith("all_layers")]
     return (
         f"At {n['visual_tokens']:,} visual tokens a dense step is {speed['dense']:.1f} times as fast as the library's "
         f"and takes {n['time_over_limit']['dense']:.2f} times what memory allows; with 5 % gathered "
-        f"{speed['gathered_5']:.1f} times ({step['dense'] / step['gathered_5']:.2f} times our dense step, {gain:.2f} "
-        f"times with {many['batch']} rows), with the last set reused {speed['reuse_5']:.1f} times. Recording all "
-        f"layers takes {' and '.join(f'{ratio:.2f}' for ratio in recorded)} times the time of plain decoding; "
-        f"{n['largest_batch']} rows together decode {batches:.1f} times as many samples a second as one."
+        f"{speed['gathered_5']:.1f} times ({gain:.2f} times our dense step, of {bound:.2f} that the bytes allow; "
+        f"{many['speedup_over_dense']['gathered_5']:.2f} times with {many['batch']} rows), with the last set reused "
+        f"{speed['reuse_5']:.1f} times. Recording all layers takes "
+        f"{' and '.join(f'{ratio:.2f}' for ratio in all_layers)} times the time of plain decoding; "
+        f"{n['largest_batch']} rows together decode {n['batch_speedup']['not recorded']:.1f} times as many samples a "
+        f"second as one, of {n['batch_bound']:.1f} if their steps took no longer than those of one."
     )
 
 
