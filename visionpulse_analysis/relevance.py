@@ -16,8 +16,9 @@ def relevance(vlm: VLM, prompt: Prompt, answer: torch.Tensor) -> torch.Tensor:
     """Mean relevance of each patch to the tokens of an answer (arXiv 2506.01097, section 3).
 
     For each token y: ``R = I``, then ``R <- R + E_h[(A * dA)^+] R`` from the first layer to the last, with A the
-    attention of a layer and dA the gradient of y's logit with respect to it; the row of the position that predicts
-    y, at the patches. All tokens share one teacher-forced pass; memory grows with layers x heads x tokens squared.
+    attention of a layer and dA the gradient of y's logit with respect to it (that of its probability, which would do as
+    well, vanishes where the model is sure); the row of the position that predicts y, at the patches. All tokens share
+    one teacher-forced pass; memory grows with layers x heads x tokens squared.
 
     Parameters
     ----------

@@ -24,7 +24,7 @@ class DyCoke(Pruner):
     Parameters
     ----------
     budget : float
-        Share kept in (0, 1], 1 - p of the paper (p = 0.7).
+        Share kept in (0, 1], 1 - p of the paper (p = 0.7; the code has 0.8 where none is given).
     layer : int
         Zero-based first layer that reads the chosen patches only, at least 1 (3).
     threshold : float

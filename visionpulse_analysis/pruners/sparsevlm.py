@@ -31,7 +31,8 @@ class SparseVLM(Pruner):
     Parameters
     ----------
     layers : tuple of int, optional
-        Zero-based layers after which patches go; the code's 2, 6 and 15 of 32 if left out, scaled.
+        Zero-based layers after which patches go; the code's 2, 6 and 15 of 32 if left out, scaled (version
+        1.0 prunes after 19 as well).
     amount : "shares", "rank" or "paper"
         "shares" keeps a fixed number (1.5); "rank" ``floor(scale * rank)`` (1.0: scale 13.5), where rank is that of
         the matrix of weights [rater, patch]; "paper" drops ``floor(scale * (patches - rank))``. The last two never keep
