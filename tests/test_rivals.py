@@ -153,6 +153,12 @@ def test_the_table_has_every_arm(compared):
     assert table.loc["FastV 25 %", ["kept", "at last layer"]].tolist() == ["25.0 %", "25.0 %"]
     own = compared.kept["VTW, own setting"]
     assert f"VTW, own setting: {100 * own:.1f} % kept" in rivals_report.own_retention(compared)
+    arms = {"VTW": ["VTW 10 %", "VTW, own setting"], "MVW": ["MVW, own setting"], "FastV": ["FastV 5 %", "FastV 10 %"]}
+    assert rivals_report.not_matched(replace(compared, arms=arms), [0.05, 0.1, 0.1]) == [
+        "5 % is not kept by any setting of VTW and MVW.",
+        *["10 % is not kept by any setting of MVW."] * 2,
+    ]
+    assert rivals_report.not_matched(compared, []) == []
 
 
 def test_the_kept_sets_are_shown_at_four_steps_under_their_retention(vlm, samples, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -110,6 +111,15 @@ def _against_pulse(compared: Comparison, budget: float) -> list[str]:
 
 def _list(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def not_matched(compared: Comparison, budgets: Sequence[float]) -> list[str]:
+    """Which methods have no setting that keeps about a budget, one line per budget of which that is so."""
+    lines = []
+    for budget in budgets:
+        missing = [label for label, names in compared.arms.items() if arm_name(label, budget) not in names]
+        lines += [f"{100 * budget:g} % is not kept by any setting of {_list(missing)}."] if missing else []
+    return lines
 
 
 def own_retention(compared: Comparison) -> list[str]:
