@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from html import escape
 from typing import ClassVar
 
 import numpy as np
@@ -31,7 +32,12 @@ def trace(id: str, steps: int = 2, tokens: list[str] | None = None, **meta) -> v
 
 def rows(html: str) -> list[list[str]]:
     """The cells of each row of the table but the first."""
-    return [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", html)[1:]]
+    return [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", html)[1:]]
+
+
+def known(html: str) -> dict[str, str]:
+    """The table of one thing: what stands beside each name."""
+    return dict(re.findall(r"<tr><th>(.*?)</th><td[^>]*>(.*?)</td></tr>", html))
 
 
 @pytest.fixture
@@ -88,7 +94,7 @@ def test_a_large_store_shows_twenty_traces_and_says_so(store, monkeypatch):
 
 def test_a_pruner_says_what_it_does_with_which_parameters():
     html = vpa.VisionPulse(budget=0.05)._repr_html_()
-    assert "<td>visionpulse</td>" in html and "<th>budget</th><td>0.05</td>" in html
+    assert (known(html)["pruner"], known(html)["budget"]) == ("visionpulse", "0.05")
     assert str(vpa.VisionPulse.__doc__).splitlines()[0] in html
 
     @dataclass(frozen=True)
@@ -103,3 +109,12 @@ def test_a_pruner_says_what_it_does_with_which_parameters():
     finally:
         del KNOWN["odd"]
     assert "<script" not in html and "&lt;b&gt;nothing" in html
+
+
+def test_two_pruners_at_once_and_recorded_ones_are_written_as_they_are_made():
+    both = vpa.make_pruner("fastv(budget=0.2) | visionpulse(budget=0.1)")
+    shown = known(both._repr_html_())
+    assert shown == {"pruner": escape(both.to_dict()["name"]), "does": shown["does"]} and "`" not in shown["does"]
+    recorded = known(trace("one", pruner={"name": "fastv", "budget": 0.2, "rope": True})._repr_html_())
+    assert recorded["pruner"] == "fastv(budget=0.2, rope=True)"
+    assert known(trace("one")._repr_html_())["pruner"] == "none (dense)"

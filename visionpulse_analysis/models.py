@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from transformers.utils import logging as hf_logging
 from visionpulse_analysis.families import Family, Prompt, check_supported, family_class
 from visionpulse_analysis.families.processors import load_image_processor, load_video_settings
 from visionpulse_analysis.images import ImageLike
+from visionpulse_analysis.traces.html import facts_table
 from visionpulse_analysis.videos import Video
 
 BUNDLED = ("scenes",)
@@ -109,8 +109,7 @@ class VLM:
             "parameters": f"{sum(p.numel() for p in self.model.parameters()):,}",
             "dtype and device": f"{self.model.dtype}, {self.model.device}".replace("torch.", ""),
         }
-        cells = "".join(f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in rows.items())
-        return f"<table>{cells}</table>"
+        return facts_table(rows)
 
 
 def data_folder() -> Path:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from html import escape
 from typing import Any, ClassVar
 
 import torch
 
 from visionpulse_analysis.pruners.view import Layout, View
+from visionpulse_analysis.traces.html import facts_table
 
 
 @dataclass(frozen=True)
@@ -144,9 +144,9 @@ class Pruner:
         return {"name": self.name, **asdict(self)}
 
     def _repr_html_(self) -> str:
-        facts = {"pruner": self.name, "does": (type(self).__doc__ or "").partition("\n")[0], **asdict(self)}
-        rows = "".join(f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in facts.items())
-        return f"<table>{rows}</table>"
+        given = self.to_dict()
+        does = (type(self).__doc__ or "").partition("\n")[0].replace("``", "")
+        return facts_table({"pruner": given.pop("name"), "does": does, **given})
 
 
 KNOWN: dict[str, type[Pruner]] = {}

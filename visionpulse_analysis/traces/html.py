@@ -40,7 +40,6 @@ def trace_html(
     width : int
         Pixels.
     """
-    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in facts.items())
     shown = "".join(
         f"<code title='step {step}, visual mass {share:.3f}' style='background:rgba(59,130,246,{0.6 * share:.2f});"
         f"unicode-bidi:isolate'>{escape(_readable(token))}</code> "
@@ -52,9 +51,19 @@ def trace_html(
         f"{'' if image is None else _thumbnail(image, width)}"
         f"<div><p><b>{escape(question)}</b></p><p style='line-height:1.7'>{shown}{more}</p>"
         "<p><small>Shaded by visual mass. vpa.explore(trace) shows where it looked.</small></p>"
-        f"<table>{rows}</table></div>"
+        f"{facts_table(facts)}</div>"
         "</div>"
     )
+
+
+def facts_table(facts: Mapping[str, object]) -> str:
+    """A table of one name and what is known of it per line; every text is escaped."""
+    rows = "".join(f"<tr><th>{escape(name)}</th>{_cell(str(known))}</tr>" for name, known in facts.items())
+    return f"<table>{rows}</table>"
+
+
+def _cell(text: str) -> str:
+    return f"<td style='text-align:left'>{escape(text)}</td>"  # JupyterLab would put words at the right
 
 
 def _readable(token: str) -> str:
@@ -68,8 +77,8 @@ def store_html(store) -> str:
     """A table of the first 20 traces of a TraceStore; every text is escaped."""
     ids = store.ids
     lines = [_line(store, id) for id in ids[:_MAX_ROWS]]
-    head = "".join(f"<th>{escape(name)}</th>" for name in (lines[0] if lines else {}))
-    body = "".join(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in line.values())}</tr>" for line in lines)
+    head = "".join(f"<th style='text-align:left'>{escape(name)}</th>" for name in (lines[0] if lines else {}))
+    body = "".join(f"<tr>{''.join(map(_cell, line.values()))}</tr>" for line in lines)
     more = f"<p>and {len(ids) - _MAX_ROWS} more; store.ids names all</p>" if len(ids) > _MAX_ROWS else ""
     title = f"<p><b>TraceStore</b> {escape(str(store.path))}: {len(ids)} {'trace' if len(ids) == 1 else 'traces'}</p>"
     return f"<div class='mathjax_ignore'>{title}<table><tr>{head}</tr>{body}</table>{more}</div>"
@@ -86,16 +95,20 @@ def _line(store, id: str) -> dict[str, str]:
         "id": id,
         "question": trace.question,
         "model": str(trace.meta.get("model", "")),
-        "pruner": _pruner_text(trace.meta.get("pruner")),
+        "pruner": pruner_text(trace.meta.get("pruner"), parameters=False),
         "steps": str(len(trace)),
         "state": "whole" if trace.meta.get("complete") else "unfinished",
     }
 
 
-def _pruner_text(pruner: object) -> str:
+def pruner_text(pruner: object, parameters: bool = True) -> str:
+    """A recorded pruner as it is written for ``make_pruner``: ``name(parameter=value, ...)``, or its name alone."""
     if pruner is None:
         return "none (dense)"
-    return str(pruner["name"]) if isinstance(pruner, Mapping) and "name" in pruner else str(pruner)
+    if not isinstance(pruner, Mapping) or "name" not in pruner:
+        return str(pruner)
+    given = ", ".join(f"{key}={value!r}" for key, value in pruner.items() if key != "name")
+    return f"{pruner['name']}({given})" if parameters and given else str(pruner["name"])
 
 
 def _thumbnail(image: np.ndarray, width: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,7 @@ import xarray as xr
 from visionpulse_analysis.patches import PatchGrid
 from visionpulse_analysis.traces.data import check_dataset, data_hash, from_parts, grid_of, json_copy, to_parts
 from visionpulse_analysis.traces.files import read_group, write_group
-from visionpulse_analysis.traces.html import trace_html
+from visionpulse_analysis.traces.html import pruner_text, trace_html
 from visionpulse_analysis.traces.text import split_text
 
 
@@ -230,11 +229,10 @@ class Trace:
 
     def _repr_html_(self) -> str:
         sizes = ", ".join(f"{name} {size}" for name, size in self.attention.sizes.items())
-        pruner = self.meta.get("pruner")
         facts = {
             "recorded": f"{sizes}; layers {self.layers}",
             "model": str(self.meta.get("model", "unknown")),
-            "pruner": "none (dense)" if pruner is None else json.dumps(pruner),
+            "pruner": pruner_text(self.meta.get("pruner")),
             "finished": str(self.meta.get("finished", "unknown")),
             "complete": str(self.meta.get("complete")),
         }
