@@ -80,6 +80,9 @@ def agrees(view: Explored, traces: tuple[Trace, ...]) -> None:
     maps = [attention(trace, now) for trace in shown]
     values, drawn = value_of(maps, steps, now["mode"]), view.look("e.values && [...e.values]")
     assert view.page.locator('[data-ref="veil"]').is_visible() == (values is None)
+    layer = "mean of 3 layers" if now["layer"] == "mean" else f"layer {now['layer']}"
+    head = "mean of 2 heads" if now["head"] == "mean" else f"head {now['head']}"
+    assert f"; {layer}, {head}; " in view.text("unit")
     if values is None:
         assert drawn is None
         return

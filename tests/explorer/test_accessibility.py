@@ -69,6 +69,24 @@ def test_theme_follows_the_system_until_it_is_chosen(explored):
     assert theme.get_attribute("data-theme") == "light" and view.text("theme") == "Theme: light"
 
 
+def test_the_theme_of_a_notebook_wins_over_the_system(explored):
+    view = explored(make_trace(), dark=True)
+    for name, kind, theme in (
+        ("vscodeThemeKind", "vscode-light", "light"),
+        ("vscodeThemeKind", "vscode-high-contrast", "dark"),
+        ("jpThemeLight", "true", "light"),
+    ):
+        view.look(f"(document.body.dataset.{name} = '{kind}')")
+        view.page.wait_for_selector(f'.vp-explorer[data-theme="{theme}"]')
+
+
+def test_a_long_question_leaves_the_image_in_sight(explored):
+    trace = make_trace()
+    view = explored(trace.with_meta({**trace.meta, "question": "where is it ? " * 800}))
+    assert view.page.locator('[data-ref="stage"]').bounding_box()["y"] < 450
+    assert view.page.locator("h1").get_attribute("title") == "where is it ? " * 800
+
+
 def test_the_page_says_that_attention_is_not_an_explanation(explored):
     view = explored(make_trace())
-    assert "does not by itself explain" in view.page.locator("footer").inner_text()
+    assert "does not by itself explain" in view.page.locator(".vp-foot").inner_text()

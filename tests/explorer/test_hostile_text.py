@@ -43,7 +43,7 @@ def test_no_text_turns_around_or_pushes_away_what_stands_beside_it(explored, wid
         view.look(f"e.preview({step})")
         shown = seen(token) if len(token) < 24 else seen(token)[:24] + "…"
         assert view.text("value").startswith(
-            f"Step {step} \N{FIRST STRONG ISOLATE}{shown}\N{POP DIRECTIONAL ISOLATE}: "
+            f"Step {step} “\N{FIRST STRONG ISOLATE}{shown}\N{POP DIRECTIONAL ISOLATE}”: "
         )
     for button in view.page.locator(".vp-peaks button").all():
         isolated = button.inner_text().split("\N{FIRST STRONG ISOLATE}")[1]

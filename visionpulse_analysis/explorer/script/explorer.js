@@ -63,7 +63,7 @@ export class Explorer {
 
   listen() {
     this.on(window.matchMedia("(prefers-color-scheme: dark)"), "change", () => this.paintTheme());
-    this.watch(new MutationObserver(() => this.paintTheme()), document.body, { attributeFilter: ["data-jp-theme-light"] });
+    this.watch(new MutationObserver(() => this.paintTheme()), document.body, { attributeFilter: ["data-jp-theme-light", "data-vscode-theme-kind"] });
     this.watch(new ResizeObserver(() => requestAnimationFrame(() => this.resized())), this.root);
   }
 
@@ -233,8 +233,9 @@ export class Explorer {
   }
 
   paintTheme() {
-    const host = document.body.dataset.jpThemeLight; // JupyterLab's own theme wins over the system's
-    const dark = host ? host === "false" : window.matchMedia("(prefers-color-scheme: dark)").matches;
+    const { jpThemeLight, vscodeThemeKind } = document.body.dataset; // the theme of a notebook wins over the system's
+    const dark = jpThemeLight ? jpThemeLight === "false" : vscodeThemeKind ? !/light/.test(vscodeThemeKind)
+      : window.matchMedia("(prefers-color-scheme: dark)").matches;
     this.root.dataset.theme = this.theme === "auto" ? (dark ? "dark" : "light") : this.theme;
     if (this.page) document.documentElement.dataset.theme = this.root.dataset.theme;
     this.ref.theme.textContent = `Theme: ${this.theme}`;

@@ -9,7 +9,7 @@ export class Margins {
   constructor(explorer) {
     this.explorer = explorer;
     const { data, ref } = explorer;
-    ref.question.textContent = data.question;
+    ref.question.textContent = ref.question.title = data.question; // of a long one four lines are shown
     this.lines = data.lines.map((_, i) => make("p", "", i === 2 ? { role: "status" } : {})); // of the trace beside the first
     ref.about.append(...this.lines);
     ref.notes.textContent = data.notes.join(" ");

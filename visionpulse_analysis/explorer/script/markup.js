@@ -1,7 +1,7 @@
 // The document, before any data is in it. Elements with data-ref are reached as explorer.ref.name.
 
 export const MARKUP = `
-<header class="vp-head">
+<div class="vp-head">
   <div>
     <p class="vp-brand">VisionPulse explorer</p>
     <h1 data-ref="question" dir="auto"></h1>
@@ -11,7 +11,7 @@ export const MARKUP = `
     <button type="button" data-ref="theme"></button>
     <button type="button" data-ref="openHelp" aria-haspopup="dialog">Help <kbd>?</kbd></button>
   </div>
-</header>
+</div>
 <p class="vp-note" data-ref="notes" hidden></p>
 <div class="vp-toolbar" role="group" aria-label="What is shown">
   <div class="vp-segment" role="group" aria-label="Trace" data-ref="modes">
@@ -36,7 +36,7 @@ export const MARKUP = `
       <p class="vp-veil" data-ref="veil" hidden></p>
     </div>
     <div class="vp-bar"><span data-ref="low"></span><canvas data-ref="bar" aria-hidden="true" width="256" height="1"></canvas><span data-ref="high"></span></div>
-    <p class="vp-muted" data-ref="unit"></p>
+    <p class="vp-muted" role="status" data-ref="unit"></p>
     <div class="vp-thumbs" role="group" aria-label="Images and frames" data-ref="thumbs" hidden></div>
     <p class="vp-note" data-ref="sinkNote" hidden></p>
     <fieldset class="vp-region">
@@ -62,14 +62,14 @@ export const MARKUP = `
     <div class="vp-curve" data-ref="curve"><canvas data-ref="plot" role="img"></canvas><div class="vp-cursor" data-ref="cursor"></div></div>
   </section>
 </div>
-<footer class="vp-foot">
+<div class="vp-foot">
   <div class="vp-copy"><span>Link to this view</span><code data-ref="link" tabindex="0" role="group" aria-label="Link to this view"></code><button type="button" data-ref="copyLink">Copy link</button></div>
   <div class="vp-copy"><span>Paper figure</span><code data-ref="command" tabindex="0" role="group" aria-label="Command for the paper figure"></code><button type="button" data-ref="copyCommand">Copy command</button></div>
   <p class="vp-muted" data-ref="commandNote" hidden></p>
   <div class="vp-row"><button type="button" data-ref="savePng">Save this view as figure (PNG)</button><span role="status" class="vp-muted" data-ref="told"></span></div>
   <p class="vp-muted">Attention shows where the model read from at a step; it does not by itself explain why the model answered as it did.</p>
   <p class="vp-muted">Values are the recorded float16 attention, lossless, shown to four digits; means are taken over them.</p>
-</footer>
+</div>
 <dialog class="vp-help" data-ref="help" aria-label="Help">
   <h2>Keys and gestures</h2><dl data-ref="keys"></dl>
   <p>Click or hover a token for its heatmap. Click a patch, or drag a box, to see on the token strip which steps looked there.</p>
@@ -96,3 +96,6 @@ export function inside(text, most = 24) {
   const letters = [...text];
   return `\u2068${letters.length > most ? `${letters.slice(0, most).join("")}…` : text}\u2069`;
 }
+
+/** A token in the middle of a sentence. */
+export const quoted = (token) => `“${inside(readable(token))}”`;

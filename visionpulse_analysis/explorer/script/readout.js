@@ -1,7 +1,7 @@
 // What the colours mean and the value under the pointer, in words and numbers.
 
 import { opaque } from "./colours.js";
-import { inside, readable } from "./markup.js";
+import { quoted } from "./markup.js";
 import { capital, number, signed } from "./numbers.js";
 
 export class Readout {
@@ -18,10 +18,13 @@ export class Readout {
   }
 
   draw() {
-    const { ref, view, palette } = this.explorer, bar = ref.bar.getContext("2d");
+    const { ref, data, view, palette } = this.explorer, bar = ref.bar.getContext("2d");
     opaque(palette).forEach((style, i) => { bar.fillStyle = style; bar.fillRect(i, 0, 1, 1); });
     const scale = view.scale === "step" ? "this step's own scale" : "one scale for all steps";
-    ref.unit.textContent = `${this.difference ? `${this.minus} ` : ""}attention, share of the softmax row; ${scale}`;
+    const layer = view.layer === "mean" ? `mean of ${data.recorded_layers} layers` : `layer ${view.layer}`;
+    const head = !data.heads ? "" : view.head === "mean" ? `, mean of ${data.heads.length} heads` : `, head ${view.head}`;
+    const told = `${this.difference ? `${this.minus} ` : ""}attention, share of the softmax row; ${layer}${head}; ${scale}`;
+    if (ref.unit.textContent !== told) ref.unit.textContent = told; // it is read aloud when it changes
   }
 
   heat() {
@@ -63,7 +66,7 @@ export class Readout {
     const { data, series, seriesName } = this.explorer;
     const told = data.traces.map((trace, t) => {
       const step = data.columns[t][column], name = data.pair ? `${trace.name} step` : "Step";
-      return step >= 0 && `${name} ${step} ${inside(readable(trace.tokens[step]))}: ${seriesName} ${number(series[t][step])} of the softmax row`;
+      return step >= 0 && `${name} ${step} ${quoted(trace.tokens[step])}: ${seriesName} ${number(series[t][step])} of the softmax row`;
     });
     return told.filter(Boolean).join("; ");
   }

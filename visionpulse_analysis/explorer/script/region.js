@@ -1,6 +1,6 @@
 // The region without a pointer: four numbers; and the steps that looked there most.
 
-import { inside, make, readable } from "./markup.js";
+import { make, quoted } from "./markup.js";
 import { number } from "./numbers.js";
 
 const ENDS = ["row0", "col0", "row1", "col1"]; // in the order of view.region
@@ -31,7 +31,7 @@ export class Region {
     const line = make("div", undefined, { class: "vp-row" });
     line.append(make("span", data.pair ? `${trace.name} looked there most at` : "Looked there most at"));
     for (const step of [...series.keys()].sort((a, b) => series[b] - series[a]).slice(0, MOST)) {
-      const button = make("button", `step ${step} ${inside(readable(trace.tokens[step]))} ${number(series[step])}`, { type: "button" });
+      const button = make("button", `step ${step} ${quoted(trace.tokens[step])} ${number(series[step])}`, { type: "button" });
       explorer.on(button, "click", () => explorer.goTo(t, data.columnOf[t][step]));
       line.append(button);
     }
