@@ -171,4 +171,5 @@ def test_the_kept_sets_are_shown_at_four_steps_under_their_retention(vlm, sample
     page = rivals_figures.kept_page(traces, steps)
     assert [ax.get_ylabel() for ax in page.axes if ax.get_ylabel()] == [f"step {step}" for step in steps]
     titles = [ax.get_title() for ax in page.axes if ax.get_title()]
+    assert "what the last layer sees" in page.subfigs[-1].get_supxlabel()
     assert titles == ["VisionPulse\n50.0 % kept", "VTW\n50.0 % kept", "random\n50.0 % kept"]

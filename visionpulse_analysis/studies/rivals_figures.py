@@ -19,6 +19,7 @@ from visionpulse_analysis.traces import Trace, frame_labels, frame_pictures
 
 FEWEST, COLUMNS = 3, 7  # kept sets beside one another
 STEPS = 4  # rows of kept sets, at most
+KEY = "Bright: what the last layer sees at that step. % kept: mean over the steps and the layers that a method acts on."
 
 
 def decode_one(
@@ -68,7 +69,7 @@ def kept_page(traces: Mapping[str, Trace], steps: Sequence[int], panel: int = 0)
         raise ValueError("the traces do not hold the picture that was asked about")
     tall, wide = picture.shape[:2]
     height = (figures.DOUBLE / columns * tall / wide + 0.08) * len(steps) + 0.3
-    fig, parts = figures.new_page(figures.DOUBLE, [height] * len(groups))
+    fig, parts = figures.new_page(figures.DOUBLE, [height] * (len(groups) - 1) + [height + 0.15])
     for part, group in zip(parts, groups, strict=True):
         with figures.style():
             panels = part.subplots(len(steps), columns, squeeze=False)
@@ -89,4 +90,6 @@ def kept_page(traces: Mapping[str, Trace], steps: Sequence[int], panel: int = 0)
                 figures.draw_kept(ax, picture, trace.grid.to_map(kept_of(trace)[step], image, frame))
             where = f"{frame_labels(shown)[panel].lower()}, " if len(frames) > 1 else ""
             panels[row, 0].set_ylabel(f"{where}step {step}", fontsize=8)
+    with figures.style():
+        parts[-1].supxlabel(KEY, fontsize=7)
     return fig

@@ -31,8 +31,9 @@ from visionpulse_analysis.traces import Trace
 LONGEST_ANSWER = 40  # characters of it in the table
 MEANING = """\
 kept: share of the patches, mean over the steps after prefill and over the layers from the first that a method can drop
-any from; own setting: no parameter sets that share, so the pruner runs with its defaults. parts at: first step whose
-token is not that of dense decoding. Costs: of the whole answer, beside them the change against dense."""
+any from; one that prefill freezes counts as dropped. own setting: no parameter sets that share, so the pruner runs with
+its defaults. parts at: first step whose token is not that of dense decoding. Costs: of the whole answer, and beside
+them the change against dense."""
 
 
 def named_pruners(text: str, basis: Basis, budget: float | None = None) -> dict[str, Pruner]:
