@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 
 import numpy as np
@@ -85,6 +86,8 @@ class TestEvery:
         assert kind.__doc__ and not kind.__doc__.startswith(f"{kind.__name__}(")
         for field in fields(kind):
             assert field.name in words, f"the docstring does not explain {field.name}"
+        papers = re.findall(r"arXiv \d{4}\.\d{5}|NeurIPS 2025 workshop|of no paper", words)
+        assert papers or name in ("keep_all", "random", "uniform", "last_step_only"), "the docstring names no paper"
 
     def test_it_changes_what_the_model_says_unless_it_keeps_all(self, vlm, pictures, dense, name):
         changed = [

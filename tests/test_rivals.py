@@ -149,6 +149,7 @@ def test_more_and_less_accurate_follow_whole_intervals(compared, monkeypatch):
 def test_the_table_has_every_arm(compared):
     table = rivals_report.table(compared)
     assert set(table.index) == set(compared.frontier.points) - {"dense"}
+    assert table.loc["LOOK-M 25 %", ["pruner", "settled"]].tolist() == ["lookm", "at prefill"]
     assert table.loc["VTW 25 %", ["kept", "at last layer"]].tolist() == ["25.0 %", "0.0 %"]
     assert table.loc["FastV 25 %", ["kept", "at last layer"]].tolist() == ["25.0 %", "25.0 %"]
     own = compared.kept["VTW, own setting"]

@@ -37,7 +37,8 @@ def table(compared: Comparison) -> pd.DataFrame:
     for label, names in compared.arms.items():
         for name in names:
             point = compared.frontier.points[name]
-            row = {"settled": "at prefill" if all_rivals()[label].at_prefill else "at steps"}
+            rival = all_rivals()[label]
+            row = {"pruner": rival.name, "settled": "at prefill" if rival.at_prefill else "at steps"}
             row["kept"] = f"{100 * compared.kept[name]:.1f} %"
             row["at last layer"] = f"{100 * point.retention:.1f} %"
             if point.change.truth is not None:
