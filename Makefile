@@ -1,6 +1,7 @@
 # make figures         run every notebook, write figures/          (FAST=1: small and quick, into figures/fast/; NAME=01: one notebook)
 # make test            run the tests
 # make test-floor      run the tests that touch transformers on the oldest version allowed
+# make test-torchvision run the tests of the families with torchvision, which nothing else here installs
 # make family-table    run the tests of all families on the oldest and newest transformers, write their table into the README
 # make lab             open JupyterLab in notebooks/
 # make lint            ruff, pyright, import-linter
@@ -10,12 +11,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FLOOR := $(VENV)/floor
+TORCHVISION := $(VENV)/torchvision
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable
+INTO := $(BIN)/python -m pip install --disable-pip-version-check --no-deps --target
 
 # Everything bundled works without network; say HF_HUB_OFFLINE=0 to load a model from the hub.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: figures test test-floor family-table lab lint clean
+.PHONY: figures test test-floor test-torchvision family-table lab lint clean
 
 figures: $(VENV)/.installed
 	$(BIN)/visionpulse figures $(NAME) $(if $(filter-out 0,$(FAST)),--fast)
@@ -26,8 +29,13 @@ test: $(VENV)/.installed
 test-floor: $(FLOOR)/.installed
 	PYTHONPATH=$(FLOOR) $(BIN)/python -m pytest tests/families tests/test_attention.py tests/test_decoding.py tests/test_models.py
 
-family-table: $(FLOOR)/.installed
+test-torchvision: $(FLOOR)/.installed $(TORCHVISION)/.installed
+	PYTHONPATH=$(TORCHVISION) $(BIN)/python -m pytest tests/families/test_recording.py tests/families/test_video.py
+	PYTHONPATH=$(FLOOR):$(TORCHVISION) $(BIN)/python -m pytest tests/families
+
+family-table: $(FLOOR)/.installed $(TORCHVISION)/.installed
 	PYTHONPATH=$(FLOOR) FAMILY_TABLE=write $(BIN)/python -m pytest tests/families
+	PYTHONPATH=$(FLOOR):$(TORCHVISION) FAMILY_TABLE=write $(BIN)/python -m pytest tests/families
 	FAMILY_TABLE=write $(BIN)/python -m pytest tests/families
 
 lab: $(VENV)/.installed
@@ -50,7 +58,12 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 $(FLOOR)/.installed: constraints-floor.txt $(VENV)/.installed
 	rm -rf $(FLOOR)
-	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --target $(FLOOR) --requirement constraints-floor.txt
+	$(INTO) $(FLOOR) --requirement constraints-floor.txt
+	touch $@
+
+$(TORCHVISION)/.installed: constraints-torchvision.txt $(VENV)/.installed
+	rm -rf $(TORCHVISION)
+	$(INTO) $(TORCHVISION) --requirement constraints-torchvision.txt
 	touch $@
 
 $(BIN)/python:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -12,6 +15,24 @@ from hypothesis import settings
 
 settings.register_profile("loaded machine", deadline=None)
 settings.load_profile("loaded machine")
+
+
+def torchvision_as_far_as_it_goes() -> Any:
+    """Where a torchvision was built for another torch, name the compiled operators that it lacks.
+
+    The library's processors call none of them, but without their names torchvision cannot even be imported.
+    """
+    try:
+        import_module("torchvision")
+    except RuntimeError:
+        operators = import_module("torch").library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import_module("torchvision")
+        return operators
+
+
+OPERATORS = torchvision_as_far_as_it_goes() if find_spec("torchvision") else None  # as long as it is held
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,14 @@ def test_every_direct_dependency_is_pinned_within_its_range():
         assert pinned >= [int(part) for part in floor[1].split(".")], requirement
 
 
+def test_the_extras_are_installed_where_the_tests_run():
+    """Without one of them, its tests would be skipped and nobody would see."""
+    for extra in set(EXTRAS) - {"test", "dev"}:
+        assert set(EXTRAS[extra]) <= set(EXTRAS["test"]), extra
+        for requirement in EXTRAS[extra]:
+            assert find_spec(package(requirement)), f"{requirement} is not installed: make test"
+
+
 def test_the_oldest_transformers_allowed_is_the_one_tested():
     floor = (ROOT / "constraints-floor.txt").read_text()
     tested = re.search(r"^transformers==(\d+\.\d+)\.", floor, re.MULTILINE)
@@ -67,6 +76,7 @@ def test_no_package_registry_is_named():
         "pyproject.toml",
         "constraints.txt",
         "constraints-floor.txt",
+        "constraints-torchvision.txt",
         "environment.yml",
         "Makefile",
         ".ci/run",
@@ -108,7 +118,7 @@ def test_every_arithmetic_room_is_under_its_import_contract():
 
 
 def test_torchvision_is_not_needed():
-    """No list installs it, so that all tests run without it, and no module of ours imports it."""
+    """Only `make test-torchvision` installs it, aside: all tests run without it, and no module of ours imports it."""
     assert not any("torchvision" in (ROOT / name).read_text() for name in ("constraints.txt", "environment.yml"))
     assert "torchvision" not in str(PROJECT["dependencies"]) + str(EXTRAS)
     for file in (ROOT / "visionpulse_analysis").rglob("*.py"):

@@ -54,7 +54,6 @@ class TestTables:
         assert np.array_equal(mass, trace.mass.values.ravel())
 
     def test_parquet_when_pyarrow_is_there(self, tmp_path):
-        pytest.importorskip("pyarrow", reason="the optional extra [parquet]")
         path = write_table([own(True), own()], tmp_path / "steps.parquet")
         pd.testing.assert_frame_equal(pd.read_parquet(path), step_table(own(True), own()), check_dtype=False)
 

@@ -22,6 +22,7 @@ COMMANDS = {  # file: the benchmark it is of
     "batch": "batch",
     "store": "store",
     "sweep": "sweep",
+    "endurance": "endurance",
 }
 if (data_folder() / "benchmarks" / "decode_gpu.json").exists():  # the README says how to make it
     COMMANDS["decode_gpu"] = "decode"
@@ -111,3 +112,14 @@ def test_the_store_stays_fast_and_the_memory_of_a_worker_flat():
     assert store["open_ms"]["max"] <= 1000 and store["random_step_ms"]["median"] <= 10
     memory = list(sweep["memory_mb"].values())
     assert max(memory) <= 1.02 * memory[0]
+
+
+def test_ten_thousand_decodes_left_nothing_behind():
+    result = stored("endurance")
+    assert result["decodes"] == 10_000 == result["moments"][-1]["decodes"] and len(result["moments"]) == 6
+    grown = dict(result["grown"])
+    assert grown.pop("objects") < 100 and grown.pop("blocks") < 1000  # of 10,000, had each decode left one
+    assert grown.pop("bytes") < 1000 * result["decodes"] and grown.pop("resident_mb") < 20  # 1 KB each would be more
+    assert grown.pop("threads") <= 4  # of the pool that stores write with
+    assert not any(grown.values())
+    assert result["steady"]["bytes"] < 100 and result["steady"]["blocks"] < 0.01

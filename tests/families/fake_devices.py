@@ -32,6 +32,21 @@ class Elsewhere(torch.Tensor):
     def tolist(self):
         return self.held.tolist()
 
+    def item(self):
+        return self.held.item()
+
+    def __bool__(self):
+        return bool(self.held)
+
+    def __int__(self):
+        return int(self.held)
+
+    def __index__(self):
+        return int(self.held)
+
+    def __float__(self):
+        return float(self.held)
+
     def data_ptr(self):
         return self.held.data_ptr()
 
@@ -59,6 +74,8 @@ def run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     tensors = [value for value in leaves if isinstance(value, torch.Tensor)]
     asked = [value for value in leaves if isinstance(value, torch.device)]
     filled = function.overloadpacket is torch.ops.aten.copy_
+    if function.overloadpacket is torch.ops.aten.index:  # what chooses may lie on the CPU
+        tensors = tensors[:1] + [tensor for tensor in tensors[1:] if tensor.device.type != "cpu"]
     places = list(dict.fromkeys(tensor.device for tensor in sorted(tensors, key=lambda t: t.ndim == 0)))
     if len({tensor.device for tensor in tensors if tensor.ndim}) > 1 and not asked and not filled:
         raise RuntimeError(f"{function}: tensors on different devices: {places}")
@@ -68,6 +85,8 @@ def run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return torch.device("cpu") if isinstance(value, torch.device) else getattr(value, "held", value)
 
     given, options = tree_map(bare, (args, kwargs))
+    if function.overloadpacket is torch.ops.aten.histc:  # of integers, as on CUDA; a CPU has it of floats only
+        given = [given[0].float(), *given[1:]]
     out = function(*given, **options)
     if place.type != FAKE:
         return out

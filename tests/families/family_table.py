@@ -2,7 +2,7 @@
 
 A test says with ``@pytest.mark.shows("batch")`` which column it stands for. A family has a column when every test of
 that column ran on it and passed. `shown.json` keeps this for each transformers tested; ``make family-table`` runs the
-tests on the oldest and the newest and writes it, and the README from it.
+tests on the oldest, on that with torchvision beside it, and on the newest, and writes it, and the README from it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
+from transformers.utils.import_utils import is_torchvision_available
 
 from visionpulse_analysis.families import REFUSED, REFUSED_PARTS
 
 FOLDER = Path(__file__).parent
 README = FOLDER.parents[1] / "README.md"
 STORED = FOLDER / "shown.json"
+BESIDE = " with torchvision"  # some families are in the oldest transformers for torchvision only
 BEGIN, END = "<!-- families", "<!-- end of families -->"
 COLUMNS = ("still", "several images", "video", "batch", "recorded", "pruned")
 NAMES = {
@@ -27,8 +30,10 @@ NAMES = {
     "qwen3_vl_moe": "Qwen3-VL, experts",
     "qwen2_5_vl": "Qwen2.5-VL",
     "qwen2_vl": "Qwen2-VL",
-    "internvl": "InternVL 2.5 and 3",
-    "internvl3_5": "InternVL 3.5",
+    "internvl": "InternVL 2.5 and 3, Qwen2",
+    "internvl2_5": "InternVL 2.5, Llama",
+    "internvl3_5": "InternVL 3.5, Qwen3",
+    "internvl3_5_moe": "InternVL 3.5, experts",
     "aya_vision": "Aya Vision",
     "deepseek_vl": "DeepSeek-VL",
     "llava": "LLaVA-1.5",
@@ -97,13 +102,14 @@ def columns_of(item: pytest.Item) -> list[str]:
 
 def table(stored: dict[str, Results]) -> str:
     """The table, and what is refused, from the results of each transformers."""
-    versions = sorted(stored, key=lambda version: [int(part) for part in version.split(".")])
+    versions = sorted(stored, key=lambda name: [int(part) for part in name.removesuffix(BESIDE).split(".")])
     lines = [f"| family | {' | '.join(COLUMNS)} | transformers |", "|---" * (len(COLUMNS) + 2) + "|"]
     for family in NAMES:
         on = [version for version in versions if family in stored[version]]
         cells = [_cell([v for v in on if column in stored[v][family]["shown"]], on) for column in COLUMNS]
         kind = stored[on[-1]][family]["type"] if on else "?"
-        tested = " to ".join(dict.fromkeys(on[:1] + on[-1:]))
+        first = on[0].replace(BESIDE, f" ({BESIDE.strip()})")  # sorted behind the same without it
+        tested = " to ".join(dict.fromkeys([first, on[-1]]))
         lines.append(f"| {NAMES[family]} (`{kind}`) | {' | '.join(cells)} | {tested} |")
     reasons: dict[str, list[str]] = defaultdict(list)
     for kind, why in REFUSED.items():
@@ -131,14 +137,24 @@ def read_stored() -> dict[str, Results]:
     return json.loads(STORED.read_text())
 
 
-def write(version: str, results: Results) -> None:
+def write(name: str, results: Results) -> None:
     """Keep the results of one transformers, drop those of versions no longer pinned, and rewrite the README."""
-    kept = {known: value for known, value in read_stored().items() if known in pinned()} if STORED.exists() else {}
-    STORED.write_text(json.dumps({**kept, version: results}, indent=1, sort_keys=True) + "\n")
+    kept = {known: value for known, value in read_stored().items() if known in versions()} if STORED.exists() else {}
+    STORED.write_text(json.dumps({**kept, name: results}, indent=1, sort_keys=True) + "\n")
     README.write_text(with_table(README.read_text(), table(read_stored())))
 
 
-def pinned() -> set[str]:
-    """The versions of transformers that the two constraint files name."""
-    lines = [line for name in ("constraints.txt", "constraints-floor.txt") for line in (README.parent / name).open()]
-    return {line.partition("==")[2].strip() for line in lines if line.startswith("transformers==")}
+def versions() -> set[str]:
+    """The versions of transformers that the two constraint files name, the oldest also with torchvision beside it."""
+    return {pinned("constraints.txt"), pinned("constraints-floor.txt"), pinned("constraints-floor.txt") + BESIDE}
+
+
+def pinned(file: str) -> str:
+    (line,) = [line for line in (README.parent / file).open() if line.startswith("transformers==")]
+    return line.partition("==")[2].strip()
+
+
+def this_run() -> str:
+    """The name under which the results of this process are kept."""
+    beside = is_torchvision_available() and transformers.__version__ == pinned("constraints-floor.txt")
+    return transformers.__version__ + (BESIDE if beside else "")

@@ -1,13 +1,14 @@
 """A model on another kind of device, or split over two, gives the traces of one CPU."""
 
 import copy
-from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers
 from fake_devices import FAKE, Elsewhere, FakeDevices, move, split
+from test_video import VIDEO
 from tiny_models import build
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -17,6 +18,10 @@ from visionpulse_analysis.attending import functions
 from visionpulse_analysis.pruners import choosing
 from visionpulse_analysis.sampling import Sample
 
+OTHER_DEVICES = pytest.mark.skipif(
+    transformers.__version__.startswith("5.4."),
+    reason="this transformers asks torch for the autocast of devices that are not there",
+)
 QUESTIONS = ["where is the red circle ?", "how many ?", "is it left of the square ?"]
 ARMS = [
     {},
@@ -31,8 +36,6 @@ ARMS = [
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A tiny LLaVA on the CPU."""
-    if transformers.__version__.startswith("5.4."):
-        pytest.skip("this transformers asks torch for the autocast of devices that are not there")
     folder = tmp_path_factory.mktemp("whole")
     build("llava").save(folder)
     return vpa.load(str(folder))
@@ -48,8 +51,12 @@ def moved(whole):
 
 @pytest.fixture(scope="module")
 def parted(whole):
+    return apart(whole)
+
+
+def apart(vlm):
     """Over two devices, the second from layer 2 on."""
-    elsewhere = copy.deepcopy(whole)
+    elsewhere = copy.deepcopy(vlm)
     decoder = elsewhere.model.get_decoder()
     split(elsewhere.model, [*decoder.layers[2:], decoder.norm, elsewhere.model.lm_head])
     return elsewhere
@@ -83,12 +90,36 @@ def agree(traces, expected):
         assert abs(one.attention.astype("f4") - other.attention.astype("f4")).max() <= 1e-6 + np.spacing(largest)
 
 
+@OTHER_DEVICES
 @pytest.mark.parametrize("options", ARMS, ids=str)
 def test_devices_change_nothing(whole, moved, parted, photos, options):
     expected = decoded(whole, photos, options)
     with FakeDevices():
         agree(decoded(moved, photos, options), expected)
         agree(decoded(parted, photos, options), expected)
+
+
+PRUNED: dict[str, Any] = {"pruner": "visionpulse(budget=0.3)", "execution": "gathered"}
+
+
+@OTHER_DEVICES
+def test_devices_change_nothing_in_any_family(family, photos):
+    """Stills of three shapes, two of them in one question."""
+    ones = [photos[0], photos[1:], photos[2]]
+    here, expected = copy.deepcopy(family.vlm), decoded(family.vlm, ones, PRUNED)
+    move(here.model, f"{FAKE}:0")
+    with FakeDevices():
+        agree(decoded(here, ones, PRUNED), expected)
+        agree(decoded(apart(family.vlm), ones, PRUNED), expected)
+
+
+@OTHER_DEVICES
+@pytest.mark.parametrize("family", VIDEO, indirect=True)
+def test_devices_change_nothing_in_a_video(family, film):
+    clips = [vpa.Video(film[0], fps=3.0)] * 3
+    expected = decoded(family.vlm, clips, PRUNED)
+    with FakeDevices():
+        agree(decoded(apart(family.vlm), clips, PRUNED), expected)
 
 
 def test_the_fake_devices_refuse_what_real_ones_refuse():
@@ -112,7 +143,6 @@ def test_a_map_without_accelerate_or_beside_a_device(scenes_folder, monkeypatch)
         vpa.load(str(scenes_folder), device_map="auto")
 
 
-@pytest.mark.skipif(find_spec("accelerate") is None, reason="accelerate is not installed")
 def test_a_map_of_one_device_is_the_model_as_it_is(vlm, scenes_folder, pictures):
     mapped = vpa.load(str(scenes_folder), device_map={"": "cpu"})
     agree(decoded(mapped, pictures, {}), decoded(vlm, pictures, {}))

@@ -88,7 +88,8 @@ def test_crops_of_pan_and_scan(family, rng, monkeypatch):
     bright_cells_reach_their_patches(family, shapes, rng)
 
 
-TILED = ["internvl", "internvl3_5", "aya_vision", "llava_next", "llava_onevision", "idefics3", "smolvlm"]
+INTERNVL = ["internvl", "internvl2_5", "internvl3_5", "internvl3_5_moe"]
+TILED = [*INTERNVL, "aya_vision", "llava_next", "llava_onevision", "idefics3", "smolvlm"]
 
 
 @STILL

@@ -17,7 +17,10 @@ from visionpulse_analysis.families import FAMILIES
 QUESTION = "where is the red circle ?"
 QUESTIONS = [QUESTION, "how many ?", "describe it"]
 STEPS = 6
-SAME_TYPE = {"llava_siglip": "llava", "pixtral": "llava", "internvl3_5": "internvl"}  # with other towers or words
+SAME_TYPE = {  # with other towers or words
+    "llava_siglip": "llava", "pixtral": "llava",
+    **dict.fromkeys(("internvl2_5", "internvl3_5", "internvl3_5_moe"), "internvl"),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

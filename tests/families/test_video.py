@@ -24,10 +24,10 @@ from visionpulse_analysis.families import frames
 from visionpulse_analysis.families.smolvlm import in_words
 from visionpulse_analysis.traces import frame_labels
 
-VIDEO = ("glm4v", "glm4v_moe", "internvl", "internvl3_5", "llava_onevision", "qwen2_5_vl", "qwen2_vl", "qwen3_vl",
-         "qwen3_vl_moe", "smolvlm")  # fmt: skip
-ALONE = ("glm4v", "glm4v_moe")  # pictures and videos in prompts of their own
-ALIKE = ("internvl", "internvl3_5", "llava_onevision", "smolvlm")  # the library reads videos of one length together
+INTERNVL = ("internvl", "internvl2_5", "internvl3_5", "internvl3_5_moe")
+ALONE = ("glm46v", "glm4v", "glm4v_moe")  # pictures and videos in prompts of their own
+ALIKE = (*INTERNVL, "llava_onevision", "smolvlm")  # the library reads videos of one length together
+VIDEO = (*ALONE, *ALIKE, "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe")
 UNUSED = ("labels", "rows", "cols", "video_metadata")
 QUESTION = "where is the red circle ?"
 FPS = 3.0
@@ -105,7 +105,7 @@ def test_video_inputs_are_those_of_the_stock_processor(family, film, photos):
 @pytest.mark.parametrize("family", [name for name in VIDEO if name != "smolvlm"], indirect=True)
 def test_video_frames_hold_the_pixels_of_stills(family):
     """Two frames of one picture and two of another, which need no resizing: what the model's stills hold, twice."""
-    side = {"internvl": (32, 32), "internvl3_5": (32, 32), "llava_onevision": (34, 34)}.get(family.name, (32, 64))
+    side = {**dict.fromkeys(INTERNVL, (32, 32)), "llava_onevision": (34, 34)}.get(family.name, (32, 64))
     stills = np.random.default_rng(4).integers(0, 256, (2, *side, 3), dtype=np.uint8)
     of_video = family.vlm.prompt(vpa.Video(stills[[0, 0, 1, 1]], fps=FPS), QUESTION).inputs
     of_stills = [family.vlm.prompt(one, QUESTION).inputs["pixel_values"] for one in stills]
@@ -145,8 +145,8 @@ def test_video_times_stay_exact_in_half_precision(family, film):
 
 WRITTEN = {  # five frames at three a second, as the library's own processors write them
     "glm4v": "~0~0~1",
+    "glm46v": "~0.0 seconds~0.7 seconds~1.3 seconds",
     "internvl": "Frame1: ~\nFrame2: ~\nFrame3: ~\nFrame4: ~\nFrame5: ~",
-    "internvl3_5": "Frame1: ~\nFrame2: ~\nFrame3: ~\nFrame4: ~\nFrame5: ~",
     "qwen2_vl": "~",
     "qwen3_vl": "<0.2 seconds>~<0.8 seconds>~<1.3 seconds>~",
     "smolvlm": "You are provided the following series of five frames from a 0:00:01 [H:MM:SS] video.\n"

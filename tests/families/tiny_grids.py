@@ -212,7 +212,7 @@ def glm(config_class: Any, model_class: Any, name: str = "Glm4v", **extra: Any) 
     options: Any = {**GRID, "size": size}
     processor = getattr(hf, f"{name}Processor")
     tiny = Tiny(model_class(config), words, pil_class(f"{name}ImageProcessor")(**options), processor)
-    return with_video(tiny, processor, "Glm4vVideoProcessor", 2048, 16384) if name == "Glm4v" else tiny
+    return with_video(tiny, processor, f"{name}VideoProcessor", 2048, 16384)
 
 
 def glm4v() -> Tiny:

@@ -12,7 +12,7 @@ from tiny_parts import PATCH, Tiny, text, tokenizer, tower
 from visionpulse_analysis.families.processors import pil_class
 
 
-def internvl(text_class: Any = hf.Qwen2Config) -> Tiny:
+def internvl(text_class: Any = hf.Qwen2Config, **extra: Any) -> Tiny:
     marks = {
         "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
         "video_token": "<video>",
@@ -20,7 +20,7 @@ def internvl(text_class: Any = hf.Qwen2Config) -> Tiny:
     words = tokenizer(marks, "<IMG_CONTEXT>\n")
     config = hf.InternVLConfig(
         vision_config=hf.InternVLVisionConfig(**tower(32)),
-        text_config=text_class(**text(words)),
+        text_config=text_class(**text(words, **extra)),
         image_token_id=words.context_image_token_id,
         image_seq_length=16,
     )
@@ -30,8 +30,17 @@ def internvl(text_class: Any = hf.Qwen2Config) -> Tiny:
     return Tiny(hf.InternVLForConditionalGeneration(config), words, pictures, processor, video)
 
 
+def internvl2_5() -> Tiny:
+    """As those of InternVL 2.5 whose InternLM became a Llama in the library's format."""
+    return internvl(hf.LlamaConfig)
+
+
 def internvl3_5() -> Tiny:
     return internvl(hf.Qwen3Config)
+
+
+def internvl3_5_moe() -> Tiny:
+    return internvl(hf.Qwen3MoeConfig, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
 
 
 def aya_vision() -> Tiny:

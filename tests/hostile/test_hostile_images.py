@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from PIL import EpsImagePlugin, Image
 
+from visionpulse_analysis.checking.vision import changes
 from visionpulse_analysis.images import read_image
 
 quickly = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -97,99 +97,6 @@ def test_noise_behind_a_valid_beginning_is_an_error(tmp_path, noise):
         outcome(tmp_path / "noise", start + noise)
 
 
-TURNS = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: a[::-1].swapaxes(0, 1),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: lambda a: a.swapaxes(0, 1)[::-1],
-}
-
-
-@pytest.mark.parametrize("name", ["PNG", "WEBP", "TIFF"])
-@pytest.mark.parametrize("orientation", TURNS)
-def test_every_exif_orientation_is_applied(tmp_path, orientation, name):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    content = encoded(Image.fromarray(SCENE), name, exif=exif, **FORMATS[name])
-    assert np.array_equal(outcome(tmp_path / "turned", content), TURNS[orientation](SCENE))
-
-
-def test_an_orientation_that_does_not_exist_is_ignored(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 99
-    assert np.array_equal(outcome(tmp_path / "a.png", encoded(Image.fromarray(SCENE), "PNG", exif=exif)), SCENE)
-
-
-@quickly
-@given(arrays(np.uint8, (5, 7)), arrays(np.uint8, (256, 3)), st.none() | st.integers(0, 255))
-def test_palettes_with_and_without_a_transparent_colour(tmp_path, indices, palette, clear):
-    picture = Image.fromarray(indices)
-    picture.putpalette(palette.tobytes())
-    expected = palette[indices]
-    if clear is not None:
-        expected[indices == clear] = 255
-    content = encoded(picture, "PNG", **({} if clear is None else {"transparency": clear}))
-    assert np.array_equal(outcome(tmp_path / "palette.png", content), expected)
-
-
-@quickly
-@given(arrays(np.uint8, (4, 6, 4)))
-def test_transparency_is_laid_on_white(tmp_path, pixels):
-    found = outcome(tmp_path / "clear.png", encoded(Image.fromarray(pixels), "PNG"))
-    assert found is not None
-    share = pixels[..., 3:].astype(float) / 255
-    assert np.abs(found - (pixels[..., :3] * share + 255 * (1 - share))).max() <= 1
-
-
-def test_cmyk_is_ink_on_white(tmp_path):
-    inks = np.zeros((16, 16, 4), np.uint8)
-    inks[:, 8:] = (0, 255, 255, 0)  # magenta and yellow: red
-    found = outcome(tmp_path / "cmyk.tif", encoded(Image.fromarray(inks, "CMYK"), "TIFF"))
-    assert found is not None and (found[:, :8] == 255).all() and (found[:, 8:] == (255, 0, 0)).all()
-
-
-def png(values: np.ndarray, transparent: int | None = None) -> bytes:
-    """A 16-bit PNG of values uint16 [row, col] (grey) or [row, col, 3], written by hand: PIL writes no such colours."""
-    rows, cols = values.shape[:2]
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", cols, rows, 16, 0 if values.ndim == 2 else 2, 0, 0, 0)
-    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in values)
-    clear = b"" if transparent is None else chunk(b"tRNS", struct.pack(">H", transparent))
-    body = chunk(b"IHDR", header) + clear + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
-
-
-@quickly
-@given(arrays(np.uint16, (3, 5)), st.booleans())
-def test_sixteen_bit_greys_are_scaled(tmp_path, values, clear):
-    key = int(values[0, 0]) if clear else None
-    found = outcome(tmp_path / "deep.png", png(values, key))
-    expected = values / 257
-    expected[values == (-1 if key is None else key)] = 255
-    assert found is not None and np.abs(found - expected[..., None]).max() <= 0.5
-
-
-@quickly
-@given(arrays(np.uint16, (3, 5, 3)))
-def test_sixteen_bit_colours_are_scaled(tmp_path, values):
-    found = outcome(tmp_path / "deep.png", png(values))
-    assert found is not None and np.abs(found - values / 257).max() <= 1
-
-
-@pytest.mark.parametrize("mode", ["I", "F"])
-def test_values_of_unknown_range_are_refused(tmp_path, mode):
-    Image.new(mode, (4, 4)).save(tmp_path / "values.tif")
-    with pytest.raises(ValueError, match=r"values\.tif is not a readable image.*32-bit.*scale them to 0\.\.255"):
-        read_image(tmp_path / "values.tif")
-
-
 @pytest.mark.parametrize("name", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_several_frames_are_refused_and_a_chosen_one_is_read(tmp_path, name):
     path = tmp_path / "moving"
@@ -219,6 +126,20 @@ def test_decompression_bombs_are_refused_before_they_are_unpacked(tmp_path):
         with warnings.catch_warnings(), pytest.raises(ValueError, match=r"bomb\.png .*decompression bomb"):
             warnings.simplefilter("ignore")
             read_image(tmp_path / "bomb.png")
+
+
+def test_a_huge_picture_is_read_whole(vlm, tmp_path):
+    """24 million pixels, as of a camera: shrunk by the model's own processor, the bright corner in its place."""
+    pixels = np.zeros((4000, 6000, 3), np.uint8)
+    pixels[:500, 5250:] = 255
+    Image.fromarray(pixels).save(tmp_path / "huge.png", compress_level=1)
+    dark, bright = (vlm.prompt(picture, "where ?") for picture in (np.zeros_like(pixels), tmp_path / "huge.png"))
+    grid, change = bright.grid, changes(vlm, dark, bright)
+    assert grid.image_size.tolist() == [[4000, 6000]] and len(grid) <= 20_000
+    assert grid.box[:, 2:].max(0).tolist() == [6000, 4000]
+    inside = (grid.box[:, 0] >= 5250) & (grid.box[:, 3] <= 500)
+    apart = (grid.box[:, 2] < 5000) | (grid.box[:, 1] > 750)
+    assert (change[grid.position[inside]] > 0).all() and (change[grid.position[apart]] == 0).all()
 
 
 def test_a_text_bomb_inside_a_picture_is_refused(tmp_path):

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import visionpulse_analysis as vpa
 from visionpulse_analysis import models, notebooks
 from visionpulse_analysis.cli import app
+from visionpulse_analysis.cli.base import LOADING
 from visionpulse_analysis.families import UnsupportedModelError
 from visionpulse_analysis.notebook_parameters import read_parameters
 from visionpulse_analysis.sweeps import worker
@@ -102,6 +103,40 @@ def test_every_command_with_a_model_takes_the_switch():
     with_model = [command for command in commands if "model" in {param.name for param in command.params}]
     assert len(with_model) >= 3
     assert all("trust_remote_code" in {param.name for param in command.params} for command in with_model)
+    loading = [command for command in with_model if "device_map" in {param.name for param in command.params}]
+    assert {command.name for command in loading} == {"decode", "compare", "check", "evaluate"}
+    assert all(set(LOADING) <= {param.name for param in command.params} for command in loading)
+
+
+CHOSEN = {"dtype": "float16", "device": "mps", "revision": "v2"}
+SAID = {
+    "nothing": ([], {}),
+    "each": ([part for name, value in CHOSEN.items() for part in (f"--{name}", value)], CHOSEN),
+    "a map by name": (["--device-map", "balanced_low_0"], {"device_map": "balanced_low_0"}),
+    "a map": (["--device-map", '{"lm_head": 1}'], {"device_map": {"lm_head": 1}}),
+    "own code": (["--trust-remote-code"], {"trust_remote_code": True}),
+}
+
+
+@pytest.mark.parametrize("words", ["check own", "bench endurance --model own", "decode a.png ? --model own"])
+@pytest.mark.parametrize("said", SAID)
+def test_commands_load_a_model_as_they_were_told(monkeypatch, words, said):
+    asked = []
+
+    def load(name, **options):
+        asked.append((name, options))
+        raise ValueError("seen enough")
+
+    monkeypatch.setattr(vpa, "load", load)
+    written, given = SAID[said]
+    assert CliRunner().invoke(app, [*words.split(), *written]).exit_code == 2
+    assert asked == [("own", {name: given.get(name, default) for name, (_, default) in LOADING.items()})]
+
+
+@pytest.mark.parametrize("said", ["gpu 0", "[0]", '{"model": 0', "3"])
+def test_a_device_map_that_is_neither_a_word_nor_json_is_said(said):
+    result = CliRunner().invoke(app, ["check", "--device-map", said])
+    assert result.exit_code == 2 and "must be auto, balanced, sequential or a JSON object" in result.stderr
 
 
 def test_workers_of_a_sweep_load_as_its_file_says(monkeypatch):

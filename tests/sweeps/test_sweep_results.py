@@ -51,7 +51,6 @@ def test_text_stays_text_and_unknown_stays_unknown(folder):
 
 
 def test_parquet_holds_the_same(folder):
-    pytest.importorskip("pyarrow")
     before: Any = Sweep(folder).table
     write_table(folder, "parquet", before.astype(object).where(before.notna(), None).to_dict("records"))
     (folder / "table.csv").unlink()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,9 +42,63 @@ Fps = Annotated[
     float | None, typer.Option(help="Frames per second of the videos; for folders, and where a file says wrong.")
 ]
 SampleFps = Annotated[float | None, typer.Option(help="Show so many frames per second; all without it.")]
+Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's own), float32, bfloat16 or float16.")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, mps; by default cuda where there is one, else cpu.", show_default=False)
+]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        help="Split the model over devices instead: auto, balanced, sequential, or JSON such as "
+        '\'{"model": 0, "lm_head": 1}\'. Needs accelerate.',
+        show_default=False,
+    ),
+]
+Revision = Annotated[str, typer.Option(help="Branch, tag or commit of a hub model.")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the Python code that the model brings along; read it before.")
 ]
+LOADING: dict[str, tuple[Any, Any]] = {  # what `load` takes: type, default
+    "dtype": (Dtype, "auto"),
+    "device": (Device, None),
+    "device_map": (DeviceMap, None),
+    "revision": (Revision, "main"),
+    "trust_remote_code": (TrustRemoteCode, False),
+}
+Load = Callable[[str], Any]
+
+
+def loads_model(function: Callable) -> Callable:
+    """Give a command the options of `load` in the place of its argument ``load``, which loads by them."""
+    signature = inspect.signature(function, eval_str=True)
+
+    @wraps(function)
+    def run(*args: Any, **options: Any) -> None:
+        chosen = {name: options.pop(name) for name in LOADING}
+        function(*args, load=partial(_load, **chosen), **options)
+
+    kept = [parameter for name, parameter in signature.parameters.items() if name != "load"]
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, (kind, default) in LOADING.items()
+    ]
+    run.__signature__ = signature.replace(parameters=[*kept, *added])  # pyright: ignore[reportAttributeAccessIssue]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*kept, *added]}
+    return run
+
+
+def _load(model: str, *, device_map: str | None, **options: Any) -> Any:
+    import visionpulse_analysis as vpa
+
+    placed: Any = device_map
+    if device_map is not None and not device_map.isidentifier():
+        try:
+            placed = json.loads(device_map)
+        except ValueError:
+            placed = None
+        if not isinstance(placed, dict):
+            raise ValueError(f"--device-map must be auto, balanced, sequential or a JSON object, got {device_map!r}")
+    return vpa.load(model, device_map=placed, **options)
 
 
 def command(group: typer.Typer, name: str | None = None) -> Callable:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from visionpulse_analysis.cli.base import Json, bench, command, show
+from visionpulse_analysis.cli.base import Json, Load, Model, bench, command, loads_model, show
 
 Save = Annotated[
     Path | None, typer.Option(help="Also keep the result, with command, machine, versions and date, here.")
@@ -109,6 +109,24 @@ def bench_sweep(
 
     result = memory.bench_sweep(samples, cells=cells, report=lambda line: typer.echo(line, err=True))
     _finish(context, result, memory.format_result(result), save, as_json)
+
+
+@command(bench, "endurance")
+@loads_model
+def bench_endurance(
+    context: typer.Context,
+    decodes: int = 10_000,
+    model: Model = "scenes",
+    *,
+    load: Load,
+    save: Save = None,
+    as_json: Json = False,
+) -> None:
+    """Whether many short decodes in one process leave memory, hooks or anything else behind."""
+    from visionpulse_analysis.benchmarks import endurance
+
+    result = endurance.bench_endurance(decodes, vlm=load(model), report=lambda line: typer.echo(line, err=True))
+    _finish(context, result, endurance.format_result(result), save, as_json)
 
 
 def _finish(context: typer.Context, result: dict[str, Any], table: str, save: Path | None, as_json: bool) -> None:

@@ -11,19 +11,21 @@ from visionpulse_analysis.cli.base import (
     Asked,
     Fps,
     Json,
+    Load,
     Model,
     SampleFps,
-    TrustRemoteCode,
     Videos,
     app,
     command,
     indices,
+    loads_model,
     show,
     shown_and_asked,
 )
 
 
 @command(app)
+@loads_model
 def compare(
     asked: Asked,
     pruners: Annotated[
@@ -47,7 +49,8 @@ def compare(
     ] = None,
     id: Annotated[str, typer.Option(help="Beginning of the names of the traces.")] = "compare",
     out: Annotated[Path, typer.Option(help="Folder of the figure and the explorer page.")] = Path("compare"),
-    trust_remote_code: TrustRemoteCode = False,
+    *,
+    load: Load,
     as_json: Json = False,
 ) -> None:
     """Answer a question dense and under several pruners: a table, a figure of what they keep, an explorer page."""
@@ -62,7 +65,7 @@ def compare(
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"--out {out} is a file; name a folder")
     sample = None if temperature is None else Sample(temperature)
-    vlm = vpa.load(model, trust_remote_code=trust_remote_code)
+    vlm = load(model)
     chosen = side_by_side.named_pruners(pruners, Basis.of(vlm), budget)
     traces = side_by_side.decode_side_by_side(
         vlm, shown, question, chosen, store=store, id=id, layers=indices(layers), seed=seed, sample=sample,

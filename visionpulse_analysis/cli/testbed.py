@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from visionpulse_analysis.cli.base import Json, Model, TrustRemoteCode, app, command, show
+from visionpulse_analysis.cli.base import Json, Load, Model, app, command, loads_model, show
 
 
 @command(app)
@@ -39,17 +39,18 @@ def train(
 
 
 @command(app)
+@loads_model
 def evaluate(
     model: Model = "scenes",
     cells: Annotated[int, typer.Option(help="Scene size of the headline numbers, cells per side.")] = 8,
     limit: Annotated[int | None, typer.Option(help="Only this many scenes of each size.")] = None,
     controls: Annotated[bool, typer.Option(help="Also measure noise, random patches and the reading horizon.")] = True,
     card: Annotated[bool, typer.Option("--card", help="Store the bundled model's scores and write its card.")] = False,
-    trust_remote_code: TrustRemoteCode = False,
+    *,
+    load: Load,
     as_json: Json = False,
 ) -> None:
     """Score a model on the evaluation set that ships with the project."""
-    import visionpulse_analysis as vpa
     from visionpulse_analysis.testbed import evaluation, publishing
 
     if card and (model != "scenes" or limit is not None):
@@ -61,7 +62,7 @@ def evaluate(
     if limit is not None:
         sizes = sorted({item.scene.cells for item in items})
         items = [i for size in sizes for i in [x for x in items if x.scene.cells == size][:limit]]
-    vlm = vpa.load(model, trust_remote_code=trust_remote_code)
+    vlm = load(model)
     result = evaluation.evaluate(vlm, items, cells=cells, controls=controls)
     if card:
         publishing.write_card(result)

@@ -12,21 +12,23 @@ from visionpulse_analysis.cli.base import (
     Asked,
     Fps,
     Json,
+    Load,
     Model,
     Parameters,
     SampleFps,
-    TrustRemoteCode,
     Videos,
     app,
     command,
     indices,
     literals,
+    loads_model,
     show,
     shown_and_asked,
 )
 
 
 @command(app)
+@loads_model
 def decode(
     asked: Asked,
     video: Videos = None,
@@ -53,7 +55,8 @@ def decode(
             "are kept beside it (page.html: page.traces), so that its command for a paper figure works."
         ),
     ] = None,
-    trust_remote_code: TrustRemoteCode = False,
+    *,
+    load: Load,
     as_json: Json = False,
 ) -> None:
     """Ask a question about images or videos and record where the model looks at every step."""
@@ -68,7 +71,7 @@ def decode(
         check_folder(explore)
         if pruner and kept is not None and dense_id in kept:
             raise FileExistsError(f"trace {dense_id!r} exists in {store}; choose another --id")
-    vlm = vpa.load(model, trust_remote_code=trust_remote_code)
+    vlm = load(model)
     options: dict[str, Any] = {
         "layers": indices(layers),
         "heads": indices(heads),

@@ -119,12 +119,6 @@ class Qwen3(QwenGrid):
         return "".join(f"<{mean:.1f} seconds>{self._framed(mark * tokens)}" for mean in means)
 
 
-class Glm46v(QwenGrid):
-    """GLM-4.6V, stills only."""
-
-    show_video = Family.show_video
-
-
 class Glm4v(QwenGrid):
     """GLM-4V: frames are image tokens between marks, and the second of each is written behind it."""
 
@@ -157,7 +151,18 @@ class Glm4v(QwenGrid):
         seconds = clip.seconds(self.config.model_type)[::2]
         seconds += seconds[-1:] * (times - len(seconds))
         line = f"<|begin_of_image|>{self.image_token * tokens}<|end_of_image|>"
-        return "".join(f"{line}{int(second)}" for second in seconds[:times])
+        return "".join(line + self.written(second) for second in seconds[:times])
+
+    def written(self, second: float) -> str:
+        """The time of a frame as the prompt says it."""
+        return str(int(second))
+
+
+class Glm46v(Glm4v):
+    """GLM-4.6V: the same, with tenths of a second."""
+
+    def written(self, second: float) -> str:
+        return f"{second:.1f} seconds"
 
 
 def _whole_size(smart_resize: Any, clip: Clip, settings: dict[str, Any]) -> tuple[int, int]:
