@@ -33,6 +33,8 @@ COUNTED = {
     "glm4_moe": {**FEWER, **ROUTED, "n_shared_experts": 1, "first_k_dense_replace": 1},
     "granitemoeshared": {**FEWER, **LOCAL, "shared_intermediate_size": 0},
     "olmo2": FEWER,
+    "jais2": FEWER,
+    "nanochat": FEWER,
     "granite": FEWER,
     "arcee": FEWER,
     "apertus": {**FEWER, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
@@ -49,6 +51,9 @@ REFUSED = {
     "granitemoeshared": ({**FEWER, **LOCAL, "shared_intermediate_size": 48}, "shared_intermediate_size"),
     "qwen3_next": (FEWER, "linear_attention"),
     "diffllama": (FEWER, "lambda_std_dev"),
+    "doge": (FEWER, "keep_window_size"),
+    "gpt_bigcode": (SIZES, "multi_query"),
+    "falcon": (SIZES, "multi_query"),
     "lfm2": ({**FEWER, "layer_types": ["conv", "full_attention"]}, "conv"),
 }
 

@@ -26,12 +26,12 @@ import numpy as np
 
 UNGATED = (
     "opt", "gpt2", "gpt_neox", "gptj", "phi", "persimmon", "bloom", "falcon", "starcoder2", "mpt", "nemotron", "arcee",
-    "apertus",
+    "apertus", "jais2", "nanochat",
 )  # fmt: skip
 # Fields of text configurations whose layers have matrices that the formula does not know.
 UNKNOWN = (
     "kv_lora_rank", "intermediate_size_mlp", "moe_num_experts", "moe_topk", "shared_intermediate_size",
-    "lambda_std_dev",
+    "lambda_std_dev", "keep_window_size", "multi_query",
 )  # fmt: skip
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
