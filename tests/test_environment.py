@@ -71,6 +71,14 @@ def test_the_oldest_transformers_allowed_is_the_one_tested():
     assert "make test-floor" in (ROOT / ".ci/run").read_text()
 
 
+def test_the_torchvision_compared_with_is_that_of_the_pinned_torch():
+    """Their releases go together: torch 2.x with torchvision 0.(x + 15)."""
+    named = re.search(r"^torchvision==0\.(\d+)\.", (ROOT / "constraints-torchvision.txt").read_text(), re.MULTILINE)
+    torch = re.match(r"2\.(\d+)\.", constraints()["torch"])
+    assert named and torch and int(named[1]) == int(torch[1]) + 15
+    assert "make test-torchvision" in (ROOT / ".ci/run").read_text()
+
+
 def test_no_package_registry_is_named():
     for name in (
         "pyproject.toml",

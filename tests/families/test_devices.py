@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from accelerate import dispatch_model
 from fake_devices import FAKE, Elsewhere, FakeDevices, move, split
 from test_video import VIDEO
 from tiny_models import build
@@ -120,6 +121,16 @@ def test_devices_change_nothing_in_a_video(family, film):
     expected = decoded(family.vlm, clips, PRUNED)
     with FakeDevices():
         agree(decoded(apart(family.vlm), clips, PRUNED), expected)
+
+
+def test_the_hooks_of_accelerate_change_nothing(family, photos):
+    """As it hangs them up where a map names several devices; here each of them is the CPU."""
+    hooked, ones = copy.deepcopy(family.vlm), [photos[0], photos[1:], photos[2]]
+    inner = hooked.model.model
+    parts = {f"model.{name}" for name, _ in [*inner.named_children(), *inner.named_parameters(recurse=False)]}
+    dispatch_model(hooked.model, dict.fromkeys({*parts, "lm_head"}, "cpu"), main_device="cpu", force_hooks=True)
+    assert sum(hasattr(module, "_hf_hook") for module in hooked.model.modules()) > 3
+    agree(decoded(hooked, ones, PRUNED), decoded(family.vlm, ones, PRUNED))
 
 
 def test_the_fake_devices_refuse_what_real_ones_refuse():
