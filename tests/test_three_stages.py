@@ -306,8 +306,11 @@ def test_the_layers_in_the_table(stages):
     assert three_stages_report.withdrawal_layer(made, 1, 1e-9) is None
     assert three_stages_report.contribution_order(made, 1) == [6, 7, 1, 0, 2, 3, 4, 5]
     assert three_stages_report.reading_layer(made, 1) == 5
-    table = three_stages_report.paper_table(made)
-    assert table.iloc[3, 1] == "6 of 8 (end of the prompt: 6 of 8)" and "layer 3 of 8" in table.iloc[5, 1]
+    at_prompt = made.withdrawn.copy()
+    at_prompt[0, 2:] = 1e-6
+    table = three_stages_report.paper_table(replace(made, withdrawn=at_prompt))
+    assert table.loc["VTW's layer, KL <= 0.003 nats"].tolist() == ["15 of 32", "6 of 8 (end of the prompt: 2 of 8)"]
+    assert "layer 3 of 8" in table.iloc[5, 1]
     assert table.map(len).to_numpy().max() <= 50  # longer ones are cut off where a notebook shows them
 
 
