@@ -7,7 +7,7 @@ from math import isfinite
 
 import torch
 
-from visionpulse_analysis.pruners.choosing import float64
+from visionpulse_analysis.pruners.choosing import float64, sent
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,9 @@ class Chooser:
         if self.sample.top_k is not None:
             ordered[:, self.sample.top_k :] = 0.0
         levels = ordered.cumsum(dim=1)
-        draws = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in self.generators]).to(levels.device)
-        ranks = torch.searchsorted(levels, (draws * levels[:, -1])[:, None], right=True)
+        draws = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in self.generators])
+        shares = sent(draws, levels.device) * levels[:, -1]
+        ranks = torch.searchsorted(levels, shares[:, None], right=True)
         # Rows of NaN are noticed by their logarithmic probability; here they only must not break the others.
         ranks = ranks.clamp(max=(ordered > 0).sum(dim=1, keepdim=True) - 1).clamp(min=0)
         return words.gather(1, ranks)[:, 0].to(logits.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,6 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 FAKE = "lazy"  # a kind of device that torch knows and this machine lacks
+FLOAT64 = False  # whether it has float64
+ATEN = torch.ops.aten
+# The host needs numbers of the device to go on. In inference mode the first is not taken apart into the second.
+ASKING = {ATEN.item, ATEN._local_scalar_dense, ATEN.is_nonzero, ATEN.nonzero, ATEN.argwhere, ATEN.masked_select}
+ASKING |= {ATEN.equal, ATEN.allclose, ATEN._unique2, ATEN.unique_consecutive, ATEN.bincount}
+_watched = [False]
 
 
 class Elsewhere(torch.Tensor):
@@ -18,7 +26,7 @@ class Elsewhere(torch.Tensor):
 
     @staticmethod
     def __new__(cls, held: torch.Tensor, device: torch.device):
-        if held.dtype == torch.float64:
+        if held.dtype == torch.float64 and not FLOAT64:
             raise TypeError("this device has no float64, as those of Apple have none")
         shape = {"strides": held.stride(), "storage_offset": held.storage_offset()}
         made = torch.Tensor._make_wrapper_subclass(cls, held.shape, **shape, dtype=held.dtype, device=device)
@@ -29,23 +37,28 @@ class Elsewhere(torch.Tensor):
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         return run(function, args, kwargs or {})
 
+    def _read(self) -> torch.Tensor:
+        """What the host asks for; it would have to wait for a real device."""
+        _refuse_to_wait(_watched[-1], "a number is asked for")
+        return self.held
+
     def tolist(self):
-        return self.held.tolist()
+        return self._read().tolist()
 
     def item(self):
-        return self.held.item()
+        return self._read().item()
 
     def __bool__(self):
-        return bool(self.held)
+        return bool(self._read())
 
     def __int__(self):
-        return int(self.held)
+        return int(self._read())
 
     def __index__(self):
-        return int(self.held)
+        return int(self._read())
 
     def __float__(self):
-        return float(self.held)
+        return float(self._read())
 
     def data_ptr(self):
         return self.held.data_ptr()
@@ -68,6 +81,24 @@ class FakeDevices(TorchDispatchMode):
         return run(function, args, kwargs or {})
 
 
+@contextmanager
+def no_waiting(watched: bool = True) -> Iterator[None]:
+    """Inside, whatever makes the host wait for a fake device is a RuntimeError, blocking copies in both directions too.
+
+    ``watched`` False allows it again.
+    """
+    _watched.append(watched)
+    try:
+        yield
+    finally:
+        _watched.pop()
+
+
+def _refuse_to_wait(waits: bool, what: Any) -> None:
+    if waits:
+        raise RuntimeError(f"{what}: the host waits for the device")
+
+
 def run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Call an operator on the CPU; RuntimeError where its tensors are on different devices."""
     leaves = tree_flatten((args, kwargs))[0]
@@ -79,6 +110,13 @@ def run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     places = list(dict.fromkeys(tensor.device for tensor in sorted(tensors, key=lambda t: t.ndim == 0)))
     if len({tensor.device for tensor in tensors if tensor.ndim}) > 1 and not asked and not filled:
         raise RuntimeError(f"{function}: tensors on different devices: {places}")
+    if _watched[-1]:
+        kinds = {tensor.device.type for tensor in tensors if tensor.ndim or asked or filled}
+        kinds |= {device.type for device in asked}
+        by_mask = function.overloadpacket is ATEN.index and any(t.dtype == torch.bool for t in tensors[1:])
+        there = any(tensor.device.type == FAKE for tensor in tensors)
+        asks = there and (function.overloadpacket in ASKING or function is ATEN.where.default or by_mask)
+        _refuse_to_wait(asks or kinds == {FAKE, "cpu"}, function)
     place = args[0].device if filled else (asked or places or [torch.device("cpu")])[0]
 
     def bare(value: Any) -> Any:

@@ -110,7 +110,7 @@ class StepAttention:
             whole = whole.clone()
             for group, kept in zip(self.groups, decided, strict=True):
                 if kept is not None:
-                    whole[group.rows, : kept.shape[1]] = kept
+                    whole[group.index(whole.device), : kept.shape[1]] = kept
             self._joined = decided, whole
         return self._joined[1]
 

@@ -38,6 +38,7 @@ class Group:
         self.layout, self.selection = layout, selection
         self.prefill = Prefill(layout, selection)
         self.rows, self.first, self.step = list(range(len(layout.patches))), 0, 0
+        self._index: tuple[list[int], dict[torch.device, torch.Tensor]] = ([], {})
         self.shown: list[torch.Tensor | None] = [None] * layout.n_layers
         self.scored: list[int] = []
         self._joined: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
@@ -45,6 +46,14 @@ class Group:
     def is_all_of(self, n_rows: int) -> bool:
         """Whether this group is the whole batch."""
         return self.first == 0 and self.rows == list(range(n_rows))
+
+    def index(self, device: torch.device) -> torch.Tensor:
+        """``rows`` int64 [row] on a device: a list would be brought there anew, and waited for, at every use."""
+        if self._index[0] is not self.rows:
+            self._index = self.rows, {}
+        if device not in self._index[1]:
+            self._index[1][device] = torch.tensor(self.rows, device=device)
+        return self._index[1][device]
 
     def decide(self, batch: View) -> torch.Tensor | None:
         """The patches visible at this layer of a decode step: bool [row, patch] of this group, None for all."""
@@ -110,7 +119,7 @@ class GroupView(View):
     def _of_group(self, states: torch.Tensor, columns: bool) -> torch.Tensor:
         if self._is_all:
             return states
-        own = states[self._group.rows]
+        own = states[self._group.index(states.device)]
         return own[:, :, self._group.first :] if columns else own
 
     @cached_property

@@ -228,7 +228,9 @@ def format_rows(result: dict[str, Any]) -> str:
         lines.append(
             f"{row['visual_tokens']:>7,} {row['batch']:>5}  {row['variant']:12} {row['step_ms']:>7.1f} ms "
             f"{row['limit_ms']:>7.1f} ms  {shown:24} {row['time_over_limit']:>7.2f} {_beside_dense(row)}  "
-            f"{row['kept']:.1%}" + (f"  {row['selection_share']:.1%}" if "selection_share" in row else "")
+            f"{row['kept']:.1%}"
+            + (f"  {row['selection_share']:.1%}" if "selection_share" in row else "")
+            + (f"  {row['speedup_over_flash']['median']:.2f} x flash" if "speedup_over_flash" in row else "")
         )
     for part in result["left_out"]:
         lines.append(f"{part['visual_tokens']:>7,} {part['batch']:>5}  left out: does not fit into memory")

@@ -9,7 +9,7 @@ import torch
 
 from visionpulse_analysis.pruners.anchored import FixedShare
 from visionpulse_analysis.pruners.base import Pruner, Selection
-from visionpulse_analysis.pruners.choosing import drawn, top_k
+from visionpulse_analysis.pruners.choosing import drawn, most_kept, top_k
 from visionpulse_analysis.pruners.view import Layout, View
 
 
@@ -42,7 +42,7 @@ class Random(FixedShare):
 
     def keep(self, view: View, layout: Layout, k: torch.Tensor) -> torch.Tensor:
         patches = layout.patches
-        return top_k(drawn(layout, view.step).masked_fill(~patches, -torch.inf), k)
+        return top_k(drawn(layout, view.step).masked_fill(~patches, -torch.inf), k, most_kept(self.budget, layout))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ can be dropped; blocks that mix text and image are always kept.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 
@@ -46,11 +47,29 @@ class Blocks:
         """Share of the prunable blocks, maximum over heads: float32 [row] in 0..1."""
         return (self.shares * self.prunable[:, None]).sum(dim=-1).amax(dim=1).clamp(0.0, 1.0)
 
-    def keep(self, budget: torch.Tensor, layout: Layout, previous: torch.Tensor | None, bonus: float) -> torch.Tensor:
+    @staticmethod
+    def most(share: float, layout: Layout, size: int) -> tuple[int, int]:
+        """No row keeps more prunable blocks than this, and more patches, with at most such a share as budget."""
+        blocks = ceil(share * layout.patches.shape[1] / size)
+        owner = ((layout.places - layout.starts[:, None]) // size).clamp(min=0)
+        inside = torch.zeros(len(owner), int(owner.max()) + 1, dtype=torch.int64, device=owner.device)
+        inside.scatter_add_(1, owner, layout.patches.long())
+        mixed = int((inside * (inside != size)).sum(dim=1).max())
+        return blocks, min(layout.patches.shape[1], blocks * size + mixed)
+
+    def keep(
+        self,
+        budget: torch.Tensor,
+        layout: Layout,
+        previous: torch.Tensor | None,
+        bonus: float,
+        most: int | None = None,
+    ) -> torch.Tensor:
         """Patches kept, bool [row, patch]: those of the best blocks by head-mean share, and of all mixed blocks.
 
         ``ceil(budget * n / size)`` of the prunable blocks, at least 1, at most all; ties by lower index. The share of
-        a block in ``previous`` (patches kept before, bool [row, patch]) counts ``exp(bonus)`` times.
+        a block in ``previous`` (patches kept before, bool [row, patch]) counts ``exp(bonus)`` times. most : no row
+        keeps more prunable blocks, where that is known without asking the device.
         """
         wanted = torch.ceil(float64(budget) * float64(layout.counts) / self.size - 1e-9).long().clamp(min=1)
         wanted = wanted.to(layout.device)
@@ -58,5 +77,6 @@ class Blocks:
         if previous is not None and bonus:
             again = torch.zeros_like(scores).scatter_reduce(1, self.owner, previous.float(), "amax")
             scores = scores * torch.exp(bonus * again)
-        best = top_k(scores.masked_fill(~self.prunable, -torch.inf), torch.minimum(wanted, self.prunable.sum(dim=1)))
+        wanted = torch.minimum(wanted, self.prunable.sum(dim=1))
+        best = top_k(scores.masked_fill(~self.prunable, -torch.inf), wanted, most)
         return (best | ~self.prunable).gather(1, self.owner) & layout.patches

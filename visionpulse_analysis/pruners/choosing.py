@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import floor
+
 import numpy as np
 import torch
 
@@ -15,10 +17,15 @@ def float64(values: torch.Tensor) -> torch.Tensor:
     return (values.cpu() if values.device.type in NO_FLOAT64 else values).double()
 
 
+def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Values of the host on a device; a GPU gets them without being waited for."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
 def drawn(layout: Layout, step: int) -> torch.Tensor:
     """A random order of the patches, from each row's seed and the step alone: float32 [row, patch], 0, 1, 2 ..."""
     draws = [np.random.default_rng([seed, step]).random(layout.patches.shape[1]) for seed in layout.seeds]
-    return torch.from_numpy(np.stack(draws).argsort(axis=1).argsort(axis=1)).float().to(layout.device)
+    return sent(torch.from_numpy(np.stack(draws).argsort(axis=1).argsort(axis=1)).float(), layout.device)
 
 
 def share_of_each(share: float, counts: torch.Tensor) -> torch.Tensor:
@@ -36,7 +43,7 @@ def top_k(scores: torch.Tensor, k: torch.Tensor, most: int | None = None) -> tor
     if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
         return _top_k_on_cpu(scores, k)
     # Not a stable sort: at 32,768 patches it takes ten times as long.
-    highest = torch.topk(scores, max(1, int(k.max()) if most is None else most), dim=1).values
+    highest = torch.topk(scores, max(1, int(k.max()) if most is None else min(most, scores.shape[1])), dim=1).values
     limit = highest.gather(1, (k - 1).clamp(min=0)[:, None])
     above, tied = scores > limit, scores == limit
     room = k - above.sum(dim=1)
@@ -61,6 +68,11 @@ def budget_to_k(budget: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     Computed in float64 with a guard of 1e-9, so that a budget of 0.29 of 100 patches keeps 29.
     """
     return _within(torch.floor(float64(budget) * float64(counts) + 1e-9), counts)
+
+
+def most_kept(budget: float, layout: Layout) -> int:
+    """More than this no row keeps with such a budget; the device is not asked."""
+    return max(1, floor(budget * layout.patches.shape[1] + 1e-9))
 
 
 def nearest_k(share: float, counts: torch.Tensor) -> torch.Tensor:

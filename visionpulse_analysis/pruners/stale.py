@@ -12,7 +12,7 @@ import torch
 
 from visionpulse_analysis.pruners.anchored import FixedShare, FixedShareSelection
 from visionpulse_analysis.pruners.base import Selection
-from visionpulse_analysis.pruners.choosing import top_k
+from visionpulse_analysis.pruners.choosing import most_kept, top_k
 from visionpulse_analysis.pruners.view import Layout, View
 
 
@@ -29,7 +29,7 @@ class PrefillOnce(FixedShare):
     name: ClassVar[str] = "prefill_once"
 
     def keep(self, view: View, layout: Layout, k: torch.Tensor) -> torch.Tensor:
-        return top_k(view.patch_logits().mean(dim=1), k)
+        return top_k(view.patch_logits().mean(dim=1), k, most_kept(self.budget, layout))
 
     def start(self, layout: Layout) -> Selection:
         return _PrefillSelection(self, layout)
@@ -56,7 +56,7 @@ class LastStepOnly(FixedShare):
     name: ClassVar[str] = "last_step_only"
 
     def keep(self, view: View, layout: Layout, k: torch.Tensor) -> torch.Tensor:
-        return top_k(view.patch_logits().mean(dim=1), k)
+        return top_k(view.patch_logits().mean(dim=1), k, most_kept(self.budget, layout))
 
     def start(self, layout: Layout) -> Selection:
         return _LastStepSelection(self, layout)

@@ -101,9 +101,11 @@ class _VisionPulseSelection(AnchoredSelection):
     def __init__(self, pruner: VisionPulse, layout: Layout):
         super().__init__(layout, pruner.anchor_layer)
         self.pruner = pruner
+        largest = pruner.budget_max if pruner.budget is None else pruner.budget
         if pruner.granularity == "token":
-            largest = torch.tensor(pruner.budget_max if pruner.budget is None else pruner.budget, dtype=torch.float64)
-            self.most = int(budget_to_k(largest, layout.counts.cpu()).max())
+            self.most = int(budget_to_k(torch.tensor(largest, dtype=torch.float64), layout.counts.cpu()).max())
+        else:
+            self.most_blocks, self.most = Blocks.most(largest, layout, pruner.block_size)
         self.looks_back = pruner.reuse_previous or pruner.hysteresis > 0
 
     def observe_prefill(self, view: View) -> None:
@@ -125,7 +127,7 @@ class _VisionPulseSelection(AnchoredSelection):
             blocks = Blocks.of(view.logits(), self.layout, pruner.block_size, pruner.temperature)
             self.mass = blocks.mass
             self.budget = self._share(self.mass)
-            self.kept = blocks.keep(self.budget, self.layout, previous, pruner.hysteresis)
+            self.kept = blocks.keep(self.budget, self.layout, previous, pruner.hysteresis, self.most_blocks)
             return
         logits = view.patch_logits()
         self.mass = attention_mass(view, pruner.temperature)
