@@ -124,7 +124,7 @@ class TestOwnTraces:
     def test_what_the_format_cannot_say_is_refused(self, tmp_path):
         with pytest.raises(ValueError, match="one still image; this trace has 5 steps, 2 images"):
             write_npz(own(images=2), tmp_path / "t.npz", layer=2)
-        with pytest.raises(IndexError, match=r"recorded layers: \[2, 7\]"):
+        with pytest.raises(IndexError, match=r"several layers were recorded, \[2, 7\]: choose one"):
             write_npz(own(), tmp_path / "t.npz")
         with pytest.raises(ValueError, match="0 steps"):
             write_npz(own(tokens=[], pruned=False), tmp_path / "t.npz", layer=2)

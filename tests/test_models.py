@@ -14,6 +14,13 @@ from visionpulse_analysis.families import REFUSED, UnsupportedModelError, check_
 from visionpulse_analysis.images import read_image
 
 
+def test_a_layer_is_chosen_or_refused(vlm):
+    assert (vlm.chosen_layer(-1), vlm.chosen_layer(5)) == (vlm.default_anchor, 5)
+    for layer in (-2, vlm.n_layers):
+        with pytest.raises(ValueError, match=f"layer {layer}: .* has layers 0 to {vlm.n_layers - 1}, and -1 stands"):
+            vlm.chosen_layer(layer)
+
+
 def test_a_loaded_model_says_what_it_is(vlm, scenes_folder):
     assert vlm.n_layers == 8 and vlm.default_anchor == 3
     assert vlm.model.config.text_config._attn_implementation == "sdpa" and not vlm.model.training

@@ -52,6 +52,12 @@ def test_run_executes_a_copy_and_leaves_the_source_alone(folder):
     assert result.seconds > 0
 
 
+def test_a_parameter_out_takes_the_executed_copy_along(folder):
+    result = notebooks.run("works", {"out": "mine"}, folder=folder, cwd=folder.parent, out=folder.parent / "other")
+    assert result.path == folder.parent / "mine" / "executed" / "00_works.ipynb"
+    assert (folder.parent / "mine" / "seen.json").exists() and not (folder.parent / "other").exists()
+
+
 def test_the_executed_copy_is_signed_where_that_can_be_kept(folder, tmp_path, monkeypatch):
     signed, _ = run("works", folder, out=tmp_path / "a")
     assert NotebookNotary().check_signature(nbformat.read(signed.path, as_version=4))

@@ -1,13 +1,45 @@
 """The README says what the notebooks found, and nothing else."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from visionpulse_analysis.cli import app
 from visionpulse_analysis.studies.findings_table import BEGIN, END, HEADLINES, findings_table, with_table
 
 ROOT = Path(__file__).parents[1]
+
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture
+def beside_the_data(tmp_path, monkeypatch):
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs_as_it_stands(beside_the_data):
+    [block] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names = {}
+    exec(block, names)
+    assert names["dense"].answer == "r5 c5" and names["sampled"].meta["sample"]["top_p"] == 0.95
+    assert names["store"].ids == ["first"] and (beside_the_data / "page.html").exists()
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_that_need_nothing_else_run_as_they_stand(beside_the_data):
+    lines = [line[2:].partition(" #")[0] for line in README.splitlines() if line.startswith("$ visionpulse ")]
+    own = [line for line in lines if re.search(r"data/example\.png|runs/mine|pruners$", line)]
+    assert len(own) >= 5
+    for line in own:
+        done = CliRunner().invoke(app, shlex.split(line)[1:])
+        assert done.exit_code == 0, f"{line}\n{done.output}"
+    assert {"page.html", "steps.csv", "boxes.json"} <= {path.name for path in beside_the_data.iterdir()}
 
 
 def test_the_table_is_that_of_the_figures():

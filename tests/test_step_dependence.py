@@ -1,6 +1,7 @@
 """Step dependence on constructed traces: identities, and an independent slow computation."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -258,6 +259,10 @@ def test_numbers_are_json_and_stand_in_the_sentences(rng):
     traces, samples = random_traces(rng, 3), [sample_of(str(i)) for i in range(3)]
     study, truth = step_dependence(traces, 2), object_attention(traces, samples, 2)
     numbers = json.loads(json.dumps(step_numbers(study, truth), allow_nan=False))
+    own, other = (next(iter(known.values())) for known in (truth.share, truth.other))
+    below, above = replace(own, low=0.1, high=0.2), replace(own, low=0.3, high=0.4)
+    told = replace(truth, share={"row": above, "shape": above}, other={"row": below, "shape": replace(other, high=0.3)})
+    assert "than another object does at `row`; at `shape` that is not shown" in step_findings(study, told)
     text = step_findings(study, truth)
     assert f"{numbers['consecutive_overlap']['estimate']:.3f}" in text
     assert f"{numbers['objects']['share_named']['estimate']:.1%}" in text

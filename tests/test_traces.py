@@ -59,7 +59,7 @@ def test_at_selects_by_model_index_and_averages_heads() -> None:
         ({"step": 5, "layer": 2}, r"step 5 is out of range: this trace has steps 0..4"),
         ({"step": -1, "layer": 2}, r"step -1 is out of range"),
         ({"step": 0, "layer": 3}, r"layer 3 was not recorded; recorded layers: \[2, 7\]"),
-        ({"step": 0}, r"layer None was not recorded; recorded layers: \[2, 7\]"),
+        ({"step": 0}, r"several layers were recorded, \[2, 7\]: choose one"),
         ({"step": 0, "layer": 2, "head": 0}, r"head 0 was not recorded: this trace holds the mean"),
     ],
 )

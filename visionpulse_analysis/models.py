@@ -64,6 +64,14 @@ class VLM:
         seeing_all = set(range(self.n_layers)) - self.windowed_layers
         return min(seeing_all or {rule}, key=lambda layer: (abs(layer - rule), layer))
 
+    def chosen_layer(self, layer: int) -> int:
+        """The default anchor for -1, else ``layer`` itself; ValueError for a layer that the model does not have."""
+        if not -1 <= layer < self.n_layers:
+            raise ValueError(
+                f"layer {layer}: {self.name} has layers 0 to {self.n_layers - 1}, and -1 stands for its default anchor"
+            )
+        return self.default_anchor if layer == -1 else layer
+
     @property
     def windowed_layers(self) -> set[int]:
         """Layers that see only the newest tokens of the sequence, a sliding window."""

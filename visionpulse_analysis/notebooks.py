@@ -92,7 +92,7 @@ def run(
     out
         Folder for the results; default ``figures/``, or ``figures/fast/`` when ``fast``, so that a quick run
         never replaces real figures. The executed copy goes to ``out/executed/NN_name.ipynb``; a notebook with
-        a parameter ``out`` gets this folder unless ``parameters`` says otherwise.
+        a parameter ``out`` gets this folder. ``parameters["out"]``, relative to ``cwd``, wins over both.
     fast
         Start from the small values in the notebook's metadata, ``visionpulse.fast``; ``parameters`` win.
     folder
@@ -164,18 +164,19 @@ def _plan(
     source: Path, parameters: Mapping[str, Any], out: str | os.PathLike[str] | None, fast: bool, cwd: Path
 ) -> _Plan:
     notebook = nbformat.read(source, as_version=4)
-    out = Path(out or (FIGURES / "fast" if fast else FIGURES)).resolve()
     cwd = cwd.resolve()
+    chosen = cwd / parameters["out"] if "out" in parameters else Path(out or (FIGURES / "fast" if fast else FIGURES))
+    folder = chosen.resolve()
     try:
         known = read_parameters(notebook)
         settings = notebook.metadata.get("visionpulse", {})
         quick = settings.get("fast", {}) if fast else {}
         # Relative where possible: figures carry their parameters and shall be equal on every machine.
-        place = {"out": out.relative_to(cwd) if out.is_relative_to(cwd) else out} if "out" in known else {}
+        place = {"out": folder.relative_to(cwd) if folder.is_relative_to(cwd) else folder} if "out" in known else {}
         values = check_parameters(known, {**quick, **place, **parameters})
     except ValueError as error:
         raise ValueError(f"{source.name}: {error}") from error
-    return _Plan(source, out / "executed" / source.name, values, cwd, settings.get("long", False))
+    return _Plan(source, folder / "executed" / source.name, values, cwd, settings.get("long", False))
 
 
 def _execute(plan: _Plan) -> Executed:

@@ -170,6 +170,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, short_vision):
     assert json.loads((tmp_path / "parts" / "state.json").read_text())["stage"] == 2
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        Trainer(tmp_path / "file" / "run", plan=TINY)
+
+
 def test_another_seed_is_refused(tmp_path, short_vision):
     Trainer(tmp_path, plan=TINY, seed=3).run(minutes=1e-9, report=lambda line: None)
     with pytest.raises(ValueError, match="another seed"):

@@ -41,7 +41,19 @@ def step_findings(study: StepDependence, truth: ObjectAttention | None) -> str:
             f"patch with the most attention is on it in {_of(truth.hit_named)} of the steps. {truth.unknown:.0%} "
             "of the naming steps name something that is not in the scene and are left out."
         )
+        lines += _by_kind(truth)
     return "\n".join(lines)
+
+
+def _by_kind(truth: ObjectAttention) -> list[str]:
+    """At which kinds of token the named object draws more than another one, by whole intervals."""
+    more = [kind for kind, other in truth.other.items() if truth.share[kind].low > other.high]
+    rest = [kind for kind in truth.other if kind not in more]
+    if not truth.other:
+        return []
+    shown = f"more than another object does at {_words(more)}" if more else "more than another object does at no kind"
+    left = f"; at {_words(rest)} that is not shown, so there the attention is not on what is named" if rest else ""
+    return [f"- By kind of token, the named object draws {shown}{left}."]
 
 
 def step_numbers(study: StepDependence, truth: ObjectAttention | None) -> dict[str, Any]:

@@ -63,9 +63,8 @@ def found_00(n: dict[str, Any]) -> str:
 
 def found_01(n: dict[str, Any]) -> str:
     objects = n["objects"]
-    by_kind = ", ".join(
-        f"{kind} {share(objects['hit_by_kind'][kind])}" for kind in ("row", "column", "shape", "colour")
-    )
+    hits = sorted(objects["hit_by_kind"].items(), key=lambda item: -item[1]["estimate"])
+    by_kind = ", ".join(f"{kind} {share(hit)}" for kind, hit in hits)
     return (
         f"Yes. The top 5 % of one step and of the next overlap by {plain(n['consecutive_overlap'])} (Jaccard; random "
         f"sets {n['null_overlap']:.3f}). The prefill's top 5 % holds {share(n['later_coverage'])} of a later step's "

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from visionpulse_analysis import figures
-from visionpulse_analysis.figures import DOUBLE, SINGLE
+from visionpulse_analysis.figures import DOUBLE
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.statistics import Interval
 from visionpulse_analysis.studies.alignment import Comparison, Divergences, draw_strips, strips_height
@@ -98,18 +98,24 @@ def frontier_page(frontier: Frontier, groups: Mapping[str, Mapping[str, Pruner]]
 
 
 def anchor_figure(frontier: Frontier, anchors: Mapping[str, Mapping[int, tuple[str, Pruner]]], default: int) -> Figure:
-    """Draw what happens when the same share is kept from another layer on; the default anchor is marked."""
-    value = "length" if frontier.dense.accuracy is None else "accuracy"
-    fig, ax = figures.new_figure(SINGLE, 2.4)
-    for label, by_layer in anchors.items():
-        draw_curve(ax, list(by_layer), [getattr(frontier.points[name], value) for name, _ in by_layer.values()], label)
+    """Draw accuracy (where it is known) and length when the same share is kept from another layer on.
+
+    The default anchor is marked.
+    """
+    values = {"accuracy": "accuracy"} if frontier.dense.accuracy else {}
+    values |= {"length": "tokens in a trace"}
+    fig, axes = figures.new_figure(DOUBLE, 2.4, 1, len(values))
     layers = [min(map(min, anchors.values())), max(map(max, anchors.values()))]
-    dense = getattr(frontier.dense, value).estimate
-    figures.draw_line_band(ax, layers, [dense, dense], label="dense", colour="#8c8c8c", dashed=True)
-    ax.axvline(default, color="#8c8c8c", linewidth=0.6)
-    ax.set(xlabel="pruned from this layer on (line: default)", ylabel=value if value == "accuracy" else "tokens")
-    ax.set_ylim(0, 1.02 if value == "accuracy" else None)
-    figures.draw_legend(ax)
+    for ax, (value, ylabel) in zip(np.atleast_1d(axes), values.items(), strict=True):
+        for label, by_layer in anchors.items():
+            points = [getattr(frontier.points[name], value) for name, _ in by_layer.values()]
+            draw_curve(ax, list(by_layer), points, label)
+        dense = getattr(frontier.dense, value).estimate
+        figures.draw_line_band(ax, layers, [dense, dense], label="dense", colour="#8c8c8c", dashed=True)
+        ax.axvline(default, color="#8c8c8c", linewidth=0.6)
+        ax.set(xlabel="pruned from this layer on (line: default)", ylabel=ylabel)
+        ax.set_ylim(0, 1.02 if value == "accuracy" else None)
+    figures.draw_legend(list(np.atleast_1d(axes)))
     return fig
 
 

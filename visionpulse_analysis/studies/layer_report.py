@@ -78,7 +78,7 @@ def paper_table(maps: LayerMaps, anchors: Anchors, tolerance: float = 0.05) -> p
         "layers that would do": ("not reported", _listed(anchors.suitable(tolerance)) or "none"),
         "layers undecided": ("not reported", _listed(anchors.undecided(tolerance)) or "none"),
         "cosine of neighbouring layers": ("shown as a picture", str(maps.adjacent)),
-        "cosine of layers half the depth apart": ("shown as a picture", str(maps.distant)),
+        "cosine of layers at least half the depth apart": ("shown as a picture", str(maps.distant)),
     }
     if place is not None:
         rows[f"tokens unchanged, {percent} chosen at the default anchor"] = (

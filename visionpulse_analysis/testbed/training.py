@@ -46,6 +46,7 @@ class Trainer:
             torch.set_num_threads(threads)
         self.folder, self.plan, self.seed, self.device = Path(folder), plan, seed, device
         self.threads = torch.get_num_threads()
+        self.folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is refused before training
         self.model: Any = build_model(seed)
         self.model.to(device)
         self.average: Any = build_model(seed).requires_grad_(False)

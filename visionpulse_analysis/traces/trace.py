@@ -167,6 +167,8 @@ class Trace:
             raise IndexError(f"step {step} is out of range: this trace has steps 0..{len(self) - 1}")
         if layer is None and len(self.layers) == 1:
             layer = self.layers[0]
+        if layer is None:
+            raise IndexError(f"several layers were recorded, {self.layers}: choose one (layer=, or --layer)")
         if layer not in self.layers:
             raise IndexError(f"layer {layer} was not recorded; recorded layers: {self.layers}")
         rows = self.attention[step, self.layers.index(layer)]
