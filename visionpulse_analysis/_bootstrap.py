@@ -18,9 +18,22 @@ Method = Literal["expanded", "percentile", "bca"]
 class Interval:
     """An estimate with its confidence interval; `str()` gives "0.71 [0.64, 0.78], 200 samples".
 
-    `unit` says what one cluster is, in the singular: "sample" (one question about one image), "scene" where all
-    samples are generated scenes, or whatever else was resampled.
+    Attributes
+    ----------
+    estimate, low, high : float
+        In the unit of the statistic.
+    n_clusters, n_values : int
+        How many clusters were resampled, and how many values they hold.
+    confidence : float in (0, 1)
+        Nominal coverage.
+    method : str
+        How the interval was made.
+    unit : str
+        What one cluster is, in the singular: "sample" (one question about one image), "scene" where all samples are
+        generated scenes, or whatever else was resampled.
 
+    Notes
+    -----
     NaN bounds mean that the data cannot give an interval: fewer than two clusters, an undefined statistic in
     the data or in a resample, or no variation between resamples (all values equal; for proportions use
     `proportion_interval`).

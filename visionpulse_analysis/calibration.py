@@ -28,12 +28,19 @@ def calibrate(
 
     Parameters
     ----------
+    vlm : VLM
     kind : str or type
         A name of `list_pruners`, or the class.
     samples : list of (image, question)
         The papers take 20.
+    batch_size : int, above 0
+        Samples that go through the model together.
     **options
         Those of the class's ``calibrated``.
+
+    Returns
+    -------
+    Pruner of that kind
 
     Raises
     ------
@@ -50,7 +57,15 @@ def calibrate(
 class FirstTokens:
     """Call with a pruner, or None: natural log probabilities of the first token, float64 [sample, word].
 
-    Raises ValueError without samples.
+    Parameters
+    ----------
+    vlm, samples, batch_size
+        As in `calibrate`.
+
+    Raises
+    ------
+    ValueError
+        There are no samples.
     """
 
     def __init__(self, vlm: VLM, samples: Sequence[tuple[Any, str]], batch_size: int = 32):

@@ -52,6 +52,12 @@ def correlation(
     interval : "expanded", "percentile" or "bca"
         As in `cluster_bootstrap`. Pooled r with strong differences between samples needs about 40 samples:
         its 95 % interval covers 90 % with 20, 94 % with 40 (within: 94 % and 95 %).
+    n_resamples : int, >= 2
+        Draws of as many clusters as there are, with replacement.
+    confidence : float in (0, 1)
+        Nominal coverage of the interval.
+    seed : int, >= 0
+        Of the draws; the same seed gives the same interval.
     unit : str
         What one cluster is, in the singular.
 

@@ -38,11 +38,17 @@ KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a language model that its costs depend on.
+    """Sizes of a language model that its costs depend on; ValueError where they are below 1 or layers do not match.
 
-    mlp : per layer, the MLP width that one token runs through (all its active experts together). experts : per layer,
-    how many a router chooses from, 0 for a dense layer. mlp_matrices : 3 gated, 2 not. value_bytes : of one cached
-    number.
+    Parameters
+    ----------
+    width, heads, kv_heads, head_dim, vocabulary : int
+    mlp : int [layer]
+        The MLP width that one token runs through (all its active experts together).
+    experts : int [layer]
+        How many a router chooses from, 0 for a dense layer.
+    mlp_matrices : 3 (gated) or 2
+    value_bytes : int, bytes of one cached number
     """
 
     width: int
@@ -64,13 +70,15 @@ class ModelShape:
 
     @property
     def layers(self) -> int:
+        """Number of layers."""
         return len(self.mlp)
 
     @classmethod
     def of(cls, config: Any, value_bytes: int = 2) -> ModelShape:
         """Read the sizes off a configuration of transformers, of the whole model or of its text part.
 
-        Raises ValueError where it lacks one, naming it, and where its layers have parts that are not counted here.
+        `config` is that object; `value_bytes` goes to the result. Raises ValueError where it lacks a size, naming it,
+        and where its layers have parts that are not counted here.
         """
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
         _check_known(text)
@@ -111,7 +119,7 @@ class ModelShape:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def flops(self, computed: Any, made: Any, pairs: Any) -> float:
-        """FLOPs of one forward pass by the formula above; each argument one number per layer."""
+        """FLOPs of one forward pass: `computed` is r, `made` s, `pairs` p of the formula above, [layer] each."""
         r, s, p = (np.broadcast_to(np.asarray(given, np.float64), self.layers) for given in (computed, made, pairs))
         d, a, c = self.width, self.heads * self.head_dim, self.kv_heads * self.head_dim
         m, e = np.asarray(self.mlp, np.float64), np.asarray(self.experts, np.float64)
@@ -119,7 +127,7 @@ class ModelShape:
         return float(layers.sum()) + 2 * d * self.vocabulary
 
     def kv_bytes(self, keys: Any) -> float:
-        """Bytes of the keys and values of ``keys`` tokens, one number per layer."""
+        """Bytes of the keys and values of `keys` tokens, int [layer], all layers together."""
         n = np.broadcast_to(np.asarray(keys, np.float64), self.layers)
         return float(2 * self.kv_heads * self.head_dim * self.value_bytes * n.sum())
 
@@ -136,8 +144,11 @@ def _check_known(text: Any) -> None:
 class Costs:
     """What one decode cost the language model.
 
-    flops : float64 [step], step 0 being prefill. kv_bytes_read : float64 [step], 0 at prefill. kv_bytes_held :
-    float64 [step], the cache that the method needs after the step.
+    Attributes
+    ----------
+    flops : float64 [step], step 0 being prefill
+    kv_bytes_read : float64 [step], 0 at prefill
+    kv_bytes_held : float64 [step], the cache that the method needs after the step
     """
 
     flops: np.ndarray
@@ -181,6 +192,10 @@ def count_costs(
     forgets : bool
         Whether a decode step deletes what it hides, so that it need not be held.
 
+    Returns
+    -------
+    Costs
+
     Raises
     ------
     ValueError
@@ -207,7 +222,15 @@ def count_costs(
 
 
 def costs_of(trace: Any) -> Costs:
-    """Costs of every step of a `Trace`, dense or pruned.
+    """Costs of every step of a trace, dense or pruned.
+
+    Parameters
+    ----------
+    trace : Trace, decoded to its end
+
+    Returns
+    -------
+    Costs; the formula is that of this module
 
     Raises
     ------

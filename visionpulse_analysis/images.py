@@ -22,6 +22,10 @@ def read_image(image: ImageLike) -> np.ndarray:
     image : str, Path, PIL image or uint8 [row_px, col_px, 3]
         A file in one of `FORMATS`. 16-bit greys are scaled to 8 bits.
 
+    Returns
+    -------
+    uint8 [row_px, col_px, 3]
+
     Raises
     ------
     FileNotFoundError

@@ -1,9 +1,9 @@
 """Measures of visual attention: arrays in, arrays out.
 
 Attention arrays are ``[..., patch]``: the softmax weights of one query on the image patches, not
-renormalised over the image, any leading axes. Everything is computed in float64. Rows without any mass have
-no shape: scale-free measures are NaN there. Sets of patches live in `overlap`, comparisons in `similarity`;
-both are importable from here.
+renormalised over the image, any leading axes. Everything is computed in float64, and weights that
+are NaN, infinite or negative raise ValueError. Rows without any mass have no shape: scale-free measures are NaN there.
+Sets of patches live in `overlap`, comparisons in `similarity`; both are importable from here.
 """
 
 from __future__ import annotations
@@ -88,8 +88,9 @@ def active_count(attention: ArrayLike, threshold: ArrayLike, *, relative: bool =
     ----------
     attention : array [..., patch], >= 0
     threshold : float, or floats [threshold], >= 0
-        In units of attention (`PAPER_THRESHOLDS`), or of the uniform level 1/n if `relative`
-        (`UNIFORM_MULTIPLES`).
+        In units of attention, as `PAPER_THRESHOLDS`.
+    relative : bool
+        Thresholds are multiples of the uniform level 1/n, as `UNIFORM_MULTIPLES`.
 
     Returns
     -------
@@ -98,7 +99,7 @@ def active_count(attention: ArrayLike, threshold: ArrayLike, *, relative: bool =
     Raises
     ------
     ValueError
-        If a weight or a threshold is NaN, infinite or negative.
+        If a weight or a threshold is NaN, infinite or negative, or the thresholds have more than one axis.
     """
     weights = attention_array(attention)
     levels = finite_array(threshold, "threshold")
@@ -112,6 +113,10 @@ def active_count(attention: ArrayLike, threshold: ArrayLike, *, relative: bool =
 
 def normalise(attention: ArrayLike) -> np.ndarray:
     """Divide each row by its mass: the shape of the attention inside the image.
+
+    Parameters
+    ----------
+    attention : array [..., patch], >= 0
 
     Returns
     -------
@@ -128,10 +133,13 @@ def normalise(attention: ArrayLike) -> np.ndarray:
 
 
 def participation_ratio(attention: ArrayLike) -> np.ndarray:
-    """Return 1 / sum p^2 of the normalised row p: the number of patches of an equally concentrated even
-    split.
+    """Return 1 / sum p^2 of the normalised row p: the number of patches of an equally concentrated even split.
 
     Scale-free: a multiple of the row gives the same value. Dominated by the largest weights.
+
+    Parameters
+    ----------
+    attention : array [..., patch], >= 0
 
     Returns
     -------
@@ -143,6 +151,10 @@ def participation_ratio(attention: ArrayLike) -> np.ndarray:
 def entropy_bits(attention: ArrayLike) -> np.ndarray:
     """Return the Shannon entropy of the normalised row in bits; scale-free.
 
+    Parameters
+    ----------
+    attention : array [..., patch], >= 0
+
     Returns
     -------
     float64 [...], 0 (one patch) to log2 n (uniform); NaN for a row without mass.
@@ -153,6 +165,10 @@ def entropy_bits(attention: ArrayLike) -> np.ndarray:
 
 def effective_count(attention: ArrayLike) -> np.ndarray:
     """Return 2 ** `entropy_bits`: the effective number of patches, at least the `participation_ratio`.
+
+    Parameters
+    ----------
+    attention : array [..., patch], >= 0
 
     Returns
     -------
@@ -172,6 +188,11 @@ def patches_for_share(attention: ArrayLike, share: float = 0.9) -> np.ndarray:
     Returns
     -------
     float64 [...], whole numbers from 1 to n (uniform: ceil(share * n)); NaN for a row without mass.
+
+    Raises
+    ------
+    ValueError
+        If a weight is NaN, infinite or negative, or the share is not in (0, 1].
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must be in (0, 1]; got {share}")
@@ -193,6 +214,11 @@ def centre_of_mass(attention: ArrayLike, row: ArrayLike, col: ArrayLike) -> np.n
     Returns
     -------
     float64 [..., 2] = row, col, inside the range of the given coordinates; NaN for a row without mass.
+
+    Raises
+    ------
+    ValueError
+        If a weight is NaN, infinite or negative, or `row` and `col` are not one finite number per patch.
     """
     shape = normalise(attention)
     place = np.stack([finite_array(row, "row"), finite_array(col, "col")], -1)
@@ -207,11 +233,16 @@ def centre_drift(attention: ArrayLike, row: ArrayLike, col: ArrayLike) -> np.nda
     Parameters
     ----------
     attention : array [step, ..., patch], >= 0
-    row, col : array [patch]
+    row, col : array [patch], grid coordinates
 
     Returns
     -------
     float64 [step - 1, ...], >= 0; NaN next to a row without mass.
+
+    Raises
+    ------
+    ValueError
+        As `centre_of_mass`; or there is no step axis.
     """
     weights = attention_array(attention, ndim=2)
     return np.linalg.norm(np.diff(centre_of_mass(weights, row, col), axis=0), axis=-1)

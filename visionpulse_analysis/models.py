@@ -30,7 +30,13 @@ BUNDLED = ("scenes",)
 class VLM:
     """A model with its tokenizer and image processor, as returned by :func:`load`.
 
-    settings : what the model's processor file says beside these two.
+    Parameters
+    ----------
+    name : str, as it was asked for
+    model, tokenizer, image_processor
+        Those of transformers; `settings` is what the model's processor file says beside them.
+    revision : str, optional, the commit of a hub model
+    settings : dict
     """
 
     name: str
@@ -48,6 +54,7 @@ class VLM:
 
     @property
     def n_layers(self) -> int:
+        """Number of layers of the language model."""
         return self.model.config.get_text_config().num_hidden_layers
 
     @property
@@ -79,7 +86,7 @@ class VLM:
         return {layer for layer, kind in enumerate(kinds) if kind == "sliding_attention"}
 
     def piece(self, token: int) -> str:
-        """The text of one token; the tokenizer is asked once, since it takes as long as the rest of a step's record."""
+        """The text of one `token` (its id); the tokenizer is asked once, which takes as long as the rest of a step."""
         if token not in self._pieces:
             self._pieces[token] = self.tokenizer.decode([token])
         return self._pieces[token]
@@ -94,11 +101,21 @@ class VLM:
         return digest.hexdigest()[:16]
 
     def prompt(self, images: ImageLike | Video | Sequence[ImageLike | Video], question: str) -> Prompt:
-        """Build the prompt of one question about one image or video or several; see :meth:`Family.prompt`."""
+        """Build the prompt of one question about one image or video or several; raises as :meth:`Family.prompt`.
+
+        Parameters
+        ----------
+        images : image (a path, a PIL image or uint8 [row_px, col_px, 3]), Video, or list of these
+        question : str
+
+        Returns
+        -------
+        Prompt
+        """
         return self.family.prompt(images, question)
 
     def to_device(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Model inputs on the model's device, pixels in its dtype; times stay as they are."""
+        """Model `inputs` by name on the model's device, pixels in its dtype; times stay as they are."""
         device, dtype = self.model.device, self.model.dtype
         return {
             name: value.to(device, dtype if value.is_floating_point() and name.startswith("pixel") else None)
@@ -153,6 +170,10 @@ def load(
         Run the Python code that the model brings along. Read it before. Weights are read from safetensors files only,
         never unpickled, in either case.
 
+    Returns
+    -------
+    VLM, in evaluation mode
+
     Raises
     ------
     ValueError
@@ -195,14 +216,8 @@ def load(
         model.to(device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"))
     elif any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError(f"{name!r} does not fit on its devices ({model.hf_device_map}): use more, or another dtype")
-    return VLM(
-        name=name,
-        model=model.eval(),
-        tokenizer=tokenizer,
-        image_processor=image_processor,
-        revision=getattr(config, "_commit_hash", None),
-        settings=settings,
-    )
+    parts = {"model": model.eval(), "tokenizer": tokenizer, "image_processor": image_processor, "settings": settings}
+    return VLM(name, **parts, revision=getattr(config, "_commit_hash", None))
 
 
 def _check_split(device: Any) -> None:

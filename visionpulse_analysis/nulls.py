@@ -26,8 +26,7 @@ from visionpulse_analysis._clusters import (
 class McNemar:
     """Exact McNemar test of two paired accuracies.
 
-    `b` pairs are right in a only, `c` in b only; `p` is the two-sided binomial
-    probability of so uneven a split.
+    `b` pairs are right in a only, `c` in b only; `p` is the two-sided binomial probability of so uneven a split.
     """
 
     b: int
@@ -61,7 +60,7 @@ def mcnemar(a_correct: ArrayLike, b_correct: ArrayLike) -> McNemar:
 
 @dataclass(frozen=True)
 class PermutationTest:
-    """Paired permutation test: `difference` = mean(b - a), `p` two-sided under random signs."""
+    """Paired permutation test: `difference` = mean(b - a), `p` two-sided under random signs of `n_clusters`."""
 
     difference: float
     p: float
@@ -86,6 +85,9 @@ def permutation_test(
     a, b : array [pair]
     clusters : labels [pair], optional
         The sample of each pair; by default every pair is its own.
+    n_permutations : int, >= 1
+    seed : int, >= 0
+        Of the sampled sign patterns.
 
     Returns
     -------
@@ -94,7 +96,7 @@ def permutation_test(
     Raises
     ------
     ValueError
-        If the input is empty, NaN or of unequal length.
+        If the input is empty, NaN or of unequal length, or `n_permutations` is below 1.
     """
     before, after = aligned("a and b", a, b)
     codes = cluster_codes(np.arange(len(before)) if clusters is None else clusters, len(before))
@@ -113,8 +115,9 @@ def permutation_test(
 class ShapeNull:
     """Observed r(mass, active count) beside its null, in which shapes and masses are paired at random.
 
-    `low` and `high` are the 2.5 % and 97.5 % points of the null r, `mean` its mean; `p` is two-sided. All
-    four are NaN if r is undefined in the data or in a permutation (a constant count).
+    `r`, -1 to 1, is that of the data at `threshold`. `low` and `high` are the 2.5 % and 97.5 % points of the null r,
+    `mean` its mean, over `n_permutations`; `p` is two-sided. All four are NaN if r is undefined in the data or in a
+    permutation (a constant count).
     """
 
     r: float
@@ -147,11 +150,15 @@ def shape_permutation_null(
     attention : list of arrays [step, patch], one per sample, >= 0, at one layer, head mean
         Needs 8 to 16 bytes x steps x patches of memory over all samples.
     threshold : float, > 0
-        As in `measures.active_count`; multiples of 1/n if `relative`.
+        As in `measures.active_count`.
+    relative : bool
+        Whether the threshold is a multiple of 1/n.
     kind : "pooled" or "within"
         The correlation, as in `correlation`.
     scope : "within" or "across"
         Shapes are exchanged inside each sample, or between all samples (all with the same number of patches).
+    n_permutations : int, >= 1
+    seed : int, >= 0
 
     Returns
     -------
@@ -160,7 +167,8 @@ def shape_permutation_null(
     Raises
     ------
     ValueError
-        If there is no step, a weight is NaN or negative, or samples differ in patches with scope "across".
+        If there is no step, a weight is NaN or negative, or samples differ in patches with scope "across", or an
+        option is out of range.
     """
     one_choice(kind, ("pooled", "within"), "kind")
     one_choice(scope, ("within", "across"), "scope")

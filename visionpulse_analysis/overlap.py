@@ -1,6 +1,7 @@
 """Sets of patches: top sets, the overlap between sets with its null, and whether a set holds an object.
 
-Sets are bool ``[..., patch]``. Everything here is importable from `visionpulse_analysis.measures`.
+Sets are bool ``[..., patch]``; other masks, or shapes that do not fit, raise ValueError. Everything
+here is importable from `visionpulse_analysis.measures`.
 """
 
 from __future__ import annotations
@@ -51,11 +52,20 @@ def top_set(attention: ArrayLike, k: int | None = None, fraction: float | None =
 
 
 def jaccard(a: ArrayLike, b: ArrayLike) -> np.ndarray:
-    """Return |a and b| / |a or b| over the last axis of two bool sets [..., patch] (broadcast).
+    """Return |a and b| / |a or b| over the last axis of two sets.
+
+    Parameters
+    ----------
+    a, b : bool [..., patch], broadcast against each other
 
     Returns
     -------
     float64 [...], 0 (disjoint) to 1 (equal); NaN where both sets are empty. Compare it with `jaccard_null`.
+
+    Raises
+    ------
+    ValueError
+        If a set is not bool, or the shapes do not fit.
     """
     first, second = bool_array(a, "a"), bool_array(b, "b")
     same_patches(first, second, "a and b")
@@ -63,7 +73,7 @@ def jaccard(a: ArrayLike, b: ArrayLike) -> np.ndarray:
 
 
 class JaccardNull(NamedTuple):
-    """Jaccard index of two independent random sets: its exact mean and quantiles."""
+    """Jaccard index of two independent random sets: its exact `mean`, and its quantiles `low` and `high`, 0 to 1."""
 
     mean: float
     low: float
@@ -73,7 +83,15 @@ class JaccardNull(NamedTuple):
 def jaccard_null(n: int, k_a: int, k_b: int, confidence: float = 0.95) -> JaccardNull:
     """Return the exact Jaccard null of random sets of k_a and k_b out of n patches (hypergeometric overlap).
 
-    `low` and `high` are quantiles of one index at (1 -+ confidence) / 2, not limits of a mean over steps.
+    Parameters
+    ----------
+    n : int, number of patches
+    k_a, k_b : int, sizes of the two sets, 0 to n, not both 0
+    confidence : float in (0, 1)
+
+    Returns
+    -------
+    JaccardNull; `low` and `high` are quantiles of one index at (1 -+ confidence) / 2, not limits of a mean over steps.
 
     Raises
     ------
@@ -112,7 +130,18 @@ def coverage(attention: ArrayLike, mask: ArrayLike) -> np.ndarray:
 def consecutive_overlap(sets: ArrayLike) -> np.ndarray:
     """Return the Jaccard index of each step's set with the next.
 
-    bool [step, ..., patch] -> float64 [step - 1, ...]; NaN where both sets are empty.
+    Parameters
+    ----------
+    sets : bool [step, ..., patch]
+
+    Returns
+    -------
+    float64 [step - 1, ...], 0 to 1; NaN where both sets are empty.
+
+    Raises
+    ------
+    ValueError
+        If the sets are not bool or have no step.
     """
     steps = _step_sets(sets)
     return jaccard(steps[:-1], steps[1:])
@@ -121,7 +150,13 @@ def consecutive_overlap(sets: ArrayLike) -> np.ndarray:
 def overlap_with_first(sets: ArrayLike) -> np.ndarray:
     """Return the Jaccard index of each step's set with that of step 0, the prefill.
 
-    bool [step, ..., patch] -> float64 [step, ...], the first 1; NaN where both sets are empty.
+    Parameters
+    ----------
+    sets : bool [step, ..., patch]
+
+    Returns
+    -------
+    float64 [step, ...], 0 to 1, the first 1; NaN where both sets are empty.
     """
     steps = _step_sets(sets)
     return jaccard(steps, steps[:1])
@@ -138,6 +173,11 @@ def overlap_by_lag(sets: ArrayLike, max_lag: int) -> np.ndarray:
     Returns
     -------
     float64 [lag, ...] for lag = 0 (always 1) to max_lag; NaN where the trace has no pair so far apart.
+
+    Raises
+    ------
+    ValueError
+        As `consecutive_overlap`; or `max_lag` is negative.
     """
     steps = _step_sets(sets)
     if max_lag < 0:
@@ -149,16 +189,20 @@ def overlap_by_lag(sets: ArrayLike, max_lag: int) -> np.ndarray:
 
 
 class Relevance(NamedTuple):
-    """Does attention, or a kept set, fall on the object? Float64 [...], NaN without object or mass."""
+    """Does attention, or a kept set, fall on the object? Float64 [...], 0 to 1, NaN without object or mass.
+
+    Attributes
+    ----------
+    hit : 1 if the largest weight (ties: lower index), or any member of the set, is on the object; else 0
+    share : of the mass (attention), or of the members (set), on the object
+    chance_hit : `hit` of a random patch, |object| / n, or of a random set of the same size (hypergeometric)
+    chance_share : `share` of uniform attention or of a random set, |object| / n
+    """
 
     hit: np.ndarray
-    """1 if the largest weight (ties: lower index), or any member of the set, is on the object; else 0."""
     share: np.ndarray
-    """Attention: share of the mass on the object. Set: share of the members on it."""
     chance_hit: np.ndarray
-    """`hit` of a random patch, |object| / n, or of a random set of the same size (hypergeometric)."""
     chance_share: np.ndarray
-    """`share` of uniform attention or of a random set: |object| / n."""
 
 
 def relevance_hit(attention_or_set: ArrayLike, object_patches: ArrayLike) -> Relevance:
@@ -168,6 +212,10 @@ def relevance_hit(attention_or_set: ArrayLike, object_patches: ArrayLike) -> Rel
     ----------
     attention_or_set : array [..., patch], >= 0, or bool [..., patch] such as `top_set` or `Trace.kept`
     object_patches : bool [..., patch], broadcast; rows without an object give NaN
+
+    Returns
+    -------
+    Relevance
 
     Raises
     ------

@@ -86,8 +86,7 @@ class PatchGrid:
     def _set(self, name: str, dtype: type, shape: tuple[int, ...], axes: str) -> None:
         """Replace one field by a checked, converted, read-only copy."""
         given = np.asarray(getattr(self, name))
-        if given.size == 0:
-            given = np.empty([0, *shape[1:]])
+        given = given if given.size else np.empty([0, *shape[1:]])
         if given.shape != shape:
             raise ValueError(f"PatchGrid.{name} must be {axes} of shape {shape}, got shape {given.shape}")
         array = given.astype(dtype)
@@ -108,12 +107,10 @@ class PatchGrid:
 
         Parameters
         ----------
-        positions : int [patch]
-            Sequence positions of all patches, image after image.
+        positions : int [patch], of all patches in the sequence, image after image
         rows, cols : int or int [n_images]
             Grid of each image in merged patches; one number serves all images.
-        image_sizes : int [n_images, 2]
-            Height and width in pixels of each original image.
+        image_sizes : int [n_images, 2], height and width in pixels
 
         Returns
         -------
@@ -151,7 +148,11 @@ class PatchGrid:
         return len(self.image_size)
 
     def shape(self, image: int = 0, frame: int = 0) -> tuple[int, int]:
-        """Rows and columns of the grid of one frame.
+        """Rows and columns of the grid of one frame, both given by 0-based index.
+
+        Parameters
+        ----------
+        image, frame : int
 
         Raises
         ------
@@ -171,6 +172,7 @@ class PatchGrid:
         ----------
         values : number or bool [..., patch]
             One value per patch of the *whole* grid (all images and frames).
+        image, frame : int, 0-based
 
         Returns
         -------
@@ -189,9 +191,8 @@ class PatchGrid:
             raise ValueError(
                 f"values must be [..., patch] with {len(self)} patches on the last axis, got {values.shape}"
             )
-        here = self._in_frame(image, frame)
-        dtype = np.result_type(values.dtype, np.float32)
-        result = np.full((*values.shape[:-1], *self.shape(image, frame)), np.nan, dtype)
+        here, sizes = self._in_frame(image, frame), (*values.shape[:-1], *self.shape(image, frame))
+        result = np.full(sizes, np.nan, np.result_type(values.dtype, np.float32))
         result[..., self.row[here], self.col[here]] = values[..., here]
         return result
 
@@ -200,8 +201,8 @@ class PatchGrid:
 
         Parameters
         ----------
-        x, y : float
-            Pixels from the left and from the top of the original image.
+        x, y : float, pixels from the left and from the top of the original image
+        image, frame : int, 0-based
 
         Raises
         ------
@@ -218,8 +219,7 @@ class PatchGrid:
 
         Parameters
         ----------
-        patches : int [n] or bool [patch]
-            Indices, or a mask over the patch axis.
+        patches : int [n] indices, or bool [patch] mask
 
         Raises
         ------
@@ -236,7 +236,7 @@ class PatchGrid:
         return PatchGrid(**columns, image_size=self.image_size, frames=self.frames, pictures=self.pictures)
 
     def equals(self, other: PatchGrid) -> bool:
-        """Tell whether every array is the same."""
+        """Tell whether every array of `other` is the same."""
         return all(np.array_equal(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
 
     def _in_frame(self, image: int, frame: int) -> np.ndarray:

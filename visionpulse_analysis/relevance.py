@@ -22,6 +22,9 @@ def relevance(vlm: VLM, prompt: Prompt, answer: torch.Tensor) -> torch.Tensor:
 
     Parameters
     ----------
+    vlm : VLM
+    prompt : Prompt
+        Of one question, as `VLM.prompt` builds it.
     answer : int64 [token]
         At least one token.
 

@@ -12,7 +12,22 @@ from visionpulse_analysis.pruners.choosing import float64, sent
 
 @dataclass(frozen=True)
 class Sample:
-    """How to draw tokens: temperature > 0; keep the smallest set of tokens holding ``top_p``; at most ``top_k``."""
+    """How to draw tokens: at a temperature, from the smallest set holding `top_p`, cut to `top_k`.
+
+    Parameters
+    ----------
+    temperature : float, above 0
+        Divides the logits; 1 leaves the model's own distribution.
+    top_p : float in (0, 1]
+        Draw from the fewest most probable tokens that hold this much probability; 1 from all.
+    top_k : int, at least 1, optional
+        And from no more than so many tokens.
+
+    Raises
+    ------
+    ValueError
+        A parameter is out of range.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -29,6 +44,7 @@ class Sample:
             raise ValueError(f"top_k must be at least 1, got {self.top_k}")
 
     def to_dict(self) -> dict:
+        """The parameters by name, JSON-ready."""
         return asdict(self)
 
 
@@ -43,13 +59,23 @@ def check_chosen(logprob: float) -> None:
 
     It is NaN where any logit of its row was NaN or +inf, or all were -inf. So a GPU is asked only for the number that
     is recorded anyway.
+
+    Parameters
+    ----------
+    logprob : float, natural logarithm
     """
     if not isfinite(logprob):
         raise FloatingPointError(BROKEN)
 
 
 class Chooser:
-    """Chooses tokens for a batch. A row's draws depend on its own seed only, not on the rest of the batch."""
+    """Chooses tokens for a batch. A row's draws depend on its own seed only, not on the rest of the batch.
+
+    Parameters
+    ----------
+    sample : Sample, or None for greedy
+    seeds : list of int [row]
+    """
 
     def __init__(self, sample: Sample | None, seeds: list[int]):
         self.sample = sample
@@ -82,5 +108,5 @@ class Chooser:
         return words.gather(1, ranks)[:, 0].to(logits.device)
 
     def drop_rows(self, rows: torch.Tensor) -> None:
-        """Keep only these rows of the batch."""
+        """Keep only these `rows` of the batch, int64 [remaining]."""
         self.generators = [self.generators[i] for i in rows.tolist()]

@@ -23,6 +23,11 @@ def layer_similarity(attention: ArrayLike) -> np.ndarray:
     -------
     float64 [layer, layer], 0 to 1, symmetric. Steps at which a layer has no mass are left out of its
     average; NaN if none is left.
+
+    Raises
+    ------
+    ValueError
+        If a weight is NaN, infinite or negative, or the axes are others or without a step.
     """
     weights = attention_array(attention, ndim=3)
     if weights.ndim != 3 or weights.shape[0] == 0:
@@ -51,7 +56,7 @@ def kl_divergence(logp: ArrayLike, logq: ArrayLike) -> np.ndarray:
     Raises
     ------
     ValueError
-        If a row is NaN or not log-probabilities (raw logits).
+        If a row is NaN or not log-probabilities (raw logits), or the two do not have the same tokens.
     """
     log_p, log_q = _log_probabilities(logp, "logp"), _log_probabilities(logq, "logq")
     if log_p.shape[-1] != log_q.shape[-1]:

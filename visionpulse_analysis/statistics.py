@@ -62,6 +62,12 @@ def cluster_bootstrap(
         The sample each value belongs to.
     statistic : callable, values -> float
         Must not depend on the order of the values. The mean (default) is vectorised.
+    n_resamples : int, >= 2
+        Draws of as many clusters as there are, with replacement.
+    confidence : float in (0, 1)
+        Nominal coverage of the interval.
+    seed : int, >= 0
+        Of the draws; the same seed gives the same interval.
     method : "expanded", "percentile" or "bca"
         Percentile intervals are too narrow with few clusters (20 clusters: 92 % instead of 95 %). "expanded"
         widens the percentile's levels by the t quantile and sqrt(n / (n - 1)) (Hesterberg 2015, The American
@@ -115,6 +121,10 @@ def paired_difference(
     **options
         `n_resamples`, `confidence`, `seed`, `method`, `unit` of `cluster_bootstrap`.
 
+    Returns
+    -------
+    Interval of the difference, in the unit of the values, or of the relative change, a share.
+
     Raises
     ------
     ValueError
@@ -142,13 +152,19 @@ def proportion_interval(correct: ArrayLike, *, confidence: float = 0.95, unit: s
     Parameters
     ----------
     correct : bool or 0/1 array [sample]
+    confidence : float in (0, 1)
+        Nominal coverage of the interval.
     unit : str
         What one value stands for, in the singular; `str()` of the interval names it.
+
+    Returns
+    -------
+    Interval, 0 to 1.
 
     Raises
     ------
     ValueError
-        If empty or if a value is neither 0 nor 1.
+        If empty, if a value is neither 0 nor 1, or for a confidence out of range.
     """
     (right,) = aligned("correct", correct)
     if not np.isin(right, (0, 1)).all():

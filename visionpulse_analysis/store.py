@@ -144,6 +144,11 @@ class TraceStore:
     def add(self, trace: Trace, overwrite: bool = False) -> None:
         """Store a whole trace under ``trace.meta["id"]``.
 
+        Parameters
+        ----------
+        trace : Trace, complete
+        overwrite : bool, whether to replace what the id holds
+
         Raises
         ------
         ValueError
@@ -174,12 +179,13 @@ class TraceStore:
         n_layers: int = 0,
         overwrite: bool = False,
     ) -> TraceWriter:
-        """Begin to stream one trace; the other arguments are those of `create_trace`.
+        """Begin to stream one trace.
 
         Parameters
         ----------
         id : str
             Letters, digits, ``. _ -``, no leading dot, at most 200 characters; becomes ``meta["id"]``.
+        grid, layers, heads, images, prompt_tokens, meta : as in `create_trace`
         optional : subset of "kept", "budget", "k", "pruner_mass", "k_per_layer"
             What every step will bring besides attention, mass, token, token_id and logprob.
         n_layers : int
@@ -205,20 +211,14 @@ class TraceStore:
             **{"attention": np.empty((*rows, len(grid))), "mass": np.empty(rows)},
             **{"tokens": [], "token_ids": [], "logprobs": []},
             **{name: np.empty(per_step[name], bool if name == "kept" else float) for name in optional},
-            **{
-                "grid": grid,
-                "layers": layers,
-                "heads": heads,
-                "images": images,
-                "prompt_tokens": prompt_tokens,
-            },
+            **{"grid": grid, "layers": layers, "heads": heads, "images": images, "prompt_tokens": prompt_tokens},
             meta={**meta, "id": id, "complete": False},
         )
         with self._claim(id, overwrite):
             return TraceWriter(self._journal(id), self._folder(id), header, overwrite)
 
     def check_new(self, id: str, overwrite: bool = False) -> None:
-        """Raise ValueError for a name that is no id, FileExistsError for one that is taken or just being written."""
+        """Raise ValueError for an `id` that is none, FileExistsError for one taken (unless `overwrite`) or in use."""
         if self.mode != "a":
             raise ValueError(f"{self.path} was opened with mode='r'; open it with mode='a' to add traces")
         if not isinstance(id, str) or not _ID.fullmatch(id):

@@ -23,8 +23,12 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".
 class Clip:
     """A video as it was read.
 
-    frames : uint8 [row_px, col_px, 3], each, all of one size; numbers : which frames of the source they are, from 0,
-    out of ``total``; fps : frames of the source per second, None where nobody knows.
+    Attributes
+    ----------
+    frames : list of uint8 [row_px, col_px, 3], all of one size
+    numbers : list of int, which frames of the source they are, 0..total-1
+    total : int, frames of the source
+    fps : float, frames of the source per second; None where nobody knows
     """
 
     frames: list[np.ndarray]
@@ -37,10 +41,11 @@ class Clip:
         return {"image": image, "fps": self.fps, "total": self.total, "frames": self.numbers, "merged": merged}
 
     def seconds(self, model: str) -> list[float]:
-        """When each frame is shown; ValueError where the rate is not known and ``model`` needs it."""
+        """When each frame is shown, in seconds; ValueError where no rate is known, which `model` (a name) needs."""
         return [number / self.rate(model) for number in self.numbers]
 
     def rate(self, model: str) -> float:
+        """Frames of the source per second; ValueError where it is not known and `model` (a name) needs it."""
         if self.fps is None:
             raise ValueError(f"{model} reads the times of frames, and these have none: say Video(frames, fps=...)")
         return self.fps
@@ -89,7 +94,13 @@ class Video:
                 raise ValueError(f"Video: {name} must be above 0, got {value!r}")
 
     def read(self) -> Clip:
-        """Read the frames that are shown."""
+        """Read the frames that are shown.
+
+        Raises
+        ------
+        ValueError, FileNotFoundError
+            As the class says.
+        """
         total, fps, take = _source(self.frames)
         fps = self.fps if self.fps is not None else fps
         if total < 2:

@@ -19,6 +19,7 @@ class Finding:
 
     @property
     def detail(self) -> str:
+        """What was measured and allowed, and the note, as text."""
         if self.measured is None:
             return self.note
         bound = "must be 0" if self.allowed == 0 else f"at most {self.allowed:.1g}"
@@ -36,6 +37,7 @@ class Report:
 
     @property
     def passed(self) -> bool:
+        """Whether every check holds."""
         return all(finding.passed for finding in self.findings)
 
     def __bool__(self) -> bool:

@@ -69,10 +69,16 @@ def decode(
         Row ``i`` of a list of questions uses ``seed + i``, or the i-th seed of a list.
     sample : Sample, optional
         Temperature and truncation; greedy without one.
+    batch_size : int
+        Rows decoded together, at least 1.
     max_new_tokens : int
         At least 1. A trace that stops here has ``meta["finished"]`` False.
     store : TraceStore, optional
         Streams every finished step to disk under ``ids`` while decoding.
+    ids : str or list of str, optional
+        One different id per question; becomes ``meta["id"]``. Needed with a store.
+    overwrite : bool
+        Replace what the store holds under these ids.
 
     Returns
     -------

@@ -114,7 +114,21 @@ def write_boxes(
     top: int | None = None,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write `patch_boxes` as JSON, with the images beside it (``image_0.png``, ...); returns the files.
+    """Write `patch_boxes` as JSON, with the images beside it (``image_0.png``, ...).
+
+    Parameters
+    ----------
+    trace, layer, steps, top
+        As in `patch_boxes`.
+    path : str or Path
+        Of the JSON file; its folder is made if it does not exist.
+    overwrite : bool
+        Replace files that are there.
+
+    Returns
+    -------
+    list of Path
+        The JSON file, then the images.
 
     Raises
     ------

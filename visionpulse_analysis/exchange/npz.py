@@ -35,6 +35,10 @@ def read_npz(path: str | Path, image: ImageLike | None = None, id: str | None = 
     id : str, optional
         Left out, the file's ``sample_id``.
 
+    Returns
+    -------
+    Trace
+
     Raises
     ------
     FileNotFoundError
@@ -142,6 +146,7 @@ def write_npz(
         Add the rest of the trace (all layers and heads, masses, kept sets, picture, provenance) in fields that the
         authors' tools ignore, so that `read_npz` gives the very same trace back.
     overwrite : bool
+        Replace files that are there.
 
     Returns
     -------

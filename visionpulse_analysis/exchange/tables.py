@@ -17,6 +17,11 @@ from visionpulse_analysis.traces import Trace
 def step_table(*traces: Trace) -> pd.DataFrame:
     """One row per trace, step and layer (and head), in that order.
 
+    Parameters
+    ----------
+    *traces : Trace
+        One or more.
+
     Returns
     -------
     DataFrame
@@ -68,6 +73,19 @@ def write_table(traces: Iterable[Trace], path: str | Path, *, overwrite: bool = 
     """Write `step_table` as ``.csv``, or as ``.parquet`` where pyarrow is installed.
 
     In a CSV file every text is quoted, because a token may be a comma, a line break or the word NA.
+
+    Parameters
+    ----------
+    traces : Traces, one or more
+    path : str or Path
+        Ends in .csv or .parquet; its folder exists.
+    overwrite : bool
+        Replace a file that is there.
+
+    Returns
+    -------
+    Path
+        `path`.
 
     Raises
     ------

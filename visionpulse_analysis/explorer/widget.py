@@ -83,7 +83,16 @@ class Explorer(anywidget.AnyWidget):
         return page.write(path, packed, self.view)
 
     def figure(self, path: str | Path | None = None) -> Figure:
-        """Draw the current `view` as a figure for a paper; with `path`, write it there as PNG, PDF and SVG.
+        """Draw the current `view` as a figure for a paper.
+
+        Parameters
+        ----------
+        path : str or Path, optional
+            Write it there, too, as PNG, PDF and SVG; an ending is left out.
+
+        Returns
+        -------
+        Figure
 
         Raises
         ------

@@ -44,7 +44,18 @@ def token_label(token: str, longest: int = 14) -> str:
 
 
 def step_title(step: int, token: str) -> str:
-    """Return the title of one step's panel: its number, and under it the token."""
+    """Return the title of one step's panel: its number, and under it the token.
+
+    Parameters
+    ----------
+    step : int
+    token : str
+        Printed as by `token_label`.
+
+    Returns
+    -------
+    str
+    """
     return f"step {step}\n{token_label(token)}"
 
 
@@ -122,7 +133,24 @@ def draw_token_strip(
 
 
 def token_strip_height(tokens: Sequence[str], width: float) -> float:
-    """Return the height in inches of a figure `width` inches wide that holds nothing but the token strip."""
+    """Return the height of a figure that holds nothing but the token strip.
+
+    Parameters
+    ----------
+    tokens : sequence of str, [step]
+    width : float
+        Inches, more than 0.5.
+
+    Returns
+    -------
+    float
+        Inches.
+
+    Raises
+    ------
+    ValueError
+        If there are no tokens, or the width is too small.
+    """
     if isinstance(tokens, str) or len(tokens) == 0 or not width > 0.5:
         raise ValueError(f"tokens {tokens!r} at width {width}: expected a list of tokens and half an inch or more")
     pads = 2 * 0.04  # inches, from the style

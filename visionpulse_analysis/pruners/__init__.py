@@ -51,14 +51,34 @@ for module in iter_modules(__path__):
 
 
 def list_pruners() -> dict[str, type[Pruner]]:
-    """All pruners by name, including those defined by the user as subclasses of :class:`Pruner`."""
+    """All pruners by name, including those defined by the user as subclasses of :class:`Pruner`; sorted."""
     return dict(sorted(KNOWN.items()))
 
 
 def make_pruner(name: str, **parameters: Any) -> Pruner:
     """Build a pruner by name, or from text such as ``fastv(budget=0.2) | visionpulse``.
 
-    Raises ValueError for an unknown name or parameter, naming those that exist.
+    Parameters
+    ----------
+    name : str
+        One of `list_pruners`, or one or more with their parameters in brackets, joined by ``|``.
+    **parameters
+        Those of a single name without brackets; the class's docstring explains them.
+
+    Returns
+    -------
+    Pruner
+
+    Raises
+    ------
+    ValueError
+        An unknown name or parameter (the message names those that exist), a value out of range, or text that cannot be
+        read.
+
+    Examples
+    --------
+    >>> make_pruner("fastv", budget=0.2) == make_pruner("fastv(budget=0.2)")
+    True
     """
     if name in KNOWN:
         return _make(name, parameters)

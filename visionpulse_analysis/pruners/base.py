@@ -120,17 +120,26 @@ class Pruner:
         register(cls)
 
     def start(self, layout: Layout) -> Selection:
-        """Open a fresh selection for one batch."""
+        """Open a fresh selection for one batch, whose prompts `layout` describes."""
         raise NotImplementedError
 
     @classmethod
     def calibrated(cls, first_tokens: FirstTokens, n_layers: int, **options: Any) -> Pruner:
         """A pruner of this kind with parameters found on calibration samples; see `calibration.calibrate`.
 
-        ``first_tokens(pruner)`` gives the natural log probabilities of the first generated token under a pruner, or
-        dense for None: float64 [sample, word].
+        Parameters
+        ----------
+        first_tokens : callable, pruner or None -> float64 [sample, word]
+            Natural log probabilities of the first generated token under a pruner, or dense for None.
+        n_layers : int
+            Of the model.
+        **options
+            Those of the subclass.
 
-        Raises ValueError where there is nothing to calibrate.
+        Raises
+        ------
+        ValueError
+            There is nothing to calibrate, or an option is out of range.
         """
         raise ValueError(f"{cls.name or cls.__name__} has nothing to calibrate; make it with its parameters")
 

@@ -18,6 +18,10 @@ class Combined(Pruner):
 
     At each layer the second one sees what the first one has left; shares keep counting from the whole image, so that
     of what is left the second keeps its best, as many as its share of the whole image says.
+
+    Parameters
+    ----------
+    first, second : Pruner
     """
 
     first: Pruner
@@ -87,14 +91,14 @@ class _CombinedSelection(Selection):
 
 
 def as_text(pruner: Pruner) -> str:
-    """``name(parameter=value, ...)``, which `parse` and `make_pruner` read back."""
+    """``name(parameter=value, ...)`` of a `pruner`, which `parse` and `make_pruner` read back."""
     name, *parameters = pruner.to_dict().items()
     inside = ", ".join(f"{key}={value!r}" for key, value in parameters)
     return f"{name[1]}({inside})" if inside else name[1]
 
 
 def parse(text: str) -> list[tuple[str, dict[str, Any]]]:
-    """Take ``a(x=1) | b`` apart into names and parameters, from left to right.
+    """Take a `text` such as ``a(x=1) | b`` apart into names and parameters, from left to right.
 
     Raises ValueError where the text is not of that form.
     """

@@ -49,9 +49,21 @@ class ShortV(Pruner):
         frozen: int | None = None,
         direction: Literal["frozen||dense", "dense||frozen"] = "frozen||dense",
     ) -> ShortV:
-        """Freeze the ``frozen`` layers that contribute least (19 of 32 if left out).
+        """Freeze the layers that contribute least.
 
-        ``direction`` of the divergence: the authors' code has KL(frozen || dense), their paper the other.
+        Parameters
+        ----------
+        first_tokens, n_layers
+            As in `Pruner.calibrated`.
+        frozen : int, 0 to n_layers, optional
+            How many; 19 of 32 if left out.
+        direction : "frozen||dense" or "dense||frozen"
+            Of the divergence: the authors' code has KL(frozen || dense), their paper the other.
+
+        Raises
+        ------
+        ValueError
+            An option is out of range.
         """
         count = round(19 / 32 * n_layers) if frozen is None else frozen
         if not 0 <= count <= n_layers:
@@ -79,6 +91,11 @@ def layer_contribution(first_tokens: FirstTokens, n_layers: int) -> torch.Tensor
 
     The divergence between the first token's distribution with one layer frozen and dense, mean over samples: in the
     order of ``DIRECTIONS``.
+
+    Parameters
+    ----------
+    first_tokens, n_layers
+        As in `Pruner.calibrated`.
     """
     dense = first_tokens(None)
     frozen = [first_tokens(ShortV((layer,))) for layer in range(n_layers)]

@@ -85,12 +85,12 @@ class VisionPulse(Pruner):
 
     @classmethod
     def five_percent(cls, anchor_layer: int | None = None) -> VisionPulse:
-        """The paper's "5 percent" setting: temperature 0.1, 1 to 5 % of the patches."""
+        """The paper's "5 percent" setting: temperature 0.1, 1 to 5 % of the patches; `anchor_layer` as above."""
         return cls(anchor_layer, temperature=0.1, budget_min=0.01, budget_max=0.05)
 
     @classmethod
     def ten_percent(cls, anchor_layer: int | None = None) -> VisionPulse:
-        """The paper's "10 percent" setting: temperature 0.4, 5 to 10 % of the patches."""
+        """The paper's "10 percent" setting: temperature 0.4, 5 to 10 % of the patches; `anchor_layer` as above."""
         return cls(anchor_layer, temperature=0.4, budget_min=0.05, budget_max=0.10)
 
     def start(self, layout: Layout) -> Selection:

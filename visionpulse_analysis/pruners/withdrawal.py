@@ -40,12 +40,23 @@ class VTW(Pruner):
     def calibrated(
         cls, first_tokens: FirstTokens, n_layers: int, *, threshold: float = 0.003, first_layer: int | None = None
     ) -> VTW:
-        """The first layer at which withdrawal moves the first token's distribution by at most ``threshold`` (nats).
+        """The first layer at which withdrawal moves the first token's distribution by at most a threshold.
 
-        The authors' search: mean KL(P_k || P_dense) over the samples, k from ``first_layer`` on (5 of 32 layers if left
-        out); their threshold is 0.003 for LLaVA-1.5-7B, 0.0005 for 13B, 0.0001 for LLaVA-NeXT-7B.
+        The authors' search: mean KL(P_k || P_dense) over the samples.
 
-        Raises ValueError where no layer is below the threshold.
+        Parameters
+        ----------
+        first_tokens, n_layers
+            As in `Pruner.calibrated`.
+        threshold : float
+            In nats. The authors' is 0.003 for LLaVA-1.5-7B, 0.0005 for 13B, 0.0001 for LLaVA-NeXT-7B.
+        first_layer : int, optional
+            The first k tried; 5 of 32 layers if left out.
+
+        Raises
+        ------
+        ValueError
+            No layer is below the threshold.
         """
         begin = max(1, round(5 / 32 * n_layers)) if first_layer is None else first_layer
         curve = withdrawal_curve(first_tokens, n_layers)
@@ -63,7 +74,13 @@ class VTW(Pruner):
 
 
 def withdrawal_curve(first_tokens: FirstTokens, n_layers: int) -> torch.Tensor:
-    """KL(P_k || P_dense) of the first token in nats, mean over samples, withdrawal at each layer k: float64 [layer]."""
+    """KL(P_k || P_dense) of the first token in nats, mean over samples, withdrawal at each layer k: float64 [layer].
+
+    Parameters
+    ----------
+    first_tokens, n_layers
+        As in `Pruner.calibrated`.
+    """
     dense = first_tokens(None)
     return torch.stack([kl(first_tokens(VTW(layer)), dense) for layer in range(n_layers)])
 

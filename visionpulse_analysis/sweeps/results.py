@@ -25,6 +25,11 @@ LABELS = ("sample", "model", "pruner", "seed", "task", "right")
 class Sweep:
     """The folder of a sweep.
 
+    Parameters
+    ----------
+    folder : str or Path
+        The ``out`` of its configuration; the sweep may be going on.
+
     Raises
     ------
     FileNotFoundError

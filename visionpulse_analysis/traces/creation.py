@@ -67,6 +67,10 @@ def create_trace(
     precision : "float16" or "float32"
         How attention is kept.
 
+    Returns
+    -------
+    Trace
+
     Raises
     ------
     ValueError

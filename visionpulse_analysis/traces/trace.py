@@ -146,17 +146,14 @@ class Trace:
 
         Parameters
         ----------
-        step : int
-            0..n_steps-1.
+        step : int, 0..n_steps-1
         layer : int, optional
             Model index of a recorded layer; may be left out when only one was recorded.
-        head : int, optional
-            Model index of a recorded head; left out, the mean over the recorded heads.
+        head : int, optional, model index of a recorded head; left out, the mean over the recorded heads
 
         Returns
         -------
-        float32 [patch]
-            Not renormalised; sums to at most 1.
+        float32 [patch], not renormalised; sums to at most 1
 
         Raises
         ------
@@ -188,18 +185,20 @@ class Trace:
         return data_hash(self.dataset)
 
     def with_meta(self, meta: Mapping[str, Any]) -> Trace:
-        """The same data with other provenance (`complete` and `format_version` are kept unless given).
+        """The same data with other `meta` (`complete` and `format_version` are kept unless given).
 
-        Raises
-        ------
-        TypeError, ValueError
-            A value is not JSON; the message names its key.
+        Raises TypeError or ValueError for a value that is not JSON, naming its key.
         """
         kept = {name: self.meta[name] for name in ("complete", "format_version") if name in self.meta}
         return Trace(self.dataset.assign_attrs(meta=json_copy({**kept, **meta}, "meta")))
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write the trace as one zarr group; a reader sees all of it or nothing.
+
+        Parameters
+        ----------
+        path : str or Path, the folder to be
+        overwrite : bool, whether to replace a trace that is there
 
         Raises
         ------
@@ -213,6 +212,10 @@ class Trace:
     @classmethod
     def open(cls, path: str | Path) -> Trace:
         """Open a saved trace; attention, kept sets and pixels are read when used.
+
+        Parameters
+        ----------
+        path : str or Path
 
         Raises
         ------
