@@ -10,7 +10,20 @@ import pytest
 
 import visionpulse_analysis
 
-ROOMS = ("measures", "statistics", "figures", "exchange", "costs", "calibration", "sampling", "relevance")
+ROOMS = (
+    "measures",
+    "statistics",
+    "figures",
+    "exchange",
+    "costs",
+    "calibration",
+    "sampling",
+    "relevance",
+    "explorer",
+    "checking",
+    "traces",
+    "pruners",
+)
 MODULES = ["visionpulse_analysis", *(f"visionpulse_analysis.{room}" for room in ROOMS)]
 SECTION = re.compile(r"^(Parameters|Attributes)\n-+\n(.*?)(?=^\S[^\n]*\n-{3,}\n|\Z)", re.DOTALL | re.MULTILINE)
 

@@ -9,7 +9,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: whether it holds, the value measured and the largest allowed; None where it is yes or no."""
+    """One check by its `name`: whether it `passed`, the value `measured` and the largest `allowed`; a `note` in words.
+
+    The two values are None where the answer is yes or no.
+    """
 
     name: str
     passed: bool
@@ -28,7 +31,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """All checks of one model; true when every one of them holds."""
+    """All checks (`findings`) of one `model`, in how many `seconds`, and `about` what; true when every one holds."""
 
     model: str
     about: str

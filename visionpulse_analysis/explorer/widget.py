@@ -25,8 +25,10 @@ class Explorer(anywidget.AnyWidget):
 
     Shown by putting it last in a notebook cell. It needs no kernel once shown: everything is in the browser.
 
-    Attributes
+    Parameters
     ----------
+    trace, *pruned, layer, **packing
+        As in `explore`.
     view : str
         What is shown, as in the page's links (``"step=12&layer=3"``). Follows the reader; set it to move.
     """

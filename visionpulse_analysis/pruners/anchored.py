@@ -53,7 +53,7 @@ class FixedShare(Pruner):
         check_anchor(self.anchor_layer)
 
     def keep(self, view: View, layout: Layout, k: torch.Tensor) -> torch.Tensor:
-        """The patches to keep, bool [row, patch], exactly ``k`` int64 [row] of them."""
+        """The patches of `layout` to keep by `view`, bool [row, patch], exactly `k` int64 [row] of them."""
         raise NotImplementedError
 
     def start(self, layout: Layout) -> Selection:

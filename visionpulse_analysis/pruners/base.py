@@ -23,8 +23,11 @@ from visionpulse_analysis.traces.html import facts_table
 class Redirect:
     """Whose value a query gets when it attends to a patch, at one layer of prefill; the weights stay as they are.
 
-    text, patches : int64 [row, patch], for the queries that are text and for those that are patches: the patch whose
-    value is read in place of each, or -1 for nothing, so that this part of the attention is lost. None changes nothing.
+    Parameters
+    ----------
+    text, patches : int64 [row, patch], optional
+        For the queries that are text and for those that are patches: the patch whose value is read in place of each, or
+        -1 for nothing, so that this part of the attention is lost. None changes nothing.
     """
 
     text: torch.Tensor | None = None
@@ -41,6 +44,11 @@ class Selection:
     ``frozen_layers`` : layers of prefill that leave the hidden states of the patches as they were, though queries
     still read the patches there. ``forgets`` : whether what a decode step hides in a layer is gone from it for good.
     ``most`` : no row ever keeps more patches than this at a decode step, where that is known beforehand.
+
+    Parameters
+    ----------
+    layout : Layout
+        Of the batch.
     """
 
     frozen_layers: frozenset[int] = frozenset()
@@ -54,30 +62,30 @@ class Selection:
         self.budget: torch.Tensor | None = None
 
     def observe_prefill(self, view: View) -> None:
-        """Look at one layer of prefill."""
+        """Look at one layer of prefill by its `view`."""
 
     def visible_prefill(self, view: View) -> torch.Tensor | None:
-        """Patches that stay, from this layer of prefill on and at all later steps: bool [row, patch].
+        """Patches that stay, by the `view` of this layer of prefill, there and at all later steps: bool [row, patch].
 
         None drops nothing here. A dropped patch never comes back: at later layers only what is left counts.
         """
 
     def redirect(self, view: View) -> Redirect | None:
-        """Values that this layer of prefill reads in place of others; None for its own."""
+        """Values that this layer of prefill (`view`) reads in place of others; None for its own."""
 
     def rewrite(self, layer: int, states: torch.Tensor) -> torch.Tensor | None:
-        """New hidden states of the patches that leave a layer of prefill, [row, patch, width]; None keeps them."""
+        """New hidden `states` of the patches that leave a `layer` of prefill, [row, patch, width]; None keeps them."""
 
     def settle(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor, left: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """New cached keys and values of a layer once prefill is over, [row, kv_head, key, dim]; None keeps them.
+        """New cached `keys` and `values` of a `layer` once prefill is over, [row, kv_head, key, dim]; None keeps them.
 
-        left : bool [row, patch], what prefill has not dropped there.
+        `left` : bool [row, patch], what prefill has not dropped there.
         """
 
     def visible(self, view: View) -> torch.Tensor | None:
-        """Patches visible at this layer and decode step: bool [row, patch], or None for all that prefill left."""
+        """Patches visible at the layer and decode step of `view`: bool [row, patch], or None for all prefill left."""
 
     @property
     def settles(self) -> bool:
@@ -91,7 +99,7 @@ class Selection:
         return not self.frozen_layers and all(getattr(type(self), a) is getattr(Selection, a) for a in acts)
 
     def drop_rows(self, rows: torch.Tensor) -> None:
-        """Keep only these rows of the batch, int64 [remaining]; the others have finished."""
+        """Keep only these `rows` of the batch, int64 [remaining]; the others have finished."""
         self.layout = self.layout.take(rows)
         for name, value in vars(self).items():
             setattr(self, name, _take(value, rows))

@@ -34,8 +34,12 @@ class _KeepAllSelection(Selection):
 class Random(FixedShare):
     """Keep a random share of the patches from the anchor layer on, drawn afresh at every decode step.
 
-    A row's draws depend on its seed and the step only, not on the rest of the batch. Parameters as in
-    :class:`FixedShare`.
+    A row's draws depend on its seed and the step only, not on the rest of the batch.
+
+    Parameters
+    ----------
+    budget, anchor_layer
+        As in `FixedShare`.
     """
 
     name: ClassVar[str] = "random"
@@ -50,7 +54,12 @@ class Uniform(FixedShare):
     """Keep evenly spaced patches from the anchor layer on, the same ones at every step.
 
     Of ``n`` patches in reading order, image after image, number ``floor((i + 1/2) n / k)`` for i = 0 .. k - 1: the
-    middle of each of ``k`` equal stretches. Parameters as in :class:`FixedShare`.
+    middle of each of ``k`` equal stretches.
+
+    Parameters
+    ----------
+    budget, anchor_layer
+        As in `FixedShare`.
     """
 
     name: ClassVar[str] = "uniform"

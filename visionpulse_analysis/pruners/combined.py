@@ -91,7 +91,16 @@ class _CombinedSelection(Selection):
 
 
 def as_text(pruner: Pruner) -> str:
-    """``name(parameter=value, ...)`` of a `pruner`, which `parse` and `make_pruner` read back."""
+    """Write a pruner as ``name(parameter=value, ...)``, which `parse` and `make_pruner` read back.
+
+    Parameters
+    ----------
+    pruner : Pruner
+
+    Returns
+    -------
+    str
+    """
     name, *parameters = pruner.to_dict().items()
     inside = ", ".join(f"{key}={value!r}" for key, value in parameters)
     return f"{name[1]}({inside})" if inside else name[1]

@@ -21,6 +21,11 @@ class BeforeModel(Pruner):
     A subclass says which, in ``keep``. Dropped patches are never seen by any layer or step, survivors keep their
     positions (where the authors re-pack the sequence, positions become contiguous, which has no meaning for
     two-dimensional positions).
+
+    Parameters
+    ----------
+    budget : float
+        Share kept, in (0, 1]; ValueError for any other.
     """
 
     budget: float = 0.1
@@ -29,7 +34,7 @@ class BeforeModel(Pruner):
         check_share("budget", self.budget)
 
     def keep(self, view: View, layout: Layout, k: torch.Tensor) -> torch.Tensor:
-        """The patches to keep, bool [row, patch], exactly ``k`` int64 [row] of them; ``view`` is that of layer 0."""
+        """The patches of `layout` to keep, bool [row, patch], exactly `k` int64 [row] of them; `view` is of layer 0."""
         raise NotImplementedError
 
     def start(self, layout: Layout) -> Selection:

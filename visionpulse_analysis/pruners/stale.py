@@ -23,7 +23,12 @@ class PrefillOnce(FixedShare):
     At the anchor layer of prefill the patches are ranked by the head-mean logits of the last prompt token, as a static
     pruner such as FastV (arXiv 2403.06764) ranks them; the set holds at the anchor and all later layers of every decode
     step. Prefill itself stays dense, so that the first token equals that of the dense run; FastV hides the
-    patches in prefill's later layers as well. Parameters as in :class:`FixedShare`.
+    patches in prefill's later layers as well.
+
+    Parameters
+    ----------
+    budget, anchor_layer
+        As in `FixedShare`.
     """
 
     name: ClassVar[str] = "prefill_once"
@@ -49,8 +54,12 @@ class LastStepOnly(FixedShare):
     """At every step, keep what the query of the *step before* ranked highest.
 
     The first decode step uses prefill's last query. The rank is the head-mean logit at the anchor layer, and the set
-    holds at the anchor and all later layers: the choice of ``VisionPulse(budget=...)``, one step late. Parameters as
-    in :class:`FixedShare`.
+    holds at the anchor and all later layers: the choice of ``VisionPulse(budget=...)``, one step late.
+
+    Parameters
+    ----------
+    budget, anchor_layer
+        As in `FixedShare`.
     """
 
     name: ClassVar[str] = "last_step_only"

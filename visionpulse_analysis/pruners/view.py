@@ -16,10 +16,13 @@ from visionpulse_analysis.pruners.logits import newest_logits, project
 class Layout:
     """What a pruner knows of a left-padded batch before decoding.
 
+    Parameters
+    ----------
     patches : bool [row, patch], False where a row has fewer patches than the widest one.
     places : int64 [row, patch], the key position of each patch in the padded batch; any position where ``patches`` is
         False.
     starts : int64 [row], the key position of the first token that is not padding.
+    n_layers, default_anchor : int, of the model
     seeds : one per row, for pruners that draw.
     question : bool [row, token] over the padded prompt, True at the words of the question itself (no image, no chat
         template).
@@ -56,13 +59,13 @@ class Layout:
         return real & ~self.keys_of(self.patches, width)
 
     def keys_of(self, patches: torch.Tensor, n_keys: int) -> torch.Tensor:
-        """Mark the key positions of some patches: bool [row, patch] -> bool [row, n_keys]."""
+        """Mark the key positions of some `patches`: bool [row, patch] -> bool [row, `n_keys`]."""
         # Absent patches share places with real tokens, so the marks are counted rather than scattered.
         marks = torch.zeros(len(patches), n_keys, dtype=torch.int32, device=patches.device)
         return marks.scatter_add_(1, self.places, (self.patches & patches).int()) > 0
 
     def at_patches(self, states: torch.Tensor) -> torch.Tensor:
-        """Pick the patches out of [row, token, width]: [row, patch, width], zero where there is no patch."""
+        """Pick the patches out of `states` [row, token, width]: [row, patch, width], zero where there is no patch."""
         index = self.places[..., None].expand(-1, -1, states.shape[-1])
         return states.gather(1, index) * self.patches[..., None]
 
@@ -72,12 +75,12 @@ class Layout:
         return self.patches.device
 
     def on(self, device: torch.device) -> Layout:
-        """The same on another device."""
+        """The same on another `device`."""
         moved = {name: getattr(self, name).to(device) for name in ("patches", "places", "starts", "question")}
         return self if device == self.device else replace(self, **moved)
 
     def take(self, rows: torch.Tensor) -> Layout:
-        """Only these rows, int64 [remaining]."""
+        """Only these `rows`, int64 [remaining]."""
         per_row = {name: getattr(self, name)[rows] for name in ("patches", "places", "starts", "question")}
         return replace(self, **per_row, seeds=[self.seeds[i] for i in rows.tolist()])
 
@@ -93,8 +96,9 @@ class View:
     ----------
     step, layer : int
     layout : Layout
-    query : [row, head, q, dim]; key, value : [row, kv_head, key, dim]; mask : bool or additive [row, 1, q, key], or
-        None for causal.
+    query : [row, head, q, dim]
+    key, value : [row, kv_head, key, dim]
+    mask : bool or additive [row, 1, q, key], or None for causal
     scaling : float
     shown : bool [row, patch], or None for all: the patches that prefill has not dropped so far.
     states : [row, token, width] entering this layer; in prefill only.
@@ -185,7 +189,7 @@ class View:
         return self.layout.at_patches(self.states()).float()
 
     def query_logits(self, queries: torch.Tensor) -> torch.Tensor:
-        """Logits of some prompt tokens, int64 [row, q] places: float32 [row, head, q, key], -inf where masked."""
+        """Logits of some prompt tokens, `queries` int64 [row, q]: float32 [row, head, q, key], -inf where masked."""
         if self.step:
             raise RuntimeError(f"queries of the prompt can be seen in prefill only, not at step {self.step}")
         rows, heads, _, dim = self.query.shape
@@ -216,7 +220,7 @@ class View:
         return self._hide(newest_logits(query, key, self.mask, self.scaling).to(self.layout.device))
 
     def at_patches(self, found: torch.Tensor, absent: float = -torch.inf) -> torch.Tensor:
-        """Pick the patches out of [row, head, key]: [row, head, patch], ``absent`` where there is no patch."""
+        """Pick the patches out of `found` [row, head, key]: [row, head, patch], `absent` where there is no patch."""
         if self.layout.span is not None:
             first, end = self.layout.span
             return found[:, :, first:end]

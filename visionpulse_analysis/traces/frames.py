@@ -14,6 +14,14 @@ def frame_labels(trace) -> list[str]:
 
     "Image 2", "Frame 3", "Frames 3-4, 1-1.5 s" where the model merges frames and their rate is known, or both
     "Video 2, frame 3" where there are several. Frames are counted from 1, among those that the model was shown.
+
+    Parameters
+    ----------
+    trace : Trace
+
+    Returns
+    -------
+    list of str [line]
     """
     grid, known = trace.grid, {video["image"]: video for video in trace.meta.get("videos", ())}
     images = grid.frames[:, 0].tolist()
@@ -53,6 +61,10 @@ def _range(ends: list, form: str) -> str:
 def frame_pictures(trace) -> tuple[list[np.ndarray | None], str | None]:
     """Picture of every line of ``trace.grid.frames``; of merged frames the first.
 
+    Parameters
+    ----------
+    trace : Trace
+
     Returns
     -------
     pictures : list of uint8 [row_px, col_px, 3] or None
@@ -69,7 +81,17 @@ def frame_pictures(trace) -> tuple[list[np.ndarray | None], str | None]:
 
 
 def media_of(trace) -> list[np.ndarray | Clip]:
-    """The images and videos that the model was shown, as ``vlm.prompt`` takes them."""
+    """The images and videos that the model was shown.
+
+    Parameters
+    ----------
+    trace : Trace
+
+    Returns
+    -------
+    list of uint8 [row_px, col_px, 3] or Clip
+        As ``vlm.prompt`` takes them.
+    """
     known = {video["image"]: video for video in trace.meta.get("videos", ())}
     media: list[np.ndarray | Clip] = []
     for image in range(trace.grid.n_images):
