@@ -201,7 +201,7 @@ def test_an_image_without_a_whole_block_keeps_everything():
     ("kind", "parameters", "message"),
     [
         (VisionPulse, {"temperature": 0}, "temperature must be above 0"),
-        (VisionPulse, {"temperature": float("nan")}, "temperature must be above 0"),
+        (VisionPulse, {"temperature": float("nan")}, "temperature must be a finite number"),
         (VisionPulse, {"temperature": float("inf")}, "finite"),
         (VisionPulse, {"budget_min": 0.0}, r"budget_min is a share of the patches in \(0, 1\], got 0.0"),
         (VisionPulse, {"budget_max": 1.01}, "budget_max is a share"),
@@ -211,7 +211,7 @@ def test_an_image_without_a_whole_block_keeps_everything():
         (VisionPulse, {"anchor_layer": 2.0}, "anchor_layer is a zero-based layer index"),
         (VisionPulse, {"granularity": "patch"}, "'token' or 'block', got 'patch'"),
         (VisionPulse, {"hysteresis": -0.1}, "hysteresis must be 0 or above"),
-        (VisionPulse, {"hysteresis": float("inf")}, "hysteresis must be 0 or above"),
+        (VisionPulse, {"hysteresis": float("inf")}, "hysteresis must be a finite number"),
         (VisionPulse, {"block_size": 0}, "block_size must be at least 1"),
         *(
             (kind, {"budget": value}, "budget is a share")

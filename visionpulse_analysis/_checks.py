@@ -1,9 +1,89 @@
-"""Input checks shared by the measures and the statistics: what was given, what was expected, what to do."""
+"""Input checks that modules share: what was given, what was expected, what to do."""
 
 from __future__ import annotations
 
+from dataclasses import fields
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
 import numpy as np
 from numpy.typing import ArrayLike
+
+# What a temperature may be: logits of up to 1e8 divided by it neither overflow nor vanish in float32.
+TEMPERATURES = (1e-30, 1e30)
+
+
+def whole_number(value: Any, name: str, least: int | None = None, most: int | None = None) -> int:
+    """Return an int; raise ValueError for anything else (also 5.0, "5" and True) or outside the limits."""
+    number = value.item() if isinstance(value, np.integer) else value
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if least is not None and number < least:
+        raise ValueError(f"{name} must be at least {least}, got {value!r}")
+    if most is not None and number > most:
+        raise ValueError(f"{name} must be at most {most}, got {value!r}")
+    return number
+
+
+def check_temperature(value: float, advice: str = "") -> None:
+    """Raise ValueError unless softmax can be computed at this temperature."""
+    low, high = TEMPERATURES
+    if not low <= value <= high:
+        raise ValueError(f"temperature must be above 0 (from {low} to {high}), got {value!r}{advice}")
+
+
+def check_fields(given: Any) -> None:
+    """Raise ValueError unless the fields of a dataclass are what its annotations say; NumPy's scalars become Python's.
+
+    Numbers must be finite, and True is none. Annotations other than None, bool, int, float, str, Literal, tuples and
+    unions of these are left to their owner.
+    """
+    for field in fields(given):
+        name, kind = field.name, _kinds(type(given)).get(field.name, Any)
+        value = getattr(given, name)
+        if isinstance(value, np.generic):
+            value = value.item()
+            object.__setattr__(given, name, value)
+        if not _fits(value, kind):
+            raise ValueError(f"{name} must be {_words(kind)}, got {value!r}")
+
+
+@cache
+def _kinds(kind: type) -> dict[str, Any]:
+    try:
+        return get_type_hints(kind)
+    except NameError:  # a class of the user whose annotations name something local
+        return {}
+
+
+_PLAIN = {NoneType: "None", bool: "True or False", int: "a whole number", float: "a finite number", str: "a text"}
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is Literal:
+        return any(value is word or (isinstance(value, str) and value == word) for word in inner)
+    if origin is tuple:
+        return isinstance(value, tuple | list | np.ndarray) and all(_fits(one, inner[0]) for one in value)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and -np.inf < value < np.inf
+    if kind is int:
+        return isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return isinstance(value, kind) if kind in _PLAIN else True
+
+
+def _words(kind: Any) -> str:
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(_words(one) for one in inner)
+    if origin is Literal:
+        return " or ".join(repr(word) for word in inner)
+    if origin is tuple:
+        return f"a list, each {_words(inner[0])}"
+    return _PLAIN.get(kind, str(kind))
 
 
 def attention_array(attention: ArrayLike, name: str = "attention", ndim: int = 1) -> np.ndarray:

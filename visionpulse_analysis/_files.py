@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _ADVICE = {
+    errno.ENOENT: "make the folder first, or choose another",
     errno.ENOSPC: "free some space or choose a folder on another disk",
     errno.EDQUOT: "free some space in your quota or choose a folder on another disk",
     errno.EFBIG: "raise the file size limit or choose a folder on another disk",
@@ -21,7 +22,7 @@ _ADVICE = {
 def disk_error(error: OSError, path: Path, kept: str) -> OSError:
     """The same kind of OSError with the path, the advice and what was kept, for the user."""
     advice = _ADVICE.get(error.errno or 0, "check the disk and the folder")
-    return OSError(error.errno, f"cannot write ({error.strerror or error}); {advice}; {kept}", str(path))
+    return OSError(error.errno or errno.EIO, f"cannot write ({error.strerror or error}); {advice}; {kept}", str(path))
 
 
 @contextmanager
@@ -33,6 +34,9 @@ def written_whole(path: Path) -> Iterator[Path]:
     OSError
         The disk is full or the folder cannot be written; `path` is as it was before.
     """
+    if not path.parent.is_dir():
+        missing = OSError(errno.ENOENT, f"there is no folder {path.parent}")
+        raise disk_error(missing, path, "nothing was written")
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         yield draft

@@ -238,6 +238,8 @@ def costs_of(trace: Any) -> Costs:
         The trace does not say what its costs depend on (``meta["costs"]``): it is unfinished, or older than that. Or
         its model has layers that the formula does not count.
     """
+    if not hasattr(trace, "meta"):
+        raise ValueError(f"costs_of takes a Trace, as vpa.decode or vpa.Trace.open gives one; got {trace!r}")
     if "costs" not in trace.meta:
         raise ValueError("this trace does not say what its costs depend on; decode it again, to the end")
     facts = dict(trace.meta["costs"])

@@ -44,7 +44,8 @@ def read_image(image: ImageLike) -> np.ndarray:
         raise ValueError(f"an image is a path, a PIL image or a uint8 array, got {type(image).__name__}")
     path = Path(image)
     if not path.is_file():
-        raise FileNotFoundError(f"no image at {path}")
+        folder = "; it is a folder: name a file in it, or give vpa.Video for a folder of frames" * path.is_dir()
+        raise FileNotFoundError(f"no image at {path}{folder}" if str(image) else "no image at '': the path is empty")
     Image.init()
     try:
         opened = Image.open(path, formats=FORMATS)
@@ -80,6 +81,8 @@ def refuse_huge(picture: Image.Image, path: Path) -> None:
 
 def pixels_of(picture: Image.Image, name: str) -> np.ndarray:
     """The pixels of an opened picture; ValueError, which calls it ``name``, where it cannot be read."""
+    if not picture.width or not picture.height:
+        raise ValueError(f"{name} has {picture.width} x {picture.height} pixels; it must have at least one")
     try:
         picture.load()
         return _pixels(ImageOps.exif_transpose(picture))

@@ -177,13 +177,15 @@ def load(
     Raises
     ------
     ValueError
-        If nothing of that name is found, its files cannot be read, it needs code of its own to run, or ``device_map``
-        is given together with ``device``, without accelerate, or does not hold all of the model.
+        If nothing of that name is found, its files cannot be read, it needs code of its own to run, a dtype or device
+        is not there, or ``device_map`` comes with ``device``, without accelerate, or does not hold all of the model.
     UnsupportedModelError
         If the model is text-only or of a family that is not supported.
     """
-    if device_map is not None:
-        _check_split(device)
+    if not isinstance(name, str | os.PathLike):
+        raise ValueError(f"a model is named by a text: 'scenes', a folder or a hub id; got {name!r}")
+    name, dtype = os.fspath(name), _dtype(dtype)
+    device = usable_device(device) if device_map is None else _check_split(device)
     source = str(data_folder() / name) if name in BUNDLED else name
     if name in BUNDLED and not Path(source, "config.json").exists():
         raise ValueError(f"the bundled model {name!r} is not at {source}; set VISIONPULSE_DATA to the data folder")
@@ -213,11 +215,31 @@ def load(
     # Models for text and pictures keep their chat template with the processor.
     tokenizer.chat_template = settings.get("chat_template") or tokenizer.chat_template
     if device_map is None:
-        model.to(device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"))
+        model.to(device)
     elif any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError(f"{name!r} does not fit on its devices ({model.hf_device_map}): use more, or another dtype")
     parts = {"model": model.eval(), "tokenizer": tokenizer, "image_processor": image_processor, "settings": settings}
     return VLM(name, **parts, revision=getattr(config, "_commit_hash", None))
+
+
+def usable_device(device: Any = None) -> Any:
+    """The device, or the default; ValueError where nothing can be computed on it."""
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # of many types, by device and version
+        expected = "expected cpu, or cuda or mps where there is one; without a device the best is taken"
+        raise ValueError(f"device {device!r} cannot be used on this machine: {expected}") from error
+    return device
+
+
+def _dtype(dtype: Any) -> Any:
+    """The dtype, or ValueError."""
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) and dtype != "auto" else dtype
+    if found == "auto" or (isinstance(found, torch.dtype) and found.is_floating_point):
+        return found
+    raise ValueError(f"dtype must be auto, float32, bfloat16 or float16, got {dtype!r}")
 
 
 def _check_split(device: Any) -> None:

@@ -7,6 +7,7 @@ from math import isfinite
 
 import torch
 
+from visionpulse_analysis._checks import check_fields, check_temperature
 from visionpulse_analysis.pruners.choosing import float64, sent
 
 
@@ -34,10 +35,8 @@ class Sample:
     top_k: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(
-                f"temperature must be above 0, got {self.temperature}; leave sample out for greedy decoding"
-            )
+        check_fields(self)
+        check_temperature(self.temperature, "; leave sample (--temperature) out for greedy decoding")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
         if self.top_k is not None and self.top_k < 1:

@@ -228,7 +228,7 @@ class TraceStore:
             raise FileExistsError(f"trace {id!r} in {self.path} is being written by another writer right now")
         if not overwrite and (folder.exists() or journal.exists()):
             state = "" if folder.exists() else " (incomplete)"
-            raise FileExistsError(f"trace {id!r}{state} exists in {self.path}; pass overwrite=True to replace it")
+            raise FileExistsError(f"trace {id!r}{state} exists in {self.path}; say overwrite=True (--overwrite)")
 
     @contextmanager
     def _claim(self, id: str, overwrite: bool) -> Iterator[None]:

@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import torch
 
+from visionpulse_analysis._checks import whole_number
 from visionpulse_analysis.attending import Group
 from visionpulse_analysis.benchmarks.machine import about_machine, free_memory, spread
 from visionpulse_analysis.benchmarks.synthetic import (
@@ -22,7 +23,7 @@ from visionpulse_analysis.benchmarks.synthetic import (
     random_language_model,
 )
 from visionpulse_analysis.decoding import Batch
-from visionpulse_analysis.models import VLM
+from visionpulse_analysis.models import VLM, usable_device
 from visionpulse_analysis.pruners.view import View
 
 VISUAL_TOKENS = (1024, 8192, 16384, 32768)
@@ -74,7 +75,10 @@ def bench_decode(
     ValueError
         An unknown variant or size, visual_tokens that is no multiple of 32, or nothing fits into memory.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = str(usable_device(device))
+    for name, values in {"visual_tokens": visual_tokens, "batches": batches, "rounds": [rounds]}.items():
+        for value in values:
+            whole_number(value, name, least=1)
     variants = variants or (*VARIANTS, *(("flash",) if device == "cuda" else ()))
     if "stock" not in variants:
         raise ValueError(f"variants must include stock, which the others are compared with; got {', '.join(variants)}")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from visionpulse_analysis._checks import whole_number
 from visionpulse_analysis.benchmarks.machine import about_machine, spread
 from visionpulse_analysis.decoding import decode
 from visionpulse_analysis.models import VLM
@@ -34,7 +35,7 @@ def random_vlm(size: Size = MODEL, max_patches: int = 65536) -> VLM:
 
 def noise_image(visual_tokens: int) -> np.ndarray:
     """Uniform noise that becomes ``visual_tokens`` patches; raises ValueError unless that is a square number."""
-    side = round(visual_tokens**0.5)
+    side = round(whole_number(visual_tokens, "visual_tokens", least=1) ** 0.5)
     if side * side != visual_tokens:
         raise ValueError(f"visual_tokens must be a square number, got {visual_tokens}")
     return np.random.default_rng(0).integers(0, 256, size=(side * PATCH, side * PATCH, 3), dtype=np.uint8)
@@ -86,10 +87,12 @@ def bench_recording(
         ``rows``: visual_tokens, variant, ratio_to_plain {min, median, max}, peak_memory_mb; and ``model``, ``steps``,
         ``rounds``, ``machine``.
     """
+    whole_number(rounds, "rounds", least=1)
+    whole_number(steps, "steps", least=1)
+    images = {count: noise_image(count) for count in visual_tokens}
     vlm, rows = random_vlm(), []
     decode(vlm, noise_image(64), QUESTION, max_new_tokens=1)  # hashes the weights once, outside any timed run
-    for count in visual_tokens:
-        image = noise_image(count)
+    for count, image in images.items():
         runners = {variant: runner(variant, vlm, image, steps) for variant in VARIANTS}
         runners["plain"]()
         ratios: dict[str, list[float]] = {variant: [] for variant in VARIANTS}

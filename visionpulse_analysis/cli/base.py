@@ -65,6 +65,7 @@ LOADING: dict[str, tuple[Any, Any]] = {  # what `load` takes: type, default
     "revision": (Revision, "main"),
     "trust_remote_code": (TrustRemoteCode, False),
 }
+Count = Annotated[int, typer.Option(min=1)]
 Load = Callable[[str], Any]
 
 
@@ -155,6 +156,36 @@ def shown_and_asked(
     if not shown:
         raise ValueError(f"no image given with the question {question!r}; put images before it, or say --video")
     return question, shown
+
+
+def traces_at(source: Path) -> Any:
+    """What a trace store holds, or the one trace that is saved there, by id."""
+    import visionpulse_analysis as vpa
+
+    try:
+        store = vpa.TraceStore(source)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no trace store at {source}, nor a saved trace; decode --store makes one") from error
+    except ValueError:
+        trace = vpa.Trace.open(source)  # says what is wrong, if it is no trace either
+        return {trace.meta.get("id", source.name): trace}
+    if not len(store):
+        raise ValueError(f"the store {source} is empty")
+    return store
+
+
+def check_free(store: Any, *ids: str) -> None:
+    """Raise FileExistsError where a store holds one of the names."""
+    taken = [id for id in ids if id in store]
+    if taken:
+        raise FileExistsError(f"trace {taken[0]!r} exists in {store.path}; choose another --id")
+
+
+def sample_of(found: Any, source: Path, id: str) -> Any:
+    """The trace of an id; KeyError, which names some that exist, where there is none."""
+    if id not in found:
+        raise KeyError(f"no trace {id!r} in {source}; choose with --sample: {', '.join(list(found)[:5])}")
+    return found[id]
 
 
 def indices(text: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from visionpulse_analysis.cli.base import Json, Load, Model, bench, command, loads_model, show
+from visionpulse_analysis.cli.base import Count, Json, Load, Model, bench, command, loads_model, show
 
 Save = Annotated[
     Path | None, typer.Option(help="Also keep the result, with command, machine, versions and date, here.")
@@ -18,11 +18,11 @@ Save = Annotated[
 def bench_decode(
     context: typer.Context,
     visual_tokens: Annotated[
-        list[int] | None, typer.Option(help="Contexts; 1024, 8192, 16384 and 32768 by default.")
+        list[int] | None, typer.Option(min=1, help="Contexts; 1024, 8192, 16384 and 32768 by default.")
     ] = None,
-    batch: Annotated[list[int] | None, typer.Option(help="Rows per step; 1 and 8 by default.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Rows per step; 1 and 8 by default.")] = None,
     size: Annotated[str, typer.Option(help='"small" or "qwen3-vl-4b".')] = "small",
-    rounds: int = 12,
+    rounds: Count = 12,
     device: Annotated[str | None, typer.Option(help='"cpu" or "cuda"; CUDA where there is one.')] = None,
     variant: Annotated[
         list[str] | None, typer.Option(help='Only these; all by default, on a GPU with "flash", its dense kernel.')
@@ -47,9 +47,9 @@ def bench_decode(
 @command(bench, "batch")
 def bench_batch(
     context: typer.Context,
-    batch: Annotated[list[int] | None, typer.Option(help="Batch sizes; 1, 8 and 32 by default.")] = None,
-    samples: int = 96,
-    rounds: int = 3,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch sizes; 1, 8 and 32 by default.")] = None,
+    samples: Count = 96,
+    rounds: Count = 3,
     save: Save = None,
     as_json: Json = False,
 ) -> None:
@@ -65,9 +65,11 @@ def bench_batch(
 @command(bench, "recording")
 def bench_recording(
     context: typer.Context,
-    visual_tokens: Annotated[list[int] | None, typer.Option(help="Square numbers; 1024 and 4096 by default.")] = None,
-    steps: int = 24,
-    rounds: int = 5,
+    visual_tokens: Annotated[
+        list[int] | None, typer.Option(min=1, help="Square numbers; 1024 and 4096 by default.")
+    ] = None,
+    steps: Count = 24,
+    rounds: Count = 5,
     save: Save = None,
     as_json: Json = False,
 ) -> None:
@@ -81,8 +83,8 @@ def bench_recording(
 @command(bench, "store")
 def bench_store(
     context: typer.Context,
-    traces: int = 100_000,
-    reads: int = 200,
+    traces: Count = 100_000,
+    reads: Count = 200,
     folder: Annotated[
         Path | None, typer.Option(help="Fill a store here and keep it; without it, one that is removed.")
     ] = None,
@@ -99,8 +101,8 @@ def bench_store(
 @command(bench, "sweep")
 def bench_sweep(
     context: typer.Context,
-    samples: int = 2000,
-    cells: Annotated[int, typer.Option(help="Size of the scenes; 4 gives 64 visual tokens.")] = 4,
+    samples: Count = 2000,
+    cells: Annotated[int, typer.Option(min=1, help="Size of the scenes; 4 gives 64 visual tokens.")] = 4,
     save: Save = None,
     as_json: Json = False,
 ) -> None:
@@ -115,7 +117,7 @@ def bench_sweep(
 @loads_model
 def bench_endurance(
     context: typer.Context,
-    decodes: int = 10_000,
+    decodes: Count = 10_000,
     model: Model = "scenes",
     *,
     load: Load,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from visionpulse_analysis.cli.base import Json, app, command, show
+from visionpulse_analysis.cli.base import Json, app, command, sample_of, show, traces_at
 
 if TYPE_CHECKING:
     from visionpulse_analysis.traces import Trace
@@ -79,17 +79,8 @@ def export(
 
 def _traces(source: Path, sample: str | None) -> dict[str, Trace]:
     """The traces asked for, by id."""
-    import visionpulse_analysis as vpa
-
-    try:
-        store = vpa.TraceStore(source)
-    except ValueError:
-        trace = vpa.Trace.open(source)  # says what is wrong, if it is no trace either
-        return {trace.meta.get("id", source.name): trace}
-    ids = store.ids if sample is None else [sample]
-    if not ids:
-        raise ValueError(f"the store {source} is empty")
-    return {id: store[id] for id in ids}
+    found = traces_at(source)
+    return {id: sample_of(found, source, id) for id in (found if sample is None else [sample])}
 
 
 def _only(found: dict[str, Trace], source: Path) -> Trace:

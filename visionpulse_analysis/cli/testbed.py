@@ -43,7 +43,7 @@ def train(
 def evaluate(
     model: Model = "scenes",
     cells: Annotated[int, typer.Option(help="Scene size of the headline numbers, cells per side.")] = 8,
-    limit: Annotated[int | None, typer.Option(help="Only this many scenes of each size.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only this many scenes of each size.")] = None,
     controls: Annotated[bool, typer.Option(help="Also measure noise, random patches and the reading horizon.")] = True,
     card: Annotated[bool, typer.Option("--card", help="Store the bundled model's scores and write its card.")] = False,
     *,

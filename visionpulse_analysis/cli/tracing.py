@@ -18,12 +18,15 @@ from visionpulse_analysis.cli.base import (
     SampleFps,
     Videos,
     app,
+    check_free,
     command,
     indices,
     literals,
     loads_model,
+    sample_of,
     show,
     shown_and_asked,
+    traces_at,
 )
 
 
@@ -67,10 +70,10 @@ def decode(
     question, image = shown_and_asked(asked, video, fps, sample_fps)
     kept = None if store is None else vpa.TraceStore(store, mode="a")
     dense_id = f"{id}-dense"
+    if kept is not None:
+        check_free(kept, id, *([dense_id] if explore is not None and pruner else []))
     if explore is not None:  # what can go wrong at the end is found at the beginning
         check_folder(explore)
-        if pruner and kept is not None and dense_id in kept:
-            raise FileExistsError(f"trace {dense_id!r} exists in {store}; choose another --id")
     vlm = load(model)
     options: dict[str, Any] = {
         "layers": indices(layers),
@@ -122,7 +125,7 @@ def pruners(as_json: Json = False) -> None:
 
 @command(app)
 def explore(
-    store: Path,
+    store: Annotated[Path, typer.Argument(help="A trace store, or one saved trace.")],
     sample: Annotated[str | None, typer.Option(help="Id of the trace; the first one without it.")] = None,
     pruned: Annotated[
         list[str] | None, typer.Option(help="Id of a pruned trace of the same sample, to stand beside it; repeatable.")
@@ -135,11 +138,8 @@ def explore(
     """Write the explorer page of stored traces: one file that works with the network off."""
     import visionpulse_analysis as vpa
 
-    traces = vpa.TraceStore(store)
-    if not len(traces):
-        raise ValueError(f"the store {store} is empty")
-    first = traces[sample if sample is not None else traces.ids[0]]
-    others = [traces[id] for id in pruned or []]
+    traces = traces_at(store)
+    first, *others = (sample_of(traces, store, id) for id in [sample or next(iter(traces)), *(pruned or [])])
     if figure is not None:
         from visionpulse_analysis.explorer.figure import draw_view
         from visionpulse_analysis.figures import save

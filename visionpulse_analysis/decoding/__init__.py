@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from typing import Any, Literal
 
+from visionpulse_analysis._checks import whole_number
 from visionpulse_analysis.attending import Execution
 from visionpulse_analysis.collecting import Record
 from visionpulse_analysis.decoding.batch import Batch
-from visionpulse_analysis.decoding.options import Options, heads_of, layers_of
+from visionpulse_analysis.decoding.options import Options, heads_of, layers_of, seeds_of
 from visionpulse_analysis.decoding.run import Run
 from visionpulse_analysis.decoding.tokens import end_ids
 from visionpulse_analysis.families import Prompt
@@ -98,6 +99,10 @@ def decode(
     RuntimeError
         The model is decoding in another thread.
     """
+    if not isinstance(vlm, VLM):
+        raise ValueError(f"vlm must be a model, as vpa.load gives one, got {vlm!r}")
+    if isinstance(question, bytes) or not isinstance(question, Iterable):
+        raise ValueError(f"question must be a text or a list of texts, got {question!r}")
     single = isinstance(question, str)
     questions = [question] if single else list(question)
     images = [image] if single else list(image) if isinstance(image, list | tuple) else [image] * len(questions)
@@ -105,11 +110,7 @@ def decode(
         raise ValueError("no question given; pass a string or a list of strings")
     if len(images) != len(questions):
         raise ValueError(f"{len(questions)} questions need as many images, got {len(images)}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    seeds = [seed + i for i in range(len(questions))] if isinstance(seed, int) else list(seed)
-    if len(seeds) != len(questions):
-        raise ValueError(f"{len(questions)} questions need as many seeds, got {len(seeds)}")
+    batch_size, seeds = whole_number(batch_size, "batch_size", least=1), seeds_of(seed, len(questions))
     names = _names(ids, len(questions), store, overwrite)
     options = Options(layers_of(vlm, layers), heads_of(vlm, heads), pruner, execution, sample, max_new_tokens)
     prompts = [vlm.prompt(i, q) for i, q in zip(images, questions, strict=True)]
@@ -158,11 +159,15 @@ def _meta(vlm: VLM, prompt: Prompt, options: Options, seed: int, name: str | Non
 
 
 def _names(ids: str | Sequence[str] | None, count: int, store: TraceStore | None, overwrite: bool) -> list[str | None]:
+    if store is not None and not isinstance(store, TraceStore):
+        raise ValueError(f"store must be a TraceStore, got {store!r}; say vpa.TraceStore(path, mode='a')")
     if ids is None:
         if store is not None:
             raise ValueError("streaming to a store needs ids, one per question")
         return [None] * count
-    listed = [ids] if isinstance(ids, str) else list(ids)
+    listed = [ids] if isinstance(ids, str) else list(ids) if isinstance(ids, Iterable) else [ids]
+    if not all(isinstance(name, str) for name in listed):
+        raise ValueError(f"ids must be a name, or a list of names, one per question, got {ids!r}")
     if len(listed) != count or len(set(listed)) != count:
         raise ValueError(f"ids must be {count} different names, got {len(listed)} with {len(set(listed))} different")
     if store is not None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
+from visionpulse_analysis._checks import whole_number
 from visionpulse_analysis.attending import Execution
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners.base import Pruner
@@ -27,10 +30,42 @@ class Options:
     max_new_tokens: int = 256
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        object.__setattr__(self, "max_new_tokens", whole_number(self.max_new_tokens, "max_new_tokens", least=1))
+        if self.pruner is not None and not isinstance(self.pruner, Pruner):
+            raise ValueError(f"pruner must be a pruner or None, got {self.pruner!r}; {_made(self.pruner)}")
+        if self.sample is not None and not isinstance(self.sample, Sample):
+            raise ValueError(
+                f"sample must be a Sample or None, got {self.sample!r}; say sample=Sample(temperature=1.0), "
+                "from visionpulse_analysis.sampling"
+            )
         if self.execution not in ("masked", "gathered"):
             raise ValueError(f"execution must be 'masked' or 'gathered', got {self.execution!r}")
+
+
+def _made(given: Any) -> str:
+    """How to make the pruner that was meant."""
+    if isinstance(given, type) and issubclass(given, Pruner):
+        return f"say {given.__name__}(), an instance of the class"
+    return f"say vpa.make_pruner({given if isinstance(given, str) else 'visionpulse'!r})"
+
+
+def indices(given: Any, name: str, words: str) -> list[int]:
+    """A list of whole numbers as such; ValueError, which names the words that may stand in its place, for others."""
+    if isinstance(given, bytes | dict) or not isinstance(given, Iterable):
+        raise ValueError(f"{name} must be {words} or a list of int, got {given!r}")
+    return [whole_number(one, f"every entry of {name}") for one in given]
+
+
+def seeds_of(seed: Any, count: int) -> list[int]:
+    """One seed for each of ``count`` rows: ``seed + i``, or those of a list; ValueError for anything else."""
+    if isinstance(seed, Iterable) and not isinstance(seed, str | bytes):
+        seeds = list(seed)
+    else:
+        first = whole_number(seed, "seed")
+        seeds = [first + i for i in range(count)]
+    if len(seeds) != count:
+        raise ValueError(f"{count} questions need as many seeds, got {len(seeds)}")
+    return [whole_number(one, "seed", least=-(2**63), most=2**63 - 1) for one in seeds]
 
 
 def layers_of(vlm: VLM, layers: Any) -> list[int]:
@@ -41,7 +76,8 @@ def layers_of(vlm: VLM, layers: Any) -> list[int]:
         if layers not in known:
             raise ValueError(f"layers must be 'all', 'anchor', 'none', an int or a list of int, got {layers!r}")
         return known[layers]
-    chosen = [layers] if isinstance(layers, int) else [int(layer) for layer in layers]
+    known = "'all', 'anchor', 'none', an int"
+    chosen = indices([layers] if isinstance(layers, Integral) else layers, "layers", known)
     wrong = [layer for layer in chosen if not 0 <= layer < n]
     if wrong or len(set(chosen)) != len(chosen):
         raise ValueError(f"layers {chosen}: expected different indices from 0 to {n - 1} ({vlm.name} has {n} layers)")
@@ -55,7 +91,7 @@ def heads_of(vlm: VLM, heads: Any) -> list[int] | None:
         if heads not in ("mean", "all"):
             raise ValueError(f"heads must be 'mean', 'all' or a list of int, got {heads!r}")
         return None if heads == "mean" else list(range(n))
-    chosen = [int(head) for head in heads]
+    chosen = indices(heads, "heads", "'mean', 'all'")
     if not chosen or len(set(chosen)) != len(chosen) or any(not 0 <= head < n for head in chosen):
         raise ValueError(f"heads {chosen}: expected different indices from 0 to {n - 1} ({vlm.name} has {n} heads)")
     return chosen

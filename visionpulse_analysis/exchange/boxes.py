@@ -145,7 +145,7 @@ def write_boxes(
     ]
     for file in files:
         if file.exists() and not overwrite:
-            raise FileExistsError(f"{file} exists; choose another place, or say overwrite")
+            raise FileExistsError(f"{file} exists; choose another place, or say overwrite=True (--overwrite)")
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as draft:
         draft.write_text(json.dumps(boxes, allow_nan=False), "utf-8")

@@ -173,7 +173,7 @@ def write_npz(
     targets = [path, path.with_name(_IMAGE)] if trace.images else [path]
     for target in targets:
         if target.exists() and not overwrite:
-            raise FileExistsError(f"{target} exists; choose another place, or say overwrite")
+            raise FileExistsError(f"{target} exists; choose another place, or say overwrite=True (--overwrite)")
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as draft, draft.open("xb") as file:
         np.savez_compressed(file, **fields)  # pyright: ignore[reportArgumentType]

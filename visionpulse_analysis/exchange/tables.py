@@ -104,7 +104,7 @@ def write_table(traces: Iterable[Trace], path: str | Path, *, overwrite: bool = 
     if path.suffix == ".parquet":
         _require_pyarrow()
     if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists; choose another place, or say overwrite")
+        raise FileExistsError(f"{path} exists; choose another place, or say overwrite=True (--overwrite)")
     table = step_table(*traces)
     with written_whole(path) as draft:
         if path.suffix == ".csv":

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from visionpulse_analysis.explorer.widget import Explorer
+from visionpulse_analysis.traces import Trace
 
 __all__ = ["Explorer", "explore"]
 
@@ -49,5 +50,8 @@ def explore(
         If a trace is empty, the traces do not share image, patch grid and a layer, `layer` was not recorded, or
         `view` asks for what the page does not hold.
     """
+    wrong = [given for given in (trace, *pruned) if not isinstance(given, Trace)]
+    if wrong:
+        raise ValueError(f"explore takes traces, as vpa.decode or vpa.Trace.open gives them; got {wrong[0]!r}")
     folder = None if store is None else str(store)
     return Explorer(trace, *pruned, view=view, layer=layer, max_bytes=max_bytes, store=folder)

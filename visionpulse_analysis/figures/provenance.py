@@ -73,6 +73,8 @@ def read_provenance(path: str | Path) -> dict[str, Any]:
         If the file is no figure of these kinds, is damaged, or carries no provenance.
     """
     path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no figure at {path}; name a PNG, PDF or SVG file written by save()")
     content = path.read_bytes()
     if content.startswith(b"\x89PNG"):
         text = _text_in_png(path)

@@ -80,6 +80,8 @@ def make_pruner(name: str, **parameters: Any) -> Pruner:
     >>> make_pruner("fastv", budget=0.2) == make_pruner("fastv(budget=0.2)")
     True
     """
+    if not isinstance(name, str):
+        raise ValueError(f"a pruner is named by a text, one of {', '.join(list_pruners())}; got {name!r}")
     if name in KNOWN:
         return _make(name, parameters)
     parts = [_make(part, own) for part, own in parse(name)]

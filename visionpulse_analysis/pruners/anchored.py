@@ -51,6 +51,7 @@ class FixedShare(Pruner):
     def __post_init__(self) -> None:
         check_share("budget", self.budget)
         check_anchor(self.anchor_layer)
+        super().__post_init__()
 
     def keep(self, view: View, layout: Layout, k: torch.Tensor) -> torch.Tensor:
         """The patches of `layout` to keep by `view`, bool [row, patch], exactly `k` int64 [row] of them."""

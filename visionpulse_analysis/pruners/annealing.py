@@ -56,6 +56,7 @@ class ST3(Pruner):
     decay: Literal["cosine", "linear", "exponential", "none"] = "cosine"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_share("floor", self.floor)
         if self.stride < 1 or self.horizon < 1 or not 0 <= self.rate < 1 or (self.start_layer or 0) < 0:
             raise ValueError(f"expected stride and horizon >= 1, rate in [0, 1) and a start layer >= 0, got {self}")

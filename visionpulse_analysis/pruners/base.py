@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from visionpulse_analysis._checks import check_fields
 from visionpulse_analysis.pruners.view import Layout, View
 from visionpulse_analysis.traces.html import facts_table
 
@@ -126,6 +127,10 @@ class Pruner:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         register(cls)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for parameters that are not what their annotations say; a subclass adds its ranges."""
+        check_fields(self)
 
     def start(self, layout: Layout) -> Selection:
         """Open a fresh selection for one batch, whose prompts `layout` describes."""

@@ -49,6 +49,7 @@ class LookM(Pruner):
     merge: Literal["pivot", "none"] = "pivot"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.budget is not None:
             check_share("budget", self.budget)
         if not (0 <= self.heavy <= 1 and 0 <= self.recent <= 1):

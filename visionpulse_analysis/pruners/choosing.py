@@ -24,7 +24,7 @@ def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def drawn(layout: Layout, step: int) -> torch.Tensor:
     """A random order of the patches, from each row's seed and the step alone: float32 [row, patch], 0, 1, 2 ..."""
-    draws = [np.random.default_rng([seed, step]).random(layout.patches.shape[1]) for seed in layout.seeds]
+    draws = [np.random.default_rng([seed % 2**64, step]).random(layout.patches.shape[1]) for seed in layout.seeds]
     return sent(torch.from_numpy(np.stack(draws).argsort(axis=1).argsort(axis=1)).float(), layout.device)
 
 
@@ -86,13 +86,13 @@ def _within(k: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
 
 def check_share(name: str, value: float) -> None:
     """Raise ValueError unless ``value`` is a number in (0, 1]."""
-    if not isinstance(value, float | int) or isinstance(value, bool) or not 0.0 < value <= 1.0:
+    if not isinstance(value, float | int | np.floating) or isinstance(value, bool) or not 0.0 < value <= 1.0:
         raise ValueError(f"{name} is a share of the patches in (0, 1], got {value!r}")
 
 
 def check_anchor(anchor: int | None) -> None:
     """Raise ValueError unless ``anchor`` is a layer index or None."""
-    if anchor is not None and (not isinstance(anchor, int) or isinstance(anchor, bool) or anchor < 0):
+    if anchor is not None and (not isinstance(anchor, int | np.integer) or isinstance(anchor, bool) or anchor < 0):
         raise ValueError(f"anchor_layer is a zero-based layer index, or None for the model's own, got {anchor!r}")
 
 

@@ -32,6 +32,7 @@ class BeforeModel(Pruner):
 
     def __post_init__(self) -> None:
         check_share("budget", self.budget)
+        super().__post_init__()
 
     def keep(self, view: View, layout: Layout, k: torch.Tensor) -> torch.Tensor:
         """The patches of `layout` to keep, bool [row, patch], exactly `k` int64 [row] of them; `view` is of layer 0."""

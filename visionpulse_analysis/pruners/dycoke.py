@@ -48,6 +48,7 @@ class DyCoke(Pruner):
     unpruned_when_steady: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_share("budget", self.budget)
         if self.layer < 1:
             raise ValueError(f"layer must be at least 1, since the layer before it chooses, got {self.layer}")

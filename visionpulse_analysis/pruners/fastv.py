@@ -47,6 +47,7 @@ class FastV(Pruner):
     rope: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_share("budget", self.budget)
         if not self.rope and (self.per_step or self.layer == 0):
             raise ValueError("rope=False needs the scores of prefill: leave per_step False and layer above 0")

@@ -37,6 +37,7 @@ class ShortV(Pruner):
     layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.layers is not None:
             object.__setattr__(self, "layers", tuple(sorted(self.layers)))
 

@@ -41,6 +41,7 @@ class PyramidDrop(Pruner):
     ratio: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_share("ratio", self.ratio)
         if self.layers is not None:
             object.__setattr__(self, "layers", tuple(self.layers))

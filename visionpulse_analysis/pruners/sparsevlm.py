@@ -59,6 +59,7 @@ class SparseVLM(Pruner):
     recycled: float = 0.3
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("layers", "shares"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
 from typing import ClassVar, Literal
 
 import torch
 
+from visionpulse_analysis._checks import TEMPERATURES, check_temperature
 from visionpulse_analysis.pruners.anchored import AnchoredSelection
 from visionpulse_analysis.pruners.base import Pruner, Selection
 from visionpulse_analysis.pruners.blocks import Blocks
@@ -68,18 +68,16 @@ class VisionPulse(Pruner):
 
     def __post_init__(self) -> None:
         check_anchor(self.anchor_layer)
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature must be above 0 and finite, got {self.temperature}")
+        super().__post_init__()
+        check_temperature(self.temperature)
         check_share("budget_min", self.budget_min)
         check_share("budget_max", self.budget_max)
         if self.budget is not None:
             check_share("budget", self.budget)
         if self.budget_min > self.budget_max:
             raise ValueError(f"budget_min {self.budget_min} is above budget_max {self.budget_max}")
-        if self.granularity not in ("token", "block"):
-            raise ValueError(f"granularity must be 'token' or 'block', got {self.granularity!r}")
-        if not (isfinite(self.hysteresis) and self.hysteresis >= 0):
-            raise ValueError(f"hysteresis must be 0 or above and finite, got {self.hysteresis}")
+        if not 0 <= self.hysteresis <= TEMPERATURES[1]:
+            raise ValueError(f"hysteresis must be 0 or above (up to {TEMPERATURES[1]}), got {self.hysteresis}")
         if self.block_size < 1:
             raise ValueError(f"block_size must be at least 1, got {self.block_size}")
 

@@ -75,6 +75,7 @@ class VisiPruner(Pruner):
     patches_see: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "stages", tuple(self.stages))
         if not set(self.stages) <= set(STAGES) or ("deep" in self.stages and "middle" not in self.stages):
             raise ValueError(f"stages are of {', '.join(STAGES)}, 'deep' only with 'middle', got {self.stages}")

@@ -117,6 +117,7 @@ class MVW(Pruner):
     tokens: int = 32
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.tokens < 1:
             raise ValueError(f"tokens must be at least 1, got {self.tokens}; VTW withdraws in prefill")
 

@@ -143,6 +143,8 @@ def decode_side_by_side(
     kept = None if store is None else TraceStore(store, mode="a")
     if kept is not None:
         for name in ids:
+            if name in kept:
+                raise FileExistsError(f"trace {name!r} exists in {store}; choose another id (--id)")
             kept.check_new(name)
     arms = {DENSE: None, **pruners}
     return {

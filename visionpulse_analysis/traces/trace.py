@@ -160,8 +160,8 @@ class Trace:
         IndexError
             The step, layer or head was not recorded; the message lists what was.
         """
-        if not 0 <= step < len(self):
-            raise IndexError(f"step {step} is out of range: this trace has steps 0..{len(self) - 1}")
+        if not isinstance(step, int | np.integer) or isinstance(step, bool) or not 0 <= step < len(self):
+            raise IndexError(f"step {step!r} is out of range: this trace has steps 0..{len(self) - 1}")
         if layer is None and len(self.layers) == 1:
             layer = self.layers[0]
         if layer is None:
