@@ -54,7 +54,7 @@ class Report:
     __repr__ = __str__
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """The findings as plain values, JSON-ready, with `model`, `about` and `passed`."""
         findings = [{**vars(finding)} for finding in self.findings]
         return {"model": self.model, "about": self.about, "passed": self.passed, "findings": findings}
 

@@ -184,7 +184,10 @@ def write_npz(
 
 
 def npz_fields(trace: Trace, layer: int | None = None) -> dict[str, np.ndarray]:
-    """The arrays of format version 1 for one layer of a trace; those of an imported file are the file's own."""
+    """The arrays of format version 1 for one layer of a trace; those of an imported file are the file's own.
+
+    Raises ValueError for a trace without steps, of several frames, or of a grid with gaps.
+    """
     if len(trace) == 0 or trace.grid.n_images != 1 or len(np.asarray(trace.grid.frames)) != 1:
         raise ValueError(
             f"trace.npz holds the steps of one still image; this trace has {len(trace)} steps, "

@@ -59,7 +59,7 @@ class Explorer(anywidget.AnyWidget):
         return proposal.value
 
     def save(self, path: str | Path, *, keep_traces: bool = False) -> Path:
-        """Write the offline page, opening at the current `view`; return its path.
+        """Write the offline page, opening at the current `view`.
 
         Parameters
         ----------
@@ -67,6 +67,11 @@ class Explorer(anywidget.AnyWidget):
         keep_traces : bool
             Keep the traces, too, unless `store` named where they are: beside ``page.html`` in the store
             ``page.traces``, so that the page's command for a paper figure works. Those of an earlier page are replaced.
+
+        Returns
+        -------
+        Path
+            Of the page.
 
         Raises
         ------
@@ -117,6 +122,10 @@ class Explorer(anywidget.AnyWidget):
 
         Jupyter restores a saved widget only where a kernel has started; this needs none. What the reader does
         in it does not come back to Python.
+
+        Returns
+        -------
+        IPython.display.HTML
         """
         return HTML(page.output(self.packed, self.view))
 

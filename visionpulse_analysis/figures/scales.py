@@ -103,7 +103,10 @@ def draw_colour_bar(
 
 
 def colours(values: np.ndarray, vmin: float, vmax: float, alpha: tuple[float, float], cmap: str) -> np.ndarray:
-    """Return float RGBA [..., 4]: the colour map, with an opacity that grows with the value; NaN is clear."""
+    """Return float RGBA [..., 4]: the colour map, with an opacity that grows with the value; NaN is clear.
+
+    Raises ValueError for limits out of order, opacities outside 0 to 1, or an unknown colour map.
+    """
     check_limits(vmin, vmax)
     low, high = alpha
     if not (0 <= low <= 1 and 0 <= high <= 1):

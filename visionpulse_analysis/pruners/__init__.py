@@ -51,7 +51,12 @@ for module in iter_modules(__path__):
 
 
 def list_pruners() -> dict[str, type[Pruner]]:
-    """All pruners by name, including those defined by the user as subclasses of :class:`Pruner`; sorted."""
+    """All pruners, including those defined by the user as subclasses of :class:`Pruner`.
+
+    Returns
+    -------
+    dict of str to class, sorted by name
+    """
     return dict(sorted(KNOWN.items()))
 
 
