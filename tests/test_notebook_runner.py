@@ -162,14 +162,19 @@ def test_run_all_checks_every_notebook_first_and_reports_the_times(folder, tmp_p
     assert re.fullmatch(r"all 2 notebooks: \d+\.\d s", lines[2])
 
 
-def test_side_by_side_the_long_ones_start_after_the_first(folder, tmp_path, monkeypatch):
-    for name, settings in {"01_fails": {}, "02_long": {"long": True}, "03_short": {}}.items():
+def test_side_by_side_the_longest_start_after_the_first(folder, tmp_path, monkeypatch):
+    for name, settings in {
+        "01_fails": {},
+        "02_long": {"minutes": 1},
+        "04_longer": {"minutes": 2.5},
+        "03_short": {},
+    }.items():
         notebook = new_notebook(cells=[TITLE, PARAMETERS], metadata={"visionpulse": settings})
         nbformat.write(notebook, folder / f"{name}.ipynb")
     order = []
     monkeypatch.setattr(notebooks, "call_each", lambda f, plans, jobs: order.extend(plans) or enumerate([]))
     notebooks.run_all(folder=folder, out=tmp_path, report=str, jobs=2)
-    assert [plan.source.stem for plan in order] == ["00_works", "02_long", "01_fails", "03_short"]
+    assert [plan.source.stem for plan in order] == ["00_works", "04_longer", "02_long", "01_fails", "03_short"]
 
 
 def test_a_model_of_ones_own_is_loaded_by_one_notebook_at_a_time(folder, tmp_path, monkeypatch):

@@ -123,8 +123,8 @@ def run_all(
     """Execute every notebook and ``report`` a line with the time of each.
 
     ``parameters`` must be known to every notebook; all of them are checked before the first one starts. Stops
-    at the first failure. Side by side, those whose metadata say ``visionpulse.long`` start right after the first.
-    The other arguments and the errors are those of :func:`run`.
+    at the first failure. Side by side, the first one is followed by the longest, as their metadata say
+    (``visionpulse.minutes``). The other arguments and the errors are those of :func:`run`.
 
     Parameters
     ----------
@@ -140,7 +140,7 @@ def run_all(
     start = time.perf_counter()
     results = {}
     if jobs > 1:
-        plans[1:] = sorted(plans[1:], key=lambda plan: not plan.long)  # else a core idles while the last one runs
+        plans[1:] = sorted(plans[1:], key=lambda plan: -plan.minutes)  # else a core idles while the last one runs
     done = enumerate(map(_execute, plans)) if jobs == 1 else call_each(_execute, plans, jobs)
     for _, result in done:
         results[result.name] = result
@@ -157,7 +157,7 @@ class _Plan:
     target: Path
     parameters: dict[str, Any]
     cwd: Path
-    long: bool
+    minutes: float
 
 
 def _plan(
@@ -176,7 +176,7 @@ def _plan(
         values = check_parameters(known, {**quick, **place, **parameters})
     except ValueError as error:
         raise ValueError(f"{source.name}: {error}") from error
-    return _Plan(source, folder / "executed" / source.name, values, cwd, settings.get("long", False))
+    return _Plan(source, folder / "executed" / source.name, values, cwd, settings.get("minutes", 0))
 
 
 def _execute(plan: _Plan) -> Executed:
