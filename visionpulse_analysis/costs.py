@@ -180,8 +180,7 @@ def count_costs(
     shape : ModelShape
     k_per_layer : int [step, model_layer]
         Patches visible at each step and layer; step 0 is prefill, each later step reads one more generated token.
-    text, patches : int
-        Tokens of the prompt that are not patches, and patches.
+    text, patches : int, tokens of the prompt that are not patches, and patches
     frozen_layers : list of int
         Layers of prefill that make the patches' keys and values, and do not compute the patches any further.
     read_by_text, read_by_patches : int [model_layer], optional
@@ -189,8 +188,7 @@ def count_costs(
     scored_layers : list of int
         Layers at which a decode step reads the keys of all patches that prefill left, in order to choose; nothing more
         than is visible where the others are forgotten.
-    forgets : bool
-        Whether a decode step deletes what it hides, so that it need not be held.
+    forgets : bool, whether a decode step deletes what it hides, so that it need not be held
 
     Returns
     -------

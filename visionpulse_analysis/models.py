@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -15,10 +14,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, ProcessorMixin
-from transformers.utils import logging as hf_logging
 
 from visionpulse_analysis.families import Family, Prompt, check_supported, family_class
-from visionpulse_analysis.families.processors import load_image_processor, load_video_settings
+from visionpulse_analysis.families.processors import explain_own_code, load_image_processor, load_video_settings, quiet
 from visionpulse_analysis.images import ImageLike
 from visionpulse_analysis.traces.html import facts_table
 from visionpulse_analysis.videos import Video
@@ -194,14 +192,14 @@ def load(
     try:
         config = AutoConfig.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
-        _explain_own_code(name, error)
+        explain_own_code(name, error)
         raise ValueError(
             f"no model {name!r}: expected {', '.join(map(repr, BUNDLED))}, a folder with config.json, or a hub id "
             f"that can be reached or is in the local cache ({error})"
         ) from error
     check_supported(config, name)
     try:
-        with _quiet(name in BUNDLED):
+        with quiet(name in BUNDLED):
             model: Any = AutoModelForImageTextToText.from_pretrained(
                 source, **options, dtype=dtype, device_map=device_map, attn_implementation="sdpa", use_safetensors=True
             )
@@ -210,7 +208,7 @@ def load(
         settings, _ = ProcessorMixin.get_processor_dict(source, revision=revision)
         settings.setdefault("video_processor", load_video_settings(source, revision))
     except (OSError, ValueError, SafetensorError) as error:
-        _explain_own_code(name, error)
+        explain_own_code(name, error)
         raise ValueError(f"the weights of {name!r} or its processor files cannot be read: {error}") from error
     # Models for text and pictures keep their chat template with the processor.
     tokenizer.chat_template = settings.get("chat_template") or tokenizer.chat_template
@@ -247,25 +245,3 @@ def _check_split(device: Any) -> None:
         raise ValueError(f"device ({device}) and device_map exclude each other; give one of them")
     if find_spec("accelerate") is None:
         raise ValueError("device_map needs accelerate: pip install 'visionpulse-analysis[split]', or give device")
-
-
-def _explain_own_code(name: str, error: Exception) -> None:
-    """Raise ValueError with our own words where the library refused to run a model's code."""
-    if "trust_remote_code" in str(error):
-        raise ValueError(
-            f"{name!r} brings Python code of its own, which is not run unless asked for: read it, and if you trust it, "
-            "load(..., trust_remote_code=True), or --trust-remote-code on the command line"
-        ) from error
-
-
-@contextmanager
-def _quiet(small: bool) -> Iterator[None]:
-    """No progress bar for a model that loads in a blink."""
-    shown = hf_logging.is_progress_bar_enabled()
-    if small:
-        hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            hf_logging.enable_progress_bar()

@@ -1,14 +1,17 @@
-"""Loading the library's image processors by their PIL half, which needs no torchvision."""
+"""Loading by the library: image processors by their PIL half (no torchvision), its errors and its progress bar."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoImageProcessor
 from transformers.image_processing_base import ImageProcessingMixin
+from transformers.utils import logging as hf_logging
 from transformers.utils.hub import cached_file
 
 # Where the library keeps the PIL half of each image processor: transformers 5.4 finds none of them without torchvision.
@@ -77,3 +80,25 @@ def _kind(source: str, revision: str) -> str:
     settings, _ = ImageProcessingMixin.get_image_processor_dict(source, revision=revision)
     settings = settings.get("image_processor", settings)
     return str(settings.get("image_processor_type")).removesuffix("Fast").removesuffix("Pil")
+
+
+def explain_own_code(name: str, error: Exception) -> None:
+    """Raise ValueError with our own words where the library refused to run a model's code."""
+    if "trust_remote_code" in str(error):
+        raise ValueError(
+            f"{name!r} brings Python code of its own, which is not run unless asked for: read it, and if you trust it, "
+            "load(..., trust_remote_code=True), or --trust-remote-code on the command line"
+        ) from error
+
+
+@contextmanager
+def quiet(small: bool) -> Iterator[None]:
+    """No progress bar for a model that loads in a blink."""
+    shown = hf_logging.is_progress_bar_enabled()
+    if small:
+        hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
