@@ -6,6 +6,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from made_traces import SINK, make_pair, make_trace
+from matplotlib.collections import QuadMesh
 
 from visionpulse_analysis import figures
 from visionpulse_analysis.explorer.figure import draw_view
@@ -35,6 +36,16 @@ def test_overlay_colours_are_those_of_the_step(tmp_path):
     wanted = mpl.colormaps["magma"](trace.grid.to_map(stored[7] / stored.max()))[..., :3]
     assert np.allclose(overlay(fig)[..., :3], wanted)
     assert [path.suffix for path in figures.save(fig, "view", folder=tmp_path)] == [".png", ".pdf", ".svg"]
+
+
+@pytest.mark.parametrize("mode", ["", "&trace=difference"])
+def test_the_colour_bar_shows_the_colours_as_they_lie_on_white(mode):
+    fig = draw_view(*make_pair(), view=f"step=30&layer=3&opacity=40{mode}")
+    [solids] = [mesh for ax in fig.axes for mesh in ax.collections if isinstance(mesh, QuadMesh)]
+    lies = overlay(fig).reshape(-1, 4)
+    seen = lies[:, :3] * lies[:, 3:] + 1 - lies[:, 3:]
+    bar = solids.to_rgba(np.linspace(*solids.get_clim(), 256))[:, :3]
+    assert np.abs(seen[:, None] - bar[None]).max(axis=2).min(axis=1).max() < 0.02
 
 
 def test_difference_is_taken_at_aligned_tokens():

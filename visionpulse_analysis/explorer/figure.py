@@ -153,11 +153,15 @@ def _compose(trace, picture: np.ndarray | None, asked: View, shown: _Shown) -> F
         "alpha": (1.0, 1.0),
     }
     veil = colours(shown.values[here], **scale)
-    share = np.minimum(1, np.nan_to_num(np.abs(shown.values[here])) / shown.limit)
-    strength = np.sqrt(np.round(255 * share) / 255)  # in the 256 colours of the page
-    veil[:, 3] *= asked.opacity / 100 * (VEIL + (1 - VEIL) * strength)
+
+    def opacity(values: np.ndarray) -> np.ndarray:
+        share = np.minimum(1, np.nan_to_num(np.abs(values)) / shown.limit)
+        strength = np.sqrt(np.round(255 * share) / 255)  # in the 256 colours of the page
+        return asked.opacity / 100 * (VEIL + (1 - VEIL) * strength)
+
+    veil[:, 3] *= opacity(shown.values[here])
     _draw_patches(axes[0], picture, boxes, facecolors=veil)
-    figures.draw_colour_bar(axes[0], label=shown.unit, **scale)
+    figures.draw_colour_bar(axes[0], label=shown.unit, opacity=opacity, **scale)
     panel = f", {frame_labels(trace)[asked.panel].lower()}" if len(grid.frames) > 1 else ""
     title = f"step {shown.step}: {figures.token_label(shown.tokens[shown.step])}\n{shown.where}{panel}"
     axes[0].set_title(title, loc="left", parse_math=False)

@@ -1,6 +1,6 @@
 """From values to colours: limits, colours with opacity, the colour bar."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import matplotlib
 import numpy as np
@@ -58,6 +58,7 @@ def draw_colour_bar(
     vmax: float,
     cmap: str = HEAT_CMAP,
     alpha: tuple[float, float] = (1.0, 1.0),
+    opacity: Callable[[np.ndarray], np.ndarray] | None = None,
     label: str = ATTENTION_UNIT,
     location: str = "right",
 ) -> Colorbar:
@@ -71,6 +72,8 @@ def draw_colour_bar(
     cmap : str
     alpha : (float, float)
         Opacity at both ends, on white: for overlays the same as theirs.
+    opacity : callable, optional
+        Values float [value] to opacities float [value], 0 to 1, for overlays whose opacity is not linear in the value.
     label : str
         What is drawn, with its unit.
     location : {"right", "bottom"}
@@ -87,7 +90,10 @@ def draw_colour_bar(
     """
     if location not in ("right", "bottom"):
         raise ValueError(f"location is {location!r}, expected 'right' or 'bottom'")
-    shades = colours(np.linspace(vmin, vmax, 256)[None], vmin, vmax, alpha, cmap)[0]
+    values = np.linspace(vmin, vmax, 256)
+    shades = colours(values[None], vmin, vmax, alpha, cmap)[0]
+    if opacity is not None:
+        shades[:, 3] *= opacity(values)
     # Blended here, because a bar of translucent cells shows seams.
     flat = shades[:, :3] * shades[:, 3:] + (1 - shades[:, 3:])
     several = [axes] if isinstance(axes, Axes) else list(np.asarray(axes, dtype=object).ravel())
