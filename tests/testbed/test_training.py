@@ -176,6 +176,17 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path):
         Trainer(tmp_path / "file" / "run", plan=TINY)
 
 
+def test_the_trained_tower_is_kept_before_the_first_step(tmp_path, short_vision, monkeypatch):
+    trainer = Trainer(tmp_path, plan=TINY)
+    monkeypatch.setattr(trainer, "_step", lambda stage: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(report=str)
+    again = Trainer(tmp_path, plan=TINY)
+    assert again.state["vision"] == trainer.state["vision"]
+    pairs = zip(again.model.parameters(), trainer.model.parameters(), strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
 def test_another_seed_is_refused(tmp_path, short_vision):
     Trainer(tmp_path, plan=TINY, seed=3).run(minutes=1e-9, report=lambda line: None)
     with pytest.raises(ValueError, match="another seed"):

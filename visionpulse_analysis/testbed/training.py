@@ -77,6 +77,7 @@ class Trainer:
                 self.model, steps=VISION_STEPS, seed=self.seed, first_scene=FIRST_VISION_SEED, report=report
             )
             self.average.load_state_dict(self.model.state_dict())
+            self.save()
         self.model.train()
         total = sum(stage.steps for stage in self.plan)
         with tqdm(total=total, initial=self.state["step"], disable=None, desc="train") as bar:
