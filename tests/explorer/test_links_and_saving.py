@@ -20,7 +20,7 @@ def test_a_link_restores_the_exact_view(explored):
     view.press("Shift+ArrowRight", "ArrowRight", "d", "a", "s", "k", "]", "ArrowUp")
     view.page.locator('[data-ref="map"]').select_option("cividis", force=True)
     view.page.locator('[data-ref="opacity"]').fill("55")
-    assert view.look("e.ref.heat.style.opacity") == "0.55"
+    view.settled("e.ref.heat.style.opacity", "0.55")
     view.page.mouse.click(*view.point(4, 4))
     view.page.mouse.move(5, 5)
     view.page.wait_for_url("**opacity=55**rows=4-4&cols=4-4")  # the address follows when the view has settled

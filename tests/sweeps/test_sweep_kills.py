@@ -15,11 +15,13 @@ import psutil
 import pytest
 import yaml
 from dask import config as dask_config
+from distributed import Client
 from test_sweep_running import content_of, state_of
 
 from visionpulse_analysis.store import TraceStore
 from visionpulse_analysis.sweeps import running
 from visionpulse_analysis.sweeps.results import Sweep
+from visionpulse_analysis.sweeps.worker import SweepError
 
 FAKE = (
     "import fake_batches; from visionpulse_analysis.sweeps import running; running.run_batch = fake_batches.run_batch"
@@ -149,6 +151,16 @@ def test_killing_a_worker_and_then_everything(sweep, long, tmp_path, one_thread)
     after = state_of(folder)
     assert {path: after[path] for path in untouched} == untouched
     assert content_of(folder) == content_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("asked", ["nthreads", "submit"])
+def test_whatever_is_asked_of_the_scheduler_may_find_it_gone(sweep, plain, monkeypatch, asked):
+    def gone(*_, **options):
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr(Client, asked, gone)
+    with pytest.raises(SweepError, match=r"scheduler was lost \(ConnectionResetError\); 0 traces are finished"):
+        sweep(plain)
 
 
 @pytest.mark.slow

@@ -118,7 +118,9 @@ class _Run:
         completed = as_completed(loop=self.client.loop)
         while True:
             # A few batches at a time: neither the scheduler nor this process ever holds the whole sweep.
-            for _ in range(2 * sum(self.client.nthreads().values()) + 2 - len(running)):
+            with self._in_touch():
+                room = 2 * sum(self.client.nthreads().values()) + 2 - len(running)
+            for _ in range(room):
                 batch = next(waiting, None) or (again.popleft() if again else None)
                 if batch is None:
                     break
@@ -158,7 +160,8 @@ class _Run:
 
     def _submit(self, batch: list[Job]) -> Future:
         key = f"{batch[0].id}-{uuid.uuid4().hex[:8]}"  # the dashboard and dask's own logs name the sample
-        return self.client.submit(run_batch, self._task(batch), key=key, pure=False)
+        with self._in_touch():
+            return self.client.submit(run_batch, self._task(batch), key=key, pure=False)
 
     def _task(self, batch: list[Job]) -> dict[str, Any]:
         """Plain data: a worker reads it with nothing but its own installation."""
@@ -188,14 +191,20 @@ class _Run:
 
     def _take(self, future: Future) -> None:
         """Note what came back; raises KilledWorker where the workers died, SweepError where the scheduler did."""
-        try:
+        with self._in_touch():
             result = future.result()
+        self._note(result)
+
+    @contextmanager
+    def _in_touch(self) -> Iterator[None]:
+        """Whatever is asked of the scheduler may be what finds it gone."""
+        try:
+            yield
         except (CancelledError, TimeoutError, OSError) as error:
             raise SweepError(
                 f"the dask scheduler was lost ({type(error).__name__}); {len(self.state.finished)} traces are finished "
                 "and kept: start the scheduler and its workers again and run the same command"
             ) from error
-        self._note(result)
 
     def _note(self, result: dict[str, Any]) -> None:
         closed = self.state.closed
