@@ -227,7 +227,7 @@ def usable_device(device: Any = None) -> Any:
     try:
         torch.zeros(1, device=device).item()
     except Exception as error:  # of many types, by device and version
-        expected = "expected cpu, or cuda or mps where there is one; without a device the best is taken"
+        expected = "expected cpu, or cuda or mps where there is one; left out, one that is there is taken"
         raise ValueError(f"device {device!r} cannot be used on this machine: {expected}") from error
     return device
 

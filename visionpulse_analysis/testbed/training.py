@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from visionpulse_analysis.models import usable_device
 from visionpulse_analysis.testbed.batches import ALL_TASKS, make_batch, make_drill
 from visionpulse_analysis.testbed.model import build_model
 from visionpulse_analysis.testbed.optimizers import build_optimizers
@@ -30,6 +31,7 @@ class Trainer:
 
     Every batch is a function of (seed, step), so a resumed run sees the data it would have seen. ``start`` names a
     published model to go on from where the folder is new; its vision tower is then not trained by itself again.
+    A device that is not there is refused with ValueError, before the folder is made.
     """
 
     def __init__(
@@ -44,13 +46,13 @@ class Trainer:
     ):
         if threads is not None:
             torch.set_num_threads(threads)
-        self.folder, self.plan, self.seed, self.device = Path(folder), plan, seed, device
+        self.folder, self.plan, self.seed, self.device = Path(folder), plan, seed, str(usable_device(device))
         self.threads = torch.get_num_threads()
         self.folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is refused before training
         self.model: Any = build_model(seed)
-        self.model.to(device)
+        self.model.to(self.device)
         self.average: Any = build_model(seed).requires_grad_(False)
-        self.average.to(device)
+        self.average.to(self.device)
         self.optimizers = build_optimizers(self.model)
         self.state: dict = {
             "stage": 0,
