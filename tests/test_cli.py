@@ -71,6 +71,8 @@ def test_a_page_without_a_store_keeps_its_traces_beside_it(call, picture, scenes
     Path("out").mkdir()
     asked = ("decode", picture, "where ?", "--model", scenes_folder, "--max-new-tokens", 2)
     words = (*asked, "--explore", "out/page.html")
+    call(*words, "--no-keep-traces")
+    assert not Path("out/page.traces").exists() and Path("out/page.html").exists()
     call(*words)
     call(*words, "--pruner", "visionpulse")  # a page may be written again
     assert vpa.TraceStore("out/page.traces").ids == ["trace", "trace-dense"]

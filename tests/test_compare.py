@@ -86,6 +86,8 @@ def test_figure_and_page_hold_what_was_compared(compared):
 
 
 def test_without_a_store_the_traces_stand_beside_the_page(compare, tmp_path):
+    compare("--pruners", "keep_all", "--out", tmp_path / "out", "--layers", 5, "--no-keep-traces")
+    assert not (tmp_path / "out" / "explorer.traces").exists()
     for _ in range(2):  # the folder may be written again
         compare("--pruners", "keep_all", "--out", tmp_path / "out", "--layers", 5)
     assert vpa.TraceStore(tmp_path / "out" / "explorer.traces").ids == ["compare-1", "compare-dense"]

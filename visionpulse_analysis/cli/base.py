@@ -65,6 +65,14 @@ LOADING: dict[str, tuple[Any, Any]] = {  # what `load` takes: type, default
     "revision": (Revision, "main"),
     "trust_remote_code": (TrustRemoteCode, False),
 }
+KeepTraces = Annotated[
+    bool,
+    typer.Option(
+        help="Without --store: keep the traces beside the page (page.html: page.traces), so that its command for a "
+        "paper figure works as it stands. They take about 2 bytes per step, layer and patch, a gigabyte or so for a "
+        "long answer of a large model; --layers anchor keeps one layer, --no-keep-traces only the page."
+    ),
+]
 Count = Annotated[int, typer.Option(min=1)]
 Load = Callable[[str], Any]
 

@@ -11,6 +11,7 @@ from visionpulse_analysis.cli.base import (
     Asked,
     Fps,
     Json,
+    KeepTraces,
     Load,
     Model,
     SampleFps,
@@ -43,10 +44,8 @@ def compare(
     temperature: Annotated[float | None, typer.Option(help="Sample at this temperature; greedy without it.")] = None,
     seed: int = 0,
     max_new_tokens: int = 256,
-    store: Annotated[
-        Path | None,
-        typer.Option(help="Stream the traces into this trace store; without it, beside the page."),
-    ] = None,
+    store: Annotated[Path | None, typer.Option(help="Stream the traces into this trace store.")] = None,
+    keep_traces: KeepTraces = True,
     id: Annotated[str, typer.Option(help="Beginning of the names of the traces.")] = "compare",
     out: Annotated[Path, typer.Option(help="Folder of the figure and the explorer page.")] = Path("compare"),
     *,
@@ -82,7 +81,7 @@ def compare(
     about = {"parameters": used, "seed": seed, "data_hash": traces_hash(list(traces.values()))}
     # Nothing is written before everything is there.
     saved = figures.save(figure, "kept", folder=out, numbers={row["name"]: row for row in rows}, **about)
-    written = [*map(str, saved), str(page.save(out / "explorer.html", keep_traces=True))]
+    written = [*map(str, saved), str(page.save(out / "explorer.html", keep_traces=keep_traces))]
     result = {"question": question, "model": model, "seed": seed, "budget": budget, "rows": rows, "written": written}
     lines = [side_by_side.format_comparison(rows), *(f"wrote {path}" for path in written)]
     show(result, as_json, "\n".join(lines))

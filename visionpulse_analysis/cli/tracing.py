@@ -12,6 +12,7 @@ from visionpulse_analysis.cli.base import (
     Asked,
     Fps,
     Json,
+    KeepTraces,
     Load,
     Model,
     Parameters,
@@ -52,12 +53,9 @@ def decode(
     id: Annotated[str, typer.Option(help="Name of the trace in the store.")] = "trace",
     out: Annotated[Path | None, typer.Option(help="Save the trace here.")] = None,
     explore: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write the explorer page here; with a pruner, dense beside pruned. Without --store the traces "
-            "are kept beside it (page.html: page.traces), so that its command for a paper figure works."
-        ),
+        Path | None, typer.Option(help="Write the explorer page here; with a pruner, dense beside pruned.")
     ] = None,
+    keep_traces: KeepTraces = True,
     *,
     load: Load,
     as_json: Json = False,
@@ -89,7 +87,7 @@ def decode(
         trace.save(out)
     if explore is not None:
         traces = [vpa.decode(vlm, image, question, ids=dense_id, **options), trace] if pruner else [trace]
-        vpa.explore(*traces, store=store).save(explore, keep_traces=True)
+        vpa.explore(*traces, store=store).save(explore, keep_traces=keep_traces)
     result = {
         "answer": trace.answer,
         "thinking": trace.thinking,
