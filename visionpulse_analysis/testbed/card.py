@@ -1,10 +1,11 @@
-"""The bundled model's card, written from its evaluation and its training state: no number in it is typed by hand."""
+"""The bundled model's card: every number of its training and its scores is one that is stored or set in code."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from visionpulse_analysis.testbed.plan import VISION_STEPS
+from visionpulse_analysis.testbed.evaluation_set import SIZES, VALIDATION_SEED
+from visionpulse_analysis.testbed.plan import FIRST_TRAINING_SEED, FIRST_VISION_SEED, VISION_STEPS
 
 _TEXT = """# Data
 
@@ -33,16 +34,16 @@ checks one by one what could be there: "check blue circle r0 c3 , 1 . check blue
 ## Training
 
 `visionpulse train` (Muon and AdamW, averaged weights, seed {seed}): {vision_steps} steps in which the vision tower alone learns to
-label patches, then {steps} steps of the whole model, {minutes:.0f} minutes in all on {device} ({threads}; {machine}).
+label patches, then {steps:,} steps of the whole model, {minutes:.0f} minutes in all on {device} ({threads}; {machine}).
 
 | stage | until step | row | column | verdict | find | compare | count |
 |---|---|---|---|---|---|---|---|
 {stages}
 
 Teacher-forced accuracy at the end of each stage, running mean over training batches. The model first learns to describe scenes, then to
-answer on growing scenes. Some batches are drills: conversations without their image, with a loss only on the words that the text determines.
-They teach the verdicts (is what was seen what was asked?) quickly: an earlier run without drills, of 2,848 steps, ended at 0.66 in *compare*.
-Training scenes have seeds from 900,000,000, evaluation scenes below 1,000, validation scenes from 500,000.
+answer on growing scenes. Some batches are drills: conversations without their image, with a loss only on the words that the text determines,
+meant for the verdicts (is what was seen what was asked?).
+Training scenes have seeds from {first_training:,}, evaluation scenes below {evaluated:,}, validation scenes from {first_validation:,}.
 
 The default anchor, layer {anchor}, is the last layer before most of the reading: at most half of the accuracy of rows and columns is reached when
 the layers from there on do not see the image (measured on validation scenes; the rule of the paper, the middle of the depth, would give layer {middle}).
@@ -124,6 +125,9 @@ def model_card(evaluation: dict[str, Any], facts: dict[str, Any]) -> str:
         **{name: facts[name] for name in ("sha256", "weights_sha256", "words", "megabytes", "parameters")},
         **{name: training[name] for name in ("seed", "machine")},
         vision_steps=VISION_STEPS,
+        first_training=min(FIRST_VISION_SEED, FIRST_TRAINING_SEED),
+        evaluated=sum(SIZES.values()),
+        first_validation=VALIDATION_SEED,
         steps=training["step"],
         minutes=training["seconds"] / 60,
         device="a CPU" if training["device"] == "cpu" else training["device"],
