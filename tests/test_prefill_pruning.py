@@ -1,11 +1,14 @@
-"""Pruners that act in prefill, against their rules stated slowly on tokens really taken out (slow_prefill.py)."""
+"""Pruners that act in prefill, against their rules stated slowly on tokens really taken out (slow_*.py)."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import slow_prefill as slow
+import slow_rules as rules
 import torch
+from slow_sparsevlm import SlowSparseVLM
+from slow_visipruner import SlowVisiPruner
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.decoding import Batch
@@ -18,38 +21,38 @@ from visionpulse_analysis.pruners.visipruner import VisiPruner
 
 QUESTION = "where is the red circle ?"
 RULES = [
-    (FastV(budget=0.2), slow.SlowFastV),
-    (FastV(5, 0.1), slow.SlowFastV),
-    (FastV(3, 0.25, rope=False), slow.SlowFastV),
-    (VTW(), slow.SlowVTW),
-    (VTW(0), slow.SlowVTW),
-    (PyramidDrop(), slow.SlowPyramid),
-    (PyramidDrop((1, 6), 0.3), slow.SlowPyramid),
-    (DivPrune(), slow.SlowDivPrune),
-    (ZSPAPrune(), slow.SlowZSPAPrune),
-    (ZSPAPrune(0.2, core=0.0, prompt="text"), slow.SlowZSPAPrune),
-    (ZSPAPrune(0.2, core=1.0), slow.SlowZSPAPrune),
-    (ZSPAPrune(0.2, core=0.3, similarity="sum"), slow.SlowZSPAPrune),
-    (CDPruner(), slow.SlowCDPruner),
-    (CDPruner(0.2, prompt="text", flip=True), slow.SlowCDPruner),
-    (ShortV(), slow.SlowShortV),
-    (ShortV((0, 5)), slow.SlowShortV),
-    (VisiPruner(), slow.SlowVisiPruner),
-    (VisiPruner(("shallow",), 3, first_layer="half"), slow.SlowVisiPruner),
-    (VisiPruner(("shallow",), 3, first_layer="random", patches_see=False), slow.SlowVisiPruner),
-    (VisiPruner(("middle",), 1, 0.9999, relative_threshold=0.01), slow.SlowVisiPruner),
-    (VisiPruner(shallow_layers=0, layer_threshold=0.999, exit_threshold=0.9, exit_after=1), slow.SlowVisiPruner),
-    (VisiPruner(shallow_layers=0, layer_threshold=1.0, relative_threshold=0.01), slow.SlowVisiPruner),
+    (FastV(budget=0.2), rules.SlowFastV),
+    (FastV(5, 0.1), rules.SlowFastV),
+    (FastV(3, 0.25, rope=False), rules.SlowFastV),
+    (VTW(), rules.SlowVTW),
+    (VTW(0), rules.SlowVTW),
+    (PyramidDrop(), rules.SlowPyramid),
+    (PyramidDrop((1, 6), 0.3), rules.SlowPyramid),
+    (DivPrune(), rules.SlowDivPrune),
+    (ZSPAPrune(), rules.SlowZSPAPrune),
+    (ZSPAPrune(0.2, core=0.0, prompt="text"), rules.SlowZSPAPrune),
+    (ZSPAPrune(0.2, core=1.0), rules.SlowZSPAPrune),
+    (ZSPAPrune(0.2, core=0.3, similarity="sum"), rules.SlowZSPAPrune),
+    (CDPruner(), rules.SlowCDPruner),
+    (CDPruner(0.2, prompt="text", flip=True), rules.SlowCDPruner),
+    (ShortV(), rules.SlowShortV),
+    (ShortV((0, 5)), rules.SlowShortV),
+    (VisiPruner(), SlowVisiPruner),
+    (VisiPruner(("shallow",), 3, first_layer="half"), SlowVisiPruner),
+    (VisiPruner(("shallow",), 3, first_layer="random", patches_see=False), SlowVisiPruner),
+    (VisiPruner(("middle",), 1, 0.9999, relative_threshold=0.01), SlowVisiPruner),
+    (VisiPruner(shallow_layers=0, layer_threshold=0.999, exit_threshold=0.9, exit_after=1), SlowVisiPruner),
+    (VisiPruner(shallow_layers=0, layer_threshold=1.0, relative_threshold=0.01), SlowVisiPruner),
     (
         VisiPruner(shallow_layers=0, layer_threshold=1.0, token_threshold=0.05, exit_threshold=0.9997, exit_after=1),
-        slow.SlowVisiPruner,
+        SlowVisiPruner,
     ),
-    (SparseVLM(), slow.SlowSparseVLM),
-    (SparseVLM((3,), shares=(0.2,), recycled=0.0), slow.SlowSparseVLM),
-    (SparseVLM((2, 5), "rank", scale=2.5), slow.SlowSparseVLM),
-    (SparseVLM((2, 5), "paper", scale=0.7, recycled=1.0), slow.SlowSparseVLM),
-    (ST3(), slow.SlowST3),
-    (ST3(1, stride=3, rate=0.6), slow.SlowST3),
+    (SparseVLM(), SlowSparseVLM),
+    (SparseVLM((3,), shares=(0.2,), recycled=0.0), SlowSparseVLM),
+    (SparseVLM((2, 5), "rank", scale=2.5), SlowSparseVLM),
+    (SparseVLM((2, 5), "paper", scale=0.7, recycled=1.0), SlowSparseVLM),
+    (ST3(), rules.SlowST3),
+    (ST3(1, stride=3, rate=0.6), rules.SlowST3),
 ]
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import slow_prefill as slow
+from slow_visipruner import SlowVisiPruner
 
 from visionpulse_analysis.pruners.visipruner import VisiPruner
 from visionpulse_analysis.studies import three_stages_choice as study
@@ -30,8 +31,8 @@ def test_the_layers_are_those_of_the_rule(vlm, asked, pruner):
             words = vlm.tokenizer(one.sample.question, add_special_tokens=False).input_ids
             inputs = slow.inputs_of(vlm, one.sample.image, one.sample.question, answer, words)
             inputs = replace(inputs, prompt=len(inputs.states))  # the answer so far counts as prompt
-            rule = slow.SlowVisiPruner(pruner, 0)
-            dense = slow.slow_forward(vlm, inputs, slow.SlowVisiPruner(VisiPruner(stages=()), 0))[0]
+            rule = SlowVisiPruner(pruner, 0)
+            dense = slow.slow_forward(vlm, inputs, SlowVisiPruner(VisiPruner(stages=()), 0))[0]
             pruned, ran = slow.slow_forward(vlm, inputs, rule)[:2]
             counts = [len(patches) for patches in ran]
             found = NONE if rule.filter_layer is None else rule.filter_layer

@@ -1,0 +1,127 @@
+"""The rules of the pruners that act in prefill, a second time and slowly; two long ones have files of their own."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from slow_prefill import Rule, best
+
+
+class SlowFastV(Rule):
+    """The strongest in the layer before, at the last token, stay."""
+
+    def before(self, layer):
+        if layer.number == self.pruner.layer - 1:
+            self.scores = layer.weights(self.pruner.rope)[:, -1][:, layer.at].mean(0)
+        if layer.number != self.pruner.layer:
+            return layer.patches
+        return best(self.scores, layer.patches, round(self.pruner.budget * len(layer.patches)))
+
+
+class SlowVTW(Rule):
+    """None stays from one layer on."""
+
+    def before(self, layer):
+        return [] if layer.number == (4 if self.pruner.layer is None else self.pruner.layer) else layer.patches
+
+
+class SlowPyramid(Rule):
+    """At some layers the same share of what is left stays: the strongest at the last token of that layer."""
+
+    def before(self, layer):
+        layers = self.pruner.layers or (2, 4, 6)
+        if layer.number not in layers:
+            return layer.patches
+        k = max(1, int(len(layer.inputs.places) * self.pruner.ratio ** (layers.index(layer.number) + 1)))
+        return best(layer.weights()[:, -1][:, layer.at].mean(0), layer.patches, k)
+
+
+class SlowShortV(Rule):
+    """Patches pass through some layers unchanged."""
+
+    def run(self, layer):
+        after = layer.run()
+        if layer.number in (range(3, 8) if self.pruner.layers is None else self.pruner.layers):
+            after[layer.at] = layer.states[layer.at]
+        return after
+
+
+class SlowST3(Rule):
+    """The part of prefill; the steps are in slow_pruners.py."""
+
+    def before(self, layer):
+        pruner, n = self.pruner, len(layer.inputs.places)
+        start = 2 if pruner.start_layer is None else pruner.start_layer
+        times = max(0, 1 + (layer.number - start) // pruner.stride) if layer.number >= start else 0
+        k = max(1, math.ceil(n * (1 - pruner.rate) ** times - 1e-9))
+        return layer.patches if k >= len(layer.patches) else best(self.scores, layer.patches, k)
+
+    def run(self, layer):
+        self.scores = layer.weights()[:, -1][:, layer.at].mean(0)
+        return layer.run()
+
+
+class BeforeModel(Rule):
+    """Chooses before layer 0, from unit vectors of the patches and of the words."""
+
+    def before(self, layer):
+        if layer.number:
+            return layer.patches
+        inputs = layer.inputs
+        text = [t for t in range(inputs.prompt) if t not in inputs.places]
+        words = inputs.question if getattr(self.pruner, "prompt", "") == "question" else torch.tensor(text)
+        n = len(layer.at)
+        return self.choose(layer.states[layer.at], layer.states[words], max(1, round(self.pruner.budget * n)))
+
+
+class SlowDivPrune(BeforeModel):
+    """Those far from each other stay."""
+
+    def choose(self, patches, words, k):
+        return add_farthest(directions(patches), [], k)
+
+
+class SlowZSPAPrune(BeforeModel):
+    """A core like the prompt, and what is far from it."""
+
+    def choose(self, patches, words, k):
+        prompt = directions(words.double().mean(0)[None])[0]
+        units = directions(patches)
+        like = torch.stack([unit @ prompt for unit in units])
+        core = best(like, list(range(len(units))), round(self.pruner.core * k))
+        while self.pruner.similarity == "sum" and len(core) < k:
+            rest = [i for i in range(len(units)) if i not in core]
+            core = [*core, min(rest, key=lambda i: float(sum(units[i] @ units[j] for j in core)))]
+        return add_farthest(units, core, k)
+
+
+class SlowCDPruner(BeforeModel):
+    """The greedy choice by determinants themselves."""
+
+    def choose(self, patches, words, k):
+        units, spoken = torch.stack(directions(patches)), directions(words)
+        like = torch.stack([sum(unit @ word for word in spoken) / len(spoken) for unit in units])
+        like = -like if self.pruner.flip else like
+        like = (like - like.min() + 1e-6) / (like.max() - like.min() + 1e-6)
+        kernel = like[:, None] * (units @ units.T) * like[None]
+        chosen = []
+        while len(chosen) < k:
+            rest = [i for i in range(len(units)) if i not in chosen]
+            chosen.append(max(rest, key=lambda i: float(torch.logdet(kernel[[*chosen, i]][:, [*chosen, i]]))))
+        return sorted(chosen)
+
+
+def directions(states: torch.Tensor) -> list[torch.Tensor]:
+    """Unit vectors of the rows, float64."""
+    return [vector / vector.norm() for vector in states.double()]
+
+
+def add_farthest(units: list[torch.Tensor], chosen: list[int], k: int) -> list[int]:
+    """Add the one whose nearest chosen one is farthest; begin with the one whose nearest other is."""
+    apart = [[1 - float(a @ b) for b in units] for a in units]
+    n = range(len(units))
+    chosen = chosen or [max(n, key=lambda i: min(apart[i][j] for j in n if j != i))]
+    while len(chosen) < k:
+        chosen = [*chosen, max((i for i in n if i not in chosen), key=lambda i: min(apart[i][j] for j in chosen))]
+    return sorted(chosen)
