@@ -2,6 +2,7 @@
 # make test            run the tests
 # make test-floor      run the tests that touch transformers on the oldest version allowed
 # make test-torchvision run the tests of families that compare with torchvision or, on the oldest transformers, need it
+# make test-triton     run the tests of the GPU kernels: in Triton's interpreter, and compiled for GPUs that are not there
 # make family-table    run the tests of all families on the oldest and newest transformers, write their table into the README
 # make lab             open JupyterLab in notebooks/
 # make lint            ruff, pyright, import-linter
@@ -12,13 +13,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 FLOOR := $(VENV)/floor
 TORCHVISION := $(VENV)/torchvision
+TRITON := $(VENV)/triton
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable
 INTO := $(BIN)/python -m pip install --disable-pip-version-check --no-deps --target
 
 # Everything bundled works without network; say HF_HUB_OFFLINE=0 to load a model from the hub.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: figures test test-floor test-torchvision family-table lab lint clean
+.PHONY: figures test test-floor test-torchvision test-triton family-table lab lint clean
 
 figures: $(VENV)/.installed
 	$(BIN)/visionpulse figures $(NAME) $(if $(filter-out 0,$(FAST)),--fast)
@@ -32,6 +34,9 @@ test-floor: $(FLOOR)/.installed
 test-torchvision: $(FLOOR)/.installed $(TORCHVISION)/.installed
 	PYTHONPATH=$(TORCHVISION) $(BIN)/python -m pytest tests/families/test_recording.py tests/families/test_video.py
 	PYTHONPATH=$(FLOOR):$(TORCHVISION) $(BIN)/python -m pytest tests/families -k "onevision or deepseek"
+
+test-triton: $(TRITON)/.installed
+	PYTHONPATH=$(TRITON) TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_fused.py
 
 family-table: $(FLOOR)/.installed $(TORCHVISION)/.installed
 	PYTHONPATH=$(FLOOR) FAMILY_TABLE=write $(BIN)/python -m pytest tests/families
@@ -64,6 +69,11 @@ $(FLOOR)/.installed: constraints-floor.txt $(VENV)/.installed
 $(TORCHVISION)/.installed: constraints-torchvision.txt $(VENV)/.installed
 	rm -rf $(TORCHVISION)
 	$(INTO) $(TORCHVISION) --requirement constraints-torchvision.txt
+	touch $@
+
+$(TRITON)/.installed: constraints-triton.txt $(VENV)/.installed
+	rm -rf $(TRITON)
+	$(INTO) $(TRITON) --requirement constraints-triton.txt
 	touch $@
 
 $(BIN)/python:

@@ -79,12 +79,25 @@ def test_the_torchvision_compared_with_is_that_of_the_pinned_torch():
     assert re.search(r"^test-torchvision:", MAKEFILE, re.MULTILINE)
 
 
+def test_triton_is_needed_by_gpus_only():
+    """CI installs it aside for the kernels' tests, and one module imports it, when a GPU asks for it."""
+    assert "make test-triton" in (ROOT / ".ci/run").read_text()
+    assert "triton" not in str(PROJECT["dependencies"]) + str(EXTRAS) + str(constraints())
+    importing = {
+        file.name
+        for file in (ROOT / "visionpulse_analysis").rglob("*.py")
+        if re.search(r"^\s*(from|import) triton", file.read_text("utf-8"), re.MULTILINE)
+    }
+    assert importing == {"fused.py"}
+
+
 def test_no_package_registry_is_named():
     for name in (
         "pyproject.toml",
         "constraints.txt",
         "constraints-floor.txt",
         "constraints-torchvision.txt",
+        "constraints-triton.txt",
         "environment.yml",
         "Makefile",
         ".ci/run",

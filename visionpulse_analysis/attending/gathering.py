@@ -8,12 +8,16 @@ the values. Nothing is approximated, and query heads that share a key head share
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 
+from visionpulse_analysis.attending.fastest import run_fastest
 from visionpulse_analysis.pruners.view import Layout
 
 SHARED = 4  # query heads of one key head; with more, copying its values once is the faster way on a CPU
@@ -113,6 +117,29 @@ class Gathered:
         self._places: dict[tuple[int, ...], torch.Tensor] = {}
         self._bags: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
+    def output(self, query, key, value, scaling: float, known: torch.Tensor | None = None) -> torch.Tensor:
+        """Output [row, 1, head, dim] of the newest query; on a GPU by fused kernels where these are faster."""
+        kernels = fused_kernels(query.device.type)
+        if kernels is None:
+            return self.attend(query, key, value, scaling, known)[0]
+        hidden = None if self.hidden is None else self.hidden[:, 0, 0]
+        read = (query, key, value, self.columns, hidden, scaling)
+        ways = {
+            "plain": lambda: self.attend(query, key, value, scaling, known)[0],
+            "fused": lambda: kernels.attend_listed(*read),
+        }
+        # How many columns are read changes at every step, and matters by its size only.
+        size = 1 << self.columns.shape[1].bit_length()
+        heads = f"{query.shape[1]} heads of {query.shape[3]}, {key.shape[1]} of keys"
+        name = f"up to {size:,} columns, {len(query)} rows, {heads}, {query.dtype}{'' if known is None else ', ranked'}"
+        return run_fastest(name, ways, query.device)
+
+    @cached_property
+    def columns(self) -> torch.Tensor:
+        """All columns that are read, int64 [row, column read]."""
+        views = [torch.arange(*view, device=self.index.device).expand(len(self.index), -1) for view in self.views]
+        return torch.cat([self.index, *views], dim=1)
+
     def attend(
         self, query, key, value, scaling: float, known: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -198,3 +225,11 @@ def multiplies_into_float32(device: str, dtype: torch.dtype) -> bool:
     except (RuntimeError, TypeError, NotImplementedError):
         return False
     return True
+
+
+@cache
+def fused_kernels(device: str) -> Any | None:
+    """The module of GPU kernels, for a device that they run on and where Triton, which comes with torch, is there."""
+    if device != "cuda" or find_spec("triton") is None:
+        return None
+    return import_module("visionpulse_analysis.attending.fused")

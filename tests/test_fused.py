@@ -1,0 +1,136 @@
+"""GPU kernels of gathered attention: compared with the plain way, on a GPU or, without one, in Triton's interpreter."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from slow_pruners import random_batch
+
+from visionpulse_analysis.attending import fastest, gathering
+from visionpulse_analysis.attending.gathering import TextColumns
+from visionpulse_analysis.cache import GrowingLayer
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if find_spec("triton") is None or (DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1"):
+    pytest.skip("the kernels need Triton, and a GPU or its interpreter: make test-triton", allow_module_level=True)
+
+from visionpulse_analysis.attending import fused  # noqa: E402
+
+pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
+DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE == "cuda" else [])]  # the interpreter lacks it
+SHAPES = {"shared keys": (8, 2, 32), "one head a key": (4, 4, 16), "seven to one, odd width": (7, 1, 40)}
+
+
+@pytest.fixture(params=SHAPES.values(), ids=SHAPES)
+def shape(request):
+    return request.param
+
+
+@pytest.fixture(params=[1, 3], ids=["alone", "padded"])
+def batch(request, rng):
+    return random_batch(rng, request.param)
+
+
+def drawn(batch, shape, dtype, rng, steps=5):
+    """A grown cache, its newest query, and what is read of it; the lot on the device."""
+    (heads, kv_heads, dim), rows, layer = shape, len(batch.places), GrowingLayer()
+    generator = torch.Generator().manual_seed(0)
+
+    def states(count, length):
+        return torch.randn(rows, count, length, dim, generator=generator).to(DEVICE, dtype)
+
+    for length in (batch.width, *[1] * steps):
+        layer.update(states(kv_heads, length), states(kv_heads, length))
+    layout = batch.layout().on(torch.device(DEVICE))
+    kept = torch.from_numpy(rng.random(layout.patches.shape) < 0.4).to(DEVICE) & layout.patches
+    columns = batch.width + steps
+    mask = (torch.arange(columns, device=DEVICE)[None] >= layout.starts[:, None])[:, None, None]
+    text, widest = TextColumns.of(layout), int(kept.sum(dim=1).max())
+    gathered = text.gather(kept, widest, False, mask if layout.starts.any() else None, columns)
+    return states(heads, 1), layer.keys, layer.values, gathered
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("multiprocessors", [1, 100], ids=["whole", "in parts"])
+def test_the_kernels_give_what_the_plain_way_gives(batch, shape, dtype, multiprocessors, rng, monkeypatch):
+    monkeypatch.setattr(fused, "_multiprocessors", lambda device: multiprocessors)
+    monkeypatch.setattr(fused, "BLOCK", 16)  # several blocks in these short contexts
+    query, key, value, gathered = drawn(batch, shape, dtype, rng)
+    scaling = shape[2] ** -0.5
+    hidden = None if gathered.hidden is None else gathered.hidden[:, 0, 0]
+    found = fused.attend_listed(query, key, value, gathered.columns, hidden, scaling)
+    expected, _ = gathered.attend(query.double(), key.double(), value.double(), scaling)
+    assert found.dtype == dtype and found.shape == expected.shape
+    assert float((found - expected).abs().max()) <= 4 * torch.finfo(dtype).eps * float(value.abs().max())
+
+
+def test_parts_cover_all_columns_once():
+    for programs in (1, 8, 64, 1000):
+        for read in (1, 63, 64, 65, 1700, 40_000):
+            parts, each = fused._parts(programs, read, 132)
+            assert (parts - 1) * each < read <= parts * each
+            assert parts <= fused.PARTS and each % fused.BLOCK == 0
+    assert fused._parts(8, 40_000, 132)[0] * 8 >= 132, "few rows still use the whole GPU"
+
+
+@pytest.mark.parametrize("wrong", ["width", "layout"])
+def test_what_the_kernels_cannot_read_is_refused(batch, rng, wrong):
+    query, key, value, gathered = drawn(batch, (4, 2, 16), torch.float32, rng)
+    value = value[..., :8] if wrong == "width" else value.transpose(2, 3).contiguous().transpose(2, 3)
+    with pytest.raises(ValueError, match="one shape"):
+        fused.attend_listed(query, key, value, gathered.columns, None, 1.0)
+
+
+@pytest.mark.parametrize("taken", ["plain", "fused"])
+def test_decoding_takes_the_faster(batch, rng, taken, monkeypatch):
+    """Both give the same to rounding, and the choice is made once for a size."""
+    query, key, value, gathered = drawn(batch, (4, 2, 16), torch.float32, rng)
+    called: list[str] = []
+
+    def noted(name, original):
+        return lambda *given, **options: called.append(name) or original(*given, **options)
+
+    monkeypatch.setattr(gathering.Gathered, "attend", noted("plain", gathering.Gathered.attend))
+    monkeypatch.setattr(fused, "attend_listed", noted("fused", fused.attend_listed))
+    monkeypatch.setattr(gathering, "fused_kernels", lambda device: fused)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: None)
+    monkeypatch.setattr(fastest, "measured", {})
+    monkeypatch.setattr(fastest, "_seconds", lambda way, device: (called.clear(), way(), called[-1] != taken)[2] + 1)
+    outputs = [gathered.output(query, key, value, 0.25) for _ in range(2)]
+    assert called[-2:] == [taken] * 2
+    assert torch.equal(*outputs)
+    [seconds] = fastest.measured.values()
+    assert seconds == {name: 1 + (name != taken) for name in ("plain", "fused")}
+
+
+COMPILE = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from visionpulse_analysis.attending.fused import _attend_part, _join_parts
+
+shared = {"DIM": 128, "WIDE": 128}
+part = {"GROUP": 4, "QUERIES": 16, "HIDES": True, "BLOCK": 64, **shared}
+pointers = {"columns": "*i64", "hidden": "*i1", "sums": "*fp32", "scales": "*fp32", "scaling": "fp32"}
+for architecture in (80, 90):
+    for dtype in ("bf16", "fp16", "fp32"):
+        tensors = pointers | {name: f"*{dtype}" for name in ("query", "key", "value", "output")}
+        for kernel, fixed in ((_attend_part, part), (_join_parts, {"PLACES": 64, **shared})):
+            types = {name: "constexpr" if name in fixed else tensors.get(name, "i32") for name in kernel.arg_names}
+            source = ASTSource(fn=kernel, signature=types, constexprs=fixed)
+            made = compile(source, target=GPUTarget("cuda", architecture, 32))
+            print(architecture, dtype, len(made.asm["cubin"]))
+"""
+
+
+def test_the_kernels_compile_for_gpus_that_are_not_here(tmp_path):
+    """To machine code of an A100 and an H200, in the shapes of Qwen3-VL-4B."""
+    there = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", COMPILE], env=there, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert np.all([int(line.split()[2]) > 1000 for line in done.stdout.splitlines()]) and done.stdout.count("\n") == 12
