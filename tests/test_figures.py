@@ -167,6 +167,19 @@ def test_marked_steps_carry_their_number_and_visual_steps_their_tint():
     assert ax.get_yticks()[[0, -1]].tolist() == [0, 1]
 
 
+def test_no_line_runs_through_the_number_of_a_marked_step():
+    mass = np.array([1, 1, 0, 0, 0.4, 1, 0.3, *[1] * 8, 0])
+    fig, ax = new_figure(DOUBLE, 2.3)
+    figures.draw_mass_curve(ax, mass, ["a"] * len(mass), marked_steps=[1, 2, 3, 4, 5, 15])
+    fig.draw_without_rendering()
+    steps = np.linspace(0, len(mass) - 1, 2000)
+    line = ax.transData.transform(np.stack([steps, np.interp(steps, np.arange(len(mass)), mass)], axis=1))
+    for text in ax.texts:
+        box = text.get_window_extent()
+        inside = (line > box.min).all(axis=1) & (line < box.max).all(axis=1)
+        assert not inside.any(), text.get_text()
+
+
 def test_odd_tokens_are_shown_and_never_read_as_mathematics():
     assert [figures.token_label(t) for t in (" the", "\n", "  ", "", "中", "x" * 20)] == [
         "the", "⏎", "␣", "", "□", "x" * 13 + "…",
@@ -185,6 +198,7 @@ def test_strip_shares_the_scale_only_when_asked_to():
     assert figures.scale_limits(maps, "absolute") == [(0, 0.14), (0, 0.14)]
     assert figures.scale_limits(maps, "per_step") == [(0, 0.14), (0, pytest.approx(0.014))]
     assert figures.scale_limits([HEAT * 0], "absolute") == [(0, 1)]
+    assert figures.scale_limits(maps, 0.5) == [(0, 0.5), (0, 0.5)]  # as in another strip
     shared, own = (
         [np.asarray(ax.images[1].get_array()) for ax in figures.overlay_strip(None, IMAGE, maps, ["", ""], scale=name)]
         for name in ("absolute", "per_step")

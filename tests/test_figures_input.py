@@ -31,6 +31,7 @@ BAD: dict[str, tuple[Callable[[Any], Any], str]] = {
     "box turned": (lambda ax: figures.draw_boxes(ax, np.array([[5, 0, 1, 9]])), "no area"),
     "box labels": (lambda ax: figures.draw_boxes(ax, np.array([[0, 0, 1, 9]]), ["a", "b"]), "labels is 2"),
     "scale": (lambda ax: figures.scale_limits([HEAT], "relative"), "'relative'"),
+    "scale of nothing": (lambda ax: figures.scale_limits([HEAT], 0), "scale is 0"),
     "no maps": (lambda ax: figures.scale_limits([], "absolute"), "no maps"),
     "negative map": (lambda ax: figures.scale_limits([-HEAT], "absolute"), "negative"),
     "strip titles": (lambda ax: figures.overlay_strip(None, IMAGE, [HEAT], ["a", "b"]), "titles is 2"),

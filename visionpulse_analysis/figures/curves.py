@@ -67,8 +67,9 @@ def draw_mass_curve(
     ax.set(xlim=(-0.7, count - 0.3), ylim=(0, 1.14), xlabel="generated token", ylabel="visual attention mass")
     ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
     ax.spines["left"].set_bounds(0, 1)
-    slot = laid_out_points(ax)[0] / count  # points per step
-    _number_steps(ax, mass, marked, slot)
+    width, height = laid_out_points(ax)
+    slot = width / count  # points per step
+    _number_steps(ax, mass, marked, slot, height)
     write_tokens(ax, tokens, marked, slot)
     return ax
 
@@ -199,20 +200,35 @@ def _shade(ax: Axes, visual: np.ndarray) -> None:
         label = "_"  # one legend entry for all of them
 
 
-def _number_steps(ax: Axes, mass: np.ndarray, marked: list[int], slot: float) -> None:
-    """Write each marked step's number above its dot; two that are close lean away from each other."""
+def _number_steps(ax: Axes, mass: np.ndarray, marked: list[int], slot: float, height: float) -> None:
+    """Write each marked step's number above its dot; it leans away from a neighbour's, and to where no line runs."""
     for place, step in enumerate(marked):
-        close_before = place > 0 and (step - marked[place - 1]) * slot < 14
-        close_after = place + 1 < len(marked) and (marked[place + 1] - step) * slot < 14
+        width = 5.0 * len(str(step))  # points
+        near = [step - other for other in (*marked[:place], *marked[place + 1 :]) if abs(step - other) * slot < 14]
+        free = {  # where the number begins and ends beside its step, in points
+            "center": (-width / 2, width / 2),
+            "left": (0.0, width),
+            "right": (-width, 0.0),
+        }
+        if near:
+            free = {side: free[side] for side in (("left",) if max(near) > 0 else ("right",))}
+        crossed = {side: _rises(mass, step, slot, height, ends) for side, ends in free.items()}
         ax.annotate(
             str(step),
             (step, mass[step]),
             xytext=(0, 4.5),
             textcoords="offset points",
-            ha="left" if close_before else "right" if close_after else "center",
+            ha=min(crossed, key=lambda side: crossed[side]),
             color=ACCENT,
             fontweight="bold",
             path_effects=[effects.withStroke(linewidth=2, foreground="white")],
             annotation_clip=False,
             zorder=5,
         )
+
+
+def _rises(mass: np.ndarray, step: int, slot: float, height: float, ends: tuple[float, float]) -> bool:
+    """Whether the curve runs through what is written above a step, from and to so many points beside it."""
+    beside = np.linspace(*ends, 33)
+    points = np.interp(step + beside / slot, np.arange(len(mass)), mass - mass[step]) * height / 1.14
+    return bool((points > 3.5).any())  # a line that rises so far close by, rises through the number

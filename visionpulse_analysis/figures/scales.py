@@ -16,16 +16,17 @@ from .style import HEAT_CMAP, style
 ATTENTION_UNIT = "attention (share of the step's total)"
 
 
-def scale_limits(maps: Iterable[np.ndarray], scale: str) -> list[tuple[float, float]]:
+def scale_limits(maps: Iterable[np.ndarray], scale: str | float) -> list[tuple[float, float]]:
     """Return the colour limits of each panel: one scale for all, or each step's own.
 
     Parameters
     ----------
     maps : iterable of float [row, col]
         Shares (never negative), NaN where there is no patch.
-    scale : {"absolute", "per_step"}
+    scale : {"absolute", "per_step"} or float
         "absolute": from 0 to the largest value of all maps, so panels can be compared with each other.
         "per_step": from 0 to the largest value of each map, so the shape of a weak map can be seen as well.
+        A number: from 0 to it, so that panels can be compared with those of another strip.
 
     Returns
     -------
@@ -38,13 +39,14 @@ def scale_limits(maps: Iterable[np.ndarray], scale: str) -> list[tuple[float, fl
         On an unknown scale, no maps, or negative values.
     """
     maps = [check_map(values) for values in maps]
-    if scale not in ("absolute", "per_step"):
-        raise ValueError(f"scale is {scale!r}, expected 'absolute' or 'per_step'")
+    fixed = None if isinstance(scale, str) else float(scale)
+    if scale not in ("absolute", "per_step") and not (fixed is not None and 0 < fixed < np.inf):
+        raise ValueError(f"scale is {scale!r}, expected 'absolute', 'per_step' or a positive number")
     if not maps:
         raise ValueError("no maps: scale_limits needs at least one [row, col] array")
     if any(np.nanmin(values) < 0 for values in maps):
         raise ValueError("a map has negative values, so it is no share of attention; choose vmin and vmax yourself")
-    largest = [float(np.nanmax(values)) for values in maps]
+    largest = [float(np.nanmax(values)) if fixed is None else fixed for values in maps]
     if scale == "absolute":
         largest = [max(largest)] * len(maps)
     return [(0.0, value or 1.0) for value in largest]

@@ -19,7 +19,7 @@ def overlay_strip(
     maps: Sequence[np.ndarray] | np.ndarray,
     titles: Sequence[str],
     *,
-    scale: str = "absolute",
+    scale: str | float = "absolute",
     columns: int = 6,
     boxes: Sequence[np.ndarray | None] | None = None,
     cmap: str = HEAT_CMAP,
@@ -37,7 +37,7 @@ def overlay_strip(
         One map per chosen step or frame, NaN where there is no patch.
     titles : sequence of str [panel]
         `step_title` makes them from step and token.
-    scale : {"absolute", "per_step"}
+    scale : {"absolute", "per_step"} or float
         See `scale_limits`. With "per_step" the bar runs from 0 to each panel's own largest value.
     columns : int
         Most panels in one row.
@@ -83,9 +83,9 @@ def overlay_strip(
         ax.set_title(titles[panel_index], parse_math=False)
         if boxes is not None and boxes[panel_index] is not None:
             draw_boxes(ax, np.asarray(boxes[panel_index]))
-    if scale == "absolute":
-        vmax, label = limits[0][1], ATTENTION_UNIT
-    else:
+    if scale == "per_step":
         vmax, label = 1.0, "attention (share of the step's largest)"
+    else:
+        vmax, label = limits[0][1], ATTENTION_UNIT
     draw_colour_bar(grid, vmin=0.0, vmax=vmax, cmap=cmap, alpha=alpha, label=label, location="bottom")
     return axes

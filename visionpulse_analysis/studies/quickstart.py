@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -39,6 +41,18 @@ def step_page(trace: Trace, sample: Sample, layer: int, step: int) -> Figure:
         with figures.style():
             ax.set_title(f"the {100 - percentile} % of the patches\nmost attended to")
         ax.set_anchor("N")  # level with the picture beside it
+    return fig
+
+
+def questions_page(traces: Sequence[Trace], samples: Sequence[Sample], layer: int) -> Figure:
+    """Draw the attention of some steps under several questions, a row each with the question above, on one scale."""
+    shown = [steps_to_show(trace, sample, layer) for trace, sample in zip(traces, samples, strict=True)]
+    largest = max(float(rows_of(trace, layer)[steps].max()) for trace, steps in zip(traces, shown, strict=True))
+    shapes = [trace.images[0].shape for trace in traces]
+    fig, bands = figures.new_page(DOUBLE, [1.1 * height / width + 1.1 for height, width, _ in shapes])
+    for band, trace, sample, steps in zip(bands, traces, samples, shown, strict=True):
+        draw_example(band, trace, sample, layer, steps, scale=largest or 1.0)
+        band.suptitle(trace.question, fontsize=9, parse_math=False)
     return fig
 
 

@@ -59,7 +59,7 @@ def draw_example(
     layer: int,
     steps: list[int],
     *,
-    scale: str = "absolute",
+    scale: str | float = "absolute",
     columns: int = 6,
 ) -> list[Axes]:
     """Draw the attention of some steps on the image, the cell of the object that each one names outlined."""
