@@ -180,17 +180,29 @@ def test_variants_name_their_pruner():
 
 
 def test_batches_decode_the_same_and_are_compared_with_the_first():
-    result = batch.bench_batch((1, 2), samples=3, alone=2, cells=4, rounds=1, max_new_tokens=4)
-    assert [(row["batch"], row["recorded"]) for row in result["rows"]] == [(1, False), (2, False), (1, True), (2, True)]
+    result = batch.bench_batch((1, 2), cells=(4, 5), samples=3, alone=2, rounds=1, max_new_tokens=4)
+    ways = [(1, False), (2, False), (1, True), (2, True)]
+    assert [(row["visual_tokens"], row["batch"], row["recorded"]) for row in result["rows"]] == [
+        (tokens, *way) for tokens in (64, 100) for way in ways
+    ]
     for row in result["rows"]:
-        assert row["differing_traces"] == 0 and row["samples_per_second"] > 0
+        assert row["differing_traces"] == 0 and row["samples_per_second"] > 0 and row["mean_steps"] == 4
         assert row["batch"] != 1 or row["speedup_over_first"] == {"min": 1, "median": 1, "max": 1}
         assert sum(row["ms_per_sample"].values()) == pytest.approx(1e3 / row["samples_per_second"])
         assert min(row["ms_per_sample"].values()) > 0 and row["bound"] > 0
-    assert result["visual_tokens"] == 64 and result["mean_steps"] == 4
     assert "recorded" in batch.format_rows(result)
-    with pytest.raises(ValueError, match="at least 1"):
-        batch.bench_batch((0,))
+    for wrong in ({"batches": (0,)}, {"cells": ()}, {"cells": (0,)}, {"rounds": 0}):
+        with pytest.raises(ValueError, match="at least 1"):
+            batch.bench_batch(**wrong)
+
+
+def test_traces_that_differ_are_counted_among_those_that_both_decoded():
+    """Of three traces of the first batch size the second differs; the fourth has nothing to be compared with."""
+    ms = {"prefill": 1.0, "steps": 1.0}
+    first = batch.Timed(500.0, ms, [["a"], ["b"], ["c"]])
+    other = batch.Timed(250.0, ms, [["a"], ["x"], ["c"], ["d", "e"]])
+    row = batch._row([first], [other], 2)
+    assert row["differing_traces"] == 1 and row["speedup_over_first"]["median"] == 0.5 and row["mean_steps"] == 1.25
 
 
 def test_the_bound_of_a_batch_is_what_its_steps_could_give():

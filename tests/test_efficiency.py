@@ -40,11 +40,11 @@ def recorded(tokens, variant, ratio):
     return {"visual_tokens": tokens, "variant": variant, "ratio_to_plain": spread, "peak_memory_mb": 1000.0 * ratio}
 
 
-def batched(batch, record):
+def batched(tokens, batch, record):
     speed = {"min": 1, "median": batch / (2 if record else 1), "max": batch}
     parts = {"prompt": 1.0, "prefill": 6.0, "steps": 64.0 / batch, "trace": 2.0, "rest": 0.5}
     rest = {"samples_per_second": 5.0 * batch, "speedup_over_first": speed, "bound": 40.0, "ms_per_sample": parts}
-    return {"batch": batch, "recorded": record, **rest}
+    return {"visual_tokens": tokens, "batch": batch, "recorded": record, **rest}
 
 
 RATIOS = {"plain": 1.0, "one_layer": 1.01, "all_layers": 1.05, "all_heads": 1.25, "eager": 6.0}
@@ -52,7 +52,7 @@ RESULTS = {
     "decode": steps((1024, 32768), (1, 8), VARIANTS),
     "retention": steps((32768,), (1,), ("stock", "dense", *SHARES)),
     "recording": {"rows": [recorded(n, v, r) for n in (64, 256) for v, r in RATIOS.items()]},
-    "batch": {"rows": [batched(b, r) for r in (False, True) for b in (1, 32)]},
+    "batch": {"rows": [batched(n, b, r) for n in (256, 64) for r in (False, True) for b in (1, 32)]},
 }
 
 
@@ -68,7 +68,8 @@ def test_the_headline_is_that_of_the_longest_context_one_row_at_a_time(folder):
     numbers = found.numbers()
     assert numbers["visual_tokens"] == 32768 and numbers["step_ms"]["dense"] == 30 * 32
     assert numbers["speedup_over_stock"]["reuse_5"] == 9
-    assert numbers["batch_speedup"] == {"not recorded": 32, "recorded": 16} and numbers["largest_batch"] == 32
+    assert numbers["largest_batch"] == 32 and list(numbers["together"]) == ["64", "256"]
+    assert all((part["speedup"], part["recorded"]) == (32, 16) for part in numbers["together"].values())
     assert numbers["recording"]["all_layers, 256"] == 1.05
     assert numbers["many_rows"]["batch"] == 8 and numbers["many_rows"]["step_ms"]["dense"] == 30 * 32 * 8
     said = sentences(found)
@@ -83,10 +84,29 @@ def test_the_headline_is_that_of_the_longest_context_one_row_at_a_time(folder):
         "9.0 and 3.00 times",
         "8 rows together: dense 3.0",
         "1.05 (64 tokens), 1.05 (256 tokens)",
-        "32.0 times",
+        "32 rows together decode 32.0 times (16.0 recorded) as many samples of 64 visual tokens",
+        "samples of 256 visual tokens a second",
         "20.0 GB/s",
     ):
         assert expected in said
+
+
+@pytest.mark.parametrize(
+    "slow, said",
+    [
+        ((), "faster than reading everything up to 50% of the patches."),
+        (("gathered_50",), "up to 25% of the patches; at 50% it takes 999.0 ms, dense 100.0: picking"),
+        (("gathered_5", "gathered_50"), "up to 2% of the patches; at 5% it takes 999.0 ms"),
+        (SHARES, "slower than reading everything (100.0 ms) at every share measured."),
+    ],
+)
+def test_up_to_which_share_gathering_pays(folder, slow, said):
+    found = read_measurements(folder)
+    for row in found.retention["rows"]:
+        share = row["variant"].removeprefix("gathered_")
+        row["kept"] = int(share) / 100 if share.isdecimal() else 1.0
+        row["step_ms"] = 999.0 if row["variant"] in slow else 100.0 if row["variant"] == "dense" else 50.0
+    assert said in sentences(found)
 
 
 def test_another_measurement_has_another_hash(folder):
@@ -116,7 +136,9 @@ def test_the_page_shows_every_part(folder):
     assert (taken / read).tolist() == pytest.approx([1e3 / 20] * 2)
     assert [bar.get_height() for bar in time.patches[:5]] == list(RATIOS.values())
     assert [bar.get_height() for bar in memory.patches[:5]] == pytest.approx(list(RATIOS.values()))
-    assert {line.get_label() for line in batches.lines} == {"not recorded", "recorded"}
+    shown = [(line.get_label(), line.get_color(), line.get_linestyle()) for line in batches.lines]
+    names = ["64 visual tokens", "recorded", "256 visual tokens", "recorded"]
+    assert [name for name, *_ in shown] == names and len(set(shown)) == 4
 
 
 def test_without_memory_its_panel_is_left_out(folder):

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
@@ -36,9 +37,9 @@ def questions(n: int, cells: int) -> list[tuple[np.ndarray, str]]:
 def bench_batch(
     batches: Sequence[int] = (1, 8, 32),
     *,
-    samples: int = 96,
-    alone: int = 12,
-    cells: int = 8,
+    cells: Sequence[int] = (4, 8),
+    samples: int = 192,
+    alone: int = 24,
     rounds: int = 3,
     max_new_tokens: int = 160,
     report: Callable[[str], None] = lambda line: None,
@@ -52,70 +53,87 @@ def bench_batch(
     ----------
     batches : list of int
         The first is what the others are compared with.
+    cells : list of int
+        Sizes of the scenes; 4 gives 64 visual tokens, 8 gives 256.
     samples, alone : int
-    cells : int
-        Size of the scenes; 8 gives 256 visual tokens.
+        With many times the largest batch, the last rows, which have no successors, count little.
     rounds : int
 
     Returns
     -------
     dict
-        ``rows``: batch, recorded, samples_per_second (median), speedup_over_first {min, median, max}, bound (median),
-        ms_per_sample {prompt, prefill, steps, trace, rest} (medians), and differing_traces (of the first ``alone``, how
-        many have other tokens than with the first batch size); and ``mean_steps``, the machine.
+        ``rows``: visual_tokens, batch, recorded, samples_per_second (median), speedup_over_first {min, median, max},
+        bound (median), ms_per_sample {prompt, prefill, steps, trace, rest} (medians), mean_steps (of a trace) and
+        differing_traces (of the first ``alone``, how many have other tokens than with the first batch size); and the
+        machine.
 
     Raises
     ------
     ValueError
-        Without batch sizes, samples or rounds.
+        Without batch sizes, sizes of scenes, samples or rounds.
     """
-    if not batches or min(*batches, samples, alone, rounds) < 1:
-        raise ValueError(f"expected batch sizes, samples and rounds of at least 1, got {batches}, {samples}, {rounds}")
-    vlm, asked = load("scenes"), questions(samples, cells)
-    vlm.weights_hash  # noqa: B018  hashed once, outside any timed run
-    ways = [(batch, recorded) for recorded in (False, True) for batch in batches]
-    rates: dict[tuple[int, bool], list[float]] = {way: [] for way in ways}
-    parts: dict[tuple[int, bool], list[dict[str, float]]] = {way: [] for way in ways}
-    tokens: dict[tuple[int, bool], list[list[str]]] = {}
-    steps = 0.0
-    for turn in range(rounds):
-        for batch, recorded in ways[turn % len(ways) :] + ways[: turn % len(ways)]:
-            part = asked[: min(alone, samples) if batch == batches[0] else samples]
-            with _timed_parts() as seconds:
-                started = time.perf_counter()
-                traces = decode(
-                    vlm,
-                    [picture for picture, _ in part],
-                    [question for _, question in part],
-                    layers="all" if recorded else "none",
-                    batch_size=batch,
-                    max_new_tokens=max_new_tokens,
-                )
-                taken = time.perf_counter() - started
-            rates[batch, recorded].append(len(part) / taken)
-            seconds["rest"] = taken - sum(seconds.values())
-            parts[batch, recorded].append({name: 1e3 * value / len(part) for name, value in seconds.items()})
-            tokens[batch, recorded] = [trace.tokens for trace in traces[:alone]]
-            steps = max(steps, statistics.mean(len(trace) for trace in traces))
-            report(f"round {turn + 1} of {rounds}: batch {batch}, {rates[batch, recorded][-1]:.1f} samples a second")
-    rows = []
-    for batch, recorded in ways:
-        first = rates[batches[0], recorded]
-        own, expected = rates[batch, recorded], tokens[batches[0], recorded]
-        pairs = zip(parts[batches[0], recorded], parts[batch, recorded], strict=True)
-        rows.append(
-            {
-                "batch": batch,
-                "recorded": recorded,
-                "samples_per_second": statistics.median(own),
-                "speedup_over_first": spread([b / a for a, b in zip(first, own, strict=True)]),
-                "bound": statistics.median(_bound(alone_ms, ms, batch / batches[0]) for alone_ms, ms in pairs),
-                "ms_per_sample": _medians(parts[batch, recorded]),
-                "differing_traces": sum(a != b for a, b in zip(expected, tokens[batch, recorded], strict=True)),
-            }
+    if not batches or not cells or min(*batches, *cells, samples, alone, rounds) < 1:
+        raise ValueError(
+            "expected batch sizes, sizes of scenes, samples and rounds of at least 1, "
+            f"got {batches}, {cells}, {samples} and {alone}, {rounds}"
         )
-    settings = {"samples": samples, "alone": alone, "visual_tokens": (2 * cells) ** 2, "rounds": rounds}
-    return {"rows": rows, **settings, "mean_steps": steps, "machine": about_machine()}
+    vlm = load("scenes")
+    vlm.weights_hash  # noqa: B018  hashed once, outside any timed run
+    rows: list[dict[str, Any]] = []
+    for size in cells:
+        asked, tokens = questions(samples, size), (2 * size) ** 2
+        ways = [(batch, recorded) for recorded in (False, True) for batch in batches]
+        runs: dict[tuple[int, bool], list[Timed]] = {way: [] for way in ways}
+        for turn in range(rounds):
+            for batch, recorded in ways[turn % len(ways) :] + ways[: turn % len(ways)]:
+                part = asked[: min(alone, samples) if batch == batches[0] else samples]
+                timed = _timed(vlm, part, batch, recorded, max_new_tokens)
+                runs[batch, recorded].append(timed)
+                report(
+                    f"{tokens} visual tokens, round {turn + 1} of {rounds}: batch {batch}, "
+                    f"{timed.rate:.1f} samples a second"
+                )
+        rows += [
+            {"visual_tokens": tokens, "batch": batch, "recorded": recorded}
+            | _row(runs[batches[0], recorded], runs[batch, recorded], batch / batches[0])
+            for batch, recorded in ways
+        ]
+    return {"rows": rows, "samples": samples, "alone": alone, "rounds": rounds, "machine": about_machine()}
+
+
+@dataclass
+class Timed:
+    """One run: samples a second, milliseconds a sample of each part, and the tokens of every trace."""
+
+    rate: float
+    ms: dict[str, float]
+    tokens: list[list[str]]
+
+
+def _timed(vlm: VLM, part: list[tuple[np.ndarray, str]], batch: int, recorded: bool, limit: int) -> Timed:
+    pictures, texts = [picture for picture, _ in part], [question for _, question in part]
+    layers = "all" if recorded else "none"
+    with _timed_parts() as seconds:
+        started = time.perf_counter()
+        traces = decode(vlm, pictures, texts, layers=layers, batch_size=batch, max_new_tokens=limit)
+        taken = time.perf_counter() - started
+    seconds["rest"] = taken - sum(seconds.values())
+    ms = {name: 1e3 * value / len(part) for name, value in seconds.items()}
+    return Timed(len(part) / taken, ms, [trace.tokens for trace in traces])
+
+
+def _row(first: list[Timed], own: list[Timed], times: float) -> dict[str, Any]:
+    """What the rounds of one batch size, ``times`` the first, give beside those of the first."""
+    pairs = list(zip(first, own, strict=True))
+    return {
+        "samples_per_second": statistics.median(run.rate for run in own),
+        "speedup_over_first": spread([run.rate / alone.rate for alone, run in pairs]),
+        "bound": statistics.median(_bound(alone.ms, run.ms, times) for alone, run in pairs),
+        "ms_per_sample": {name: statistics.median(run.ms[name] for run in own) for name in own[0].ms},
+        "mean_steps": statistics.mean(len(tokens) for tokens in own[-1].tokens),
+        # One row at a time decodes fewer samples.
+        "differing_traces": sum(a != b for a, b in zip(first[-1].tokens, own[-1].tokens, strict=False)),
+    }
 
 
 @contextmanager
@@ -144,15 +162,11 @@ def _bound(first: dict[str, float], own: dict[str, float], rows: float) -> float
     return sum(first.values()) / (sum(own.values()) - own["steps"] + first["steps"] / rows)
 
 
-def _medians(rounds: list[dict[str, float]]) -> dict[str, float]:
-    return {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
-
-
 def format_rows(result: dict[str, Any]) -> str:
     """The result as a table for a terminal."""
     lines = [
-        f"{'batch':>5}  {'':12}  {'samples/s':>9}  {'x one by one: min median max':28}  {'bound':>6}  "
-        "ms a sample: prompt prefill steps trace rest  other traces"
+        f"{'tokens':>6} {'batch':>5}  {'':12}  {'samples/s':>9}  {'x one by one: min median max':28}  {'bound':>6}  "
+        f"{'ms a sample: prompt prefill steps trace rest':44}  steps  other traces"
     ]
     for row in result["rows"]:
         speed = row["speedup_over_first"]
@@ -160,11 +174,8 @@ def format_rows(result: dict[str, Any]) -> str:
         kind = "recorded" if row["recorded"] else "not recorded"
         parts = " ".join(f"{ms:6.1f}" for ms in row["ms_per_sample"].values())
         lines.append(
-            f"{row['batch']:>5}  {kind:12}  {row['samples_per_second']:>9.2f}  {shown:28}  {row['bound']:>6.2f}  "
-            f"{parts:44}  {row['differing_traces']}"
+            f"{row['visual_tokens']:>6} {row['batch']:>5}  {kind:12}  {row['samples_per_second']:>9.2f}  {shown:28}  "
+            f"{row['bound']:>6.2f}  {parts:44}  {row['mean_steps']:5.1f}  {row['differing_traces']}"
         )
-    lines.append(
-        f"{result['visual_tokens']} visual tokens, {result['mean_steps']:.1f} steps a trace; "
-        f"{result['machine']['processor']}, {result['machine']['threads']} threads"
-    )
+    lines.append(f"{result['machine']['processor']}, {result['machine']['threads']} threads")
     return "\n".join(lines)

@@ -48,7 +48,11 @@ def bench_decode(
 def bench_batch(
     context: typer.Context,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch sizes; 1, 8 and 32 by default.")] = None,
-    samples: Count = 96,
+    cells: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Sizes of the scenes; 4 and 8 (64 and 256 visual tokens) by default."),
+    ] = None,
+    samples: Count = 192,
     rounds: Count = 3,
     save: Save = None,
     as_json: Json = False,
@@ -57,7 +61,11 @@ def bench_batch(
     from visionpulse_analysis.benchmarks import batch as together
 
     result = together.bench_batch(
-        batch or (1, 8, 32), samples=samples, rounds=rounds, report=lambda line: typer.echo(line, err=True)
+        batch or (1, 8, 32),
+        cells=cells or (4, 8),
+        samples=samples,
+        rounds=rounds,
+        report=lambda line: typer.echo(line, err=True),
     )
     _finish(context, result, together.format_rows(result), save, as_json)
 

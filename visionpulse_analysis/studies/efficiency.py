@@ -47,9 +47,8 @@ class Measurements:
         longest = alone.query(f"visual_tokens == {alone.visual_tokens.max()}").set_index("variant")
         most = steps.query(f"visual_tokens == {steps.visual_tokens.max()}")
         most = most.query(f"batch == {most.batch.max()}").set_index("variant")
-        recording, batch = self.rows("recording"), self.rows("batch")
-        together = batch[batch.batch == batch.batch.max()].set_index("recorded")
-        [plain] = [row for row in self.batch["rows"] if row["batch"] == batch.batch.max() and not row["recorded"]]
+        recording, largest = self.rows("recording"), max(row["batch"] for row in self.batch["rows"])
+        together = [row for row in self.batch["rows"] if row["batch"] == largest]
         return {
             "visual_tokens": int(longest.visual_tokens.iloc[0]),
             **_of(longest),
@@ -61,15 +60,24 @@ class Measurements:
             "recording": {
                 f"{row.variant}, {row.visual_tokens}": row["ratio_to_plain.median"] for _, row in recording.iterrows()
             },
-            "largest_batch": int(batch.batch.max()),
-            "batch_speedup": {
-                "recorded" if recorded else "not recorded": row["speedup_over_first.median"]
-                for recorded, row in together.iterrows()
+            "largest_batch": largest,
+            "together": {  # by visual tokens
+                str(plain["visual_tokens"]): {
+                    "speedup": plain["speedup_over_first"]["median"],
+                    "recorded": recorded["speedup_over_first"]["median"],
+                    "bound": plain["bound"],
+                    "ms": plain["ms_per_sample"],
+                }
+                for plain, recorded in _pairs(together)
             },
-            "batch_bound": plain["bound"],
-            "batch_ms": plain["ms_per_sample"],
             "machine": self.decode["machine"],
         }
+
+
+def _pairs(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """For each number of visual tokens, in order, the row that was not recorded and the one that was."""
+    ordered = sorted(rows, key=lambda row: (row["visual_tokens"], row["recorded"]))
+    return list(zip(ordered[::2], ordered[1::2], strict=True))
 
 
 def _of(steps: pd.DataFrame) -> dict[str, dict[str, float]]:
@@ -101,7 +109,7 @@ def measure(
     visual_tokens: tuple[int, ...] = (1024, 8192, 16384, 32768),
     batches: tuple[int, ...] = (1, 8),
     recorded_tokens: tuple[int, ...] = (1024, 4096),
-    samples: int = 96,
+    samples: int = 192,
     rounds: int = 12,
     memory: bool = True,
     report: Callable[[str], None] = lambda line: None,
@@ -141,8 +149,6 @@ def sentences(found: Measurements) -> str:
     numbers, machine = found.numbers(), found.decode["machine"]
     speed, over = numbers["speedup_over_stock"], numbers["time_over_limit"]
     dense, bound, many = numbers["speedup_over_dense"], numbers["bound_over_dense"], numbers["many_rows"]
-    ms = numbers["batch_ms"]
-    alike = ms["prompt"] + ms["prefill"] + ms["trace"] + ms["rest"]
     lines = [
         f"Measured on {machine['date']}: {machine['processor']}, {machine['threads']} threads, {machine['device']}; "
         f"reading memory at {numbers['bandwidth_gb_s']:.1f} GB/s.",
@@ -155,21 +161,45 @@ def sentences(found: Measurements) -> str:
         f"{dense['reuse_5']:.2f} times, at most {bound['reuse_5']:.2f}. Hiding the same patches by a mask: "
         f"{speed['masked_5']:.1f} and {dense['masked_5']:.2f} times. Choosing takes "
         f"{numbers['selection_share']['gathered_5']:.1%} of the gathered step.",
+        _by_share(found),
         f"- {many['batch']} rows together: dense {many['speedup_over_stock']['dense']:.1f}, gathered "
         f"{many['speedup_over_stock']['gathered_5']:.1f}, reused {many['speedup_over_stock']['reuse_5']:.1f} times the "
         f"library; gathered {many['speedup_over_dense']['gathered_5']:.2f} times our own dense step, which takes "
         f"{many['time_over_limit']['dense']:.2f} times the limit.",
         f"- Recording, all layers: {_recorded(found, 'all_layers')} the time of plain decoding; eager "
         f"`output_attentions`: {_recorded(found, 'eager')}.",
-        f"- {numbers['largest_batch']} rows together decode "
-        + " and ".join(f"{ratio:.1f} times as many samples a second ({kind})" for kind, ratio in
-                       numbers["batch_speedup"].items())
-        + f" as one row at a time. Of the {alike + ms['steps']:.1f} ms of a sample (not recorded) "
-        f"{ms['prefill']:.1f} are prefill and {alike - ms['prefill']:.1f} prompt, trace and the rest, work per sample "
-        f"that no batch shares: if a step of {numbers['largest_batch']} rows took no longer than a step of one, it "
-        f"would be {numbers['batch_bound']:.1f} times.",
+        *(_together(numbers["largest_batch"], tokens, found) for tokens, found in numbers["together"].items()),
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _by_share(found: Measurements) -> str:
+    """Up to which share of the patches picking them out is faster than reading all."""
+    ms = {row["variant"]: row["step_ms"] for row in found.retention["rows"]}
+    gathered = sorted((row["kept"], row["step_ms"]) for row in found.retention["rows"] if row["variant"] in SHARES)
+    slower = [(kept, taken) for kept, taken in gathered if taken > ms["dense"]]
+    faster = [kept for kept, _ in gathered if not slower or kept < slower[0][0]]
+    if not faster:
+        return f"- Gathering is slower than reading everything ({ms['dense']:.1f} ms) at every share measured."
+    said = f"- Gathering is faster than reading everything up to {faster[-1]:.0%} of the patches"
+    if not slower:
+        return f"{said}."
+    kept, taken = slower[0]
+    return (
+        f"{said}; at {kept:.0%} it takes {taken:.1f} ms, dense {ms['dense']:.1f}: picking single vectors out of memory "
+        "is slower than reading it in order."
+    )
+
+
+def _together(rows: int, tokens: str, found: dict[str, Any]) -> str:
+    ms = found["ms"]
+    alike = ms["prompt"] + ms["trace"] + ms["rest"]
+    return (
+        f"- {rows} rows together decode {found['speedup']:.1f} times ({found['recorded']:.1f} recorded) as many "
+        f"samples of {tokens} visual tokens a second as one row at a time. Of the {sum(ms.values()):.1f} ms of a "
+        f"sample (not recorded) {ms['prefill']:.1f} are prefill and {alike:.1f} prompt, trace and the rest, which no "
+        f"batch shares: if a step of {rows} rows took no longer than a step of one, it would be {found['bound']:.1f} times."
+    )
 
 
 def _recorded(found: Measurements, variant: str) -> str:

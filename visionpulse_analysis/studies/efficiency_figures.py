@@ -103,9 +103,11 @@ def draw_memory(ax: Axes, found: Measurements) -> Axes:
 def draw_batches(ax: Axes, found: Measurements) -> Axes:
     """Draw samples per second against the batch size, from picture to trace."""
     rows = found.rows("batch")
-    for recorded, name in ((False, "not recorded"), (True, "recorded")):
-        own = rows.query(f"recorded == {recorded}").sort_values("batch")
-        figures.draw_line_band(ax, own.batch, own.samples_per_second, label=name)
+    for number, tokens in enumerate(sorted(rows.visual_tokens.unique())):
+        for recorded, name in ((False, f"{tokens} visual tokens"), (True, "recorded")):
+            line = rows.query(f"visual_tokens == {tokens} and recorded == {recorded}").sort_values("batch")
+            options = {"label": name, "colour": f"C{number}", "dashed": recorded}
+            figures.draw_line_band(ax, line.batch, line.samples_per_second, **options)
     ax.set(xscale="log", xlabel="batch size", ylabel="samples per second", ylim=(0, None))
     _name_ticks(ax, rows.batch.unique())
     return ax

@@ -150,6 +150,10 @@ def found_07(n: dict[str, Any]) -> str:
     speed, many, recorded = n["speedup_over_stock"], n["many_rows"], n["recording"]
     gain, bound = (n[name]["gathered_5"] for name in ("speedup_over_dense", "bound_over_dense"))
     all_layers = [ratio for name, ratio in recorded.items() if name.startswith("all_layers")]
+    together = [
+        f"{part['speedup']:.1f} times as many samples of {tokens} visual tokens a second as one, of {part['bound']:.1f}"
+        for tokens, part in n["together"].items()
+    ]
     return (
         f"At {n['visual_tokens']:,} visual tokens a dense step is {speed['dense']:.1f} times as fast as the library's "
         f"and takes {n['time_over_limit']['dense']:.2f} times what memory allows; with 5 % gathered "
@@ -157,8 +161,8 @@ def found_07(n: dict[str, Any]) -> str:
         f"{many['speedup_over_dense']['gathered_5']:.2f} times with {many['batch']} rows), with the last set reused "
         f"{speed['reuse_5']:.1f} times. Recording all layers takes "
         f"{' and '.join(f'{ratio:.2f}' for ratio in all_layers)} times the time of plain decoding; "
-        f"{n['largest_batch']} rows together decode {n['batch_speedup']['not recorded']:.1f} times as many samples a "
-        f"second as one, of {n['batch_bound']:.1f} if their steps took no longer than those of one."
+        f"{n['largest_batch']} rows together decode {', and '.join(together)}, if their steps took no longer than "
+        "those of one."
     )
 
 
