@@ -80,7 +80,7 @@ def test_the_headline_is_that_of_the_longest_context_one_row_at_a_time(folder):
         "at most 1.80",
         "Choosing takes 2.5% of the gathered step",
         "Of the 11.5 ms of a sample (not recorded) 6.0 are prefill and 3.5 prompt, trace and the rest",
-        "would be 40.0 times",
+        "it would be 40.0.",
         "9.0 and 3.00 times",
         "8 rows together: dense 3.0",
         "1.05 (64 tokens), 1.05 (256 tokens)",

@@ -7,11 +7,11 @@ the values. Nothing is approximated, and query heads that share a key head share
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -114,8 +114,7 @@ class Gathered:
     hidden: torch.Tensor | None
 
     def __post_init__(self) -> None:
-        self._places: dict[tuple[int, ...], torch.Tensor] = {}
-        self._bags: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        self._shared: dict[Hashable, Any] = {}
 
     def output(self, query, key, value, scaling: float, known: torch.Tensor | None = None) -> torch.Tensor:
         """Output [row, 1, head, dim] of the newest query; on a GPU by fused kernels where these are faster."""
@@ -159,51 +158,62 @@ class Gathered:
         if self.hidden is not None:
             logits.masked_fill_(self.hidden, -torch.inf)
         weights = torch.softmax(logits, dim=3)
-        cuts = [0, self.index.shape[1]]
-        for first, end in self.views:
-            cuts.append(cuts[-1] + end - first)
-        parts = [self._weighted(weights[..., : cuts[1]], value)]
-        for (a, b), (first, end) in zip(pairwise(cuts[1:]), self.views, strict=True) if len(cuts) > 2 else ():
-            parts.append(product(weights[..., a:b].to(value.dtype), value[:, :, first:end]))
-        output = sum(parts[1:], parts[0]).to(value.dtype).view(rows, 1, heads, -1)
+        output = self._weighted(weights, value).to(value.dtype).view(rows, 1, heads, -1)
         return output, weights[..., : self.patches.shape[1]].reshape(rows, heads, -1)
 
     def _copied(self, states: torch.Tensor) -> torch.Tensor:
         """Copy out the columns ``index`` of keys or values: [row, kv_head, key, dim] -> [row, kv_head, slot, dim]."""
         rows, heads, _, dim = states.shape
-        lines, places = self._lines(states)
-        return lines.index_select(0, places.flatten()).view(rows, heads, -1, dim)
+        lines, apart = _lines(states)
+        places = self._once(("copied", *apart), lambda: _places(states, apart, self.index).flatten())
+        return lines.index_select(0, places).view(rows, heads, -1, dim)
 
     def _weighted(self, weights: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Sum of the values of the columns ``index``, [row, kv_head, query, slot] x [row, kv_head, key, dim]."""
-        rows, heads, queries, slots = weights.shape
-        if value.device.type != "cpu" or weights.dtype != value.dtype or queries > SHARED or slots == 0:
-            return product(weights.to(value.dtype), self._copied(value))
-        # On a CPU they are summed while they are read, instead of copied, written and read again.
-        lines, places = self._lines(value)
-        if self._bags is None or self._bags[0] is not places:
-            bags = places[:, :, None].expand(-1, -1, queries, -1).flatten()
-            self._bags = places, bags, torch.arange(0, len(bags), slots)
-        _, bags, firsts = self._bags
-        summed = torch.embedding_bag(lines, bags, firsts, False, 0, False, weights.flatten())
-        return summed[0].view(rows, heads, queries, -1)
+        """Sum of the values of all columns read: [row, kv_head, query, column read] x [row, kv_head, key, dim]."""
+        rows, heads, queries, _ = weights.shape
+        if value.device.type == "cpu" and weights.dtype == value.dtype and queries <= SHARED:
+            # On a CPU they are summed while they are read, instead of copied, written and read again.
+            lines, apart = _lines(value)
+            bags, starts = self._once(("summed", *apart), lambda: self._bags(value, apart, queries))
+            summed = torch.embedding_bag(lines, bags, starts, False, 0, False, weights.flatten())
+            return summed[0].view(rows, heads, queries, -1)
+        weights, end = weights.to(value.dtype), self.index.shape[1]
+        summed = product(weights[..., :end], self._copied(value))
+        for first, last in self.views:
+            begin, end = end, end + last - first
+            summed = summed + product(weights[..., begin:end], value[:, :, first:last])
+        return summed
 
-    def _lines(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The memory of keys or values as one list of vectors, and where in it ``index`` is: [row, kv_head, slot]."""
-        rows, heads, columns, dim = states.shape
+    def _bags(self, value: torch.Tensor, apart: tuple[int, int], queries: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which vectors each query sums, one after the other, and where those of each query begin."""
+        places = _places(value, apart, self.columns)[:, :, None].expand(-1, -1, queries, -1).flatten()
+        return places, torch.arange(0, len(places), self.columns.shape[1])
+
+    def _once(self, name: Hashable, made: Callable[[], Any]) -> Any:
+        """What layers of one memory layout share."""
+        if name not in self._shared:
+            self._shared[name] = made()
+        return self._shared[name]
+
+
+def _lines(states: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+    """The memory of keys or values as one list of vectors, and how many lie between rows and between heads."""
+    rows, heads, columns, dim = states.shape
+    strides = states.stride()
+    if strides[2:] != (dim, 1) or strides[0] % dim or strides[1] % dim:
+        states = states.contiguous()
         strides = states.stride()
-        if strides[2:] != (dim, 1) or strides[0] % dim or strides[1] % dim:
-            states = states.contiguous()
-            strides = states.stride()
-        # The memory as one list of vectors, also where the cache has spare room behind every head: picking whole
-        # vectors out of a list is ten times as fast as torch.gather, and nothing else is copied.
-        per_row, per_head = strides[0] // dim, strides[1] // dim
-        if (per_row, per_head) not in self._places:
-            device = states.device
-            first = torch.arange(rows, device=device)[:, None] * per_row + torch.arange(heads, device=device) * per_head
-            self._places[per_row, per_head] = first[..., None] + self.index[:, None]
-        lines = states.as_strided(((rows - 1) * per_row + (heads - 1) * per_head + columns, dim), (dim, 1))
-        return lines, self._places[per_row, per_head]
+    # The memory as one list of vectors, also where the cache has spare room behind every head: picking whole
+    # vectors out of a list is ten times as fast as torch.gather, and nothing else is copied.
+    per_row, per_head = strides[0] // dim, strides[1] // dim
+    count = (rows - 1) * per_row + (heads - 1) * per_head + columns
+    return states.as_strided((count, dim), (dim, 1)), (per_row, per_head)
+
+
+def _places(states: torch.Tensor, apart: tuple[int, int], columns: torch.Tensor) -> torch.Tensor:
+    """Where in that list some columns, int64 [row, column], are: int64 [row, kv_head, column]."""
+    row, head = (torch.arange(count, device=columns.device) for count in states.shape[:2])
+    return (row[:, None] * apart[0] + head * apart[1])[..., None] + columns[:, None]
 
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

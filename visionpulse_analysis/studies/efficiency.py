@@ -198,7 +198,7 @@ def _together(rows: int, tokens: str, found: dict[str, Any]) -> str:
         f"- {rows} rows together decode {found['speedup']:.1f} times ({found['recorded']:.1f} recorded) as many "
         f"samples of {tokens} visual tokens a second as one row at a time. Of the {sum(ms.values()):.1f} ms of a "
         f"sample (not recorded) {ms['prefill']:.1f} are prefill and {alike:.1f} prompt, trace and the rest, which no "
-        f"batch shares: if a step of {rows} rows took no longer than a step of one, it would be {found['bound']:.1f} times."
+        f"batch shares: if a step of {rows} rows took no longer than a step of one, it would be {found['bound']:.1f}."
     )
 
 
