@@ -66,6 +66,10 @@ def trust(path: Path) -> None:
     """Sign an executed notebook as ``jupyter trust`` does, so that JupyterLab shows its widgets without a click.
 
     Where this user's Jupyter folder cannot be written there is no signature, and the reader is asked as ever.
+
+    Parameters
+    ----------
+    path : Path
     """
     with contextlib.suppress(OSError):
         notary = NotebookNotary()

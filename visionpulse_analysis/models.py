@@ -70,7 +70,7 @@ class VLM:
         return min(seeing_all or {rule}, key=lambda layer: (abs(layer - rule), layer))
 
     def chosen_layer(self, layer: int) -> int:
-        """The default anchor for -1, else ``layer`` itself; ValueError for a layer that the model does not have."""
+        """The default anchor for -1, else ``layer`` itself, zero-based; ValueError where there is none such."""
         if not -1 <= layer < self.n_layers:
             raise ValueError(
                 f"layer {layer}: {self.name} has layers 0 to {self.n_layers - 1}, and -1 stands for its default anchor"
@@ -113,7 +113,7 @@ class VLM:
         return self.family.prompt(images, question)
 
     def to_device(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Model `inputs` by name on the model's device, pixels in its dtype; times stay as they are."""
+        """Model `inputs` by name, axes as given [...], on the model's device, pixels in its dtype, not times."""
         device, dtype = self.model.device, self.model.dtype
         return {
             name: value.to(device, dtype if value.is_floating_point() and name.startswith("pixel") else None)
@@ -221,7 +221,7 @@ def load(
 
 
 def usable_device(device: Any = None) -> Any:
-    """The device, or the default; ValueError where nothing can be computed on it."""
+    """The `device`, or the default; ValueError where nothing can be computed on it."""
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

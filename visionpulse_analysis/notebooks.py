@@ -28,7 +28,7 @@ FIGURES = ROOT / "figures"
 
 @dataclass(frozen=True)
 class Executed:
-    """One finished notebook: its executed copy, the parameters that were set, and the seconds it took."""
+    """One finished notebook, by `name`: its executed copy's `path`, the `parameters` set, and the `seconds` it took."""
 
     name: str
     path: Path
@@ -38,6 +38,14 @@ class Executed:
 
 def list_notebooks(folder: Path = FOLDER) -> list[Path]:
     """Return the notebooks ``NN_name.ipynb`` of ``folder`` in reading order.
+
+    Parameters
+    ----------
+    folder : Path
+
+    Returns
+    -------
+    list of Path
 
     Raises
     ------
@@ -55,6 +63,15 @@ def list_notebooks(folder: Path = FOLDER) -> list[Path]:
 
 def find(name: str, folder: Path = FOLDER) -> Path:
     """Return the notebook called ``name``: its number (``01``), its file name, or the part between.
+
+    Parameters
+    ----------
+    name : str
+    folder : Path
+
+    Returns
+    -------
+    Path
 
     Raises
     ------
@@ -100,6 +117,10 @@ def run(
     cwd
         Working directory of the kernel.
 
+    Returns
+    -------
+    Executed
+
     Raises
     ------
     ValueError
@@ -124,13 +145,26 @@ def run_all(
 
     ``parameters`` must be known to every notebook; all of them are checked before the first one starts. Stops
     at the first failure. Side by side, the first one is followed by the longest, as their metadata say
-    (``visionpulse.minutes``). The other arguments and the errors are those of :func:`run`.
+    (``visionpulse.minutes``).
 
     Parameters
     ----------
+    parameters, out, fast, folder, cwd
+        As for :func:`run`.
+    report : callable of str
+        Called with each line.
     jobs
         Notebooks that run side by side, sharing the cores. By default one for each core, up to four; a single one
         where ``parameters`` name a model, for each notebook loads it.
+
+    Returns
+    -------
+    list of Executed, in reading order
+
+    Raises
+    ------
+    ValueError, NotebookError
+        As :func:`run`; or ``jobs`` below 1.
     """
     plans = [_plan(path, parameters or {}, out, fast, Path(cwd)) for path in list_notebooks(folder)]
     if jobs is None:

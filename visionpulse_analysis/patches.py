@@ -31,8 +31,7 @@ class PatchGrid:
     image_size : int32 [n_images, 2]
         Height and width in pixels of each original image, or of each frame of a video.
     frames : int32 [n_frames, 4], optional
-        One line ``image, frame, rows, cols`` per frame. Left out, it is read off the largest row and column.
-        `take` hands it on, so that a grid with patches removed keeps its shape.
+        One line ``image, frame, rows, cols`` per frame; left out, it is read off the largest row and column.
     pictures : int32 [n_frames, 2], optional
         Per line of `frames` the first of the original pictures that it shows, and one past the last, counted over all
         images and all frames of videos. Left out, every image is one picture, and its frames show parts of it.
@@ -68,24 +67,22 @@ class PatchGrid:
         cells = np.stack([self.image, self.frame, self.row, self.col], axis=1)
         if len(np.unique(cells.view(np.int64))) != count:  # four int16 side by side are one number
             raise ValueError("PatchGrid: two patches share one (image, frame, row, col); give tiles their own frame")
-        extents = _extents(cells)
+        keys = np.unique(cells[:, :2], axis=0)
+        sizes = [cells[(cells[:, :2] == key).all(axis=1), 2:].max(axis=0) + 1 for key in keys]
+        extents = np.concatenate([keys, np.reshape(sizes, (-1, 2))], axis=1)  # image, frame, rows, cols
         frames = extents if self.frames is None else np.atleast_1d(self.frames)
-        object.__setattr__(self, "frames", frames)
-        self._set("frames", np.int32, (len(frames), 4), "[n_frames, 4]")
+        self._set("frames", np.int32, (len(frames), 4), "[n_frames, 4]", frames)
         for image, frame, rows, cols in extents:
             shape = self.shape(image, frame)
             if shape[0] < rows or shape[1] < cols:
-                raise ValueError(
-                    f"PatchGrid.frames says {shape} (rows, cols) for image {image}, frame {frame}, "
-                    f"but its patches reach {(int(rows), int(cols))}"
-                )
-        if self.pictures is None:
-            object.__setattr__(self, "pictures", np.asarray(self.frames)[:, :1] + [0, 1])
-        self._set("pictures", np.int32, (len(frames), 2), "[n_frames, 2]")
+                said = f"PatchGrid.frames says {shape} (rows, cols) for image {image}, frame {frame}"
+                raise ValueError(f"{said}, but its patches reach {(int(rows), int(cols))}")
+        pictures = np.asarray(self.frames)[:, :1] + [0, 1] if self.pictures is None else self.pictures
+        self._set("pictures", np.int32, (len(frames), 2), "[n_frames, 2]", pictures)
 
-    def _set(self, name: str, dtype: type, shape: tuple[int, ...], axes: str) -> None:
+    def _set(self, name: str, dtype: type, shape: tuple[int, ...], axes: str, value: np.ndarray | None = None) -> None:
         """Replace one field by a checked, converted, read-only copy."""
-        given = np.asarray(getattr(self, name))
+        given = np.asarray(getattr(self, name) if value is None else value)
         given = given if given.size else np.empty([0, *shape[1:]])
         if given.shape != shape:
             raise ValueError(f"PatchGrid.{name} must be {axes} of shape {shape}, got shape {given.shape}")
@@ -154,6 +151,10 @@ class PatchGrid:
         ----------
         image, frame : int
 
+        Returns
+        -------
+        (int, int)
+
         Raises
         ------
         IndexError
@@ -188,9 +189,7 @@ class PatchGrid:
         """
         values = np.asarray(values)
         if values.ndim == 0 or values.shape[-1] != len(self):
-            raise ValueError(
-                f"values must be [..., patch] with {len(self)} patches on the last axis, got {values.shape}"
-            )
+            raise ValueError(f"values must be [..., patch], {len(self)} patches on the last axis, got {values.shape}")
         here, sizes = self._in_frame(image, frame), (*values.shape[:-1], *self.shape(image, frame))
         result = np.full(sizes, np.nan, np.result_type(values.dtype, np.float32))
         result[..., self.row[here], self.col[here]] = values[..., here]
@@ -203,6 +202,10 @@ class PatchGrid:
         ----------
         x, y : float, pixels from the left and from the top of the original image
         image, frame : int, 0-based
+
+        Returns
+        -------
+        int in 0..n_patches-1, or None
 
         Raises
         ------
@@ -220,6 +223,10 @@ class PatchGrid:
         Parameters
         ----------
         patches : int [n] indices, or bool [patch] mask
+
+        Returns
+        -------
+        PatchGrid, of n patches
 
         Raises
         ------
@@ -241,10 +248,3 @@ class PatchGrid:
 
     def _in_frame(self, image: int, frame: int) -> np.ndarray:
         return (self.image == image) & (self.frame == frame)
-
-
-def _extents(cells: np.ndarray) -> np.ndarray:
-    """Image, frame, rows, cols of every frame that occurs in cells [patch, (image, frame, row, col)]."""
-    keys = np.unique(cells[:, :2], axis=0)
-    sizes = [cells[(cells[:, :2] == key).all(axis=1), 2:].max(axis=0) + 1 for key in keys]
-    return np.concatenate([keys, np.reshape(sizes, (-1, 2))], axis=1)

@@ -77,13 +77,11 @@ class TraceStore:
     def _create(self, root: Path) -> None:
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise ValueError(f"{self.path} exists and is no trace store; choose a new or empty folder")
-        attributes = {"kind": KIND, "format_version": FORMAT_VERSION}
+        group = {"zarr_format": 3, "node_type": "group", "attributes": {"kind": KIND, "format_version": FORMAT_VERSION}}
         temporary = self.path / f".zarr.json.tmp-{uuid.uuid4().hex[:8]}"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(
-                json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}), "utf-8"
-            )
+            temporary.write_text(json.dumps(group), "utf-8")
             temporary.replace(root)
         except OSError as error:
             raise disk_error(error, self.path, "nothing was written") from error
@@ -101,10 +99,9 @@ class TraceStore:
     def _scan(self, finished: bool) -> Iterator[str]:
         with os.scandir(self.path) as entries:
             for entry in entries:
-                name = entry.name
-                if finished and _ID.fullmatch(name) and entry.is_dir():
-                    yield name
-                elif not finished and (journal := _JOURNAL.fullmatch(name)):
+                if finished and _ID.fullmatch(entry.name) and entry.is_dir():
+                    yield entry.name
+                elif not finished and (journal := _JOURNAL.fullmatch(entry.name)):
                     yield journal[1]
 
     def __iter__(self) -> Iterator[str]:
@@ -114,9 +111,8 @@ class TraceStore:
         return len(self.ids)
 
     def __contains__(self, id: object) -> bool:
-        if not isinstance(id, str) or not _ID.fullmatch(id):
-            return False
-        return self._folder(id).is_dir() or self._journal(id).is_file()
+        named = isinstance(id, str) and _ID.fullmatch(id)
+        return bool(named) and (self._folder(str(id)).is_dir() or self._journal(str(id)).is_file())
 
     def __getitem__(self, id: str) -> Trace:
         """Open one trace; an unfinished one holds its finished steps and says ``meta["complete"] is False``.
@@ -192,6 +188,10 @@ class TraceStore:
             Layers of the model; needed with "k_per_layer".
         overwrite : bool
             Replace what this id holds: an unfinished trace at once, a whole one when the new one is closed.
+
+        Returns
+        -------
+        TraceWriter, to be closed
 
         Raises
         ------

@@ -37,7 +37,7 @@ class Clip:
     fps: float | None
 
     def about(self, image: int, merged: int) -> dict[str, Any]:
-        """What a trace keeps of it beside the frames: as which image it was shown, and how many frames are one."""
+        """What a trace keeps of it beside the frames: as which `image` it was shown, how many frames are `merged`."""
         return {"image": image, "fps": self.fps, "total": self.total, "frames": self.numbers, "merged": merged}
 
     def seconds(self, model: str) -> list[float]:
@@ -95,6 +95,11 @@ class Video:
 
     def read(self) -> Clip:
         """Read the frames that are shown.
+
+        Returns
+        -------
+        Clip
+            Their pictures, and which of the source's frames they are.
 
         Raises
         ------

@@ -149,6 +149,10 @@ class Pruner:
         **options
             Those of the subclass.
 
+        Returns
+        -------
+        Pruner
+
         Raises
         ------
         ValueError

@@ -189,7 +189,10 @@ class View:
         return self.layout.at_patches(self.states()).float()
 
     def query_logits(self, queries: torch.Tensor) -> torch.Tensor:
-        """Logits of some prompt tokens, `queries` int64 [row, q]: float32 [row, head, q, key], -inf where masked."""
+        """Logits of some prompt tokens, `queries` int64 [row, q]: float32 [row, head, q, key], -inf where masked.
+
+        Raises RuntimeError at decode steps.
+        """
         if self.step:
             raise RuntimeError(f"queries of the prompt can be seen in prefill only, not at step {self.step}")
         rows, heads, _, dim = self.query.shape
@@ -206,7 +209,7 @@ class View:
         return self._hide(logits.masked_fill(~allowed[:, None], -torch.inf).to(self.layout.device))
 
     def logits_without_rope(self) -> torch.Tensor:
-        """As ``logits``, before rotary embedding; prefill only.
+        """As ``logits``, float32 [row, head, key], before rotary embedding; prefill only.
 
         Raises ValueError for a model that does not compute queries and keys by ``q_proj`` and ``k_proj``.
         """

@@ -53,6 +53,10 @@ class VTW(Pruner):
         first_layer : int, optional
             The first k tried; 5 of 32 layers if left out.
 
+        Returns
+        -------
+        VTW
+
         Raises
         ------
         ValueError

@@ -162,22 +162,19 @@ class Trace:
         """
         if not isinstance(step, int | np.integer) or isinstance(step, bool) or not 0 <= step < len(self):
             raise IndexError(f"step {step!r} is out of range: this trace has steps 0..{len(self) - 1}")
-        if layer is None and len(self.layers) == 1:
-            layer = self.layers[0]
-        if layer is None:
+        if layer is None and len(self.layers) != 1:
             raise IndexError(f"several layers were recorded, {self.layers}: choose one (layer=, or --layer)")
+        layer = self.layers[0] if layer is None else layer
         if layer not in self.layers:
             raise IndexError(f"layer {layer} was not recorded; recorded layers: {self.layers}")
-        rows = self.attention[step, self.layers.index(layer)]
-        if self.heads is None:
-            if head is not None:
-                raise IndexError(f"head {head} was not recorded: this trace holds the mean over heads")
-            return rows.values.astype(np.float32)
+        rows, heads = self.attention[step, self.layers.index(layer)].values.astype(np.float32), self.heads
         if head is None:
-            return rows.values.astype(np.float32).mean(axis=0)
-        if head not in self.heads:
-            raise IndexError(f"head {head} was not recorded; recorded heads: {self.heads}")
-        return rows[self.heads.index(head)].values.astype(np.float32)
+            return rows if heads is None else rows.mean(axis=0)
+        if heads is None:
+            raise IndexError(f"head {head} was not recorded: this trace holds the mean over heads")
+        if head not in heads:
+            raise IndexError(f"head {head} was not recorded; recorded heads: {heads}")
+        return rows[heads.index(head)]
 
     @property
     def data_hash(self) -> str:
@@ -217,6 +214,10 @@ class Trace:
         ----------
         path : str or Path
 
+        Returns
+        -------
+        Trace
+
         Raises
         ------
         FileNotFoundError
@@ -238,8 +239,7 @@ class Trace:
             "recorded": f"{sizes}; layers {self.layers}",
             "model": str(self.meta.get("model", "unknown")),
             "pruner": pruner_text(self.meta.get("pruner")),
-            "finished": str(self.meta.get("finished", "unknown")),
-            "complete": str(self.meta.get("complete")),
+            **{name: str(self.meta.get(name, "unknown")) for name in ("finished", "complete")},
         }
         image = self.images[0] if self.images else None
         mass = self.mass.mean([dim for dim in self.mass.dims if dim != "step"]).values.tolist()
