@@ -12,9 +12,11 @@ import pytest
 import torch
 from slow_pruners import random_batch
 
+import visionpulse_analysis as vpa
 from visionpulse_analysis.attending import fastest, gathering
 from visionpulse_analysis.attending.gathering import TextColumns
 from visionpulse_analysis.cache import GrowingLayer
+from visionpulse_analysis.pruners import VisionPulse
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if find_spec("triton") is None or (DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1"):
@@ -107,6 +109,20 @@ def test_decoding_takes_the_faster(batch, rng, taken, monkeypatch):
     assert torch.equal(*outputs)
     [seconds] = fastest.measured.values()
     assert seconds == {name: 1 + (name != taken) for name in ("plain", "fused")}
+
+
+def test_decoding_by_the_kernels_gives_the_same_traces(vlm, pictures, monkeypatch):
+    questions = ["where is the red circle ?", "how many blue shapes ?", "what ?"]
+    options = {"max_new_tokens": 6, "batch_size": 3, "pruner": VisionPulse(budget=0.1), "layers": "none"}
+    expected = vpa.decode(vlm, pictures, questions, execution="gathered", **options)
+    cases = []
+    monkeypatch.setattr(gathering, "fused_kernels", lambda device: fused)
+    monkeypatch.setattr(gathering, "run_fastest", lambda case, ways, device: cases.append(case) or ways["fused"]())
+    found = vpa.decode(vlm, pictures, questions, execution="gathered", **options)
+    assert len(cases) == 5 * (vlm.n_layers - vlm.default_anchor), "every step, from the anchor on"
+    for a, b in zip(expected, found, strict=True):
+        assert a.tokens == b.tokens and np.array_equal(a.kept.values, b.kept.values)
+        assert np.abs(a.logprobs - b.logprobs).max() < 1e-5
 
 
 COMPILE = """
