@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers.modeling_utils import AttentionInterface
 
-from visionpulse_analysis.attention import _routes, active_routes, route, stock
+from visionpulse_analysis import attention
+from visionpulse_analysis.attention import _routes, active_routes, newest, route, stock
 from visionpulse_analysis.testbed.model import build_model
 
 
@@ -120,3 +121,23 @@ def test_the_padding_mask_is_kept(models):
         alone = model(input_ids=ids).logits
         with_padding = model(input_ids=padded, attention_mask=mask, position_ids=position).logits
     assert torch.allclose(alone, with_padding[:, 3:], atol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_keys_are_not_copied_for_the_query_heads_that_share_them(models, device, masked, monkeypatch):
+    """The library copies them on a CPU, and on other devices where there is a mask; without one its way stays."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, n, k, 32, generator=generator) for n, k in ((4, 1), (2, 30), (2, 30)))
+    mask = torch.arange(30)[None] >= torch.tensor([[0], [4]]) if masked else None
+    module = models[0].get_decoder().layers[0].self_attn
+    expected, _ = stock(module, query, key, value, mask if mask is None else mask[:, None, None], scaling=0.25)
+    asked = []
+    monkeypatch.setattr(attention, "stock", lambda *given, **options: asked.append(1) or stock(*given, **options))
+    moved = (
+        t if t is None else t.to(device) for t in (query, key, value, mask if mask is None else mask[:, None, None])
+    )
+    found, _ = newest(module, *moved, scaling=0.25)
+    assert bool(asked) == (device == "meta" and not masked)
+    assert found.shape == expected.shape
+    assert device == "meta" or torch.allclose(found, expected, rtol=0, atol=1e-6)

@@ -39,11 +39,12 @@ def stock(module: torch.nn.Module, query, key, value, attention_mask, **options)
 def newest(module: torch.nn.Module, query, key, value, attention_mask, *, scaling: float, **options):
     """Scaled-dot-product attention of the newest query alone, [row, head, 1, dim]: `stock`, arranged for speed.
 
-    On a CPU the query heads that share a key head become the queries of one head, so that each key is read once
-    instead of once per query head. Elsewhere the library's own way is the fast one.
+    The query heads that share a key head become the queries of one head, so that each key is read once: the library
+    reads it once per query head on a CPU, and elsewhere, where there is a mask, copies it for each of them.
     """
     rows, heads, length, dim = query.shape
-    if length > 1 or heads == key.shape[1] or query.device.type != "cpu":
+    shared_by_library = query.device.type != "cpu" and attention_mask is None
+    if length > 1 or heads == key.shape[1] or shared_by_library:
         return stock(module, query, key, value, attention_mask, scaling=scaling, **options)
     grouped = query.view(rows, key.shape[1], -1, dim)
     output = torch.nn.functional.scaled_dot_product_attention(

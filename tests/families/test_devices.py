@@ -65,7 +65,7 @@ def apart(vlm):
 
 @pytest.fixture(autouse=True)
 def as_elsewhere(monkeypatch):
-    """The fake devices have no float64. The arrangement that only CPUs have rounds otherwise, and is left out."""
+    """The fake devices have no float64. How shared keys are read rounds otherwise, and is left out."""
     monkeypatch.setattr(choosing, "NO_FLOAT64", {FAKE})
     monkeypatch.setattr(functions, "newest", functions.stock)
 
