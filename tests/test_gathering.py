@@ -171,6 +171,20 @@ def test_a_known_bound_replaces_asking_the_device(vlm, pictures, monkeypatch):
         assert np.abs(a.mass.values - b.mass.values).max() < 1e-5
 
 
+@pytest.mark.parametrize(
+    "device, triton, said, there",
+    [("cuda", True, None, True), ("cuda", True, "0", False), ("cuda", False, None, False), ("cpu", True, None, False)],
+)
+def test_the_kernels_are_for_gpus_and_can_be_left_out(device, triton, said, there, monkeypatch):
+    monkeypatch.setattr(gathering, "find_spec", lambda name: triton or None)
+    monkeypatch.setattr(gathering, "import_module", lambda name: name)
+    monkeypatch.delenv("VISIONPULSE_KERNELS", raising=False)
+    if said is not None:
+        monkeypatch.setenv("VISIONPULSE_KERNELS", said)
+    found = gathering.fused_kernels.__wrapped__(device)
+    assert found == ("visionpulse_analysis.attending.fused" if there else None)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_products_of_short_numbers_are_summed_in_float32(rng, dtype):
     a, b = (torch.from_numpy(rng.normal(size=shape)).to(dtype) for shape in ((2, 3, 4, 500), (2, 3, 500, 6)))

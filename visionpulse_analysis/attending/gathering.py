@@ -7,6 +7,7 @@ the values. Nothing is approximated, and query heads that share a key head share
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -239,7 +240,11 @@ def multiplies_into_float32(device: str, dtype: torch.dtype) -> bool:
 
 @cache
 def fused_kernels(device: str) -> Any | None:
-    """The module of GPU kernels, for a device that they run on and where Triton, which comes with torch, is there."""
-    if device != "cuda" or find_spec("triton") is None:
+    """The module of GPU kernels, for a device that they run on and where Triton, which comes with torch, is there.
+
+    None where the environment says ``VISIONPULSE_KERNELS=0``: which way is faster can change from run to run, and the
+    last digits with it.
+    """
+    if device != "cuda" or os.environ.get("VISIONPULSE_KERNELS") == "0" or find_spec("triton") is None:
         return None
     return import_module("visionpulse_analysis.attending.fused")
