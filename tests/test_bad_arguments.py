@@ -224,6 +224,8 @@ def command(tmp_path, trace, pictures, scenes_folder):
         (["decode", "p.png", ASK, "--model", "model", "--seed", str(10**30)], "seed must be at most"),
         (["decode", "p.png", ASK, "--store", "S", "--id", "one"], "trace 'one' exists in .*S; choose another --id"),
         (["decode", "p.png", ASK, "--model", "model", "--device", "foo"], "device 'foo' cannot be used"),
+        (["decode", "none", ASK, "--model", "nowhere"], "^error: no image at .*none"),
+        (["decode", "p.png", ASK, "--model", "nowhere", "--pruner", "nope"], "^error: no pruner 'nope'"),
         (["train", "--folder", "none", "--device", "foo"], "^error: device 'foo' cannot be used on this machine"),
         (["decode", "p.png", ASK, "--model", "model", "--pruner", "visionpulse(temperature=a)"], "is written name"),
         (["decode", "p.png", ASK, "--model", "model", "--pruner", "visionpulse", "-p", "temperature=a"], "got .a."),

@@ -89,7 +89,8 @@ def test_without_a_store_the_traces_stand_beside_the_page(compare, tmp_path):
     compare("--pruners", "keep_all", "--out", tmp_path / "out", "--layers", 5, "--no-keep-traces")
     assert not (tmp_path / "out" / "explorer.traces").exists()
     for _ in range(2):  # the folder may be written again
-        compare("--pruners", "keep_all", "--out", tmp_path / "out", "--layers", 5)
+        said = compare("--pruners", "keep_all", "--out", tmp_path / "out", "--layers", 5)
+    assert f"wrote {tmp_path / 'out' / 'explorer.traces'}" in said.stdout
     assert vpa.TraceStore(tmp_path / "out" / "explorer.traces").ids == ["compare-1", "compare-dense"]
     assert (
         "visionpulse explore explorer.traces --sample compare-dense --pruned compare-1"

@@ -120,7 +120,9 @@ SAID = {
 
 @pytest.mark.parametrize("words", ["check own", "bench endurance --model own", "decode a.png ? --model own"])
 @pytest.mark.parametrize("said", SAID)
-def test_commands_load_a_model_as_they_were_told(monkeypatch, words, said):
+def test_commands_load_a_model_as_they_were_told(monkeypatch, tmp_path, pictures, words, said):
+    Image.fromarray(pictures[0]).save(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
     asked = []
 
     def load(name, **options):

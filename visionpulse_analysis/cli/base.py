@@ -31,9 +31,15 @@ def options(
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
-Parameters = Annotated[list[str] | None, typer.Option("-p", "--parameter", metavar="KEY=VALUE")]
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option("-p", "--parameter", metavar="KEY=VALUE", help="Of the notebook or pruner; may be repeated."),
+]
 Model = Annotated[str, typer.Option(help='"scenes", a folder, or a hub id.')]
-Asked = Annotated[list[str], typer.Argument(metavar="[IMAGE]... QUESTION", show_default=False)]
+Asked = Annotated[
+    list[str],
+    typer.Argument(metavar="[IMAGE]... QUESTION", show_default=False, help="Image files, then the question in quotes."),
+]
 Videos = Annotated[
     list[Path] | None,
     typer.Option(help="A film, an animated image, or a folder of frames; may be repeated. Images come first."),
@@ -73,7 +79,9 @@ KeepTraces = Annotated[
         "long answer of a large model; --layers anchor keeps one layer, --no-keep-traces only the page."
     ),
 ]
-Count = Annotated[int, typer.Option(min=1)]
+Seed = Annotated[int, typer.Option(help="Fixes what is drawn: tokens of a sampled trace, patches of a random pruner.")]
+MostTokens = Annotated[int, typer.Option(help="A longer trace is cut off.")]
+Count = Annotated[int, typer.Option(min=1, help="How many.")]
 Load = Callable[[str], Any]
 
 
@@ -157,12 +165,18 @@ def key_values(pairs: list[str] | None) -> dict[str, str]:
 def shown_and_asked(
     asked: list[str], videos: list[Path] | None, fps: float | None, sample_fps: float | None
 ) -> tuple[str, list[Any]]:
-    """The question, and the images and videos before it; raises ValueError where there are none."""
+    """The question, and the images and videos before it.
+
+    Raises ValueError where there are none, and what `read_image` does: known before a model is loaded.
+    """
     import visionpulse_analysis as vpa
+    from visionpulse_analysis.images import read_image
 
     question, shown = asked[-1], [*asked[:-1], *(vpa.Video(path, fps, sample_fps) for path in videos or ())]
     if not shown:
         raise ValueError(f"no image given with the question {question!r}; put images before it, or say --video")
+    for image in asked[:-1]:
+        read_image(image)
     return question, shown
 
 

@@ -14,7 +14,9 @@ from visionpulse_analysis.cli.base import (
     KeepTraces,
     Load,
     Model,
+    MostTokens,
     SampleFps,
+    Seed,
     Videos,
     app,
     command,
@@ -42,8 +44,8 @@ def compare(
     model: Model = "scenes",
     layers: Annotated[str, typer.Option(help='"all", "anchor", or indices such as 3,5.')] = "all",
     temperature: Annotated[float | None, typer.Option(help="Sample at this temperature; greedy without it.")] = None,
-    seed: int = 0,
-    max_new_tokens: int = 256,
+    seed: Seed = 0,
+    max_new_tokens: MostTokens = 256,
     store: Annotated[Path | None, typer.Option(help="Stream the traces into this trace store.")] = None,
     keep_traces: KeepTraces = True,
     id: Annotated[str, typer.Option(help="Beginning of the names of the traces.")] = "compare",
@@ -82,6 +84,7 @@ def compare(
     # Nothing is written before everything is there.
     saved = figures.save(figure, "kept", folder=out, numbers={row["name"]: row for row in rows}, **about)
     written = [*map(str, saved), str(page.save(out / "explorer.html", keep_traces=keep_traces))]
+    written += [str(out / "explorer.traces")] if keep_traces and store is None else []
     result = {"question": question, "model": model, "seed": seed, "budget": budget, "rows": rows, "written": written}
     lines = [side_by_side.format_comparison(rows), *(f"wrote {path}" for path in written)]
     show(result, as_json, "\n".join(lines))

@@ -39,7 +39,7 @@ def figures(
 
 
 @command(app)
-def provenance(file: Path, as_json: Json = False) -> None:
+def provenance(file: Annotated[Path, typer.Argument(help="A figure: PNG, PDF or SVG.")], as_json: Json = False) -> None:
     """Print what a figure was made from: parameters, versions, seed, data hash, numbers."""
     from visionpulse_analysis.figures import read_provenance
 

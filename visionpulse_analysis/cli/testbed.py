@@ -15,8 +15,11 @@ def train(
     folder: Annotated[Path, typer.Option(help="Checkpoints; training goes on from what is there.")] = Path(
         "runs/scenes"
     ),
-    minutes: Annotated[float | None, typer.Option(help="Stop after this much time.")] = None,
-    seed: int = 0,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Stop after this much time, once the vision tower is trained, which comes first."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Fixes weights and batches.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     start: Annotated[Path | None, typer.Option(help="A published model to go on from, in a new folder.")] = None,

@@ -15,8 +15,10 @@ from visionpulse_analysis.cli.base import (
     KeepTraces,
     Load,
     Model,
+    MostTokens,
     Parameters,
     SampleFps,
+    Seed,
     Videos,
     app,
     check_free,
@@ -45,10 +47,12 @@ def decode(
     parameter: Parameters = None,
     layers: Annotated[str, typer.Option(help='"all", "anchor", or indices such as 3,5.')] = "all",
     heads: Annotated[str, typer.Option(help='"mean", "all", or indices such as 0,2.')] = "mean",
-    execution: str = "masked",
+    execution: Annotated[
+        str, typer.Option(help='How patches are left out: "masked", or "gathered", which is faster on long contexts.')
+    ] = "masked",
     temperature: Annotated[float | None, typer.Option(help="Sample at this temperature; greedy without it.")] = None,
-    seed: int = 0,
-    max_new_tokens: int = 256,
+    seed: Seed = 0,
+    max_new_tokens: MostTokens = 256,
     store: Annotated[Path | None, typer.Option(help="Stream the trace into this trace store.")] = None,
     id: Annotated[str, typer.Option(help="Name of the trace in the store.")] = "trace",
     out: Annotated[Path | None, typer.Option(help="Save the trace here.")] = None,
@@ -72,6 +76,7 @@ def decode(
         check_free(kept, id, *([dense_id] if explore is not None and pruner else []))
     if explore is not None:  # what can go wrong at the end is found at the beginning
         check_folder(explore)
+    pruned = {"pruner": vpa.make_pruner(pruner, **literals(parameter)), "execution": execution} if pruner else {}
     vlm = load(model)
     options: dict[str, Any] = {
         "layers": indices(layers),
@@ -81,7 +86,6 @@ def decode(
         "max_new_tokens": max_new_tokens,
         "store": kept,
     }
-    pruned = {"pruner": vpa.make_pruner(pruner, **literals(parameter)), "execution": execution} if pruner else {}
     trace = vpa.decode(vlm, image, question, ids=id, **pruned, **options)
     if out is not None:
         trace.save(out)
