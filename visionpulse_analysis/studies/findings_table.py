@@ -151,8 +151,8 @@ def found_07(n: dict[str, Any]) -> str:
     gain, bound = (n[name]["gathered_5"] for name in ("speedup_over_dense", "bound_over_dense"))
     all_layers = [ratio for name, ratio in recorded.items() if name.startswith("all_layers")]
     together = [
-        f"{part['speedup']:.1f} times as many samples of {tokens} visual tokens a second as one, of {part['bound']:.1f}"
-        for tokens, part in n["together"].items()
+        f"{part['speedup']:.1f} at {tokens} visual tokens (at most {part['bound']:.1f})"
+        for tokens, part in sorted(n["together"].items(), key=lambda named: int(named[0]))
     ]
     return (
         f"At {n['visual_tokens']:,} visual tokens a dense step is {speed['dense']:.1f} times as fast as the library's "
@@ -161,8 +161,7 @@ def found_07(n: dict[str, Any]) -> str:
         f"{many['speedup_over_dense']['gathered_5']:.2f} times with {many['batch']} rows), with the last set reused "
         f"{speed['reuse_5']:.1f} times. Recording all layers takes "
         f"{' and '.join(f'{ratio:.2f}' for ratio in all_layers)} times the time of plain decoding; "
-        f"{n['largest_batch']} rows together decode {', and '.join(together)}, if their steps took no longer than "
-        "those of one."
+        f"samples a second of {n['largest_batch']} rows together over one alone: {', '.join(together)}."
     )
 
 
