@@ -75,6 +75,7 @@ SCENES = {"scenes": {"n": 2}}
         ({"out": "x", "samples": SCENES, "seeds": [1, 1]}, "seeds: 1 stands twice"),
         ({"out": "x", "samples": SCENES, "seeds": ["a"]}, "seeds: expected a list of int"),
         ({"out": "x", "samples": SCENES, "retries": -1}, "retries and seeds must be at least 0"),
+        ({"out": "x", "samples": SCENES, "seeds": [2**63]}, r"below 2\*\*63"),
         ({"out": "x", "samples": SCENES, "decode": {"layers": "some"}}, "layers: expected 'all' or 'anchor' or 'none'"),
         ({"out": "x", "samples": SCENES, "decode": {"sample": {"temperature": 0.0}}}, "temperature must be above 0"),
         ({"out": "x", "samples": SCENES, "decode": {"batch_size": 0}}, "max_new_tokens and batch_size"),
@@ -107,6 +108,14 @@ def test_yaml_that_would_be_misread(text, message, tmp_path):
 def test_no_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no sweep file at .*none\.yaml"):
         read_config(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("code", ["def x(:", "1 / 0"])
+def test_a_module_that_cannot_be_imported_is_named(code, tmp_path):
+    (tmp_path / "broken_module_of_mine.py").write_text(code)
+    given = {"out": "x", "samples": SCENES, "modules": ["broken_module_of_mine"]}
+    with pytest.raises(ValueError, match=r"modules: 'broken_module_of_mine' cannot be imported .*Error"):
+        SweepConfig.from_plain(given, folder=tmp_path)
 
 
 def test_pruners_of_ones_own_come_from_a_module_beside_the_file(tmp_path):

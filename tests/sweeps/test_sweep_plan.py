@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -79,13 +80,37 @@ def test_tables(config, photos, tmp_path):
         ("r.jsonl", '{"image": [], "question": "b"}', "image must be a path or a list of paths"),
         ("r.jsonl", '{"image": 3, "question": "b"}', "image must be a path or a list of paths, got 3"),
         ("r.jsonl", '{"image": "a.png", "question": "b", "answer": ["c"]}', "answer must be text"),
-        ("r.txt", "", "neither .csv nor .jsonl"),
+        ("r.csv", "image,question,question\na.png,b,c\n", "r.csv: the column 'question' stands twice"),
+        (
+            "r.jsonl",
+            '{"image": "a.png", "question": "b"}\n{"image": "a.png", "question": "\\ud800"}',
+            "line 2: .*no valid text",
+        ),
+        ("r.jsonl", '{"image": "a.png", "question": "b", "answer": "\\ud800"}', r"line 1: '\\ud800' is no valid text"),
+        ("r.parquet", "PAR", "r.parquet is no readable Parquet file"),
+        ("r.txt", "", "neither .csv, .jsonl nor .parquet"),
     ],
 )
 def test_tables_that_would_be_misread(config, tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         read_samples(config({"table": {"path": name}}))
+
+
+def test_a_table_in_another_encoding_is_named(config, tmp_path):
+    (tmp_path / "r.csv").write_bytes("image,question\na.png,wo ?\n".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"r\.csv is not in UTF-8 .*save it as UTF-8"):
+        read_samples(config({"table": {"path": "r.csv"}}))
+
+
+def test_a_parquet_table_says_the_same(config, photos, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)) + "\n")
+    listed = [{**row, "image": row["image"] if isinstance(row["image"], list) else [row["image"]]} for row in ROWS]
+    pd.DataFrame(listed).astype({"answer": "Int64"}).to_parquet(tmp_path / "rows.parquet")
+    pd.DataFrame(ROWS[:1]).to_parquet(tmp_path / "one.parquet")
+    wanted = read_samples(config({"table": {"path": "rows.jsonl"}}))
+    assert read_samples(config({"table": {"path": "rows.parquet"}})) == wanted
+    assert read_samples(config({"table": {"path": "one.parquet"}})) == wanted[:1]
 
 
 def test_every_job_once_in_the_order_of_the_table(config):
@@ -142,10 +167,12 @@ def test_a_model_without_code_of_its_own_is_the_model_of_earlier_sweeps(config):
     }
 
 
-def test_an_image_of_another_size_is_another_sample(config, photos):
+def test_another_picture_under_the_same_name_is_another_sample(config, photos):
     samples = {"folder": {"path": "photos", "question": "what ?"}}
     before = [job.id for job in plan(config(samples))]
-    Image.new("RGB", (64, 64), "red").save(photos / "a.png")
+    content = bytearray((photos / "a.png").read_bytes())
+    content[-20] ^= 1  # as many bytes as before
+    (photos / "a.png").write_bytes(content)
     after = [job.id for job in plan(config(samples))]
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True]
 

@@ -49,7 +49,7 @@ class Folder:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a CSV or JSON-lines file: image, question, and perhaps answer and id."""
+    """Rows of a CSV, JSON-lines or Parquet file: image, question, and perhaps answer and id."""
 
     path: str
 
@@ -180,8 +180,8 @@ class _Plain:
         for name in ("models", "pruners", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; name at least one")
-        if self.retries < 0 or min(self.seeds) < 0:
-            raise ValueError(f"retries and seeds must be at least 0, got {self.retries} and {self.seeds}")
+        if self.retries < 0 or not all(0 <= seed < 2**63 for seed in self.seeds):
+            raise ValueError(f"retries and seeds must be at least 0 and below 2**63, got {self.retries}, {self.seeds}")
 
 
 def read_config(path: str | Path) -> SweepConfig:
@@ -211,8 +211,8 @@ def import_modules(modules: Sequence[str], folder: Path, where: str) -> None:
     for module in modules:
         try:
             importlib.import_module(module)
-        except ImportError as error:
-            raise ValueError(f"{where}: modules: {module!r} cannot be imported ({error})") from error
+        except Exception as error:  # it is somebody's code
+            raise ValueError(f"{where}: modules: {module!r} cannot be imported ({error!r})") from error
 
 
 def _arm(given: Any, where: str) -> Arm:

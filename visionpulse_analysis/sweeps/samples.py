@@ -1,14 +1,19 @@
-"""What a sweep asks: generated scenes, the images of a folder, or the rows of a table. No picture is opened here."""
+"""What a sweep asks: generated scenes, the images of a folder, or the rows of a table. No picture is decoded here."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import importlib.util
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from visionpulse_analysis.studies.samples import image_files, study_scene
 from visionpulse_analysis.sweeps.config import SweepConfig
@@ -63,16 +68,28 @@ def read_samples(config: SweepConfig) -> list[SweepSample]:
             raise ValueError("samples: folder: question is empty; ask something")
         files = image_files(config.folder / folder.path)
         base = config.folder / folder.path
-        return [_of_files(base, [path.name], folder.question, folder.answer, path.name) for path in files]
+        digests: dict[Path, str | None] = {}
+        return [_of_files(base, [path.name], folder.question, folder.answer, path.name, digests) for path in files]
     if table is None:
         raise ValueError("samples: expected one of scenes, folder and table")
     return _read_table(config.folder / table.path)
 
 
-def _of_files(base: Path, images: list[str], question: str, answer: str | None, name: str | None) -> SweepSample:
+def _of_files(
+    base: Path,
+    images: list[str],
+    question: str,
+    answer: str | None,
+    name: str | None,
+    digests: dict[Path, str | None],
+) -> SweepSample:
+    """``digests`` keeps what was read: many rows may ask about one picture."""
+    for text in (*images, question, answer or "", name or ""):
+        _check_text(text)
     paths = [base / image for image in images]
-    # A picture replaced by another one is a new sample; its size tells nearly always, and costs no reading.
-    sizes = [path.stat().st_size if path.is_file() else None for path in paths]
+    for path in paths:
+        if path not in digests:
+            digests[path] = _digest(path)
     short = hashlib.sha256(question.encode()).hexdigest()[:6]
     return SweepSample(
         name=name or f"{'+'.join(images)}-{short}",
@@ -81,14 +98,31 @@ def _of_files(base: Path, images: list[str], question: str, answer: str | None, 
         task=None,
         images=tuple(str(path) for path in paths),
         scene=None,
-        key=json.dumps([images, sizes, question]),
+        key=json.dumps([images, [digests[path] for path in paths], question]),
     )
+
+
+def _digest(path: Path) -> str | None:
+    """A picture replaced by another one, or mended, is a new sample; None where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{text!r} is no valid text ({error.reason}); rename or rewrite it") from error
 
 
 def _read_table(path: Path) -> list[SweepSample]:
     if not path.is_file():
         raise FileNotFoundError(f"no table of samples at {path}")
     lines: dict[str, int] = {}
+    digests: dict[Path, str | None] = {}
     samples = []
     for line, row in _rows(path):
         where = f"{path.name}, line {line}"
@@ -97,7 +131,11 @@ def _read_table(path: Path) -> list[SweepSample]:
             raise ValueError(f"{where}: image must be a path or a list of paths, got {row['image']!r}")
         if not isinstance(row["question"], str) or not row["question"].strip():
             raise ValueError(f"{where}: the question is empty (got {row['question']!r}); ask something")
-        sample = _of_files(path.parent, images, row["question"], _text(row, "answer", where), _text(row, "id", where))
+        answer, name = _text(row, "answer", where), _text(row, "id", where)
+        try:
+            sample = _of_files(path.parent, images, row["question"], answer, name, digests)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
         if sample.name in lines:
             raise ValueError(
                 f"{where}: the same sample {sample.name!r} as in line {lines[sample.name]}; give other ids"
@@ -110,9 +148,19 @@ def _read_table(path: Path) -> list[SweepSample]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and columns of each row."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        if path.suffix.lower() == ".csv":
+    """Line number and columns of each row; of a Parquet file, the number of the row."""
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        yield from enumerate(_parquet_rows(path), 1)
+        return
+    if kind not in (".csv", ".jsonl", ".ndjson"):
+        raise ValueError(f"{path.name} is neither .csv, .jsonl nor .parquet")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} is not in UTF-8 ({error}); save it as UTF-8") from error
+    with io.StringIO(text, newline="") as file:
+        if kind == ".csv":
             reader = csv.DictReader(file, strict=True)
             try:
                 _check_columns(reader.fieldnames or [], path)
@@ -122,12 +170,24 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     yield reader.line_num, row
             except csv.Error as error:
                 raise ValueError(f"{path.name}, line {reader.line_num}: {error}") from error
-        elif path.suffix.lower() in (".jsonl", ".ndjson"):
-            for number, text in enumerate(file, 1):
-                if text.strip():
-                    yield number, _json_row(text, path, number)
         else:
-            raise ValueError(f"{path.name} is neither .csv nor .jsonl")
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, _json_row(line, path, number)
+
+
+def _parquet_rows(path: Path) -> list[dict[str, Any]]:
+    if importlib.util.find_spec("pyarrow") is None:
+        raise ValueError(f"{path.name} needs pyarrow; install visionpulse-analysis[parquet], or give a .csv or .jsonl")
+    try:
+        table = pd.read_parquet(path, dtype_backend="numpy_nullable")
+    except (ValueError, OSError) as error:  # pyarrow's own are ValueErrors
+        raise ValueError(f"{path.name} is no readable Parquet file: {error}") from error
+    _check_columns(list(table.columns), path)
+    plain: Any = table.astype(object).where(table.notna(), None)
+    for row in (rows := plain.to_dict("records")):
+        row["image"] = row["image"].tolist() if isinstance(row["image"], np.ndarray) else row["image"]
+    return rows
 
 
 def _json_row(text: str, path: Path, number: int) -> dict[str, Any]:
@@ -146,6 +206,8 @@ def _check_columns(found: Any, path: Path) -> None:
     if missing:
         raise ValueError(f"{path.name}: no column {missing[0]!r}; it has {', '.join(map(repr, found))}")
     for name in found:
+        if list(found).count(name) > 1:
+            raise ValueError(f"{path.name}: the column {name!r} stands twice; keep one")
         plain = str(name).strip().lower()
         if plain in COLUMNS and plain != name:
             raise ValueError(f"{path.name}: column {name!r} would be overlooked; call it {plain!r}")
