@@ -47,6 +47,11 @@ def written_whole(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
+def holds_more_than_drafts(folder: Path, name: str) -> bool:
+    """Whether a folder holds anything but drafts of the file ``name``, which a kill in `written_whole` leaves."""
+    return any(not entry.name.startswith(f".{name}.") for entry in folder.iterdir())
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file of these bytes by way of `written_whole`."""
     with written_whole(path) as draft:

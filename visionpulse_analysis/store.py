@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import re
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from visionpulse_analysis._files import disk_error
+from visionpulse_analysis._files import disk_error, holds_more_than_drafts, write_whole
 from visionpulse_analysis.patches import PatchGrid
 from visionpulse_analysis.traces import StoreVersionError, Trace, create_trace
 from visionpulse_analysis.traces.files import FORMAT_VERSION, check_format
@@ -75,16 +74,14 @@ class TraceStore:
             raise PermissionError(f"{self.path} may not be written; open it with mode='r' or choose another folder")
 
     def _create(self, root: Path) -> None:
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.path.exists() and (not self.path.is_dir() or holds_more_than_drafts(self.path, root.name)):
             raise ValueError(f"{self.path} exists and is no trace store; choose a new or empty folder")
-        group = {"zarr_format": 3, "node_type": "group", "attributes": {"kind": KIND, "format_version": FORMAT_VERSION}}
-        temporary = self.path / f".zarr.json.tmp-{uuid.uuid4().hex[:8]}"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(group), "utf-8")
-            temporary.replace(root)
         except OSError as error:
             raise disk_error(error, self.path, "nothing was written") from error
+        group = {"zarr_format": 3, "node_type": "group", "attributes": {"kind": KIND, "format_version": FORMAT_VERSION}}
+        write_whole(root, json.dumps(group).encode())
 
     @property
     def ids(self) -> list[str]:

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from dask import config as dask_config
 from distributed import Client
-from test_sweep_running import content_of, state_of
+from folder_contents import content_of, state_of
 
 from visionpulse_analysis.store import TraceStore
 from visionpulse_analysis.sweeps import running
@@ -50,7 +50,8 @@ def started(*command, **environment):
     """A process that is killed, with all its children, at the end of the block."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     pipe = subprocess.PIPE
-    with subprocess.Popen(list(map(str, command)), stdout=pipe, stderr=pipe, text=True, env=env) as process:
+    options: dict[str, Any] = {"stdout": pipe, "stderr": pipe, "text": True, "env": env, "start_new_session": True}
+    with subprocess.Popen(list(map(str, command)), **options) as process:
         family: list[psutil.Process] = []
         try:
             yield process
@@ -151,6 +152,26 @@ def test_killing_a_worker_and_then_everything(sweep, long, tmp_path, one_thread)
     after = state_of(folder)
     assert {path: after[path] for path in untouched} == untouched
     assert content_of(folder) == content_of(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_processes_and_says_what_is_kept(plain, tmp_path, monkeypatch):
+    given = {**plain, "samples": {"scenes": {"n": 100, "cells": 4}}}
+    config = write(given, tmp_path / "stopped")
+    folder = tmp_path / "stopped" / "out"
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would pass "ignore" on
+    try:
+        with started(sys.executable, "-c", f"{FAKE}; {CLI[-1]}", "sweep", config, "--workers", 2) as driver:
+            until(lambda: finished(folder) >= 20, driver)
+            os.killpg(driver.pid, signal.SIGINT)
+            _, err = driver.communicate(timeout=PATIENCE)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert driver.returncode == 130 and "Traceback" not in err, err
+    assert 0 < len(Sweep(folder).table) <= finished(folder) < 200
+    assert f"interrupted; {len(Sweep(folder).table)} traces are finished and kept: the same command goes on" in err
+    assert "stopped: KeyboardInterrupt" in (folder / "sweep.log").read_text()
 
 
 @pytest.mark.parametrize("asked", ["nthreads", "submit"])

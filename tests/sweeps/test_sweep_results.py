@@ -17,7 +17,7 @@ from visionpulse_analysis.sweeps.rows import COLUMNS, row_of
 from visionpulse_analysis.sweeps.tables import write_table
 
 LENGTHS = [3, 1, 4, 2, 2]
-ANSWERS = ["3", "NA", "", "None", 'a, "b"\nc']
+ANSWERS = ["3", "NA", "", "a\rb", 'a, "b"\nc']
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def folder(tmp_path):
 
 def test_text_stays_text_and_unknown_stays_unknown(folder):
     table: Any = Sweep(folder).table
-    assert table["answer"].tolist()[:5] == ANSWERS
+    assert table["answer"].tolist() == [*ANSWERS, pd.NA]
     assert table["sample"].tolist() == ["000", "000", "001", "001", "002", "002"]
     assert table["right"].tolist() == [True, pd.NA, False, True, pd.NA, pd.NA]
     assert table["tokens"].tolist()[:5] == LENGTHS and table["tokens"].dtype == "Int64"
@@ -101,7 +101,7 @@ def test_no_sweep(tmp_path, folder):
     with pytest.raises(FileNotFoundError, match=r"no sweep at .*; `visionpulse sweep` makes one"):
         Sweep(tmp_path)
     (folder / "table.csv").unlink()
-    with pytest.raises(FileNotFoundError, match="run the sweep again"):
+    with pytest.raises(FileNotFoundError, match="a running sweep writes it every minute; after a kill, run it again"):
         _ = Sweep(folder).table
 
 

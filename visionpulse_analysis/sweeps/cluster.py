@@ -10,12 +10,15 @@ from typing import Any
 
 import dask.config
 import torch
-from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster
+from distributed import Client, Nanny, Scheduler, SpecCluster, Worker
 from distributed.utils import silence_logging_cmgr
 
 # dask keeps the latest 1,000 messages, events and profiles of every process, with the rows that came back: 30 MB a
 # thousand samples, for longer than most sweeps last.
 SHORT_LOGS = {"distributed.admin.low-level-log-length": 20}
+# Ctrl-C reaches every process of a terminal: the sweep answers it and ends its workers, which shall not fall over it.
+# dask takes the text of a module for a module.
+NO_INTERRUPT = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 
 
 @contextmanager
@@ -56,10 +59,19 @@ def connect(scheduler: str | None, workers: int | None) -> Iterator[Client]:
 
 
 def local_cluster(workers: int | None) -> Any:
-    """One process and one thread per worker; with GPUs, each worker sees one of them."""
+    """One process and one thread per worker; with GPUs, each worker sees one of them.
+
+    A worker does whatever it is told: all listen to this machine only, unlike dask's own.
+    """
+    silent: Any = logging.CRITICAL  # how a batch or a worker ended is told by the sweep
+    each: dict[str, Any] = {"nthreads": 1, "memory_limit": 0, "silence_logs": silent}
     if workers == 0:
-        here: dict[str, Any] = {"processes": False, "dashboard_address": None}
-        return LocalCluster(n_workers=1, threads_per_worker=1, memory_limit=0, **here)
+        here = {"protocol": "inproc", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
+        return SpecCluster(
+            workers={0: {"cls": Worker, "options": {**each, **here}}},
+            scheduler={"cls": Scheduler, "options": here},
+            silence_logs=silent,
+        )
     gpus = visible_gpus()
     cpus = len(os.sched_getaffinity(0))
     count = workers or len(gpus) or cpus
@@ -69,7 +81,7 @@ def local_cluster(workers: int | None) -> Any:
     for number in range(count):
         env = {"OMP_NUM_THREADS": threads, **({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {})}
         # No memory limit: what a worker holds is the model, which dask could neither spill nor spare.
-        options = {"nthreads": 1, "memory_limit": 0, "env": env, "silence_logs": logging.WARNING}
+        options = {**each, "host": "127.0.0.1", "env": env, "preload": [NO_INTERRUPT]}
         nannies[number] = {"cls": Nanny, "options": options}
     served = {"host": "127.0.0.1", "port": 0, "dashboard": True, "dashboard_address": "127.0.0.1:8787"}
     quiet: Any = logging.WARNING

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from visionpulse_analysis._files import write_whole
+from visionpulse_analysis._files import holds_more_than_drafts, write_whole
 from visionpulse_analysis.store import TraceStore
 from visionpulse_analysis.sweeps.worker import SweepError
 from visionpulse_analysis.traces.files import disk_error
@@ -38,7 +38,7 @@ class SweepFolder:
         self.path = path.resolve()
         header = self.path / "sweep.json"
         if not header.exists():
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            if self.path.exists() and (not self.path.is_dir() or holds_more_than_drafts(self.path, header.name)):
                 raise ValueError(f"{path} exists and is no sweep; choose a new or empty folder")
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -123,7 +123,7 @@ class Outcomes:
         ]
         text = "".join(json.dumps(outcome) + "\n" for outcome in listed)
         try:
-            with self.path.open("ab", buffering=0) as file:
+            with self.path.open("ab") as file:  # buffered: on a disk that is nearly full, a bare write may write half
                 file.write(text.encode())
         except OSError as error:
             raise disk_error(error, self.path, "finished traces are kept") from error

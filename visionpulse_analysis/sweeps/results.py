@@ -46,18 +46,22 @@ class Sweep:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row per finished or failed trace, as the last run of the sweep wrote it; columns: `rows.DTYPES`.
+        """One row per finished or failed trace; columns: `rows.DTYPES`. A running sweep writes it every minute.
 
-        Raises FileNotFoundError where the first run was killed before it could write one.
+        Raises FileNotFoundError where none was written yet.
         """
         parquet, plain = self.folder / "table.parquet", self.folder / "table.csv"
         if not parquet.exists() and not plain.exists():
-            raise FileNotFoundError(f"no table in {self.folder}: its run was cut off; run the sweep again to go on")
+            raise FileNotFoundError(
+                f"no table in {self.folder} yet: a running sweep writes it every minute; after a kill, run it again"
+            )
         if parquet.exists() and (not plain.exists() or parquet.stat().st_mtime_ns > plain.stat().st_mtime_ns):
             return pd.read_parquet(parquet)
         types: Any = DTYPES
         empty_is_missing = {name: [""] for name in COLUMNS if name != "answer"}
-        return pd.read_csv(plain, dtype=types, keep_default_na=False, na_values=empty_is_missing)
+        table = pd.read_csv(plain, dtype=types, keep_default_na=False, na_values=empty_is_missing)
+        table.loc[table["status"] != "done", "answer"] = pd.NA  # an answer may be empty, but not where there is none
+        return table
 
     @property
     def finished(self) -> pd.DataFrame:

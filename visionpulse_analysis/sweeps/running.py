@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from distributed import Future, KilledWorker, as_completed
@@ -21,10 +19,9 @@ from visionpulse_analysis.sweeps.config import SweepConfig
 from visionpulse_analysis.sweeps.folder import SweepFolder
 from visionpulse_analysis.sweeps.plan import Job, batches, plan
 from visionpulse_analysis.sweeps.state import State
-from visionpulse_analysis.sweeps.tables import check_table, rows, write_table
+from visionpulse_analysis.sweeps.tables import LiveTable, check_table
+from visionpulse_analysis.sweeps.telling import log_outcome, logger, logging_to, progress_bar
 from visionpulse_analysis.sweeps.worker import SweepError, run_batch
-
-logger = logging.getLogger("visionpulse_analysis.sweeps")
 
 
 @dataclass(frozen=True)
@@ -79,36 +76,51 @@ def run(
     check_table(config.table)
     jobs = plan(config)
     folder = SweepFolder(config.out)
-    with folder.locked(), _logging_to(folder):
+    with folder.locked(), logging_to(folder):
         state = State(folder, jobs, config.retries, retry_failed)
         before = len(state.finished)
+        table = LiveTable(folder.path, config.table, jobs, state)
         report(f"{len(jobs)} traces planned, {before} finished, {len(state.failed)} failed; into {folder.path}")
+        if state.others:
+            report(f"{state.others} traces made with other settings stay in the store, and are not in the table")
         try:
             if state.closed < len(jobs):
                 with connect(scheduler, workers) as client:
-                    report(f"dask dashboard: {client.dashboard_link or 'none'}")
-                    with _bar(len(jobs), state.closed, progress) as bar:
+                    report(f"dask dashboard: {'none' if workers == 0 else client.dashboard_link}")
+                    with progress_bar(len(jobs), state.closed, progress) as bar:
+                        going = _Run(client, config, folder, state, table, bar)
+                        if not going.threads():
+                            report("no worker has joined the scheduler yet; waiting for the first one")
                         for model in config.models:  # one after the other: a worker loads each once
-                            of_model = [job for job in jobs if job.model is model]
-                            _Run(client, config, folder, state, bar).finish(of_model)
+                            going.finish([job for job in jobs if job.model is model])
+        except KeyboardInterrupt:
+            report(f"interrupted; {len(state.finished)} traces are finished and kept: the same command goes on")
+            raise
         finally:
-            table = write_table(folder.path, config.table, rows(jobs, state))
+            path = table.write()
     counts = {"planned": len(jobs), "finished": len(state.finished), "before": before, "failed": len(state.failed)}
-    return Summary(str(folder.path), str(table), **counts, seconds=time.perf_counter() - started)
+    return Summary(str(folder.path), str(path), **counts, seconds=time.perf_counter() - started)
 
 
 @dataclass
 class _Run:
-    """The jobs of one model on the cluster."""
+    """One call of the command, on the cluster."""
 
     client: Any  # distributed.Client; its methods are typed as if they were coroutines
     config: SweepConfig
     folder: SweepFolder
     state: State
+    table: LiveTable
     bar: tqdm
+    word: str = field(default_factory=lambda: uuid.uuid4().hex)  # tells the workers this call from any other
+
+    def threads(self) -> int:
+        """How many batches the workers that are there now can take at once."""
+        with self._in_touch():
+            return sum(self.client.nthreads().values())
 
     def finish(self, jobs: list[Job]) -> None:
-        """Do what is left: first many batches at a time, then alone what may have killed its worker.
+        """Do what is left of one model: first many batches at a time, then alone what may have killed its worker.
 
         dask suspects every batch that waited at a worker when it died; alone, only the guilty one is hit again.
         """
@@ -118,9 +130,7 @@ class _Run:
         completed = as_completed(loop=self.client.loop)
         while True:
             # A few batches at a time: neither the scheduler nor this process ever holds the whole sweep.
-            with self._in_touch():
-                room = 2 * sum(self.client.nthreads().values()) + 2 - len(running)
-            for _ in range(room):
+            for _ in range(2 * self.threads() + 2 - len(running)):
                 batch = next(waiting, None) or (again.popleft() if again else None)
                 if batch is None:
                     break
@@ -173,6 +183,7 @@ class _Run:
             "module_folder": str(self.config.folder),
             "model": asdict(model),
             "weights": self.state.weights.get(model.label),
+            "run": self.word,
             "pruner": arm.pruner and arm.pruner.to_dict(),
             "decode": asdict(self.config.decode),
             "jobs": [
@@ -210,37 +221,7 @@ class _Run:
         closed = self.state.closed
         self.state.take(result["outcomes"])
         for outcome in result["outcomes"]:
-            _log(outcome, f"{result['worker']}, {result['memory_mb']:.0f} MB")
+            log_outcome(outcome, f"{result['worker']}, {result['memory_mb']:.0f} MB")
         self.bar.set_postfix(failed=len(self.state.failed), refresh=False)
         self.bar.update(self.state.closed - closed)
-
-
-def _log(outcome: dict[str, Any], where: str) -> None:
-    if "row" in outcome:
-        logger.info("%s: %d tokens (%s)", outcome["id"], outcome["row"]["tokens"], where)
-    else:
-        logger.warning("%s failed: %s (%s)\n%s", outcome["id"], outcome["error"], where, outcome.get("traceback", ""))
-
-
-def _bar(total: int, done: int, shown: bool) -> tqdm:
-    seconds = 0.5 if sys.stderr.isatty() else 30.0  # between two lines of a log file
-    return tqdm(total=total, initial=done, unit="trace", disable=not shown, mininterval=seconds, smoothing=0.05)
-
-
-@contextmanager
-def _logging_to(folder: SweepFolder) -> Iterator[None]:
-    """Append to ``sweep.log`` in the folder."""
-    handler = logging.FileHandler(folder.path / "sweep.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    except Exception as error:
-        logger.error("stopped: %s", error)
-        raise
-    finally:
-        logger.setLevel(level)
-        logger.removeHandler(handler)
-        handler.close()
+        self.table.write_if_due()

@@ -13,7 +13,8 @@ from visionpulse_analysis.sweeps.rows import row_of
 class State:
     """Read from the folder, kept up as outcomes come in.
 
-    finished : ids of the planned jobs whose trace is stored. failed : id -> last error of jobs without attempts left.
+    finished : ids of the planned jobs whose trace is stored. others : number of traces that no planned job asks for,
+    made under other settings: kept, and not in the table. failed : id -> last error of jobs without attempts left.
     weights : model label -> hash of the weights its traces were made with.
     """
 
@@ -23,7 +24,9 @@ class State:
         if retry_failed:
             self.outcomes.forget_failures()
         # The store decides what is finished: a kill can fall between a trace and its line in the outcomes.
-        self.finished = {id for id in folder.store.finished_ids if id in self.jobs}
+        stored = folder.store.finished_ids
+        self.finished = {id for id in stored if id in self.jobs}
+        self.others = len(stored) - len(self.finished)
         self.failed: dict[str, str] = {}
         self.weights: dict[str, str] = {}
         self.outcomes.add(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import io
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from visionpulse_analysis.sweeps.rows import COLUMNS, DTYPES
 from visionpulse_analysis.sweeps.state import State
 from visionpulse_analysis.testbed.questions import Question
 from visionpulse_analysis.testbed.truth import answer_is_right
+
+SECONDS_BETWEEN = 60.0
 
 
 def check_table(kind: str) -> None:
@@ -49,6 +52,34 @@ def is_right(job: Job, answer: str) -> bool | None:
     return answer_is_right(Question(sample.task or "", sample.question, sample.expected, ()), answer)
 
 
+class _Lines(io.StringIO):
+    """Rows end in a line feed, but the csv module quotes a carriage return in a text only if one ends its rows."""
+
+    def write(self, row: str) -> int:
+        return super().write(row.removesuffix("\r\n") + "\n")
+
+
+class LiveTable:
+    """The table of a sweep that is going on: written now and then, taking a fiftieth of the time at most."""
+
+    def __init__(self, folder: Path, kind: str, jobs: Sequence[Job], state: State) -> None:
+        self.folder, self.kind, self.jobs, self.state = folder, kind, jobs, state
+        self._due = time.monotonic() + SECONDS_BETWEEN
+
+    def write(self) -> Path:
+        """Write it now."""
+        started = time.monotonic()
+        path = write_table(self.folder, self.kind, rows(self.jobs, self.state))
+        ended = time.monotonic()
+        self._due = ended + max(SECONDS_BETWEEN, 50 * (ended - started))
+        return path
+
+    def write_if_due(self) -> None:
+        """Write it if the last time is long ago."""
+        if time.monotonic() >= self._due:
+            self.write()
+
+
 def write_table(folder: Path, kind: str, found: Sequence[Mapping[str, Any]]) -> Path:
     """Write ``table.csv`` or ``table.parquet``; a reader sees the old one or the new one."""
     path = folder / f"table.{kind}"
@@ -57,8 +88,8 @@ def write_table(folder: Path, kind: str, found: Sequence[Mapping[str, Any]]) -> 
         pd.DataFrame(list(found), columns=list(COLUMNS)).astype(DTYPES).to_parquet(buffer, index=False)
         write_whole(path, buffer.getvalue())
     else:
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        text = _Lines(newline="")
+        writer = csv.DictWriter(text, COLUMNS)
         writer.writeheader()
         writer.writerows(found)
         write_whole(path, text.getvalue().encode("utf-8"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import multiprocessing
 import os
 import threading
 import traceback
@@ -30,7 +31,8 @@ def run_batch(task: dict[str, Any]) -> dict[str, Any]:
     ----------
     task : dict
         ``folder``, ``token`` of the sweep; ``modules`` and their ``module_folder``; ``model``, ``pruner`` (dicts),
-        ``decode`` (dict); ``weights`` expected, or None; ``jobs``: id, sample, picture, question, seed, wanted.
+        ``decode`` (dict); ``weights`` expected, or None; ``run``: one word for all batches of one call of the command;
+        ``jobs``: id, sample, picture, question, seed, wanted.
 
     Returns
     -------
@@ -79,7 +81,7 @@ class _Batch:
         self.store = TraceStore(folder / "traces", mode="a")
         self.task = task
         self.wanted = {job["id"] for job in task["jobs"] if job["wanted"]}
-        self.vlm = _load(task["model"], task["weights"])
+        self.vlm = _load(task["model"], task["weights"], task["run"])
         self.options = _options(task)
         _try_out(self.vlm, self.options, task)
 
@@ -160,11 +162,14 @@ def _failure(job: dict[str, Any], error: Exception) -> dict[str, Any]:
     return {"id": job["id"], "error": text, "traceback": "".join(traceback.format_exception(error))}
 
 
-def _load(model: dict[str, Any], weights: str | None) -> Any:
-    """The model, kept from one batch to the next; another model takes its place."""
+def _load(model: dict[str, Any], weights: str | None, run: str) -> Any:
+    """The model, kept from one batch to the next of the same run; another model takes its place.
+
+    Between two runs its files may have changed, and so may the options that it was tried with.
+    """
     from visionpulse_analysis.models import load
 
-    if _ready.get("model") != model:
+    if (_ready.get("run"), _ready.get("model")) != (run, model):
         _ready.clear()
         gc.collect()
         name = model["name"]
@@ -173,7 +178,7 @@ def _load(model: dict[str, Any], weights: str | None) -> Any:
         except Exception as error:
             raise SweepError(f"the model {name!r} cannot be loaded: {type(error).__name__}: {error}") from error
         logger.info("loaded %s in process %d", name, os.getpid())
-        _ready.update(model=model, vlm=vlm, tried=[])
+        _ready.update(run=run, model=model, vlm=vlm, tried=[])
     vlm = _ready["vlm"]
     if weights is not None and vlm.weights_hash != weights:
         raise SweepError(
@@ -212,9 +217,15 @@ def _try_out(vlm: Any, options: dict[str, Any], task: dict[str, Any]) -> None:
 
 
 def _check_device(vlm: Any) -> None:
-    """After some errors a GPU answers nothing any more until its process ends; then no sample is to blame."""
+    """After some errors a GPU answers nothing any more until its process ends.
+
+    A worker process ends then: its nanny starts another, and dask counts over whom. Without a nanny, the sweep ends.
+    """
     if vlm.model.device.type == "cuda":
         try:
             next(vlm.model.parameters()).sum().item()
         except Exception as error:
+            if multiprocessing.parent_process() is not None:
+                logger.error("the GPU of this worker stopped working, a new process takes its place: %s", error)
+                os._exit(1)
             raise SweepError(f"the GPU of this worker stopped working: {error}") from error
