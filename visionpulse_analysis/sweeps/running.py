@@ -87,10 +87,10 @@ def run(
             if state.closed < len(jobs):
                 with connect(scheduler, workers) as client:
                     report(f"dask dashboard: {'none' if workers == 0 else client.dashboard_link}")
-                    with progress_bar(len(jobs), state.closed, progress) as bar:
-                        going = _Run(client, config, folder, state, table, bar)
-                        if not going.threads():
-                            report("no worker has joined the scheduler yet; waiting for the first one")
+                    going = _Run(client, config, folder, state, table)
+                    if not going.threads():
+                        report("no worker has joined the scheduler yet; waiting for the first one")
+                    with progress_bar(len(jobs), state.closed, progress) as going.bar:
                         for model in config.models:  # one after the other: a worker loads each once
                             going.finish([job for job in jobs if job.model is model])
         except KeyboardInterrupt:
@@ -111,7 +111,7 @@ class _Run:
     folder: SweepFolder
     state: State
     table: LiveTable
-    bar: tqdm
+    bar: tqdm = field(init=False)
     word: str = field(default_factory=lambda: uuid.uuid4().hex)  # tells the workers this call from any other
 
     def threads(self) -> int:
