@@ -8,9 +8,22 @@ from fractions import Fraction
 import numpy as np
 import torch
 
-from visionpulse_analysis.pruners import Layout, View
+from visionpulse_analysis.pruners import Layout, View, VisionPulse
 
 LAYERS, HEADS = 5, 4
+
+VISIONPULSE = [
+    VisionPulse.five_percent(),
+    VisionPulse.ten_percent(),
+    VisionPulse(temperature=3.0, budget_min=0.02, budget_max=0.9),
+    VisionPulse(0, budget=0.29),
+    VisionPulse(LAYERS - 1, temperature=6.0, budget_max=0.9),
+    VisionPulse(temperature=2.0, budget_max=0.5, reuse_previous=True),
+    VisionPulse(temperature=2.0, budget_max=0.5, hysteresis=3.0),
+    VisionPulse(granularity="block", block_size=8, temperature=2.0, budget_max=0.5),
+    VisionPulse(granularity="block", block_size=4, budget=0.3, hysteresis=1.5),
+    VisionPulse(granularity="block", block_size=8, temperature=4.0, budget_max=0.6, reuse_previous=True),
+]
 
 
 @dataclass

@@ -1,0 +1,119 @@
+"""What pruners are called, which parameters they take, and which they refuse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from slow_pruners import (
+    LAYERS,
+    VISIONPULSE,
+    as_sets,
+    random_batch,
+    random_logits,
+    run,
+    slow_k,
+)
+
+import visionpulse_analysis as vpa
+from visionpulse_analysis.pruners import FixedShare, KeepAll, LastStepOnly, PrefillOnce, Random, Uniform, VisionPulse
+from visionpulse_analysis.pruners.base import KNOWN
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameters", "message"),
+    [
+        (VisionPulse, {"temperature": 0}, "temperature must be above 0"),
+        (VisionPulse, {"temperature": float("nan")}, "temperature must be a finite number"),
+        (VisionPulse, {"temperature": float("inf")}, "finite"),
+        (VisionPulse, {"budget_min": 0.0}, r"budget_min is a share of the patches in \(0, 1\], got 0.0"),
+        (VisionPulse, {"budget_max": 1.01}, "budget_max is a share"),
+        (VisionPulse, {"budget_min": 0.2, "budget_max": 0.1}, "budget_min 0.2 is above budget_max 0.1"),
+        (VisionPulse, {"budget": 5}, "budget is a share"),
+        (VisionPulse, {"anchor_layer": -1}, "anchor_layer is a zero-based layer index"),
+        (VisionPulse, {"anchor_layer": 2.0}, "anchor_layer is a zero-based layer index"),
+        (VisionPulse, {"granularity": "patch"}, "'token' or 'block', got 'patch'"),
+        (VisionPulse, {"hysteresis": -0.1}, "hysteresis must be 0 or above"),
+        (VisionPulse, {"hysteresis": float("inf")}, "hysteresis must be a finite number"),
+        (VisionPulse, {"block_size": 0}, "block_size must be at least 1"),
+        *(
+            (kind, {"budget": value}, "budget is a share")
+            for kind in (Random, Uniform, PrefillOnce, LastStepOnly)
+            for value in (0, -1, 1.5, float("nan"), "5", True)
+        ),
+        *((kind, {"anchor_layer": -2}, "zero-based") for kind in (Random, Uniform, PrefillOnce, LastStepOnly)),
+    ],
+)
+def test_bad_parameters(kind, parameters, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**parameters)
+
+
+def test_an_anchor_beyond_the_model_is_refused_before_decoding():
+    layout = random_batch(np.random.default_rng(0)).layout()
+    for kind in (VisionPulse, Random, PrefillOnce):
+        with pytest.raises(
+            ValueError, match=f"anchor layer {LAYERS} is out of range: the model has layers 0 to {LAYERS - 1}"
+        ):
+            kind(anchor_layer=LAYERS).start(layout)
+
+
+class TestNames:
+    def test_presets_are_those_of_the_paper(self):
+        five, ten = VisionPulse.five_percent(), VisionPulse.ten_percent(17)
+        assert (five.temperature, five.budget_min, five.budget_max, five.anchor_layer) == (0.1, 0.01, 0.05, None)
+        assert (ten.temperature, ten.budget_min, ten.budget_max, ten.anchor_layer) == (0.4, 0.05, 0.10, 17)
+
+    def test_every_pruner_is_listed_and_comes_back_from_its_dict(self):
+        assert set(vpa.list_pruners()) >= {
+            "keep_all",
+            "last_step_only",
+            "prefill_once",
+            "random",
+            "uniform",
+            "visionpulse",
+        }
+        for pruner in [KeepAll(), Uniform(0.3, 2), *VISIONPULSE]:
+            assert vpa.make_pruner(**pruner.to_dict()) == pruner
+
+    def test_unknown_names_and_parameters(self):
+        with pytest.raises(ValueError, match=r"no pruner 'fastest'; known: .*visionpulse"):
+            vpa.make_pruner("fastest")
+        with pytest.raises(ValueError, match="no parameter 'share'; it takes budget, anchor_layer"):
+            vpa.make_pruner("uniform", share=0.1)
+        with pytest.raises(ValueError, match="budget is a share"):
+            vpa.make_pruner("uniform", budget=2.0)
+
+    def test_a_pruner_of_ones_own(self):
+        def define():
+            @dataclass(frozen=True)
+            class First(FixedShare):
+                """Keep the first patches."""
+
+                name: ClassVar[str] = "first"
+
+                def keep(self, view, layout, k):
+                    return torch.arange(layout.patches.shape[1])[None] < k[:, None]
+
+            return First
+
+        try:
+            old, new = define(), define()  # as when a notebook cell runs again
+            assert vpa.list_pruners()["first"] is new is not old
+            made = vpa.make_pruner("first", budget=0.5)
+            batch = random_batch(np.random.default_rng(0))
+            kept = run(made, batch.layout(), random_logits(np.random.default_rng(0), batch, 2))[0]["kept"]
+            assert as_sets(kept) == [set(range(slow_k(0.5, len(places)))) for places in batch.places]
+        finally:
+            KNOWN.pop("first", None)
+
+    def test_a_name_belongs_to_one_pruner(self):
+        with pytest.raises(TypeError, match="'visionpulse', which is the name of visionpulse_analysis"):
+
+            class Mine(VisionPulse):
+                pass
+
+        assert vpa.list_pruners()["visionpulse"] is VisionPulse
