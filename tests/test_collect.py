@@ -11,8 +11,7 @@ import visionpulse_analysis as vpa
 from visionpulse_analysis.sampling import Sample as Sampling
 from visionpulse_analysis.studies import collect as module
 from visionpulse_analysis.studies.collect import cache_folder, collect, traces_hash
-from visionpulse_analysis.studies.samples import Sample, image_samples, one_sample, scene_samples
-from visionpulse_analysis.testbed.scenes import generate
+from visionpulse_analysis.studies.samples import Sample, image_samples, scene_samples
 
 SHORT = {"max_new_tokens": 3, "layers": [1]}
 
@@ -202,31 +201,6 @@ def test_samples_with_one_id_are_refused(vlm, samples, decoded):
     assert decoded == []
 
 
-# Samples
-
-
-def task_of(sample):
-    assert sample.truth is not None
-    return sample.truth.task
-
-
-def scene_seed(sample):
-    assert sample.scene is not None
-    return sample.scene.seed
-
-
-def test_scenes_depend_on_the_seed_and_ask_the_tasks_in_turn():
-    samples, again, other = scene_samples(6), scene_samples(6), scene_samples(6, seed=1)
-    assert [task_of(s) for s in samples] == ["find", "compare", "count"] * 2
-    assert all(
-        np.array_equal(a.image, b.image) and a.question == b.question for a, b in zip(samples, again, strict=True)
-    )
-    assert not {scene_seed(s) for s in samples} & {scene_seed(s) for s in other}
-    assert all(np.array_equal(s.image, generate(scene_seed(s), 8).render()) for s in samples)
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        scene_samples(0)
-
-
 def test_a_folder_of_images_is_decoded_whatever_the_files_are_called(vlm, tmp_path, samples):
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -238,18 +212,3 @@ def test_a_folder_of_images_is_decoded_whatever_the_files_are_called(vlm, tmp_pa
     assert all(s.scene is None for s in own)
     with pytest.raises(FileNotFoundError, match="no image"):
         image_samples(tmp_path / "nowhere", "?")
-
-
-def test_one_sample_is_a_scene_or_ones_own_image(tmp_path, samples):
-    a, b = one_sample(seed=2), one_sample(seed=2, task="count")
-    assert np.array_equal(a.image, b.image)
-    assert (task_of(a), task_of(b)) == ("find", "count")
-    asked = one_sample(question="what ?", seed=2)
-    assert (asked.question, asked.scene, asked.truth) == ("what ?", a.scene, None)
-    Image.fromarray(samples[0].image).save(tmp_path / "x.png")
-    own = one_sample(str(tmp_path / "x.png"), "what ?")
-    assert isinstance(own, Sample)
-    assert own.scene is None
-    assert np.array_equal(own.image, samples[0].image)
-    with pytest.raises(ValueError, match="without a question"):
-        one_sample(str(tmp_path / "x.png"))
