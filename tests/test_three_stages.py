@@ -4,22 +4,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import slow_prefill as slow
 import torch
+from slow_stages import Dense, Seen, SlowFrozen, SlowGone, SlowSkip, by_hand, kl
 
 from visionpulse_analysis.calibration import FirstTokens
 from visionpulse_analysis.pruners.freezing import ShortV, layer_contribution
 from visionpulse_analysis.pruners.withdrawal import VTW, withdrawal_curve
-from visionpulse_analysis.statistics import Interval
-from visionpulse_analysis.studies import three_stages_figures, three_stages_report
 from visionpulse_analysis.studies.forced import Passages, SkipImage
 from visionpulse_analysis.studies.layer_watch import LayerWatch, logit_lens, sink_value_ratio
 from visionpulse_analysis.studies.samples import scene_samples
 from visionpulse_analysis.studies.three_stages import (
-    ThreeStages,
     ask,
     asked_hash,
-    over_samples,
     shallow_layers,
     three_stages,
 )
@@ -46,67 +42,6 @@ def stages(vlm, asked):
 @pytest.fixture(scope="module")
 def passages(vlm, asked):
     return Passages(vlm, [one.passage for one in asked], [one.queries for one in asked])
-
-
-class Dense(slow.Rule):
-    def __init__(self):
-        """Nothing acts."""
-
-
-class SlowSkip(slow.Rule):
-    def __init__(self, layers):
-        self.layers = layers
-
-    def run(self, layer):
-        def lose(weights):
-            for query in range(weights.shape[1]):
-                if query not in layer.at:
-                    weights[:, query, layer.at] = 0
-            return weights
-
-        return layer.run(lose) if layer.number in self.layers else layer.run()
-
-
-class SlowFrozen(slow.Rule):
-    def __init__(self, layer):
-        self.layer = layer
-
-    def run(self, layer):
-        states = layer.run()
-        if layer.number == self.layer:
-            states[layer.at] = layer.states[layer.at]
-        return states
-
-
-class SlowGone(slow.Rule):
-    def __init__(self, layer):
-        self.layer = layer
-
-    def before(self, layer):
-        return [] if layer.number >= self.layer else layer.patches
-
-
-class Seen(slow.Rule):
-    """Notes each layer as it was."""
-
-    def __init__(self):
-        self.layers = []
-
-    def run(self, layer):
-        self.layers.append(layer)
-        return layer.run()
-
-
-def by_hand(vlm, one, place, rule):
-    """Log probabilities [word] after the prompt, or after the answer up to the most visual step."""
-    answer = one.passage.ids[one.queries[0] + 1 :].tolist() if place else []
-    words = vlm.tokenizer(one.sample.question, add_special_tokens=False).input_ids
-    inputs = slow.inputs_of(vlm, one.sample.image, one.sample.question, answer, words)
-    return slow.slow_forward(vlm, inputs, rule)[0].double().numpy()
-
-
-def kl(p, q):
-    return sum(np.exp(a) * (a - b) for a, b in zip(p, q, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -251,85 +186,3 @@ def test_wrong_options_are_refused(vlm, asked):
     bare = replace(vlm, model=type("Bare", (), {"get_decoder": lambda self: None})())
     with pytest.raises(ValueError, match="final norm"):
         logit_lens(bare, torch.zeros(1))
-
-
-def planted(stages: ThreeStages, *, effect=(0.001, 9.0), shallow=0.001, deep=0.001, sinks=0.5, last=0.0) -> ThreeStages:
-    """Ten samples with these means and a little noise, 8 layers."""
-    noise = np.random.default_rng(0).uniform(0.9, 1.1, 10)
-
-    def everywhere(values):
-        return np.tile(np.asarray(values)[None, :, None], (2, 1, 10)) * noise
-
-    withdrawn = everywhere([9.0, 9, 9, 5, 4, 1, deep, deep])
-    return replace(
-        stages,
-        asked=stages.asked[:1] * 10,
-        effect=np.array(effect)[:, None] * noise,
-        shallow=np.full((2, 1), shallow) * noise,
-        withdrawn=withdrawn,
-        window=everywhere([0, 0, 1, 1, 1, 0.0]),
-        sink_ratio=everywhere([sinks] * 8),
-        cosine=everywhere([0.9, 0.9, 0.9, 0.5, 0.9, 0.9, 0.9, 0.9]),
-        frozen=everywhere([0.5, 0.4, 0.6, 0.7, 0.8, 0.9, last, last]),
-        frozen_reverse=everywhere([0.0] * 8),
-        lens=everywhere([0.0] * 9),
-        lens_right=np.tile(np.array([1, 0, 1, 0, 0, 1, 1, 1, 1])[None, :, None], (2, 1, 10)),
-        mass=everywhere([0.5] * 8),
-    )
-
-
-def test_only_a_whole_interval_is_on_a_side():
-    def side(level, low=0.4, high=0.6):
-        return three_stages_report.side(Interval(0.5, low, high, 9, 9, 0.95, "made"), level)
-
-    assert [side(level) for level in (0.7, 0.55, 0.45, 0.3)] == ["below", "open", "open", "above"]
-    assert side(0.7, np.nan, np.nan) == "open"  # one sample says nothing
-
-
-def test_the_sentences_follow_the_intervals(stages):
-    yes = three_stages_report.verdicts(planted(stages)).splitlines()
-    assert "says nothing about where it reads" in yes[0]
-    assert "these layers do not need the image" in yes[1] and "has been read by then" in yes[2]
-    assert yes[3].endswith("transfers.") and yes[4].endswith("transfers.")
-    no = three_stages_report.verdicts(planted(stages, effect=(3, 9), shallow=1, deep=1, sinks=2, last=2)).splitlines()
-    assert "says nothing" not in no[0] and "these layers need the image" in no[1] and "still read there" in no[2]
-    assert "have larger values" in no[3] and "matters more" in no[4]
-    between = three_stages_report.verdicts(planted(stages, shallow=0.05, sinks=1.0), level=0.05).splitlines()
-    assert "cannot be decided" in between[1] and "cannot be decided" in between[3]
-
-
-def test_the_layers_in_the_table(stages):
-    made = planted(stages, deep=0.001)
-    assert three_stages_report.withdrawal_layer(made, 1) == 6
-    assert three_stages_report.withdrawal_layer(made, 1, 4.5) == 4
-    assert three_stages_report.withdrawal_layer(made, 1, 10.0) == 1  # the search begins at 5 of 32 layers
-    assert three_stages_report.withdrawal_layer(made, 1, 1e-9) is None
-    assert three_stages_report.contribution_order(made, 1) == [6, 7, 1, 0, 2, 3, 4, 5]
-    assert three_stages_report.reading_layer(made, 1) == 5
-    at_prompt = made.withdrawn.copy()
-    at_prompt[0, 2:] = 1e-6
-    table = three_stages_report.paper_table(replace(made, withdrawn=at_prompt))
-    assert table.loc["VTW's layer, KL <= 0.003 nats"].tolist() == ["15 of 32", "6 of 8 (end of the prompt: 2 of 8)"]
-    assert "layer 3 of 8" in table.iloc[5, 1]
-    assert table.map(len).to_numpy().max() <= 50  # longer ones are cut off where a notebook shows them
-
-
-def test_the_page_draws_the_means(stages):
-    page = three_stages_figures.stages_page(stages)
-    lines = page.axes[4].lines[1].get_ydata()
-    assert np.allclose(lines, stages.withdrawn[1].mean(axis=1))
-    assert len(page.axes[0].lines[0].get_ydata()) == 9
-    numbers = stages.numbers()["most visual step"]
-    assert numbers["cosine"][3]["estimate"] == pytest.approx(stages.cosine[1, 3].mean())
-    with pytest.raises(ValueError):
-        over_samples(np.array([np.nan]))
-
-
-def test_each_panel_of_divergences_has_a_scale_that_holds_it(stages):
-    small = replace(stages, frozen=stages.frozen / stages.frozen.max() * 3e-5)
-    page = three_stages_figures.stages_page(small, threshold=0.5)
-    for ax, values in zip(page.axes[3:], (small.window, small.withdrawn, small.frozen), strict=True):
-        low, high = ax.get_ylim()
-        assert low == three_stages_figures.LEAST and 2 * high > values.mean(axis=2).max()
-    assert page.axes[5].get_ylim()[1] == pytest.approx(1e-4)
-    assert page.axes[4].get_ylim()[1] >= 0.5  # the bound is in sight
