@@ -32,7 +32,8 @@ test-floor: $(FLOOR)/.installed
 	PYTHONPATH=$(FLOOR) $(BIN)/python -m pytest tests/families tests/test_attention.py tests/test_decoding.py tests/test_models.py
 
 test-torchvision: $(FLOOR)/.installed $(TORCHVISION)/.installed
-	PYTHONPATH=$(TORCHVISION) $(BIN)/python -m pytest tests/families/test_recording.py tests/families/test_video.py
+	PYTHONPATH=$(TORCHVISION) $(BIN)/python -m pytest tests/families/test_recording.py tests/families/test_video.py \
+		tests/families/test_video_times.py
 	PYTHONPATH=$(FLOOR):$(TORCHVISION) $(BIN)/python -m pytest tests/families -k "onevision or deepseek"
 
 test-triton: $(TRITON)/.installed

@@ -170,7 +170,7 @@ def test_ctrl_c_ends_all_processes_and_says_what_is_kept(plain, tmp_path, monkey
         signal.signal(signal.SIGINT, before)
     assert driver.returncode == 130 and "Traceback" not in err, err
     assert 0 < len(Sweep(folder).table) <= finished(folder) < 200
-    assert f"interrupted; {len(Sweep(folder).table)} traces are finished and kept: the same command goes on" in err
+    assert "interrupted; finished traces are kept, and the same command goes on" in err
     assert "stopped: KeyboardInterrupt" in (folder / "sweep.log").read_text()
 
 

@@ -94,7 +94,7 @@ def run(
                         for model in config.models:  # one after the other: a worker loads each once
                             going.finish([job for job in jobs if job.model is model])
         except KeyboardInterrupt:
-            report(f"interrupted; {len(state.finished)} traces are finished and kept: the same command goes on")
+            report("interrupted; finished traces are kept, and the same command goes on")
             raise
         finally:
             path = table.write()
