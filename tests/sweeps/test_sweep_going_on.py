@@ -4,13 +4,18 @@ import json
 import shutil
 
 import pytest
+from fake_batches import made_trace
 from folder_contents import content_of, state_of
 
 import visionpulse_analysis.decoding
 import visionpulse_analysis.models
 from visionpulse_analysis.store import TraceStore
 from visionpulse_analysis.sweeps import worker
+from visionpulse_analysis.sweeps.config import SweepConfig
+from visionpulse_analysis.sweeps.folder import SweepFolder
+from visionpulse_analysis.sweeps.plan import plan
 from visionpulse_analysis.sweeps.results import Sweep
+from visionpulse_analysis.sweeps.state import State
 from visionpulse_analysis.sweeps.worker import SweepError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -71,3 +76,18 @@ def test_other_weights_under_the_same_name_are_refused(sweep, plain, scenes_fold
     with pytest.raises(SweepError, match=r"has other weights .* than when this sweep began"):
         sweep({**given, "samples": {"scenes": {"n": 4, "cells": 4}}})
     assert state_of(tmp_path / "out") == untouched
+
+
+def test_workers_that_load_different_weights_under_one_name_are_found(plain, tmp_path):
+    """Until the first batch is back, no worker knows what the others loaded."""
+    one, other = plan(SweepConfig.from_plain(plain, folder=tmp_path))[:2]
+    folder = SweepFolder(tmp_path / "out")
+    state = State(folder, [one, other], retries=0, retry_failed=False)
+    message = rf"{other.id} was made with other weights \(b\) than .*\(a\)"
+    state.take([{"id": one.id, "row": {"weights": "a"}}])
+    with pytest.raises(SweepError, match=message):
+        state.take([{"id": other.id, "row": {"weights": "b"}}])
+    for job in (one, other):
+        folder.store.add(made_trace(job.id, seed=0))
+    with pytest.raises(SweepError, match="was made with other weights"):
+        State(folder, [one, other], retries=0, retry_failed=False)

@@ -8,6 +8,7 @@ from typing import Any
 from visionpulse_analysis.sweeps.folder import Outcomes, SweepFolder
 from visionpulse_analysis.sweeps.plan import Job
 from visionpulse_analysis.sweeps.rows import row_of
+from visionpulse_analysis.sweeps.worker import SweepError
 
 
 class State:
@@ -32,8 +33,7 @@ class State:
         self.outcomes.add(
             {"id": id, "row": row_of(folder.store[id])} for id in sorted(self.finished) if id not in self.outcomes.rows
         )
-        for id in self.finished:
-            self.weights.setdefault(self.jobs[id].model.label, self.outcomes.rows[id]["weights"])
+        self._note_weights(sorted(self.finished))
         self._count_failures(self.outcomes.failures)
 
     @property
@@ -50,13 +50,23 @@ class State:
         return job.id in self.outcomes.failures
 
     def take(self, outcomes: Sequence[dict[str, Any]]) -> None:
-        """Note what a batch came to, on disk first."""
+        """Note what a batch came to, on disk first; raises SweepError where one model has two weights."""
         self.outcomes.add(outcomes)
         done = [outcome["id"] for outcome in outcomes if "row" in outcome]
         self.finished.update(done)
-        for id in done:
-            self.weights.setdefault(self.jobs[id].model.label, self.outcomes.rows[id]["weights"])
+        self._note_weights(done)
         self._count_failures(outcome["id"] for outcome in outcomes if "error" in outcome)
+
+    def _note_weights(self, ids: Iterable[str]) -> None:
+        """Raise SweepError for traces of one model with other weights: workers that began together may load such."""
+        for id in ids:
+            label, found = self.jobs[id].model.label, self.outcomes.rows[id]["weights"]
+            known = self.weights.setdefault(label, found)
+            if found != known:
+                raise SweepError(
+                    f"{id} was made with other weights ({found}) than the traces before it ({known}): workers load "
+                    f"different files as {label!r}; let them load the same, and sweep into another folder"
+                )
 
     def _count_failures(self, ids: Iterable[str]) -> None:
         for id in ids:
