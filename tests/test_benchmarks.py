@@ -180,7 +180,7 @@ def test_variants_name_their_pruner():
 
 
 def test_batches_decode_the_same_and_are_compared_with_the_first():
-    result = batch.bench_batch((1, 2), cells=(4, 5), samples=3, alone=2, rounds=1, max_new_tokens=4)
+    result = batch.bench_batch((1, 2), cells=(4, 5), samples=2, repeats=2, rounds=1, max_new_tokens=4)
     ways = [(1, False), (2, False), (1, True), (2, True)]
     assert [(row["visual_tokens"], row["batch"], row["recorded"]) for row in result["rows"]] == [
         (tokens, *way) for tokens in (64, 100) for way in ways
@@ -196,11 +196,11 @@ def test_batches_decode_the_same_and_are_compared_with_the_first():
             batch.bench_batch(**wrong)
 
 
-def test_traces_that_differ_are_counted_among_those_that_both_decoded():
-    """Of three traces of the first batch size the second differs; the fourth has nothing to be compared with."""
+def test_traces_that_differ_are_counted_in_every_repeat():
+    """Two samples, decoded once one by one and twice together: of the four traces the second is another."""
     ms = {"prefill": 1.0, "steps": 1.0}
-    first = batch.Timed(500.0, ms, [["a"], ["b"], ["c"]])
-    other = batch.Timed(250.0, ms, [["a"], ["x"], ["c"], ["d", "e"]])
+    first = batch.Timed(500.0, ms, [["a"], ["b", "c"]])
+    other = batch.Timed(250.0, ms, [["a"], ["x"], ["a"], ["b", "c"]])
     row = batch._row([first], [other], 2)
     assert row["differing_traces"] == 1 and row["speedup_over_first"]["median"] == 0.5 and row["mean_steps"] == 1.25
 

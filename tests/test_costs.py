@@ -91,10 +91,10 @@ def test_bytes_are_those_of_the_keys_and_values_really_read(vlm, pictures, monke
         read.append(key.nbytes + value.nbytes)
         return original(module, query, key, value, mask, **options)
 
-    def attend(self, query, key, value, scaling, known=None, *, original=Gathered.attend):
+    def attend(self, query, key, value, *given, original=Gathered.attend):
         columns = self.index.shape[1] + sum(end - first for first, end in self.views)
         read.append((key[:, :, 0].nbytes + value[:, :, 0].nbytes) * columns)
-        return original(self, query, key, value, scaling, known)
+        return original(self, query, key, value, *given)
 
     monkeypatch.setattr(functions, "newest", newest)
     monkeypatch.setattr(Gathered, "attend", attend)

@@ -5,60 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from slow_pruners import Batch, random_batch
+from made_caches import BATCHES, DIM, HEADS, KV_HEADS, cached, choice, many_images, mask_of
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.attending import gathering, reading
-from visionpulse_analysis.attending.gathering import TextColumns, product
+from visionpulse_analysis.attending.gathering import product
 from visionpulse_analysis.attending.reading import Masked, Readings
-from visionpulse_analysis.cache import GrowingLayer
+from visionpulse_analysis.attending.text_columns import VIEWS, TextColumns
 from visionpulse_analysis.pruners import VisionPulse
 from visionpulse_analysis.pruners.logits import newest_logits
-
-HEADS, KV_HEADS, DIM = 6, 2, 8
-
-
-def many_images(rng, images: int) -> Batch:
-    """Two rows with so many images of 5 patches each, with 1 to 4 tokens of text between them."""
-    places, lengths = [], []
-    for _ in range(2):
-        gaps = rng.integers(1, 5, images)
-        firsts = np.cumsum(gaps) + 5 * np.arange(images)
-        places.append((firsts[:, None] + np.arange(5)).ravel())
-        lengths.append(int(firsts[-1] + 5 + rng.integers(1, 9)))
-    return Batch(places, lengths)
-
-
-BATCHES = {
-    "padded": lambda rng: random_batch(rng, 3),
-    "alone": lambda rng: random_batch(rng, 1),
-    "alike": lambda rng: Batch([np.arange(4, 30)] * 2, [40, 40]),
-    "many images": lambda rng: many_images(rng, 9),
-}
 
 
 @pytest.fixture(params=BATCHES.values(), ids=BATCHES)
 def batch(request, rng):
     return request.param(rng)
-
-
-def cached(batch, steps, generator):
-    """Keys and values of a cache that has grown by some steps, and the newest query."""
-    layer, rows = GrowingLayer(), len(batch.places)
-    for length in (batch.width, *[1] * steps):
-        layer.update(*(torch.randn(rows, KV_HEADS, length, DIM, generator=generator) for _ in range(2)))
-    return torch.randn(rows, HEADS, 1, DIM, generator=generator), layer.keys, layer.values
-
-
-def mask_of(batch, columns):
-    starts = batch.layout().starts
-    real = torch.arange(columns)[None] >= starts[:, None]
-    return real[:, None, None] if starts.any() else None
-
-
-def choice(batch, rng, share=0.3):
-    layout = batch.layout()
-    return torch.from_numpy(rng.random(layout.patches.shape) < share) & layout.patches
 
 
 def slow_attention(query, key, value, visible):
@@ -81,6 +41,7 @@ def test_gathered_attention_is_that_over_the_visible_keys(batch, rng, steps):
     hidden = Readings(layout, "masked").of(kept, mask, key.shape[2])
     gathered = Readings(layout, "gathered").of(kept, mask, key.shape[2])
     output, weights = gathered.attend(query, key, value, DIM**-0.5)
+    assert weights is not None
     assert np.abs(output.numpy() - slow_attention(query, key, value, hidden.visible)).max() < 1e-6
     for row, patches in enumerate(kept):
         named = gathered.patches[row, : int(patches.sum())].tolist()
@@ -133,7 +94,7 @@ def test_text_is_read_where_it_lies(rng):
     for batch, most in ((few, 0), (many, 6 * 4)):
         text = TextColumns.of(batch.layout())
         assert text.copied.shape[1] <= most
-        assert len(text.views) <= gathering.VIEWS + 1 and text.views[-1][1] is None
+        assert len(text.views) <= VIEWS + 1 and text.views[-1][1] is None
         kept = choice(batch, rng)
         index = Readings(batch.layout(), "gathered").of(kept, None, batch.width + 50).index
         assert index.shape[1] == kept.sum(dim=1).max() + text.copied.shape[1]
@@ -169,20 +130,6 @@ def test_a_known_bound_replaces_asking_the_device(vlm, pictures, monkeypatch):
         assert a.tokens == b.tokens and np.array_equal(a.kept.values, b.kept.values)
         assert np.abs(a.logprobs - b.logprobs).max() < 1e-5
         assert np.abs(a.mass.values - b.mass.values).max() < 1e-5
-
-
-@pytest.mark.parametrize(
-    "device, triton, said, there",
-    [("cuda", True, None, True), ("cuda", True, "0", False), ("cuda", False, None, False), ("cpu", True, None, False)],
-)
-def test_the_kernels_are_for_gpus_and_can_be_left_out(device, triton, said, there, monkeypatch):
-    monkeypatch.setattr(gathering, "find_spec", lambda name: triton or None)
-    monkeypatch.setattr(gathering, "import_module", lambda name: name)
-    monkeypatch.delenv("VISIONPULSE_KERNELS", raising=False)
-    if said is not None:
-        monkeypatch.setenv("VISIONPULSE_KERNELS", said)
-    found = gathering.fused_kernels.__wrapped__(device)
-    assert found == ("visionpulse_analysis.attending.fused" if there else None)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

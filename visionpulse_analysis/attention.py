@@ -40,7 +40,7 @@ def newest(module: torch.nn.Module, query, key, value, attention_mask, *, scalin
     """Scaled-dot-product attention of the newest query alone, [row, head, 1, dim]: `stock`, arranged for speed.
 
     The query heads that share a key head become the queries of one head, so that each key is read once: the library
-    reads it once per query head on a CPU, and elsewhere, where there is a mask, copies it for each of them.
+    reads it once per query head on a CPU, and on a GPU, where there is a mask, copies it for each of them.
     """
     rows, heads, length, dim = query.shape
     shared_by_library = query.device.type != "cpu" and attention_mask is None

@@ -78,10 +78,9 @@ class StepAttention:
         reading = self._reading(view) if self.groups else None
         if isinstance(reading, Gathered):
             known = view.logits() if view.scored else None
-            if not recorded:
-                return reading.output(query, key, value, scaling, known), None
-            output, weights = reading.attend(query, key, value, scaling, known)
-            self.recorder.put_kept(view.layer, weights, reading.patches)
+            output, weights = reading.attend(query, key, value, scaling, known, recorded)
+            if weights is not None:
+                self.recorder.put_kept(view.layer, weights, reading.patches)
             return output, None
         mask = attention_mask if reading is None else reading.visible[:, None, None]
         if recorded:

@@ -1,8 +1,9 @@
-"""Gathered execution: only the kept patches are copied out of the cache; text is read where it lies.
+"""Gathered execution: only the kept patches are read out of the cache, and the text where it lies.
 
 The attention of one query is a softmax over one vector of logits. Its parts are computed where their keys are (the kept
-patches, copied together; each stretch of text, as a view of the cache), joined for the softmax, and parted again for
-the values. Nothing is approximated, and query heads that share a key head share one reading of it.
+patches, copied together; each stretch of text, as a view of the cache) and joined for the softmax; the values are
+summed while they are read, or part by part. Nothing is approximated, and query heads that share a key head share one
+reading of it.
 """
 
 from __future__ import annotations
@@ -15,90 +16,11 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-import numpy as np
 import torch
 
 from visionpulse_analysis.attending.fastest import run_fastest
-from visionpulse_analysis.pruners.view import Layout
 
 SHARED = 4  # query heads of one key head; with more, copying its values once is the faster way on a CPU
-VIEWS = 3  # stretches of text inside the prompt that are read where they lie; shorter ones are copied with the patches
-
-
-@dataclass
-class TextColumns:
-    """Which columns of the cache hold text, and how they are read.
-
-    views : stretches (first, end) of columns where some row has text; the last has no end: it grows with the answer.
-    copied : int64 [row, token], text outside of them; real : bool [row, token], False where a row has less of it.
-    own : bool [row, column], where each row has text itself. uniform : whether all rows have it in the same columns.
-    """
-
-    layout: Layout
-    views: list[tuple[int, int | None]]
-    copied: torch.Tensor
-    real: torch.Tensor
-    own: torch.Tensor
-    uniform: bool
-
-    @classmethod
-    def of(cls, layout: Layout) -> TextColumns:
-        """Find the text of a batch."""
-        places, present, starts = (t.cpu().numpy() for t in (layout.places, layout.patches, layout.starts))
-        width = int(max(places[present].max(initial=-1) + 1, starts.max()))
-        own = np.arange(width)[None] >= starts[:, None]
-        rows, _ = np.nonzero(present)
-        own[rows, places[present]] = False
-        some = own.any(axis=0)
-        edges = np.flatnonzero(np.diff(some, prepend=False, append=False))
-        inner = [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
-        last = inner.pop()[0] if inner and inner[-1][1] == width else width
-        viewed = sorted(sorted(inner, key=lambda part: part[0] - part[1])[:VIEWS])
-        rest = np.zeros(width, bool)
-        for a, b in set(inner) - set(viewed):
-            rest[a:b] = True
-        counts = (own & rest).sum(axis=1)
-        copied = np.zeros((len(own), counts.max(initial=0)), np.int64)
-        real = np.arange(copied.shape[1])[None] < counts[:, None]
-        copied[real] = np.nonzero(own & rest)[1]
-        on_device = (torch.from_numpy(array).to(layout.places.device) for array in (copied, real, own))
-        return cls(layout, [*viewed, (last, None)], *on_device, uniform=bool((own == some).all()))
-
-    def gather(self, kept: torch.Tensor, width: int, even: bool, mask: torch.Tensor | None, n_keys: int) -> Gathered:
-        """Read the kept patches, bool [row, patch], of which no row has more than ``width``; ``even``: all have that.
-
-        mask : the model's own, bool [row, 1, 1, key], or None.
-        """
-        patches, filled = _numbers(kept, width, even)
-        index = torch.cat([self.layout.places.gather(1, patches), self.copied], dim=1)
-        views = [(first, n_keys if end is None else end) for first, end in self.views]
-        views = [(first, end) for first, end in views if end > first]
-        hidden = None
-        if not even or mask is not None or not self.uniform:
-            shown = [torch.cat([filled, self.real], dim=1), *(self._own(first, end) for first, end in views)]
-            if mask is not None:
-                given = mask[:, 0, -1]
-                masks = [given.gather(1, index), *(given[:, first:end] for first, end in views)]
-                shown = [a & b for a, b in zip(shown, masks, strict=True)]
-            hidden = ~torch.cat(shown, dim=1)[:, None, None]
-        return Gathered(patches, index, views, hidden)
-
-    def _own(self, first: int, end: int) -> torch.Tensor:
-        """Which rows have text in a stretch of columns: bool [row, column]; behind the prompt, all."""
-        known = self.own[:, first:end]
-        return torch.nn.functional.pad(known, (0, end - first - known.shape[1]), value=True)
-
-
-def _numbers(kept: torch.Tensor, width: int, even: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The marked patches of each row, int64 [row, slot] in order, and which of these slots are filled, bool."""
-    if even:
-        patches = kept.nonzero()[:, 1].view(len(kept), width)
-        return patches, torch.ones_like(patches, dtype=torch.bool)
-    slot = kept.cumsum(dim=1) - 1
-    numbers = torch.arange(kept.shape[1], device=kept.device).expand(len(kept), -1)
-    patches = torch.zeros(len(kept), width + 1, dtype=torch.int64, device=kept.device)
-    patches = patches.scatter_(1, torch.where(kept, slot, width), numbers)[:, :width]
-    return patches, numbers[:, :width] <= slot[:, -1:]
 
 
 @dataclass
@@ -117,22 +39,34 @@ class Gathered:
     def __post_init__(self) -> None:
         self._shared: dict[Hashable, Any] = {}
 
-    def output(self, query, key, value, scaling: float, known: torch.Tensor | None = None) -> torch.Tensor:
-        """Output [row, 1, head, dim] of the newest query; on a GPU by fused kernels where these are faster."""
+    def attend(
+        self, query, key, value, scaling: float, known: torch.Tensor | None = None, recorded: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Output [row, 1, head, dim] of the newest query, and where recorded the weights of the kept patches.
+
+        known : float32 [row, head, key], the logits of all keys, where the choice has computed them.
+        Weights are [row, head, slot]. On a GPU the output comes from kernels of our own where these are faster.
+        """
         kernels = fused_kernels(query.device.type)
-        if kernels is None:
-            return self.attend(query, key, value, scaling, known)[0]
+        if kernels is None or key.shape != value.shape:
+            weights = self._weights(query, key, scaling, known)
+            return self._output(weights, value), self._of_patches(weights) if recorded else None
         hidden = None if self.hidden is None else self.hidden[:, 0, 0]
-        read = (query, key, value, self.columns, hidden, scaling)
         ways = {
-            "plain": lambda: self.attend(query, key, value, scaling, known)[0],
-            "fused": lambda: kernels.attend_listed(*read),
+            "plain": lambda: self._output(self._weights(query, key, scaling, known), value),
+            "fused": lambda: kernels.attend_listed(query, key, value, self.columns, hidden, scaling),
         }
-        # How many columns are read changes at every step, and matters by its size only.
-        size = 1 << self.columns.shape[1].bit_length()
+        # The way, and with it the last digits, is the same whether or not anything is recorded.
+        output = run_fastest(self._case(query, key, known is not None), ways, query.device)
+        return output, self._of_patches(self._weights(query, key, scaling, known)) if recorded else None
+
+    def _case(self, query: torch.Tensor, key: torch.Tensor, ranked: bool) -> str:
+        """What decides which way is faster: rows leave and columns come at many steps, so only their size counts."""
+        columns = self.index.shape[1] + sum(end - first for first, end in self.views)
+        columns, rows = (1 << (count - 1).bit_length() for count in (columns, len(query)))
         heads = f"{query.shape[1]} heads of {query.shape[3]}, {key.shape[1]} of keys"
-        name = f"up to {size:,} columns, {len(query)} rows, {heads}, {query.dtype}{'' if known is None else ', ranked'}"
-        return run_fastest(name, ways, query.device)
+        said = f"up to {columns:,} columns and {rows} rows, {heads}, {query.dtype} on {query.device}"
+        return f"{said}, logits known" if ranked else said
 
     @cached_property
     def columns(self) -> torch.Tensor:
@@ -140,13 +74,8 @@ class Gathered:
         views = [torch.arange(*view, device=self.index.device).expand(len(self.index), -1) for view in self.views]
         return torch.cat([self.index, *views], dim=1)
 
-    def attend(
-        self, query, key, value, scaling: float, known: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Output [row, 1, head, dim] of the newest query, and the weights [row, head, slot] of the kept patches.
-
-        known : float32 [row, head, key], the logits of all keys, where the choice has computed them.
-        """
+    def _weights(self, query, key, scaling: float, known: torch.Tensor | None) -> torch.Tensor:
+        """Softmax over all columns read: [row, kv_head, query, column read]."""
         rows, heads, _, dim = query.shape
         if known is None:
             grouped = query.view(rows, key.shape[1], -1, dim) * scaling
@@ -158,9 +87,14 @@ class Gathered:
             logits = read.view(rows, key.shape[1], -1, read.shape[2])
         if self.hidden is not None:
             logits.masked_fill_(self.hidden, -torch.inf)
-        weights = torch.softmax(logits, dim=3)
-        output = self._weighted(weights, value).to(value.dtype).view(rows, 1, heads, -1)
-        return output, weights[..., : self.patches.shape[1]].reshape(rows, heads, -1)
+        return torch.softmax(logits, dim=3)
+
+    def _of_patches(self, weights: torch.Tensor) -> torch.Tensor:
+        return weights[..., : self.patches.shape[1]].flatten(1, 2)
+
+    def _output(self, weights: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        summed = self._weighted(weights, value)
+        return summed.to(value.dtype).view(len(value), 1, -1, value.shape[3])
 
     def _copied(self, states: torch.Tensor) -> torch.Tensor:
         """Copy out the columns ``index`` of keys or values: [row, kv_head, key, dim] -> [row, kv_head, slot, dim]."""
@@ -238,13 +172,17 @@ def multiplies_into_float32(device: str, dtype: torch.dtype) -> bool:
     return True
 
 
-@cache
 def fused_kernels(device: str) -> Any | None:
     """The module of GPU kernels, for a device that they run on and where Triton, which comes with torch, is there.
 
     None where the environment says ``VISIONPULSE_KERNELS=0``: which way is faster can change from run to run, and the
     last digits with it.
     """
-    if device != "cuda" or os.environ.get("VISIONPULSE_KERNELS") == "0" or find_spec("triton") is None:
+    if device != "cuda" or os.environ.get("VISIONPULSE_KERNELS") == "0" or not _has_triton():
         return None
     return import_module("visionpulse_analysis.attending.fused")
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None

@@ -7,7 +7,8 @@ from typing import Literal
 
 import torch
 
-from visionpulse_analysis.attending.gathering import Gathered, TextColumns
+from visionpulse_analysis.attending.gathering import Gathered
+from visionpulse_analysis.attending.text_columns import TextColumns
 from visionpulse_analysis.pruners.view import Layout
 
 Execution = Literal["masked", "gathered"]

@@ -11,8 +11,7 @@ from unittest.mock import patch
 import torch
 
 from visionpulse_analysis._checks import whole_number
-from visionpulse_analysis.attending import Group
-from visionpulse_analysis.attending.fastest import measured
+from visionpulse_analysis.attending import Group, fastest
 from visionpulse_analysis.benchmarks.machine import about_machine, free_memory, spread
 from visionpulse_analysis.benchmarks.synthetic import (
     SIZES,
@@ -69,8 +68,8 @@ def bench_decode(
         the patches seen by the last layer). Where "dense" or "flash" are measured too, speedup_over_dense {min, median,
         max}, bound_over_dense (the bytes of a dense step over those of this one), speedup_over_flash. For pruned
         variants, selection_share: the part of the step that choosing takes, from the logits, which attention needs as
-        well, to the set. And ``bandwidth_gb_s`` (best of all), the machine, the model; on a GPU ``kernels``, by shape
-        the milliseconds of each way to attend to the kept patches, of which decoding takes the fastest.
+        well, to the set. And ``bandwidth_gb_s`` (best of all), the machine, the model; on a GPU ``kernels`` {ms,
+        failed}: by case the milliseconds of each way to read the kept patches, of which decoding takes the fastest.
 
     Raises
     ------
@@ -87,6 +86,7 @@ def bench_decode(
     if size not in SIZES:
         raise ValueError(f"no size {size!r}; known: {', '.join(SIZES)}")
     ways = {name: pruner_of(name) for name in variants}
+    fastest.measured.clear()
     vlm = random_language_model(size, device, torch.bfloat16 if device == "cuda" else torch.float32)
     buffer = torch.ones(READ // 4, device=device)  # written: memory never written to is not read from memory
     rows: list[dict[str, Any]] = []
@@ -102,14 +102,13 @@ def bench_decode(
     if not rows:
         raise ValueError(f"nothing fits into the free memory of {free_memory(device) / 1e9:.1f} GB; ask for less")
     text = vlm.model.config.get_text_config()
-    kernels = {str(case): {way: 1e3 * taken for way, taken in seconds.items()} for case, seconds in measured.items()}
     names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
     return {
         "rows": rows,
         "left_out": left_out,
         "bandwidth_gb_s": max(row["bandwidth_gb_s"] for row in rows),
         "rounds": rounds,
-        **({"kernels": kernels} if kernels else {}),
+        **({"kernels": fastest.tried()} if device == "cuda" else {}),
         "model": {"size": size, "dtype": str(vlm.model.dtype), **{name: getattr(text, name) for name in names}},
         "machine": about_machine(device),
     }
@@ -242,11 +241,9 @@ def format_rows(result: dict[str, Any]) -> str:
         )
     for part in result["left_out"]:
         lines.append(f"{part['visual_tokens']:>7,} {part['batch']:>5}  left out: does not fit into memory")
-    for case, ways in result.get("kernels", {}).items():
+    for case, ways in result.get("kernels", {}).get("ms", {}).items():
         lines.append(f"{case}: " + ", ".join(f"{way} {ms:.3f} ms" for way, ms in ways.items()))
-    machine = result["machine"]
-    lines.append(
-        f"{machine['device']} ({machine['processor']}, {machine['threads']} threads), {result['model']['dtype']}; "
-        f"limit: {result['bandwidth_gb_s']:.1f} GB/s, read in the same rounds"
-    )
-    return "\n".join(lines)
+    lines += [f"{way} does not work: {why}" for way, why in result.get("kernels", {}).get("failed", {}).items()]
+    there, dtype, bandwidth = result["machine"], result["model"]["dtype"], result["bandwidth_gb_s"]
+    where = f"{there['device']} ({there['processor']}, {there['threads']} threads), {dtype}"
+    return "\n".join([*lines, f"{where}; limit: {bandwidth:.1f} GB/s, read in the same rounds"])

@@ -52,7 +52,7 @@ def bench_batch(
         list[int] | None,
         typer.Option(min=1, help="Sizes of the scenes; 4 and 8 (64 and 256 visual tokens) by default."),
     ] = None,
-    samples: Count = 192,
+    samples: Count = 24,
     rounds: Count = 3,
     save: Save = None,
     as_json: Json = False,

@@ -109,7 +109,7 @@ def measure(
     visual_tokens: tuple[int, ...] = (1024, 8192, 16384, 32768),
     batches: tuple[int, ...] = (1, 8),
     recorded_tokens: tuple[int, ...] = (1024, 4096),
-    samples: int = 192,
+    samples: int = 24,
     rounds: int = 12,
     memory: bool = True,
     report: Callable[[str], None] = lambda line: None,
@@ -168,7 +168,7 @@ def sentences(found: Measurements) -> str:
         f"{many['time_over_limit']['dense']:.2f} times the limit.",
         f"- Recording, all layers: {_recorded(found, 'all_layers')} the time of plain decoding; eager "
         f"`output_attentions`: {_recorded(found, 'eager')}.",
-        *(_together(numbers["largest_batch"], tokens, found) for tokens, found in numbers["together"].items()),
+        *(_together(numbers["largest_batch"], tokens, gain) for tokens, gain in numbers["together"].items()),
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -191,14 +191,14 @@ def _by_share(found: Measurements) -> str:
     )
 
 
-def _together(rows: int, tokens: str, found: dict[str, Any]) -> str:
-    ms = found["ms"]
+def _together(rows: int, tokens: str, gain: dict[str, Any]) -> str:
+    ms = gain["ms"]
     alike = ms["prompt"] + ms["trace"] + ms["rest"]
     return (
-        f"- {rows} rows together decode {found['speedup']:.1f} times ({found['recorded']:.1f} recorded) as many "
+        f"- {rows} rows together decode {gain['speedup']:.1f} times ({gain['recorded']:.1f} recorded) as many "
         f"samples of {tokens} visual tokens a second as one row at a time. Of the {sum(ms.values()):.1f} ms of a "
         f"sample (not recorded) {ms['prefill']:.1f} are prefill and {alike:.1f} prompt, trace and the rest, which no "
-        f"batch shares: if a step of {rows} rows took no longer than a step of one, it would be {found['bound']:.1f}."
+        f"batch shares: if a step of {rows} rows took no longer than a step of one, it would be {gain['bound']:.1f}."
     )
 
 
