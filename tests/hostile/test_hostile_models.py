@@ -147,7 +147,7 @@ def test_workers_of_a_sweep_load_as_its_file_says(monkeypatch):
     monkeypatch.setattr(worker, "_ready", {})
     asked = Model("own", label="a", dtype="float16", device="cpu", revision="v2", trust_remote_code=True)
     for model in (Model("own"), asked):
-        worker._load(asdict(model), None)
+        worker._load(asdict(model), None, "this run")
     usual = {"dtype": "auto", "device": None, "revision": "main", "trust_remote_code": False}
     wanted = {"dtype": "float16", "device": "cpu", "revision": "v2", "trust_remote_code": True}
     assert given == [("own", usual), ("own", wanted)]
