@@ -179,12 +179,16 @@ def test_variants_name_their_pruner():
     assert pruner_of("reuse_5")[0].reuse_previous
 
 
-def test_batches_decode_the_same_and_are_compared_with_the_first():
+def test_batches_decode_the_same_and_are_compared_with_the_first(monkeypatch):
+    given, decoded = [], batch.decode
+    monkeypatch.setattr(batch, "decode", lambda *a, **b: given.append((a[2], b)) or decoded(*a, **b))
     result = batch.bench_batch((1, 2), cells=(4, 5), samples=2, repeats=2, rounds=1, max_new_tokens=4)
     ways = [(1, False), (2, False), (1, True), (2, True)]
     assert [(row["visual_tokens"], row["batch"], row["recorded"]) for row in result["rows"]] == [
         (tokens, *way) for tokens in (64, 100) for way in ways
     ]
+    for questions, options in given:
+        assert questions == questions[:2] * (1 if options["batch_size"] == 1 else 2), "the same work, once or repeated"
     for row in result["rows"]:
         assert row["differing_traces"] == 0 and row["samples_per_second"] > 0 and row["mean_steps"] == 4
         assert row["batch"] != 1 or row["speedup_over_first"] == {"min": 1, "median": 1, "max": 1}

@@ -138,7 +138,8 @@ def test_the_page_shows_every_part(folder):
     assert [bar.get_height() for bar in memory.patches[:5]] == pytest.approx(list(RATIOS.values()))
     shown = [(line.get_label(), line.get_color(), line.get_linestyle()) for line in batches.lines]
     names = ["64 visual tokens", "recorded", "256 visual tokens", "recorded"]
-    assert [name for name, *_ in shown] == names and len(set(shown)) == 4
+    assert [name for name, *_ in shown] == names and [style for *_, style in shown] == ["-", "--"] * 2
+    assert [colour for _, colour, _ in shown] == ["C0", "C0", "C1", "C1"]
 
 
 def test_without_memory_its_panel_is_left_out(folder):
