@@ -12,6 +12,8 @@ import matplotlib
 import numpy as np
 import pytest
 from figure_gallery import GALLERY, IMAGE
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from visionpulse_analysis import figures
@@ -79,6 +81,26 @@ def test_bytes_are_the_same_when_one_figure_is_shown_and_saved_twice(tmp_path, k
     first = [path.read_bytes() for path in save(fig, "a", folder=tmp_path)]
     assert fig._repr_png_().startswith(b"\x89PNG")
     assert [path.read_bytes() for path in save(fig, "a", folder=tmp_path)] == first
+
+
+@pytest.mark.parametrize("kind", ["page", "matrix"])
+def test_the_last_digits_of_the_layout_do_not_reach_the_bytes(tmp_path, monkeypatch, kind):
+    """The layout's solver adds up in the order of memory addresses: its results differ by some 1e-15."""
+    plain = [path.read_bytes() for path in save(GALLERY[kind](), "a", folder=tmp_path)]
+    rng, execute = np.random.default_rng(0), ConstrainedLayoutEngine.execute
+
+    def noisy(engine, fig):
+        execute(engine, fig)
+        for part in fig.subfigs:
+            part.bbox_relative.set_points(part.bbox_relative.get_points() + rng.normal(0, 1e-14, (2, 2)))
+        for ax in fig.axes:
+            place = ax.get_position(original=True).get_points() + rng.normal(0, 1e-14, (2, 2))
+            ax.set_position(Bbox(place), which="original")
+            ax.set_in_layout(True)
+
+    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", noisy)
+    for _ in range(3):
+        assert [path.read_bytes() for path in save(GALLERY[kind](), "a", folder=tmp_path)] == plain
 
 
 def test_png_has_the_width_of_a_column_at_300_dpi(tmp_path):

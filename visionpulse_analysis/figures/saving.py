@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase, SubFigure
+from matplotlib.transforms import Bbox
 
 from visionpulse_analysis._files import write_whole
 
@@ -15,6 +16,7 @@ from .provenance import KEY, describe
 from .style import style
 
 _DPI = 300
+_DIGITS = 6  # of a place in the figure: far below a dot, far above what the solver leaves open
 
 
 def save(
@@ -89,13 +91,34 @@ def save(
 
 
 def _settle_layout(fig: Figure) -> None:
-    """Lay the figure out until nothing moves: then it does not matter how often it was drawn before."""
+    """Lay the figure out until nothing moves: then it does not matter how often it was drawn before.
+
+    The solver adds up in the order of memory addresses, so its last digits differ from process to process.
+    """
     FigureCanvasAgg(fig)
-    engine, moved = fig.get_layout_engine(), True
-    places: list[tuple[float, ...]] = []
+    engine, places = fig.get_layout_engine(), None
     for _ in range(20):  # each pass moves a colour bar a hundred times less than the one before
-        if engine is None or not moved:
+        if engine is None:
             return
         engine.execute(fig)
-        before, places = places, [ax.get_position(original=True).bounds for ax in fig.axes]
-        moved = places != before
+        before, places = places, _rounded_places(fig)
+        if places == before:
+            return
+
+
+def _rounded_places(fig: Figure) -> list[float]:
+    """Round where subfigures and axes lie to a millionth of what they lie in, and return it."""
+    found = []
+    for part in _subfigures(fig):
+        part.bbox_relative.set_points(part.bbox_relative.get_points().round(_DIGITS))
+        found += list(part.bbox_relative.extents)
+    for ax in fig.axes:
+        in_layout, place = ax.get_in_layout(), ax.get_position(original=True)
+        ax.set_position(Bbox(place.get_points().round(_DIGITS)), which="original")
+        ax.set_in_layout(in_layout)  # a place that is set takes the axes out of the layout
+        found += list(ax.get_position(original=True).extents)
+    return found
+
+
+def _subfigures(fig: FigureBase) -> list[SubFigure]:
+    return [inner for part in fig.subfigs for inner in (part, *_subfigures(part))]
