@@ -2,6 +2,7 @@
 
 import gc
 import json
+import queue
 from threading import Timer
 from typing import Any
 
@@ -20,8 +21,7 @@ from visionpulse_analysis.decoding.batch import Batch
 from visionpulse_analysis.decoding.run import Run
 from visionpulse_analysis.pruners import Random
 from visionpulse_analysis.studies.samples import scene_samples
-from visionpulse_analysis.sweeps import running, tables, worker
-from visionpulse_analysis.sweeps.cluster import connect
+from visionpulse_analysis.sweeps import cluster, running, tables, worker
 from visionpulse_analysis.sweeps.config import SweepConfig
 from visionpulse_analysis.sweeps.plan import plan
 from visionpulse_analysis.sweeps.results import Sweep
@@ -137,7 +137,7 @@ def ports_open_to_all() -> set[int]:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_local_cluster_listens_to_this_machine_only(workers):
     before = ports_open_to_all()
-    with connect(None, workers) as client:
+    with cluster.connect(None, workers) as client:
         assert client.submit(int, "3").result() == 3
         assert ports_open_to_all() <= before
 
@@ -146,7 +146,21 @@ def test_a_worker_may_join_later(sweep, plain, monkeypatch):
     monkeypatch.setattr(running, "run_batch", fake_batches.run_batch)
     here: dict[str, Any] = {"n_workers": 0, "processes": False, "protocol": "tcp", "dashboard_address": "127.0.0.1:0"}
     said: list[str] = []
-    with LocalCluster(host="127.0.0.1", threads_per_worker=1, **here) as cluster:
-        Timer(2.0, cluster.scale, [1]).start()
-        assert sweep(plain, scheduler=cluster.scheduler_address, workers=None, report=said.append).finished == 12
-    assert "no worker has joined the scheduler yet; waiting for the first one" in said
+    with LocalCluster(host="127.0.0.1", threads_per_worker=1, **here) as local:
+        Timer(2.0, local.scale, [1]).start()
+        assert sweep(plain, scheduler=local.scheduler_address, workers=None, report=said.append).finished == 12
+    assert cluster.NONE_YET in said
+
+
+def test_a_sweep_says_when_no_worker_is_left_and_when_one_comes(monkeypatch):
+    """dask waits for workers without a word; one that is back by the next look is no news."""
+    said, looks = queue.Queue[str](), iter([2, 0, 2, 0, 0, 0, 3, 3, 0, 0])
+
+    class Client:
+        def nthreads(self):
+            return dict.fromkeys(range(next(looks)), 1)  # at the end StopIteration, as from a scheduler that is gone
+
+    with cluster.watched(Client(), said.put, seconds=0.001):
+        told = [said.get(timeout=10) for _ in range(3)]
+    assert told == [cluster.NONE_LEFT, "workers at the scheduler: 3; going on", cluster.NONE_LEFT]
+    assert said.empty() and not list(looks)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Event, Thread
 from typing import Any
 
 import dask.config
@@ -19,6 +20,8 @@ SHORT_LOGS = {"distributed.admin.low-level-log-length": 20}
 # Ctrl-C reaches every process of a terminal: the sweep answers it and ends its workers, which shall not fall over it.
 # dask takes the text of a module for a module.
 NO_INTERRUPT = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+NONE_YET = "no worker has joined the scheduler yet; waiting for the first one"
+NONE_LEFT = "no worker is left at the scheduler; waiting for one (Ctrl-C ends this, and the same command goes on later)"
 
 
 @contextmanager
@@ -56,6 +59,41 @@ def connect(scheduler: str | None, workers: int | None) -> Iterator[Client]:
         cluster = local_cluster(workers)
     with cluster, Client(cluster, set_as_default=False) as client:
         yield client
+
+
+@contextmanager
+def watched(client: Any, tell: Callable[[str], object], seconds: float = 5.0) -> Iterator[None]:
+    """Say, while the block runs, that there is no worker, and that there is one again: dask itself waits silently.
+
+    A worker that died and comes back between two looks, ``seconds`` apart, is no news.
+    """
+    over = Event()
+
+    def watch() -> None:
+        missing, patience = 0, 1  # looks in a row that found no worker; how many make news
+        while True:
+            try:
+                count = len(client.nthreads())
+            except Exception:  # no scheduler: whoever waits for a batch says so
+                return
+            if count:
+                if missing >= patience:
+                    tell(f"workers at the scheduler: {count}; going on")
+                missing, patience = 0, 2
+            else:
+                missing += 1
+                if missing == patience:
+                    tell(NONE_YET if patience == 1 else NONE_LEFT)
+            if over.wait(seconds):
+                return
+
+    thread = Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(1.0)
 
 
 def local_cluster(workers: int | None) -> Any:

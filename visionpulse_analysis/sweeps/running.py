@@ -14,7 +14,7 @@ from typing import Any
 from distributed import Future, KilledWorker, as_completed
 from tqdm.auto import tqdm
 
-from visionpulse_analysis.sweeps.cluster import connect
+from visionpulse_analysis.sweeps.cluster import connect, watched
 from visionpulse_analysis.sweeps.config import SweepConfig
 from visionpulse_analysis.sweeps.folder import SweepFolder
 from visionpulse_analysis.sweeps.plan import Job, batches, plan
@@ -87,10 +87,8 @@ def run(
             if state.closed < len(jobs):
                 with connect(scheduler, workers) as client:
                     report(f"dask dashboard: {'none' if workers == 0 else client.dashboard_link}")
-                    going = _Run(client, config, folder, state, table)
-                    if not going.threads():
-                        report("no worker has joined the scheduler yet; waiting for the first one")
-                    with progress_bar(len(jobs), state.closed, progress) as going.bar:
+                    going = _Run(client, config, folder, state, table, report)
+                    with progress_bar(len(jobs), state.closed, progress) as going.bar, watched(client, going.tell):
                         for model in config.models:  # one after the other: a worker loads each once
                             going.finish([job for job in jobs if job.model is model])
         except KeyboardInterrupt:
@@ -111,8 +109,15 @@ class _Run:
     folder: SweepFolder
     state: State
     table: LiveTable
+    report: Callable[[str], object]
     bar: tqdm = field(init=False)
     word: str = field(default_factory=lambda: uuid.uuid4().hex)  # tells the workers this call from any other
+
+    def tell(self, line: str) -> None:
+        """Say something in the middle of the sweep, above the bar."""
+        logger.info(line)
+        with tqdm.external_write_mode():
+            self.report(line)
 
     def threads(self) -> int:
         """How many batches the workers that are there now can take at once."""
