@@ -12,12 +12,14 @@ import torch
 from torch.nn.attention import SDPBackend
 from typer.testing import CliRunner
 
+from visionpulse_analysis.attention import NAME, active_routes
 from visionpulse_analysis.benchmarks import batch, decode, recording, synthetic
 from visionpulse_analysis.benchmarks.synthetic import (
     AFTER,
     BEFORE,
     VARIANTS,
     Steps,
+    Way,
     bytes_read,
     pruner_of,
     random_language_model,
@@ -100,6 +102,26 @@ def test_a_step_leaves_the_context_as_it_was_and_agrees_with_the_library(tiny, m
     assert (seen[0] - seen[1]).abs().max() < 1e-5
     assert steps.grown.get_seq_length() == steps.copied.get_seq_length() == steps.length
     assert tiny.model.config.text_config._attn_implementation == "sdpa"
+
+
+def test_what_a_decode_does_once_is_not_timed_with_a_step(tiny, small_reading, monkeypatch):
+    """Sending attention through another function takes as long as some of the layers: a decode does it once."""
+    found: dict[tuple[bool, str], int] = {}
+
+    def seconds(function, device):
+        how = active_routes(tiny.model) > 0, tiny.model.config.text_config._attn_implementation
+        function()
+        assert how == (active_routes(tiny.model) > 0, tiny.model.config.text_config._attn_implementation)
+        found[how] = found.get(how, 0) + 1
+        return 1.0
+
+    monkeypatch.setattr(decode, "random_language_model", lambda *given: tiny)
+    monkeypatch.setattr(decode, "_seconds", seconds)
+    variants = ("stock", "eager", "dense", "masked_5")
+    decode.bench_decode((64,), (1,), size="tiny", rounds=2, device="cpu", variants=variants)
+    # Three rounds with the one that warms up; stock and the reading; choosing is timed in two steps more.
+    assert found[False, "eager"] == 3 and found[False, "sdpa"] == 6
+    assert found.keys() == {(False, "eager"), (False, "sdpa"), (True, NAME)} and found[True, NAME] >= 6 + 2
 
 
 def test_every_layer_has_its_own_memory(tiny):
@@ -230,7 +252,7 @@ def test_the_selection_is_what_choosing_takes_beside_the_logits(monkeypatch):
 
     monkeypatch.setattr(decode.View, "logits", passing(1))
     monkeypatch.setattr(decode.Group, "decide", passing(2, lambda *given: decode.View.logits(None)))
-    step = passing(7, lambda *given: decode.Group.decide(None, None))
+    step = Way(passing(7, lambda *given: decode.Group.decide(None, None)), nullcontext)
     assert decode._selection_share(step, 3, "cpu") == pytest.approx(0.2)
 
 

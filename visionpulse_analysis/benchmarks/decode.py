@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -17,6 +18,7 @@ from visionpulse_analysis.benchmarks.synthetic import (
     SIZES,
     VARIANTS,
     Steps,
+    Way,
     bytes_read,
     cache_bytes,
     pruner_of,
@@ -119,10 +121,10 @@ def _measure(
 ) -> list[dict[str, Any]]:
     """The rows of one context and batch size."""
     run = {name: steps.variant(name) for name in ways}
-    for step in run.values():
-        step()  # where layers look back, the first step has nothing to look back to
-    needs = {name: _needs(ways[name][1] == "gathered", step()) for name, step in run.items()}
-    timed = _rounds({**run, "read": buffer.sum}, rounds, buffer.device.type)
+    for way in run.values():
+        way()  # where layers look back, the first step has nothing to look back to
+    needs = {name: _needs(ways[name][1] == "gathered", way()) for name, way in run.items()}
+    timed = _rounds({**run, "read": Way(buffer.sum, nullcontext)}, rounds, buffer.device.type)
     bandwidth = buffer.nbytes / min(timed.pop("read"))
     rows = []
     for name, times in timed.items():
@@ -157,7 +159,7 @@ def _speedup(others: list[float], own: list[float]) -> dict[str, float]:
     return spread([other / one for other, one in zip(others, own, strict=True)])
 
 
-def _selection_share(step: Callable[[], Any], rounds: int, device: str) -> float:
+def _selection_share(way: Way, rounds: int, device: str) -> float:
     """Part of a step that the pruner takes to choose, once the logits are there: median over some steps."""
     spent: dict[str, float] = {}
 
@@ -171,12 +173,13 @@ def _selection_share(step: Callable[[], Any], rounds: int, device: str) -> float
 
     shares = []
     with (
+        way.around(),
         patch.object(Group, "decide", timed("decide", Group.decide)),
         patch.object(View, "logits", timed("logits", View.logits)),
     ):
         for _ in range(rounds):
             spent.clear()
-            taken = _seconds(step, device)
+            taken = _seconds(way.step, device)
             shares.append((spent["decide"] - spent.get("logits", 0.0)) / taken)
     return spread(shares)["median"]
 
@@ -195,12 +198,13 @@ def _needs(gathered: bool, batch: Batch) -> dict[str, Any]:
     return {"bytes": bytes_read(batch, gathered), "kept": (share or [1.0])[0]}
 
 
-def _rounds(run: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, list[float]]:
-    """Seconds of each function in every round, one after the other; the order turns from round to round."""
+def _rounds(run: dict[str, Way], rounds: int, device: str) -> dict[str, list[float]]:
+    """Seconds of a step of each way in every round, one after the other; the order turns from round to round."""
     names, seconds = list(run), {name: [] for name in run}
     for turn in range(rounds + 1):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            taken = _seconds(run[name], device)
+            with run[name].around():
+                taken = _seconds(run[name].step, device)
             if turn:  # the first round warms up
                 seconds[name].append(taken)
     return seconds

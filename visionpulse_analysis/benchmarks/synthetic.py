@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -86,6 +86,18 @@ def weight_bytes(vlm: VLM) -> int:
     return sum(weight.numel() * weight.element_size() for weight in read)
 
 
+@dataclass(frozen=True)
+class Way:
+    """``step()`` takes a decode step and returns our batch, inside ``around()``: what a decode does once, not timed."""
+
+    step: Callable[[], Any]
+    around: Callable[[], AbstractContextManager[None]]
+
+    def __call__(self) -> Any:
+        with self.around():
+            return self.step()
+
+
 @dataclass
 class Steps:
     """Ways to take the same decode step at the same context, over and over.
@@ -111,49 +123,44 @@ class Steps:
         self.grown: Cache | None = None
         self.copied: Cache | None = None
 
-    def variant(self, name: str) -> Callable[[], Batch]:
-        """A function that takes one step in one way, and leaves the context as it found it; returns our batch."""
-        options = Options([], None, *pruner_of(name))
+    def variant(self, name: str) -> Way:
+        """One way to take a step, which leaves the context as it found it."""
+        model, options = self.vlm.model, Options([], None, *pruner_of(name))
         batch = Batch(self.vlm, [self._record() for _ in range(self.rows)], options)
         self.grown = batch.cache = self._filled(batch.cache) if self.grown is None else self.grown
         batch.position = self.place[0, :, 0]
         if name in ("stock", "eager"):
-            return lambda: self._library(name) or batch
+            return Way(lambda: self._library() or batch, lambda: _library_attention(model, name))
 
         def step() -> Batch:
             batch.tokens = self._token()[:, 0]
             kernel = sdpa_kernel(SDPBackend.FLASH_ATTENTION) if name == "flash" else nullcontext()
-            with kernel, torch.inference_mode(), route(self.vlm.model, batch.attend):
+            with kernel, torch.inference_mode():
                 batch.step()
             batch.width, batch.position = batch.width - 1, self.place[0, :, 0]
             batch.cache.crop(-1)
             return batch
 
-        return step
+        return Way(step, lambda: route(model, batch.attend))
 
     def _token(self) -> torch.Tensor:
         words = self.vlm.model.config.get_text_config().vocab_size
         return torch.randint(10, words, (self.rows, 1), generator=self.tokens).to(self.device)
 
-    def _library(self, name: str) -> None:
+    def _library(self) -> None:
         """What ``generate`` does at a step."""
         model, cache = self.vlm.model, self.copied
         if cache is None:
             cache = self.copied = self._filled(DynamicCache(config=model.config.get_text_config()))
-        if name == "eager":
-            model.set_attn_implementation({"text_config": "eager"})
-        try:
-            with torch.inference_mode():
-                model(
-                    input_ids=self._token(),
-                    attention_mask=torch.ones(self.rows, self.length + 1, dtype=torch.int64, device=self.device),
-                    position_ids=self.place,
-                    past_key_values=cache,
-                    use_cache=True,
-                    logits_to_keep=1,
-                )
-        finally:
-            model.set_attn_implementation({"text_config": "sdpa"})
+        with torch.inference_mode():
+            model(
+                input_ids=self._token(),
+                attention_mask=torch.ones(self.rows, self.length + 1, dtype=torch.int64, device=self.device),
+                position_ids=self.place,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
         cache.crop(-1)
 
     def _filled(self, cache: Any) -> Any:
@@ -175,6 +182,19 @@ class Steps:
         grid = PatchGrid.from_grid(positions, rows=32, cols=self.visual_tokens // 32, image_sizes=[(256, 256)])
         prompt = Prompt("what ?", ids, (ids == image).long(), grid, {}, [])
         return Record(self.vlm, prompt, 0, {}, layers=[])
+
+
+@contextmanager
+def _library_attention(model: Any, name: str) -> Iterator[None]:
+    """The library's attention: its own choice, or for "eager" the one that can return weights."""
+    if name != "eager":
+        yield
+        return
+    model.set_attn_implementation({"text_config": "eager"})
+    try:
+        yield
+    finally:
+        model.set_attn_implementation({"text_config": "sdpa"})
 
 
 def bytes_read(batch: Batch, gathered: bool) -> int:
