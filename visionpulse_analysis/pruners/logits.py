@@ -14,7 +14,7 @@ def newest_logits(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | N
     """
     rows, heads, _, dim = query.shape
     grouped = query[:, :, -1].view(rows, key.shape[1], heads // key.shape[1], dim)
-    logits = (torch.matmul(grouped, key.transpose(2, 3)).float() * scaling).view(rows, heads, -1)
+    logits = torch.matmul(grouped, key.transpose(2, 3)).float().mul_(scaling).view(rows, heads, -1)
     if mask is None:
         return logits
     newest = mask[:, :, -1, : logits.shape[-1]]
