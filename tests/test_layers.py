@@ -211,6 +211,7 @@ def test_the_papers_rule_is_tested_at_its_own_layer(anchors):
 def test_horizon_is_for_models_that_speak_the_scenes(vlm):
     curve = horizon(vlm, 2, cells=4)
     assert curve is not None and {len(values) for values in curve.values()} == {vlm.n_layers + 1}
+    assert {(interval.n_clusters, interval.unit) for values in curve.values() for interval in values} == {(2, "scene")}
 
     other: Any = SimpleNamespace(tokenizer=SimpleNamespace(get_vocab=lambda: {"see": 0}))
     assert horizon(other) is None
@@ -225,8 +226,12 @@ def test_the_page_has_its_panels_and_the_table_its_rows(traces, samples, anchors
     unchanged = f"{100 * (1 - top.estimate):.1f} %{bounds} of image-dependent tokens"
     assert table.loc["tokens unchanged, 5 % chosen at the default anchor", "here"] == unchanged
     assert table.map(len).to_numpy().max() <= 50  # longer ones are cut off where a notebook shows them
-    with_horizon = layer_figures.anchors_page(anchors, {"row": [0.1] * 9})
+    with_horizon = layer_figures.anchors_page(anchors, {"row": [interval(0.2, 0.1, 0.3)] * 9})
     without = layer_figures.anchors_page(anchors)
     assert [sum(ax.get_visible() for ax in page.axes) for page in (with_horizon, without)] == [4, 3]
     assert np.allclose(with_horizon.axes[0].lines[0].get_ydata(), [i.estimate for i in anchors.top])
+    assert with_horizon.axes[3].collections[0].get_datalim(with_horizon.axes[3].transData).intervaly.tolist() == [
+        0.1,
+        0.3,
+    ]
     layer_figures.similarity_figure(maps)

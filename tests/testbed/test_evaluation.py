@@ -138,6 +138,17 @@ def test_without_the_image_the_horizon_does_not_depend_on_it(vlm, monkeypatch):
     assert same == [True] + [False] * vlm.n_layers
 
 
+def test_the_horizon_knows_whose_tokens_are_read(vlm):
+    items = build_items({4: 9})  # more than are read together
+    together, alone = horizon.read_tokens(vlm, items), [horizon.read_tokens(vlm, [item]) for item in items]
+    for kind, scenes in together.items():
+        named = [sum(t.kind == kind for _, truth in horizon._true_traces(item) for t in truth) for item in items]
+        assert [one.shape for one in scenes] == [(vlm.n_layers + 1, n) for n in named] and len({*named}) > 1
+        assert all(np.array_equal(one, own[kind][0]) for one, own in zip(scenes, alone, strict=True))
+        share = sum(one.sum(axis=1) for one in scenes) / sum(named)
+        assert np.allclose(horizon.reading_horizon(vlm, items)[kind], share, atol=1e-4)
+
+
 def test_the_evaluation_set_is_read_as_written_and_cannot_be_changed(tmp_path):
     path = tmp_path / "scenes.jsonl"
     digest = write_items(ITEMS, path)

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from visionpulse_analysis import figures
 from visionpulse_analysis.figures.style import GREY
+from visionpulse_analysis.statistics import Interval
 from visionpulse_analysis.studies.anchors import Anchors
 from visionpulse_analysis.studies.drawing import draw_curve
 from visionpulse_analysis.studies.layers import LayerMaps
@@ -45,7 +46,7 @@ def mass_figure(maps: LayerMaps) -> Figure:
     return fig
 
 
-def anchors_page(anchors: Anchors, horizon: dict[str, list[float]] | None = None) -> Figure:
+def anchors_page(anchors: Anchors, horizon: dict[str, list[Interval]] | None = None) -> Figure:
     """Make the headline: what pruning at each layer does, what it is worth, and where the image is read."""
     fig, axes = figures.new_figure(figures.DOUBLE, 4.4, 2, 2)
     draw_changes(axes[0, 0], anchors)
@@ -87,9 +88,9 @@ def draw_overlap(ax: Axes, anchors: Anchors) -> Axes:
     return ax
 
 
-def draw_horizon(ax: Axes, horizon: dict[str, list[float]]) -> Axes:
+def draw_horizon(ax: Axes, horizon: dict[str, list[Interval]]) -> Axes:
     """Draw the accuracy of visual tokens when text does not see the image from a layer on; the last point sees all."""
     for kind, accuracy in horizon.items():
-        figures.draw_line_band(ax, np.arange(len(accuracy)), accuracy, label=kind)
+        draw_curve(ax, range(len(accuracy)), accuracy, kind)
     ax.set(xlabel="image cut off from layer", ylabel="accuracy (true trace given)", ylim=(0, 1.02))
     return ax

@@ -15,7 +15,7 @@ from visionpulse_analysis.studies.object_attention import KINDS
 from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.studies.step_dependence import mean_over_samples
 from visionpulse_analysis.testbed.evaluation_set import build_items
-from visionpulse_analysis.testbed.horizon import reading_horizon
+from visionpulse_analysis.testbed.horizon import read_tokens
 from visionpulse_analysis.testbed.tokens import vocabulary
 from visionpulse_analysis.testbed.truth import annotate
 from visionpulse_analysis.traces import Trace
@@ -93,16 +93,21 @@ def layer_maps(traces: Sequence[Trace], samples: Sequence[Sample], *, n_resample
     )
 
 
-def horizon(vlm: VLM, n: int = 24, *, cells: int = 8) -> dict[str, list[float]] | None:
-    """Accuracy of visual tokens when the image is cut off from a layer on, on ``n`` new scenes.
+def horizon(vlm: VLM, n: int = 24, *, cells: int = 8, n_resamples: int = 1000) -> dict[str, list[Interval]] | None:
+    """Accuracy of visual tokens when the image is cut off from a layer on, on ``n`` new scenes, which are resampled.
 
-    See :func:`~visionpulse_analysis.testbed.horizon.reading_horizon`; None for a model that does not speak the
-    vocabulary of the scenes, because its own words have no known truth.
+    See :func:`~visionpulse_analysis.testbed.horizon.read_tokens`; None for a model that does not speak the vocabulary
+    of the scenes, because its own words have no known truth.
     """
     words = vlm.tokenizer.get_vocab()
     if any(words.get(word) != index for index, word in enumerate(vocabulary())):
         return None
-    return reading_horizon(vlm, build_items({cells: n}, HORIZON_SEED))
+    read = read_tokens(vlm, build_items({cells: n}, HORIZON_SEED))
+    cuts = range(vlm.n_layers + 1)
+    return {
+        kind: [mean_over_samples([one[cut] for one in scenes], n_resamples, "scene") for cut in cuts]
+        for kind, scenes in read.items()
+    }
 
 
 def _head_mean(values: np.ndarray, trace: Trace) -> np.ndarray:

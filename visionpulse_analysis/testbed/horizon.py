@@ -30,32 +30,45 @@ def reading_anchor(horizon: dict[str, list[float]]) -> int:
     return int(np.flatnonzero(places[:-1] <= half).max())
 
 
-@torch.inference_mode()
 def reading_horizon(vlm: VLM, items: list[Item]) -> dict[str, list[float]]:
     """Where the model reads the image: accuracy of visual tokens when the image is cut off from a layer on.
-
-    The model is fed the true traces of the find and count questions; entry ``a`` is the share of row and column
-    tokens it then predicts right when text may not attend to patches in layers ``a`` and above. The last entry, at
-    ``n_layers``, is uncut.
 
     Returns
     -------
     dict
-        kind of token -> list of n_layers + 1 accuracies in 0..1.
+        kind of token -> list of n_layers + 1 accuracies in 0..1: of all tokens in :func:`read_tokens`.
     """
-    counts = {kind: np.zeros((vlm.n_layers + 1, 2)) for kind in PLACES}
+    read = read_tokens(vlm, items)
+    return {kind: np.concatenate(scenes, axis=1).mean(axis=1).round(4).tolist() for kind, scenes in read.items()}
+
+
+@torch.inference_mode()
+def read_tokens(vlm: VLM, items: list[Item]) -> dict[str, list[np.ndarray]]:
+    """Which row and column tokens are predicted right when the image is cut off from a layer on.
+
+    The model is fed the true traces of the find and count questions; at entry ``a`` text may not attend to patches in
+    layers ``a`` and above. The last entry, at ``n_layers``, is uncut.
+
+    Returns
+    -------
+    dict
+        kind of token -> one array per item: bool [n_layers + 1, token].
+    """
+    found: dict[str, list[np.ndarray]] = {kind: [] for kind in PLACES}
     for start in range(0, len(items), 8):
         batch = pack([(item.scene, _true_traces(item)) for item in items[start : start + 8]]).to(vlm.model.device)
         chosen = batch.target != -100
         is_patch = batch.ids == vlm.model.config.image_token_id
+        right = []
         for cut in range(vlm.n_layers + 1):
             with route(vlm.model, _blind_from(cut, batch.prefix, is_patch)):
                 logits = vlm.model.lm_head(hidden_states(vlm.model, batch)[chosen])
-            right = logits.argmax(-1) == batch.target[chosen]
-            for kind, count in counts.items():
-                of_kind = batch.kind[chosen] == KINDS.index(kind)
-                count[cut] += (int((right & of_kind).sum()), int(of_kind.sum()))
-    return {kind: (count[:, 0] / count[:, 1]).round(4).tolist() for kind, count in counts.items()}
+            right.append(logits.argmax(-1) == batch.target[chosen])
+        by_layer, owners = torch.stack(right).cpu().numpy(), chosen.nonzero()[:, 0].cpu().numpy()
+        for kind, scenes in found.items():
+            of_kind = (batch.kind[chosen] == KINDS.index(kind)).cpu().numpy()
+            scenes += [by_layer[:, of_kind & (owners == row)] for row in range(len(chosen))]
+    return found
 
 
 def _true_traces(item: Item) -> list[tuple[Question, list[TokenTruth]]]:
