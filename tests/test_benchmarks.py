@@ -87,6 +87,19 @@ def test_bytes_are_those_of_weights_and_of_what_is_read(tiny, rows):
     assert max(counts) <= rows * int(0.05 * TOKENS)
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_what_bytes_allow_is_known_without_a_run(tiny, small_reading, rows):
+    variants = ("gathered_5", "gathered_10", "gathered_25", "reuse_5")
+    options = {"size": "tiny", "rounds": 1, "device": "cpu", "variants": ("stock", "dense", *variants)}
+    measured = {row["variant"]: row for row in decode.bench_decode((TOKENS,), (rows,), **options)["rows"]}
+    # Weights and keys of half the size on both sides: the same ratio.
+    for row in synthetic.bounds("tiny", (TOKENS,), rows, variants):
+        assert row["bound_over_dense"] == pytest.approx(measured[row["variant"]]["bound_over_dense"], rel=1e-12)
+    for name, message in {"faster": "no variant 'faster'", "masked_5": "'masked_5' reads", "dense": "reads"}.items():
+        with pytest.raises(ValueError, match=message):
+            synthetic.bounds("tiny", (TOKENS,), rows, (name,))
+
+
 def test_a_step_leaves_the_context_as_it_was_and_agrees_with_the_library(tiny, monkeypatch):
     steps = Steps(tiny, TOKENS, 2)
     ours, stock = steps.variant("dense"), steps.variant("stock")

@@ -56,6 +56,18 @@ RESULTS = {
 }
 
 
+def test_the_bytes_at_the_papers_shapes():
+    table = efficiency.paper_bounds()
+    assert list(table.index) == [8192, 16384, 32768] and list(table) == ["gathered_10", "gathered_5", "reuse_5"]
+    # 36 layers, 17 below the anchor; 8 key heads of 128; all in units of one key or value of all 8 rows.
+    tokens, columns, kept = 8192, 8192 + 49, 409
+    layer = 2560 * (4096 + 2 * 1024 + 4096) + 3 * 2560 * 9728 + 2 * 2560 + 2 * 128
+    weights = (36 * layer + 151_936 * 2560) / (8 * 8 * 128)
+    pruned = columns - tokens + kept
+    gathered = 17 * 2 * columns + columns + pruned + 18 * 2 * pruned
+    assert table.loc[tokens, "gathered_5"] == pytest.approx((weights + 72 * columns) / (weights + gathered), rel=1e-9)
+
+
 @pytest.fixture
 def folder(tmp_path):
     for part, result in RESULTS.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,6 +35,7 @@ PRUNERS: dict[str, tuple[Pruner, Execution]] = {
     "reuse_5": (replace(VisionPulse.five_percent(), reuse_previous=True), "gathered"),
 }
 VARIANTS = ("stock", "eager", "dense", *PRUNERS)
+BOUNDED = ("gathered_5", "gathered_10", "reuse_5")
 UNPRUNED = ("stock", "eager", "dense", "flash")  # flash: our dense step, with PyTorch's flash kernel or none
 BEFORE, AFTER = 16, 32  # tokens of text before and after the image
 
@@ -198,22 +199,70 @@ def _library_attention(model: Any, name: str) -> Iterator[None]:
 
 
 def bytes_read(batch: Batch, gathered: bool) -> int:
-    """Bytes that the step just taken must read: weights, and the keys and values that it uses.
-
-    A gathered step reads, in each row, the text and the kept patches; at the anchor also all other keys, without their
-    values, since it ranks them.
-    """
-    text = batch.vlm.model.config.get_text_config()
-    per_key = text.num_key_value_heads * text.head_dim * batch.vlm.model.dtype.itemsize
-    rows, columns = len(batch.records), batch.width + 1
-    total = weight_bytes(batch.vlm)
+    """Bytes that the step just taken must read: see `step_bytes`."""
     [group] = batch.groups or [None]
-    for layer in range(batch.vlm.n_layers):
-        kept = group.shown[layer] if group is not None and gathered else None
-        if kept is None:
-            total += 2 * rows * columns * per_key
-            continue
-        used = rows * (columns - kept.shape[1]) + int(kept.sum())
-        chooses = layer == getattr(group.selection, "anchor", None) if group is not None else False
-        total += (rows * columns + used if chooses else 2 * used) * per_key
+    shown = group.shown if group is not None and gathered else [None] * batch.vlm.n_layers
+    kept = [None if layer is None else int(layer.sum()) for layer in shown]
+    anchor = None if group is None else getattr(group.selection, "anchor", None)
+    rows, columns = len(batch.records), batch.width + 1
+    patches = 0 if group is None else group.layout.patches.shape[1]
+    return step_bytes(batch.vlm, rows, columns, patches, kept, anchor)
+
+
+def step_bytes(
+    vlm: VLM, rows: int, columns: int, patches: int, kept: Sequence[int | None], anchor: int | None = None
+) -> int:
+    """Bytes that a decode step must read: weights, and the keys and values that it uses.
+
+    Of ``columns`` keys in each row ``patches`` are patches. ``kept``: how many patches each layer reads, of all rows
+    together; None for a layer that reads everything. At the ``anchor`` also all other keys are read, without their
+    values, since they are ranked.
+    """
+    text = vlm.model.config.get_text_config()
+    per_key = text.num_key_value_heads * text.head_dim * vlm.model.dtype.itemsize
+    total = weight_bytes(vlm)
+    for layer, count in enumerate(kept):
+        used = rows * columns if count is None else rows * (columns - patches) + count
+        keys = rows * columns if layer == anchor else used
+        total += (keys + used) * per_key
     return total
+
+
+def bounds(size: str, visual_tokens: Sequence[int], rows: int, variants: Sequence[str] = BOUNDED) -> list[dict]:
+    """How many times as fast as a dense step a pruned one can be, by the bytes that both must read; nothing is run.
+
+    Parameters
+    ----------
+    size : one of `SIZES`, in bfloat16
+    visual_tokens : list of int
+    rows : int
+        Per step.
+    variants : list of str
+        Gathered ones, as in `pruner_of`, at the default anchor; they keep as many patches as their budget allows.
+
+    Returns
+    -------
+    list of dict
+        visual_tokens, batch, variant, bound_over_dense.
+
+    Raises
+    ------
+    ValueError
+        For a name that is no variant, or one that reads everything.
+    """
+    vlm = random_language_model(size, "meta", torch.bfloat16)
+    found = []
+    for tokens in visual_tokens:
+        columns = BEFORE + tokens + AFTER + 1
+        dense = step_bytes(vlm, rows, columns, tokens, [None] * vlm.n_layers)
+        for name in variants:
+            pruner, execution = pruner_of(name)
+            if not isinstance(pruner, VisionPulse) or execution != "gathered":
+                raise ValueError(f"variant {name!r} reads what a dense step reads; expected a gathered one or reuse_5")
+            most = rows * max(1, int((pruner.budget or pruner.budget_max) * tokens))
+            anchor = vlm.default_anchor
+            below = most if pruner.reuse_previous else None
+            kept = [most if layer >= anchor else below for layer in range(vlm.n_layers)]
+            bound = dense / step_bytes(vlm, rows, columns, tokens, kept, anchor)
+            found.append({"visual_tokens": tokens, "batch": rows, "variant": name, "bound_over_dense": bound})
+    return found

@@ -15,6 +15,7 @@ from visionpulse_analysis.benchmarks.batch import bench_batch
 from visionpulse_analysis.benchmarks.decode import bench_decode
 from visionpulse_analysis.benchmarks.machine import write_result
 from visionpulse_analysis.benchmarks.recording import bench_recording
+from visionpulse_analysis.benchmarks.synthetic import bounds
 from visionpulse_analysis.models import data_folder
 
 PARTS = ("decode", "retention", "recording", "batch")
@@ -142,6 +143,15 @@ def measure(
         }
         write_result(made[part], target / f"{part}.json")
     return Measurements(**made)
+
+
+def paper_bounds() -> pd.DataFrame:
+    """How many times as fast as a dense step the bytes allow at the shapes of arXiv 2605.31457: 8 rows, Qwen3-VL-4B.
+
+    A table [visual tokens, variant], computed from the configuration alone.
+    """
+    found = pd.DataFrame(bounds("qwen3-vl-4b", (8192, 16384, 32768), 8))
+    return found.pivot(index="visual_tokens", columns="variant", values="bound_over_dense")
 
 
 def sentences(found: Measurements) -> str:
