@@ -3,7 +3,8 @@
 import gc
 import json
 import queue
-from threading import Timer
+import threading
+from threading import Event, Timer
 from typing import Any
 
 import fake_batches
@@ -150,6 +151,23 @@ def test_a_worker_may_join_later(sweep, plain, monkeypatch):
         Timer(2.0, local.scale, [1]).start()
         assert sweep(plain, scheduler=local.scheduler_address, workers=None, report=said.append).finished == 12
     assert cluster.NONE_YET in said
+
+
+def test_nothing_is_said_of_workers_after_the_sweep():
+    said, asked, answer = [], Event(), Event()
+
+    class Client:
+        def nthreads(self):
+            asked.set()
+            answer.wait(10)
+            return {}
+
+    with cluster.watched(Client(), said.append):
+        [thread] = [thread for thread in threading.enumerate() if thread.name == cluster.WATCH]
+        assert asked.wait(10)
+    answer.set()
+    thread.join(10)
+    assert not thread.is_alive() and said == []
 
 
 def test_a_sweep_says_when_no_worker_is_left_and_when_one_comes(monkeypatch):

@@ -11,6 +11,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Cache, DynamicCache, Qwen3VLForConditionalGeneration
 
+from visionpulse_analysis._checks import whole_number
 from visionpulse_analysis.attending import Execution
 from visionpulse_analysis.attention import route
 from visionpulse_analysis.collecting import Record
@@ -19,6 +20,7 @@ from visionpulse_analysis.families import Prompt
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.patches import PatchGrid
 from visionpulse_analysis.pruners import Pruner, VisionPulse
+from visionpulse_analysis.pruners.choosing import budget_to_k
 from visionpulse_analysis.testbed.model import Size, build_config, build_image_processor
 from visionpulse_analysis.testbed.tokens import build_tokenizer
 
@@ -228,8 +230,12 @@ def step_bytes(
     return total
 
 
-def bounds(size: str, visual_tokens: Sequence[int], rows: int, variants: Sequence[str] = BOUNDED) -> list[dict]:
+def bounds(
+    size: str, visual_tokens: Sequence[int], rows: int, variants: Sequence[str] = BOUNDED
+) -> list[dict[str, Any]]:
     """How many times as fast as a dense step a pruned one can be, by the bytes that both must read; nothing is run.
+
+    A step that keeps fewer patches than its budget allows can be faster still.
 
     Parameters
     ----------
@@ -238,7 +244,7 @@ def bounds(size: str, visual_tokens: Sequence[int], rows: int, variants: Sequenc
     rows : int
         Per step.
     variants : list of str
-        Gathered ones, as in `pruner_of`, at the default anchor; they keep as many patches as their budget allows.
+        Gathered ones, as in `pruner_of`, at the default anchor; all of the budget is kept.
 
     Returns
     -------
@@ -248,8 +254,13 @@ def bounds(size: str, visual_tokens: Sequence[int], rows: int, variants: Sequenc
     Raises
     ------
     ValueError
-        For a name that is no variant, or one that reads everything.
+        For a size or a name that is not known, a variant that reads everything, or numbers below 1.
     """
+    if size not in SIZES:
+        raise ValueError(f"no size {size!r}; known: {', '.join(SIZES)}")
+    for name, values in {"visual_tokens": visual_tokens, "rows": [rows]}.items():
+        for value in values:
+            whole_number(value, name, least=1)
     vlm = random_language_model(size, "meta", torch.bfloat16)
     found = []
     for tokens in visual_tokens:
@@ -259,7 +270,8 @@ def bounds(size: str, visual_tokens: Sequence[int], rows: int, variants: Sequenc
             pruner, execution = pruner_of(name)
             if not isinstance(pruner, VisionPulse) or execution != "gathered":
                 raise ValueError(f"variant {name!r} reads what a dense step reads; expected a gathered one or reuse_5")
-            most = rows * max(1, int((pruner.budget or pruner.budget_max) * tokens))
+            share = pruner.budget_max if pruner.budget is None else pruner.budget
+            most = rows * int(budget_to_k(torch.tensor(share, dtype=torch.float64), torch.tensor(tokens)))
             anchor = vlm.default_anchor
             below = most if pruner.reuse_previous else None
             kept = [most if layer >= anchor else below for layer in range(vlm.n_layers)]

@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase, SubFigure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.transforms import Bbox
 
 from visionpulse_analysis._files import write_whole
@@ -93,7 +94,8 @@ def save(
 def _settle_layout(fig: Figure) -> None:
     """Lay the figure out until nothing moves: then it does not matter how often it was drawn before.
 
-    The solver adds up in the order of memory addresses, so its last digits differ from process to process.
+    The solver of constrained layout adds up in the order of memory addresses: its last digits differ from process to
+    process, and are rounded. Tight layout has no solver, and would start from the rounded places the next time.
     """
     FigureCanvasAgg(fig)
     engine, places = fig.get_layout_engine(), None
@@ -101,23 +103,21 @@ def _settle_layout(fig: Figure) -> None:
         if engine is None:
             return
         engine.execute(fig)
-        before, places = places, _rounded_places(fig)
+        if isinstance(engine, ConstrainedLayoutEngine):
+            _round_places(fig)
+        before, places = places, [ax.get_position(original=True).bounds for ax in fig.axes]
         if places == before:
             return
 
 
-def _rounded_places(fig: Figure) -> list[float]:
-    """Round where subfigures and axes lie to a millionth of what they lie in, and return it."""
-    found = []
+def _round_places(fig: Figure) -> None:
+    """Round where subfigures and axes lie to a millionth of what they lie in."""
     for part in _subfigures(fig):
         part.bbox_relative.set_points(part.bbox_relative.get_points().round(_DIGITS))
-        found += list(part.bbox_relative.extents)
     for ax in fig.axes:
         in_layout, place = ax.get_in_layout(), ax.get_position(original=True)
         ax.set_position(Bbox(place.get_points().round(_DIGITS)), which="original")
         ax.set_in_layout(in_layout)  # a place that is set takes the axes out of the layout
-        found += list(ax.get_position(original=True).extents)
-    return found
 
 
 def _subfigures(fig: FigureBase) -> list[SubFigure]:

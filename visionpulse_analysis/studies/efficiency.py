@@ -148,7 +148,7 @@ def measure(
 def paper_bounds() -> pd.DataFrame:
     """How many times as fast as a dense step the bytes allow at the shapes of arXiv 2605.31457: 8 rows, Qwen3-VL-4B.
 
-    A table [visual tokens, variant], computed from the configuration alone.
+    A table [visual tokens, variant], computed from the configuration alone; the whole budget is kept.
     """
     found = pd.DataFrame(bounds("qwen3-vl-4b", (8192, 16384, 32768), 8))
     return found.pivot(index="visual_tokens", columns="variant", values="bound_over_dense")

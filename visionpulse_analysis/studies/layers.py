@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from visionpulse_analysis._checks import whole_number
 from visionpulse_analysis.measures import layer_similarity
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.statistics import Interval
@@ -97,8 +98,9 @@ def horizon(vlm: VLM, n: int = 24, *, cells: int = 8, n_resamples: int = 1000) -
     """Accuracy of visual tokens when the image is cut off from a layer on, on ``n`` new scenes, which are resampled.
 
     See :func:`~visionpulse_analysis.testbed.horizon.read_tokens`; None for a model that does not speak the vocabulary
-    of the scenes, because its own words have no known truth.
+    of the scenes, because its own words have no known truth. Raises ValueError unless ``n`` is at least 1.
     """
+    whole_number(n, "n", least=1)
     words = vlm.tokenizer.get_vocab()
     if any(words.get(word) != index for index, word in enumerate(vocabulary())):
         return None

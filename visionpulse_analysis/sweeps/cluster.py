@@ -20,6 +20,7 @@ SHORT_LOGS = {"distributed.admin.low-level-log-length": 20}
 # Ctrl-C reaches every process of a terminal: the sweep answers it and ends its workers, which shall not fall over it.
 # dask takes the text of a module for a module.
 NO_INTERRUPT = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+WATCH = "visionpulse: workers"  # the name of the thread that looks
 NONE_YET = "no worker has joined the scheduler yet; waiting for the first one"
 NONE_LEFT = "no worker is left at the scheduler; waiting for one (Ctrl-C ends this, and the same command goes on later)"
 
@@ -65,7 +66,16 @@ def connect(scheduler: str | None, workers: int | None) -> Iterator[Client]:
 def watched(client: Any, tell: Callable[[str], object], seconds: float = 5.0) -> Iterator[None]:
     """Say, while the block runs, that there is no worker, and that there is one again: dask itself waits silently.
 
-    A worker that died and comes back between two looks, ``seconds`` apart, is no news.
+    A worker that died and is back at the next look is no news.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Only ``nthreads()`` is asked, from a thread of its own; its error ends the watch.
+    tell : callable, str -> None
+        Called in that thread, never after the block.
+    seconds : float
+        Between two looks.
     """
     over = Event()
 
@@ -75,6 +85,8 @@ def watched(client: Any, tell: Callable[[str], object], seconds: float = 5.0) ->
             try:
                 count = len(client.nthreads())
             except Exception:  # no scheduler: whoever waits for a batch says so
+                return
+            if over.is_set():
                 return
             if count:
                 if missing >= patience:
@@ -87,7 +99,7 @@ def watched(client: Any, tell: Callable[[str], object], seconds: float = 5.0) ->
             if over.wait(seconds):
                 return
 
-    thread = Thread(target=watch, daemon=True)
+    thread = Thread(target=watch, name=WATCH, daemon=True)
     thread.start()
     try:
         yield

@@ -7,7 +7,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -56,7 +56,7 @@ def run(
     retry_failed : bool
         Give samples that failed for good their attempts back.
     report : callable, str -> None
-        Told the dashboard's address and what is done.
+        Told the dashboard's address, what is done and, from another thread, whether there are workers.
     progress : bool
         Show a bar with rate and remaining time on standard error.
 
@@ -114,9 +114,9 @@ class _Run:
     word: str = field(default_factory=lambda: uuid.uuid4().hex)  # tells the workers this call from any other
 
     def tell(self, line: str) -> None:
-        """Say something in the middle of the sweep, above the bar."""
+        """Say something in the middle of the sweep, above the bar; what cannot be said is in the log."""
         logger.info(line)
-        with tqdm.external_write_mode():
+        with suppress(OSError), tqdm.external_write_mode():
             self.report(line)
 
     def threads(self) -> int:
