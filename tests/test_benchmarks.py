@@ -14,17 +14,15 @@ from typer.testing import CliRunner
 
 from visionpulse_analysis.attention import NAME, active_routes
 from visionpulse_analysis.benchmarks import batch, decode, recording, synthetic
+from visionpulse_analysis.benchmarks.bytes import bounds, bytes_read, step_bytes, weight_bytes
 from visionpulse_analysis.benchmarks.synthetic import (
     AFTER,
     BEFORE,
     VARIANTS,
     Steps,
     Way,
-    bytes_read,
     pruner_of,
     random_language_model,
-    step_bytes,
-    weight_bytes,
 )
 from visionpulse_analysis.cli import app
 
@@ -94,22 +92,22 @@ def test_what_bytes_allow_is_known_without_a_run(tiny, small_reading, rows):
     options = {"size": "tiny", "rounds": 1, "device": "cpu", "variants": ("stock", "dense", *variants)}
     measured = {row["variant"]: row for row in decode.bench_decode((TOKENS,), (rows,), **options)["rows"]}
     # Weights and keys of half the size on both sides: the same ratio.
-    for row in synthetic.bounds("tiny", (TOKENS,), rows, variants):
+    for row in bounds("tiny", (TOKENS,), rows, variants):
         assert row["bound_over_dense"] == pytest.approx(measured[row["variant"]]["bound_over_dense"], rel=1e-12)
 
 
 def test_bounds_count_patches_as_the_pruner_does_and_refuse_what_they_cannot_know(tiny):
     columns, kept = BEFORE + 3200 + AFTER + 1, 928  # 29 % of 3,200, which floating point takes for 927.99
     dense = step_bytes(tiny, 1, columns, 3200, [None] * LAYERS)
-    [found] = synthetic.bounds("tiny", (3200,), 1, ("gathered_29",))
+    [found] = bounds("tiny", (3200,), 1, ("gathered_29",))
     read = step_bytes(tiny, 1, columns, 3200, [None, *[kept] * (LAYERS - 1)], ANCHOR)
     assert found["bound_over_dense"] == pytest.approx(dense / read, rel=1e-12)
     for name, message in {"faster": "no variant 'faster'", "masked_5": "'masked_5' reads", "dense": "reads"}.items():
         with pytest.raises(ValueError, match=message):
-            synthetic.bounds("tiny", (TOKENS,), 1, (name,))
+            bounds("tiny", (TOKENS,), 1, (name,))
     for given in (("large", (TOKENS,), 1), ("tiny", (0,), 1), ("tiny", (TOKENS,), 0)):
         with pytest.raises(ValueError, match=r"no size 'large'|must be at least 1, got 0"):
-            synthetic.bounds(*given)
+            bounds(*given)
 
 
 def test_a_step_leaves_the_context_as_it_was_and_agrees_with_the_library(tiny, monkeypatch):

@@ -13,14 +13,13 @@ import torch
 
 from visionpulse_analysis._checks import whole_number
 from visionpulse_analysis.attending import Group, fastest
+from visionpulse_analysis.benchmarks.bytes import bytes_read, cache_bytes
 from visionpulse_analysis.benchmarks.machine import about_machine, free_memory, spread
 from visionpulse_analysis.benchmarks.synthetic import (
     SIZES,
     VARIANTS,
     Steps,
     Way,
-    bytes_read,
-    cache_bytes,
     pruner_of,
     random_language_model,
 )

@@ -12,10 +12,10 @@ from typing import Any
 import pandas as pd
 
 from visionpulse_analysis.benchmarks.batch import bench_batch
+from visionpulse_analysis.benchmarks.bytes import bounds
 from visionpulse_analysis.benchmarks.decode import bench_decode
 from visionpulse_analysis.benchmarks.machine import write_result
 from visionpulse_analysis.benchmarks.recording import bench_recording
-from visionpulse_analysis.benchmarks.synthetic import bounds
 from visionpulse_analysis.models import data_folder
 
 PARTS = ("decode", "retention", "recording", "batch")
