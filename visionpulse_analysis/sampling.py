@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from math import isfinite
 
 import torch
+from transformers import LogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from visionpulse_analysis._checks import check_fields, check_temperature
 from visionpulse_analysis.pruners.choosing import float64, sent
@@ -13,16 +14,19 @@ from visionpulse_analysis.pruners.choosing import float64, sent
 
 @dataclass(frozen=True)
 class Sample:
-    """How to draw tokens: at a temperature, from the smallest set holding `top_p`, cut to `top_k`.
+    """How to draw tokens: at a temperature, from the `top_k` likeliest, and of these from the few that hold `top_p`.
+
+    In this order, with the same tokens left as in ``generate`` of transformers.
 
     Parameters
     ----------
     temperature : float, above 0
         Divides the logits; 1 leaves the model's own distribution.
     top_p : float in (0, 1]
-        Draw from the fewest most probable tokens that hold this much probability; 1 from all.
+        Draw from the fewest most probable tokens that hold this much of the probability that `top_k` leaves; 1 from
+        all.
     top_k : int, at least 1, optional
-        And from no more than so many tokens.
+        Draw from so many tokens, and those as likely as the last of them.
 
     Raises
     ------
@@ -77,6 +81,7 @@ class Chooser:
     """
 
     def __init__(self, sample: Sample | None, seeds: list[int]):
+        self.warpers = [] if sample is None else _warpers(sample)
         self.sample = sample
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
@@ -92,12 +97,11 @@ class Chooser:
                 raise FloatingPointError(BROKEN)
         if self.sample is None:
             return logits.argmax(dim=1)
-        shares = torch.softmax(float64(logits) / self.sample.temperature, dim=1)
-        ordered, words = torch.sort(shares, dim=1, descending=True, stable=True)
-        before = ordered.cumsum(dim=1) - ordered
-        ordered = ordered.masked_fill(before >= self.sample.top_p, 0.0)
-        if self.sample.top_k is not None:
-            ordered[:, self.sample.top_k :] = 0.0
+        scores = logits
+        for warper in self.warpers:
+            scores = warper(None, scores)  # pyright: ignore[reportArgumentType]
+        # Ordered, so that a draw moves little where the logits do.
+        ordered, words = torch.sort(torch.softmax(float64(scores), dim=1), dim=1, descending=True, stable=True)
         levels = ordered.cumsum(dim=1)
         draws = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in self.generators])
         shares = sent(draws, levels.device) * levels[:, -1]
@@ -109,3 +113,13 @@ class Chooser:
     def drop_rows(self, rows: torch.Tensor) -> None:
         """Keep only these `rows` of the batch, int64 [remaining]."""
         self.generators = [self.generators[i] for i in rows.tolist()]
+
+
+def _warpers(sample: Sample) -> list[LogitsProcessor]:
+    """The library's own: its rounding at the edge of a nucleus, and its order of ties, decide who is in it."""
+    warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(float(sample.temperature))]
+    if sample.top_k is not None:
+        warpers.append(TopKLogitsWarper(int(sample.top_k)))
+    if sample.top_p < 1:
+        warpers.append(TopPLogitsWarper(float(sample.top_p)))
+    return warpers
