@@ -179,9 +179,11 @@ def test_the_prefill_arms_keep_what_their_twins_kept(vlm, tmp_path, monkeypatch)
     small = scene_samples(2, cells=4)
     ways = {"sampled": {"seeds": [0, 1], "sample": Sampling(2.0)}}
     measured = measure_ways(vlm, small, ways, max_new_tokens=6)["sampled"]
-    assert list(measured) == ["dense", "VisionPulse 5 %", "VisionPulse 10 %", "at prefill 5 %", "at prefill 10 %"]
-    for share in ("5 %", "10 %"):
-        kept = [measured[f"{method} {share}"].retention.mean() * 64 for method in ("VisionPulse", "at prefill")]
+    pulse, static = ["VisionPulse 5 %", "VisionPulse 10 %"], ["at prefill 5 %", "at prefill 10 %", "hindsight 5 %"]
+    assert list(measured) == ["dense", *pulse, *static, "named objects"]
+    for name in static:
+        twin = "VisionPulse 10 %" if "10" in name else "VisionPulse 5 %"
+        kept = [measured[arm].retention.mean() * 64 for arm in (twin, name)]
         assert abs(kept[1] - kept[0]) <= 0.51  # half a patch, and the rounding of the budget
     dense = decode_arms(vlm, small, {"dense": None}, seeds=[0, 1], sample=Sampling(2.0), max_new_tokens=6)["dense"]
     np.testing.assert_array_equal(measured["dense"].length, [[len(o.tokens) for o in run] for run in dense])

@@ -72,15 +72,46 @@ class Batch:
         device, starts = vlm.model.device, torch.tensor(self.starts)
         present, places, starts, question = (tensor.to(device) for tensor in (present, places, starts, question))
         seeds = [record.seed for record in self.records]
-        return Layout(present, places, starts, vlm.n_layers, vlm.default_anchor, seeds, question, self._relevance)
+        model = vlm.n_layers, vlm.default_anchor
+        return Layout(present, places, starts, *model, seeds, question, self._relevance, self._hindsight)
+
+    def _dense(self, options: Options) -> tuple[Batch, torch.Tensor]:
+        """The same rows after a dense prefill, for what is chosen in hindsight, and logits of their first tokens."""
+        batch = Batch(self.vlm, self.records, options)
+        with route(self.vlm.model, batch.attend):
+            return batch, batch.prefill()
+
+    def _hindsight(self, layer: int) -> torch.Tensor:
+        """Head-mean attention of a layer, mean over the steps after prefill of the dense traces: float32 [row, patch].
+
+        The traces are those of the same seeds and sampling; zero where a trace ends with its first token.
+        """
+        given = self.options
+        dense, logits = self._dense(Options([layer], None, None, "masked", given.sample, given.max_new_tokens))
+        ends = torch.tensor(sorted(end_ids(self.vlm)), device=self.vlm.model.device)
+        dense.choose(logits)
+        total = torch.zeros(dense.layout.patches.shape, device=dense.layout.device)
+        steps = torch.zeros(len(self.records), 1, device=total.device)
+        going = ~torch.isin(dense.tokens, ends)
+        with route(self.vlm.model, dense.attend):
+            for _ in range(given.max_new_tokens - 1):
+                if not going.any():
+                    break
+                logits = dense.step()
+                attention, _ = dense.recorder.take()
+                total += attention[:, 0].float() * going[:, None]
+                steps += going[:, None]
+                dense.choose(logits)
+                going &= ~torch.isin(dense.tokens, ends)
+        return total / steps.clamp(min=1)
 
     def _relevance(self, tokens: int) -> torch.Tensor:
         """How much the first tokens of the dense answers depend on each patch: float32 [row, patch]."""
         limit = min(tokens, self.options.max_new_tokens)
-        dense = Batch(self.vlm, self.records, Options([], None, max_new_tokens=limit))
+        dense, logits = self._dense(Options([], None, max_new_tokens=limit))
         answers, ends = [], end_ids(self.vlm)
+        dense.choose(logits)
         with route(self.vlm.model, dense.attend):
-            dense.choose(dense.prefill())
             while len(answers) < limit - 1:
                 answers.append(dense.tokens)
                 dense.choose(dense.step())

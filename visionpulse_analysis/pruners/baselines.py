@@ -1,4 +1,4 @@
-"""Baselines that never look at the attention: everything, a random share, an evenly spaced share."""
+"""Baselines that never look at the attention: everything, a random share (drawn anew or once), an even share."""
 
 from __future__ import annotations
 
@@ -47,6 +47,27 @@ class Random(FixedShare):
     def keep(self, view: View, layout: Layout, k: torch.Tensor) -> torch.Tensor:
         patches = layout.patches
         return top_k(drawn(layout, view.step).masked_fill(~patches, -torch.inf), k, most_kept(self.budget, layout))
+
+
+@dataclass(frozen=True)
+class StaticRandom(FixedShare):
+    """Keep one random share of the patches from the anchor layer on, the same at every decode step.
+
+    A control, of no paper: beside `Random`, what drawing afresh at every step is worth; beside a fixed set that was
+    chosen, what the choice is worth. A row's set depends on its seed only.
+
+    Parameters
+    ----------
+    budget, anchor_layer
+        As in `FixedShare`.
+    """
+
+    name: ClassVar[str] = "static_random"
+
+    def keep(self, view: View, layout: Layout, k: torch.Tensor) -> torch.Tensor:
+        # Step 0 is prefill, of which `Random` never draws: the two are independent.
+        order = drawn(layout, 0).masked_fill(~layout.patches, -torch.inf)
+        return top_k(order, k, most_kept(self.budget, layout))
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ class Layout:
         template).
     relevance : given a number of tokens, how much the first so many of the model's own dense greedy answer depend on
         each patch, float32 [row, patch]; decodes that answer first. For the oracle, before the run begins.
+    hindsight : given a layer, its head-mean attention to each patch, mean over the steps after prefill of the row's own
+        dense trace with the same seed and sampling, float32 [row, patch]; decodes that trace first, as for `relevance`.
     """
 
     patches: torch.Tensor
@@ -38,6 +40,7 @@ class Layout:
     seeds: list[int]
     question: torch.Tensor
     relevance: Callable[[int], torch.Tensor] | None = None
+    hindsight: Callable[[int], torch.Tensor] | None = None
 
     @property
     def counts(self) -> torch.Tensor:

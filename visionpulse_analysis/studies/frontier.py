@@ -20,6 +20,8 @@ SELECTIONS = {
     "uniform": "uniform",
     "last step only": "last_step_only",
     "random": "random",
+    "hindsight": "hindsight",
+    "static random": "static_random",
 }
 
 LIMITS = (0.05, 1.0)  # largest budgets that follow the mass: the paper's first setting, and none

@@ -16,6 +16,7 @@ from visionpulse_analysis.statistics import Interval, paired_difference
 from visionpulse_analysis.studies import rival_settings as to
 from visionpulse_analysis.studies.arms import Outcome, decode_arms
 from visionpulse_analysis.studies.frontier import Frontier, measure_frontier
+from visionpulse_analysis.studies.named_objects import NAMED, greedy_named_arm
 from visionpulse_analysis.studies.rival_settings import Basis, share_of_layers
 from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.studies.trace_length import DENSE
@@ -76,14 +77,18 @@ RIVALS = {
     "random": Rival("random", REFERENCE, False, to.budget),
     "uniform": Rival("uniform", REFERENCE, True, to.budget),
     "oracle": Rival("oracle", REFERENCE, True, to.budget),
+    "hindsight": Rival("hindsight", REFERENCE, True, to.budget),
+    "static random": Rival("static_random", REFERENCE, True, to.budget),
 }
+# Sets of certain samples: an arm only where these are given, see `named_rival`.
+OF_SAMPLES = {NAMED: Rival("", REFERENCE, True)}
 OWN = "own setting"
 
 
 def all_rivals() -> dict[str, Rival]:
-    """`RIVALS` and every pruner defined elsewhere: at its ``budget`` where it takes one, else with its defaults."""
+    """All rivals, with every pruner defined elsewhere: at its ``budget`` where it takes one, else with its defaults."""
     told = {part for rival in RIVALS.values() for part in rival.name.split(" | ")} | {KeepAll.name}
-    return RIVALS | {name: _added(kind) for name, kind in list_pruners().items() if name not in told}
+    return RIVALS | OF_SAMPLES | {name: _added(kind) for name, kind in list_pruners().items() if name not in told}
 
 
 def _added(kind: type[Pruner]) -> Rival:
@@ -128,6 +133,15 @@ def rival_arms(budgets: Sequence[float], basis: Basis) -> dict[str, dict[str, Pr
             own = rival.own(basis) if callable(rival.own) else make_pruner(rival.name, **rival.own)
             arms[label][arm_name(label, None)] = own
     return {label: group for label, group in arms.items() if group}
+
+
+def named_rival(vlm: VLM, samples: Sequence[Sample], **options: Any) -> dict[str, dict[str, Pruner]]:
+    """Label -> arm -> pruner of the objects named by the dense answers; empty where no truth is known.
+
+    ``options`` : of :func:`decode_arms`, as for the comparison.
+    """
+    found = greedy_named_arm(vlm, samples, **options)
+    return {NAMED: {arm_name(NAMED, None): found[NAMED]}} if found else {}
 
 
 @dataclass(frozen=True)

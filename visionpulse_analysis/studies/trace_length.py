@@ -20,6 +20,7 @@ from visionpulse_analysis.statistics import (
     proportion_interval,
 )
 from visionpulse_analysis.studies.arms import decode_arms
+from visionpulse_analysis.studies.named_objects import named_arm
 from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.studies.trace_measures import PURPOSES, Arm, measure
 
@@ -87,17 +88,19 @@ def pulse_arms(anchor: int | None = None) -> dict[str, Pruner | None]:
     }
 
 
-def prefill_arms(measured: Mapping[str, Arm], patches: int, anchor: int | None = None) -> dict[str, Pruner | None]:
-    """Pruning once at prefill, to the mean retention of each VisionPulse arm, the nearest whole number of ``patches``.
+def static_arms(measured: Mapping[str, Arm], patches: int, anchor: int | None = None) -> dict[str, Pruner | None]:
+    """One set for the whole trace, of the mean retention of a VisionPulse arm, the nearest whole number of ``patches``.
 
-    Budgets round down: half a patch more makes the nearest of it.
+    Chosen at prefill, for every arm; chosen in hindsight, for the smallest. Budgets round down: half a patch more makes
+    the nearest of it.
     """
+    kept = {name: arm.retention.mean() for name, arm in measured.items() if name.startswith("VisionPulse")}
+    budgets = {name: round(min(1.0, float(share) + 0.5 / patches), 5) for name, share in kept.items()}
+    least = min(budgets, key=lambda name: budgets[name])
+    pairs = [("at prefill", "prefill_once", name) for name in budgets] + [("hindsight", "hindsight", least)]
     return {
-        name.replace("VisionPulse", "at prefill"): make_pruner(
-            "prefill_once", budget=round(min(1.0, float(arm.retention.mean()) + 0.5 / patches), 5), anchor_layer=anchor
-        )
-        for name, arm in measured.items()
-        if name.startswith("VisionPulse")
+        name.replace("VisionPulse", label): make_pruner(pruner, budget=budgets[name], anchor_layer=anchor)
+        for label, pruner, name in pairs
     }
 
 
@@ -118,7 +121,8 @@ def measure_ways(
     for way, choices in ways.items():
         found = decode_arms(vlm, samples, pulse_arms(anchor), **choices, **options)
         arms = {name: measure(samples, runs) for name, runs in found.items()}
-        found = decode_arms(vlm, samples, prefill_arms(arms, patches, anchor), **choices, **options)
+        known = named_arm(vlm, samples, found[DENSE], choices.get("seeds", (0,)), anchor)
+        found = decode_arms(vlm, samples, static_arms(arms, patches, anchor) | known, **choices, **options)
         measured[way] = arms | {name: measure(samples, runs) for name, runs in found.items()}
     return measured
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -79,7 +80,8 @@ def paper_table(changes: Changes) -> pd.DataFrame:
 def verdicts(changes: Changes, decoding: str) -> list[str]:
     """What transfers and what does not, each sentence chosen by its interval."""
     arms, lines = changes[decoding], []
-    for name, c in arms.items():
+    reported = {name: c for name, c in arms.items() if name.startswith(("VisionPulse", "at prefill"))}
+    for name, c in reported.items():
         lines.append(
             f"{name}: {_about_length(c, 1 if name.startswith('at prefill') else -1, _floor(changes, decoding, c))}"
             + ("" if c.truth is None else f"{_about_detours(c, c.truth)} {_about_accuracy(c.truth)}")
@@ -183,9 +185,8 @@ def reasons(changes: Mapping[str, Change]) -> Figure | None:
     draw_named(axes[0], {n: c.detours for n, c in scored.items()}, reference=dense, xlabel="detours per trace")
     for ax, (name, c) in zip(axes[1:], scored.items(), strict=True):
         draw_named(ax, {purpose: c.words[purpose] for purpose in PURPOSES}, reference=0, xlabel="tokens")
-        method, _, share = name.rpartition(" ")[0].rpartition(" ")
         with figures.style():
-            ax.set_title(f"{method}\n{share} %")
+            ax.set_title(re.sub(r" (?=\S+( %)?$)", "\n", name, count=1))
         if ax is not axes[1]:
             ax.set_yticklabels([])
     ends = np.array([ax.get_xlim() for ax in axes[1:]])

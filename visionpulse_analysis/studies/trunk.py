@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ class Trunk:
         self.vlm, self.max_new_tokens = vlm, max_new_tokens
         self.prompts = [vlm.prompt(one.image, one.question) for one in samples]
         self.views: list[View] = []
+        self.hindsight: dict[tuple[Any, ...], torch.Tensor] = {}  # what the dense traces attended to, see _Rows
         self.base = key_of(vlm, samples, {"max_new_tokens": max_new_tokens})
         self.batch = Batch(vlm, self.records([0] * len(samples)), self.options(_Witness(self.views), None))
         with torch.inference_mode(), route(vlm.model, self.batch.attend):
@@ -61,6 +63,10 @@ class Trunk:
         return self._by_row(
             _Rows(self, self.records([0] * len(self.prompts)), self.options(None, None))._relevance(tokens)
         )
+
+    def lend(self, batch: Batch) -> None:
+        """Put a batch of all rows where prefill has left this one, with a copy of the cache."""
+        batch.cache, batch.position = copy.deepcopy(self.batch.cache), self.batch.position.clone()
 
     def _by_row(self, values: torch.Tensor) -> list[np.ndarray]:
         return [row[: len(prompt.grid)] for row, prompt in zip(values.cpu().numpy(), self.prompts, strict=True)]
@@ -93,11 +99,25 @@ class _Witnessing(Selection):
 
 
 class _Rows(Batch):
-    """The batch of a branch: what the dense answers depend on, the costliest thing to find, is found once and kept."""
+    """The batch of a branch: what the dense answers look at and depend on is found once for all branches.
+
+    Dense answers start from the trunk's prefill, too. What they depend on is the costliest to find and kept on disk.
+    """
 
     def __init__(self, trunk: Trunk, records: Sequence[Record], options: Options):
         self.trunk = trunk
         super().__init__(trunk.vlm, records, options)
+
+    def _dense(self, options: Options) -> tuple[Batch, torch.Tensor]:
+        batch = Batch(self.vlm, self.records, options)
+        self.trunk.lend(batch)
+        return batch, self.trunk.logits.clone()
+
+    def _hindsight(self, layer: int) -> torch.Tensor:
+        key = layer, self.options.sample, *self.layout.seeds
+        if key not in self.trunk.hindsight:
+            self.trunk.hindsight[key] = super()._hindsight(layer)
+        return self.trunk.hindsight[key]
 
     def _relevance(self, tokens: int) -> torch.Tensor:
         path = cache_folder() / f"relevance-{self.trunk.base}-{tokens}.npy"
@@ -124,7 +144,7 @@ class _Branch(Run):
                 return batch, batch.prefill()
             for view in trunk.views:
                 group.selection.observe_prefill(view)
-        batch.cache, batch.position = copy.deepcopy(trunk.batch.cache), trunk.batch.position.clone()
+        trunk.lend(batch)
         for group in batch.groups:
             group.settle(batch.cache)
         return batch, trunk.logits.clone()
