@@ -63,21 +63,38 @@ def test_a_place_without_a_patch_shows_the_bare_image():
     np.testing.assert_array_equal(bare, np.isnan(heat))
 
 
-@pytest.mark.parametrize("percentile", [0, 30, 50, 90, 100])
-def test_blackout_blacks_exactly_the_patches_below_the_percentile(percentile):
-    shown = patches(render(figures.draw_blackout, IMAGE, HEAT, percentile))
+@pytest.mark.parametrize("percentile", [30, 50, 90, 99.9, 100])
+@pytest.mark.parametrize("ties", [False, True])
+def test_blackout_blacks_exactly_the_patches_at_or_below_the_percentile(percentile, ties):
+    heat = HEAT.round(2) if ties else HEAT
+    shown = patches(render(figures.draw_blackout, IMAGE, heat, percentile))
     black = (shown == 0).all(axis=(2, 3))
     bare = (shown == 200).all(axis=(2, 3))
-    below = HEAT < np.percentile(HEAT, percentile)
+    below = heat <= np.percentile(heat, percentile)
     np.testing.assert_array_equal(black, below)
     np.testing.assert_array_equal(bare, ~below)
 
 
-def test_blackout_of_equal_values_keeps_all_and_blacks_where_no_patch_is():
+def black_of(heat, percentile):
+    return (patches(render(figures.draw_blackout, IMAGE, heat, percentile)) == 0).all(axis=(2, 3))
+
+
+def test_blackout_of_equal_values_shows_none_and_of_percentile_0_shows_all_patches():
     heat = np.full((3, 5), 0.1)
+    assert black_of(heat, 50).all() and black_of(heat, 1).all() and not black_of(heat, 0).any()
     heat[0, 1] = np.nan
-    black = (patches(render(figures.draw_blackout, IMAGE, heat, 90)) == 0).all(axis=(2, 3))
-    np.testing.assert_array_equal(black, np.isnan(heat))
+    np.testing.assert_array_equal(black_of(heat, 0), np.isnan(heat))
+    heat[2, 2] = 0.2  # one stands out, at any percentile below its own; a place without a patch counts for nothing
+    np.testing.assert_array_equal(black_of(heat, 50), heat != 0.2)
+    np.testing.assert_array_equal(black_of(heat, 90), heat != 0.2)
+
+
+def test_blackout_counts_as_the_authors_do():
+    """9 values of which the middle one is the median: 4 are shown, 5 black; and 4.5 steps of 10 lie at 50 %."""
+    for n, shown in ((15, 7), (14, 7)):
+        heat = np.full(15, np.nan)
+        heat[:n] = np.random.default_rng(n).permutation(n)
+        assert (~black_of(heat.reshape(3, 5), 50)).sum() == shown
 
 
 def test_kept_patches_are_untouched_inside_and_dropped_ones_dimmed():

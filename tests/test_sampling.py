@@ -74,6 +74,7 @@ def of_the_library(sample, logits):
     return torch.softmax(processors(None, logits[None]).double(), dim=-1)[0].numpy()
 
 
+CUTS = (None, 1, 5, 20, 49, 60)
 CASES = {
     "of the issue": (-0.7 * torch.log(torch.arange(1, 1001).float()), Sample(0.7, 0.8, 20)),
     "top_k alone": (LOGITS, Sample(1.3, 1.0, 3)),
@@ -90,7 +91,7 @@ CASES = {
     **{
         f"random {seed}": (
             torch.randn(50, generator=torch.Generator().manual_seed(seed)).mul(2).round(decimals=seed % 3),
-            Sample([0.3, 0.7, 1.0, 1.8][seed % 4], [0.2, 0.5, 0.8, 0.95, 1.0][seed % 5], [None, 1, 5, 20, 49, 60][seed % 6]),
+            Sample((0.3, 0.7, 1.0, 1.8)[seed % 4], (0.2, 0.5, 0.8, 0.95, 1.0)[seed % 5], CUTS[seed % 6]),
         )
         for seed in range(60)
     },

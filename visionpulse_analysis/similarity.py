@@ -13,11 +13,11 @@ def layer_similarity(attention: ArrayLike) -> np.ndarray:
     """Return the cosine between the layers' attention vectors, averaged over the steps of one sample.
 
     VisionPulse's definition (authors' code, `similarity_by_step`): average over steps first, then over
-    samples.
+    samples. Of a trace, whichever form it keeps, `Trace.layer_similarity` gives it.
 
     Parameters
     ----------
-    attention : array [step, layer, patch], >= 0, head mean
+    attention : array [step, layer, patch], >= 0, head mean, of two layers or more
 
     Returns
     -------
@@ -27,17 +27,43 @@ def layer_similarity(attention: ArrayLike) -> np.ndarray:
     Raises
     ------
     ValueError
-        If a weight is NaN, infinite or negative, or the axes are others or without a step.
+        If a weight is NaN, infinite or negative, or the axes are others, without a step or of a single layer.
+    """
+    return mean_over_steps(layer_cosines(attention))
+
+
+def layer_cosines(attention: ArrayLike) -> np.ndarray:
+    """Return the cosine between the layers' attention vectors at each step.
+
+    Parameters
+    ----------
+    attention : array [step, layer, patch], >= 0, head mean, of two layers or more
+
+    Returns
+    -------
+    float64 [step, layer, layer], 0 to 1, symmetric; NaN for a layer without mass.
+
+    Raises
+    ------
+    ValueError
+        As `layer_similarity`.
     """
     weights = attention_array(attention, ndim=3)
-    if weights.ndim != 3 or weights.shape[0] == 0:
-        raise ValueError(f"attention must be [step, layer, patch] with 1 or more steps; got shape {weights.shape}")
+    if weights.ndim != 3 or weights.shape[0] == 0 or weights.shape[1] < 2:
+        raise ValueError(
+            "attention must be [step, layer, patch] with 1 or more steps and 2 or more layers to compare; "
+            f"got shape {weights.shape} (of an imported trace, trace.layer_similarity() has all layers)"
+        )
     largest = weights.max(-1, keepdims=True)  # divided out first: squares of a tiny row underflow
     scaled = np.divide(weights, largest, out=np.full_like(weights, np.nan), where=largest > 0)
     unit = scaled / np.linalg.norm(scaled, axis=-1, keepdims=True)
-    cosine = np.clip(np.einsum("slp,smp->slm", unit, unit), 0.0, 1.0)
-    defined = ~np.isnan(cosine)
-    total, count = np.where(defined, cosine, 0.0).sum(0), defined.sum(0)
+    return np.clip(np.einsum("slp,smp->slm", unit, unit), 0.0, 1.0)
+
+
+def mean_over_steps(cosines: np.ndarray) -> np.ndarray:
+    """Mean of [step, layer, layer] over the steps at which it is defined: float64 [layer, layer], NaN without any."""
+    defined = ~np.isnan(cosines)
+    total, count = np.where(defined, cosines, 0.0).sum(0, dtype=np.float64), defined.sum(0)
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
 

@@ -14,9 +14,13 @@ from visionpulse_analysis._files import written_whole
 from visionpulse_analysis.exchange.npz_fields import FORMAT_VERSION, OURS, check_fields, load_fields
 from visionpulse_analysis.images import ImageLike, read_image
 from visionpulse_analysis.patches import PatchGrid
+from visionpulse_analysis.similarity import layer_cosines
 from visionpulse_analysis.traces import Trace, create_trace
 from visionpulse_analysis.traces.data import from_parts, to_parts
+from visionpulse_analysis.traces.html import pruner_text
 
+HEAD_MEAN = "dense eager, head-mean probabilities, temperature=1"  # the authors' name of what they collect
+DRAWN = ("temperature", "top_p", "top_k")  # how tokens are drawn, in their metadata and in ours
 _IMAGE = "image.png"  # where the authors' tools look for the picture, beside the file
 
 
@@ -71,7 +75,7 @@ def _imported(fields: dict[str, Any], metadata: dict[str, Any], picture: np.ndar
     size = (rows, cols) if picture is None else picture.shape[:2]
     return create_trace(
         attention=scores[:, None],
-        mass=scores.sum(axis=1, dtype=np.float64)[:, None],
+        mass=scores.sum(axis=1, dtype=np.float64).clip(max=1.0)[:, None],  # rows of rounded weights may sum to more
         tokens=fields["token_texts"].tolist(),
         token_ids=fields["token_ids"],
         logprobs=np.full(len(scores), np.nan),
@@ -93,7 +97,7 @@ def _meta(metadata: dict[str, Any], fields: dict[str, np.ndarray], path: Path, i
         "question": str(metadata.get("question", "")),
         "model": str(metadata.get("model", "unknown")),
         "attention": str(metadata.get("attention", "unknown")),
-        "sample": generation if generation.get("do_sample") else None,
+        "sample": {name: generation.get(name) for name in DRAWN} if generation.get("do_sample") else None,
         "seed": metadata["seed"] if isinstance(metadata.get("seed"), int) else None,
         "pruner": None,
         "execution": "dense",
@@ -220,7 +224,7 @@ def npz_fields(trace: Trace, layer: int | None = None) -> dict[str, np.ndarray]:
 
 
 def _metadata(trace: Trace, layer: int) -> dict[str, Any]:
-    heads = "all heads" if trace.heads is None else f"heads {trace.heads}"
+    sample = trace.meta.get("sample")
     return {
         "format_version": FORMAT_VERSION,
         "sample_id": str(trace.meta.get("id", "")),
@@ -229,10 +233,12 @@ def _metadata(trace: Trace, layer: int) -> dict[str, Any]:
         "layer": layer,
         "layers": trace.layers,
         "seed": trace.meta.get("seed"),
-        "attention": f"softmax rows of the newest query, mean over {heads}, temperature 1",
+        "attention": attention_definition(trace),
         "generation": {
             "max_new_tokens": trace.meta.get("max_new_tokens"),
-            "do_sample": trace.meta.get("sample") is not None,
+            "do_sample": sample is not None,
+            "use_cache": True,
+            **({} if sample is None else {name: sample.get(name) for name in DRAWN}),
         },
         "generated_tokens": len(trace),
         "stopped_on_eos": bool(trace.meta.get("finished", False)),
@@ -240,10 +246,22 @@ def _metadata(trace: Trace, layer: int) -> dict[str, Any]:
     }
 
 
+def attention_definition(trace: Trace) -> str:
+    """What the rows of a trace are, by which the authors' tools decide what may be pooled.
+
+    Their own words for what they collect, dense softmax rows averaged over all heads; other words for other rows.
+    """
+    if "trace_npz" in trace.meta:
+        return str(trace.meta.get("attention", "unknown"))
+    pruner, shape = trace.meta.get("pruner"), (trace.meta.get("costs") or {}).get("shape") or {}
+    if pruner is None and (trace.heads is None or sorted(trace.heads) == list(range(shape.get("heads", 0)))):
+        return HEAD_MEAN
+    heads = "all heads" if trace.heads is None else f"heads {trace.heads}"
+    under = "dense" if pruner is None else f"pruned by {pruner_text(pruner)}"
+    return f"{under}, mean of the probabilities of {heads}, temperature=1"
+
+
 def _cosines(trace: Trace) -> np.ndarray:
     """float32 [step, layer, layer]: cosine between the layers' rows of each step; 0 for a row without mass."""
     rows = trace.attention.values.astype(np.float64)
-    rows = rows if trace.heads is None else rows.mean(axis=2)
-    lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
-    unit = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
-    return np.einsum("slp,smp->slm", unit, unit).clip(0, 1).astype(np.float32)
+    return np.nan_to_num(layer_cosines(rows if trace.heads is None else rows.mean(axis=2))).astype(np.float32)

@@ -62,9 +62,10 @@ def draw_overlay(
 
 @style()
 def draw_blackout(ax: Axes, image: np.ndarray, heat_map: np.ndarray, percentile: float) -> Axes:
-    """Black out every patch whose value is below a percentile of the map.
+    """Black out every patch whose value is at or below a percentile of the map.
 
-    The activation picture of VisionPulse (arXiv 2605.31457), there with the percentiles 50 and 90.
+    The activation picture of VisionPulse (arXiv 2605.31457), there with the percentiles 50 and 90: what is shown is
+    above the percentile, interpolated linearly, so that of equal values none stands out and none is shown.
 
     Parameters
     ----------
@@ -73,7 +74,7 @@ def draw_blackout(ax: Axes, image: np.ndarray, heat_map: np.ndarray, percentile:
     heat_map : float [row, col]
         NaN where there is no patch; those places are blacked out as well.
     percentile : float
-        From 0 (nothing is blacked out) to 100 (all but the largest value), over the patches of this map.
+        From 0 (nothing is blacked out) to 100 (everything is), over the patches of this map.
 
     Returns
     -------
@@ -87,10 +88,11 @@ def draw_blackout(ax: Axes, image: np.ndarray, heat_map: np.ndarray, percentile:
     heat_map = check_map(heat_map)
     if not 0 <= percentile <= 100:
         raise ValueError(f"percentile is {percentile!r}, expected a number from 0 to 100")
-    # "higher" takes a value of the map itself, so that rounding cannot move a patch across the threshold.
-    threshold = np.nanpercentile(heat_map, percentile, method="higher")
+    # A value is above the interpolated percentile exactly if it is above the value of the map at or below that: so no
+    # rounding can move a patch across the threshold.
+    threshold = np.nanpercentile(heat_map, percentile, method="lower") if percentile > 0 else -np.inf
     black = np.zeros((*heat_map.shape, 4))
-    black[..., 3] = ~(heat_map >= threshold)  # written so that NaN is black
+    black[..., 3] = ~(heat_map > threshold)  # written so that NaN is black
     return _draw_on_image(ax, image, black)
 
 

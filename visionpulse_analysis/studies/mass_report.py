@@ -54,15 +54,12 @@ def survivors(result: MassUsage) -> str:
 
 def transfers(result: MassUsage) -> str:
     """Say what of the paper's finding transfers to these traces and what does not."""
-    uniform = [threshold * n for threshold in PAPER_THRESHOLDS for n in result.n_patches]
     r = [relation.pooled.estimate for relation in result.paper]
     inside = [value for value in r if PAPER_R[0] <= value <= PAPER_R[1]]
     size = {len(r): "transfers", 0: "does not transfer"}.get(len(inside), "transfers in part")
     text = [
         f"The size of the published correlation {size}: at {len(inside)} of {len(r)} thresholds r lies in the paper's "
-        f"range. The thresholds do not carry over: they were chosen for {PAPER_PATCHES} patches or more, "
-        f"{min(PAPER_THRESHOLDS) * PAPER_PATCHES:.1f} to {max(PAPER_THRESHOLDS) * PAPER_PATCHES:.1f} times the uniform "
-        f"level 1/n there; here they are {min(uniform):.2f} to {max(uniform):.2f} times it."
+        f"range. {_thresholds(result)}"
     ]
     if result.causal:
         explained = f"within a trace mass explains {_explained(result.causal[0])} of its variance"
@@ -81,7 +78,7 @@ def paper_table(result: MassUsage) -> pd.DataFrame:
     level = f"{result.level:g} nats"
     rows = {
         "patches per image": (f"{PAPER_PATCHES} or more", " to ".join(map(str, sorted({*_ends(result.n_patches)})))),
-        "r(mass, active count), its thresholds": (
+        f"r(mass, active count), {'its' if _of_the_paper(result) else 'chosen'} thresholds": (
             f"{PAPER_R[0]} to {PAPER_R[1]}",
             _range([r.pooled for r in result.paper]),
         ),
@@ -117,6 +114,27 @@ def table_by_kind(result: MassUsage, traces: Sequence[Trace], samples: Sequence[
         if (kinds == kind).any()
     }
     return pd.DataFrame.from_dict(rows, orient="index").round(2)
+
+
+def _thresholds(result: MassUsage) -> str:
+    """Say whether the paper's thresholds mean here what they mean there, or which others were chosen."""
+    uniform = [threshold * n for threshold in result.thresholds for n in result.n_patches]
+    here = f"{min(uniform):.2f} to {max(uniform):.2f} times the uniform level 1/n"
+    there = [threshold * PAPER_PATCHES for threshold in PAPER_THRESHOLDS]
+    chosen = f"chosen for {PAPER_PATCHES} patches or more, {min(there):.1f} to {max(there):.1f} times 1/n at the least"
+    if not _of_the_paper(result):
+        return f"The thresholds are not the paper's ({chosen}) but {_listed(result.thresholds)}, {here}."
+    if min(result.n_patches) >= PAPER_PATCHES:
+        return f"The thresholds carry over: they were {chosen}, and here they are {here}."
+    return f"The thresholds do not carry over: they were {chosen}; here they are {here}."
+
+
+def _of_the_paper(result: MassUsage) -> bool:
+    return {*result.thresholds} == {*PAPER_THRESHOLDS}
+
+
+def _listed(thresholds: Sequence[float]) -> str:
+    return ", ".join(f"{threshold:g}" for threshold in thresholds)
 
 
 def _against_null(result: MassUsage, kind: str) -> str:

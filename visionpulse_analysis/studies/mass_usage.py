@@ -47,8 +47,10 @@ class MassUsage:
 
     Attributes
     ----------
+    thresholds : tuple of float
+        Of ``paper``, in units of attention.
     paper, multiples : list of Relation
-        Active counts at the paper's thresholds, and at multiples of the uniform level 1/n.
+        Active counts at these thresholds, and at multiples of the uniform level 1/n.
     shapes : list of Relation
         Scale-free usage: the number of patches that the *normalised* row amounts to, in three ways.
     causal : list of Relation
@@ -66,6 +68,7 @@ class MassUsage:
     layer: int
     level: float
     n_patches: list[int]
+    thresholds: tuple[float, ...]
     paper: list[Relation]
     multiples: list[Relation]
     shapes: list[Relation]
@@ -98,6 +101,7 @@ def mass_usage(
     usage: Sequence[CausalUsage] = (),
     *,
     level: float = float("nan"),
+    thresholds: Sequence[float] = PAPER_THRESHOLDS,
     shares: Sequence[float] = (0.05, 0.1),
     n_resamples: int = 1000,
     n_permutations: int = 200,
@@ -110,12 +114,13 @@ def mass_usage(
     traces : dense, one per sample
     layer : model index of a recorded layer
     usage : of the same traces, from ``causal_usage`` at ``level`` nats; optional
+    thresholds : of the active count, above 0, in units of attention
     shares : of the patches, for ``enough``
 
     Raises
     ------
     ValueError
-        No trace is given, or ``usage`` does not belong to the traces.
+        No trace is given, ``usage`` does not belong to the traces, or a threshold is not above 0 or given twice.
     IndexError
         The layer was not recorded.
     """
@@ -123,6 +128,8 @@ def mass_usage(
         raise ValueError(
             f"{len(traces)} traces with usage of {len(usage)}: expected at least one trace, and usage of all or none"
         )
+    if not len(thresholds) or len({*thresholds}) < len(thresholds) or not all(0 < t < 1 for t in thresholds):
+        raise ValueError(f"thresholds are shares of attention between 0 and 1, each once; got {list(thresholds)}")
     rows = [rows_of(trace, layer).astype(np.float64) for trace in traces]
     sample = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
     columns = {"mass": _joined(rows, lambda row: row.sum(-1))}
@@ -147,7 +154,8 @@ def mass_usage(
         layer=layer,
         level=level,
         n_patches=sorted({row.shape[-1] for row in rows}),
-        paper=[counted(f"above {threshold:g}", threshold, False) for threshold in PAPER_THRESHOLDS],
+        thresholds=tuple(thresholds),
+        paper=[counted(f"above {threshold:g}", threshold, False) for threshold in thresholds],
         multiples=[counted(f"above {multiple:g}/n", multiple, True) for multiple in UNIFORM_MULTIPLES],
         shapes=[related(name, _joined(rows, measure)) for name, measure in measures],
         causal=[related(name, values) for name, values in _causal_columns(usage).items()],

@@ -16,6 +16,7 @@ from visionpulse_analysis.statistics import Interval
 from visionpulse_analysis.studies.object_attention import ObjectAttention, named_objects
 from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.studies.step_dependence import StepDependence, masses_of, rows_of
+from visionpulse_analysis.studies.stored import picture_of
 from visionpulse_analysis.testbed.scenes import CELL, Scene
 from visionpulse_analysis.traces import Trace
 
@@ -67,7 +68,7 @@ def draw_example(
     rows = rows_of(trace, layer)
     return figures.overlay_strip(
         fig,
-        trace.images[0],
+        picture_of(trace),
         trace.grid.to_map(rows[steps]),
         [figures.step_title(step, trace.tokens[step]) for step in steps],
         boxes=[cell_boxes(sample.scene, [i for i in (named[step],) if i is not None]) for step in steps],
@@ -158,7 +159,7 @@ def draw_kinds(ax: Axes, truth: ObjectAttention, text_below: float) -> Axes:
 def headline(trace: Trace, sample: Sample, study: StepDependence, truth: ObjectAttention | None) -> Figure:
     """Make the page of the question: one trace's pictures and mass curve, and the answers over all samples."""
     steps = steps_to_show(trace, sample, study.layer)
-    height, width = trace.images[0].shape[:2]
+    height, width = picture_of(trace).shape[:2]
     fig, (top, middle, bottom) = figures.new_page(DOUBLE, [1.05 * height / width + 0.85, 2.5, 2.3])
     axes = [draw_example(top, trace, sample, study.layer, steps)[0]]
     with figures.style():

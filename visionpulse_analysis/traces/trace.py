@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from visionpulse_analysis.patches import PatchGrid
+from visionpulse_analysis.similarity import layer_cosines, mean_over_steps
 from visionpulse_analysis.traces.data import check_dataset, data_hash, from_parts, grid_of, json_copy, to_parts
 from visionpulse_analysis.traces.files import read_group, write_group
 from visionpulse_analysis.traces.html import pruner_text, trace_html
@@ -175,6 +176,40 @@ class Trace:
         if head not in heads:
             raise IndexError(f"head {head} was not recorded; recorded heads: {heads}")
         return rows[heads.index(head)]
+
+    def layer_similarity(self) -> xr.DataArray:
+        """How alike the layers' attention is: the cosine between head means, averaged over the steps.
+
+        From the recorded rows, or from the cosines that an imported trace keeps in their place; see
+        `measures.layer_similarity`.
+
+        Returns
+        -------
+        DataArray, float64 [layer, other_layer], 0 to 1
+            With the model indices of the layers. Steps at which a layer has no mass are left out; NaN if none is left.
+
+        Raises
+        ------
+        ValueError
+            Fewer than two layers were recorded, or the trace has no step.
+        """
+        if "similarity" in self.dataset:
+            layers = self.dataset["similarity_layer"].values.tolist()
+            cosines = self.dataset["similarity"].values
+            seen = np.einsum("sll->sl", cosines) > 0  # a layer without mass is not even like itself
+            cosines = np.where(seen[:, :, None] & seen[:, None], cosines, np.nan)
+        else:
+            layers = self.layers
+            if len(layers) < 2 or not len(self):
+                raise ValueError(
+                    f"similarity compares layers, but this trace of {len(self)} steps has recorded {layers}; decode "
+                    "with layers='all', or import a file that was collected with all layers"
+                )
+            # Some steps at a time: all heads of all layers as float64 would be gigabytes.
+            parts = (self.attention[start : start + 32].values.astype(np.float64) for start in range(0, len(self), 32))
+            cosines = np.concatenate([layer_cosines(p if self.heads is None else p.mean(axis=2)) for p in parts])
+        places = {"layer": layers, "other_layer": layers}
+        return xr.DataArray(mean_over_steps(cosines), places, tuple(places), "layer_similarity")
 
     @property
     def data_hash(self) -> str:

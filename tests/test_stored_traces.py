@@ -1,0 +1,136 @@
+"""Stored traces in the place of a model: the authors' statistics of their files, and notebooks that load nothing."""
+
+import nbformat
+import numpy as np
+import pytest
+from exchanged import authors_fields, own, save
+
+import visionpulse_analysis as vpa
+from visionpulse_analysis import notebooks
+from visionpulse_analysis.exchange import read_npz
+from visionpulse_analysis.studies.activation import activation_page, even_steps
+from visionpulse_analysis.studies.mass_usage import mass_usage
+from visionpulse_analysis.studies.stored import StoredTraces, picture_of
+
+LENGTHS = (9, 12, 7)
+
+
+def files_of(folder):
+    """Three files of the authors' collector, the last without its picture; their fields."""
+    fields = [authors_fields(steps) for steps in LENGTHS]
+    for number, one in enumerate(fields):
+        save(folder / f"sample_{number:04d}", one, picture=number < 2)
+    return fields
+
+
+@pytest.fixture
+def theirs(tmp_path):
+    """Fields of three files, and the path of a store with them."""
+    fields = files_of(tmp_path / "files")
+    store = vpa.TraceStore(tmp_path / "theirs", mode="a")
+    for path in sorted((tmp_path / "files").rglob("trace.npz")):
+        store.add(read_npz(path, id=path.parent.name))
+    return fields, store.path
+
+
+class TestStoredTraces:
+    def test_they_are_what_was_imported(self, theirs):
+        fields, path = theirs
+        stored = StoredTraces(path)
+        assert stored.chosen_layer(-1) == stored.chosen_layer(2) == 2 and stored.weights_hash is None
+        for trace, one in zip(stored.traces, fields, strict=True):
+            assert np.array_equal(trace.attention.values[:, 0], one["visual_scores"])
+        assert [sample.question for sample in stored.samples] == ["where ?"] * 3
+        assert "3 stored traces of m. No model is loaded" in stored.about
+        grey = picture_of(stored.traces[2])
+        assert grey.shape == (48, 64, 3) and len(np.unique(grey)) == 1 and np.array_equal(stored.samples[2].image, grey)
+
+    def test_what_must_not_be_pooled_is_left_out_or_refused(self, theirs, tmp_path):
+        _, path = theirs
+        store = vpa.TraceStore(path, mode="a")
+        store.add(own(pruned=True))
+        stored = StoredTraces(path)
+        assert len(stored.traces) == 3 and "(1 pruned left out)" in stored.about
+        other = read_npz(save(tmp_path / "other", authors_fields(5, model="another")), id="zz")
+        store.add(other)
+        with pytest.raises(ValueError, match=r"whose model differs.*'sample_0000' has 'm', 'zz' has 'another'"):
+            StoredTraces(path)
+        store.add(other.with_meta({**other.meta, "model": "m", "attention": "sparse"}), overwrite=True)
+        with pytest.raises(ValueError, match=r"whose attention differs.*'zz' has 'sparse'"):
+            StoredTraces(path)
+
+    def test_layers_that_are_not_there_are_named(self, theirs, tmp_path):
+        _, path = theirs
+        with pytest.raises(ValueError, match=r"not layer 5; layers of all of them: \[2\]"):
+            StoredTraces(path).chosen_layer(5)
+        store = vpa.TraceStore(tmp_path / "own", mode="a")
+        store.add(own(pruned=False).with_meta({"id": "own", "pruner": None}))
+        with pytest.raises(ValueError, match=r"several layers, choose one; layers of all of them: \[2, 7\]"):
+            StoredTraces(store.path).chosen_layer(-1)
+        assert StoredTraces(store.path).chosen_layer(7) == 7
+
+    def test_a_store_without_dense_traces_says_so(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="no trace store at"):
+            StoredTraces(tmp_path / "none")
+        store = vpa.TraceStore(tmp_path / "store", mode="a")
+        with pytest.raises(ValueError, match="it is empty"):
+            StoredTraces(store.path)
+        store.add(own(pruned=True))
+        with pytest.raises(ValueError, match="holds no finished dense trace; 1 pruned left out"):
+            StoredTraces(store.path)
+
+
+class TestPictures:
+    def test_correlation_at_chosen_thresholds_is_that_of_all_their_steps(self, theirs):
+        fields, path = theirs
+        thresholds = [0.03, 0.1]
+        result = mass_usage(StoredTraces(path).traces, 2, thresholds=thresholds, n_resamples=20, n_permutations=10)
+        rows = np.concatenate([one["visual_scores"].astype(np.float64) for one in fields])
+        for relation, threshold in zip(result.paper, thresholds, strict=True):
+            r = np.corrcoef(rows.sum(1), (rows > threshold).sum(1))[0, 1]
+            assert relation.pooled.estimate == pytest.approx(r, rel=1e-12)
+        for wrong in ([], [0.1, 0.1], [0.0], [2.0]):
+            with pytest.raises(ValueError, match="thresholds are shares of attention between 0 and 1, each once"):
+                mass_usage(StoredTraces(path).traces, 2, thresholds=wrong)
+
+    def test_activation_pictures_show_the_chosen_steps_and_levels(self, theirs):
+        _, path = theirs
+        trace = StoredTraces(path).traces[0]
+        assert even_steps(trace) == [0, 4, 8] and even_steps(trace, 20) == list(range(9))
+        page = activation_page(trace, 2, [1, 5, 6, 8], [25, 50, 75])
+        pictures = [ax for ax in page.get_axes() if ax.get_title()]
+        assert [ax.get_title().partition("\n")[0] for ax in pictures] == ["step 1", "step 5", "step 6", "step 8"] * 3
+        for ax, level in zip(pictures, np.repeat([25, 50, 75], 4), strict=True):
+            step = int(ax.get_title().split()[1])
+            scores = trace.attention.values[step, 0].reshape(3, 4)
+            black = ax.images[1].get_array()[..., 3] == 1
+            assert np.array_equal(black, scores <= np.percentile(scores, level))
+        for steps, levels in (([9], [50]), ([], [50]), ([1], [])):
+            with pytest.raises(ValueError, match="step"):
+                activation_page(trace, 2, steps, levels)
+
+
+def run_in_process(name, **given):
+    """Run the code of a notebook with these parameters; what it has at its end."""
+    space = {}
+    for cell in nbformat.read(notebooks.find(name), as_version=4).cells:
+        if cell.cell_type == "code":
+            exec(cell.source, space)
+            space.update(given if "parameters" in cell.metadata.get("tags", []) else {})
+    return space
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "drawn"),
+    [
+        ("01", {"steps": [2, 3], "levels": [40]}, {"01_step_dependence", "01_activation", "01_coverage"}),
+        ("02", {"thresholds": [0.03, 0.1], "n_permutations": 10}, {"02_attention_mass_and_usage", "02_steps"}),
+    ],
+)
+def test_a_notebook_takes_stored_traces_and_loads_no_model(name, options, drawn, theirs, tmp_path, monkeypatch):
+    def load(*given, **options):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(vpa, "load", load, raising=False)
+    run_in_process(name, traces=str(theirs[1]), out=str(tmp_path / "out"), **options)
+    assert drawn <= {path.stem for path in (tmp_path / "out").glob("*.png")}
