@@ -169,9 +169,10 @@ def test_provenance(call, tmp_path):
 
 
 def test_train_and_evaluate(call, tmp_path, monkeypatch):
-    from visionpulse_analysis.testbed import publishing, training
+    from visionpulse_analysis.testbed import evaluation, publishing, training
 
     monkeypatch.setattr(training, "VISION_STEPS", 2)
+    monkeypatch.setattr(evaluation, "UNTRAINED_SIZES", {5: 2})
     monkeypatch.setattr(publishing, "ANCHOR_SCENES", 2)
     tiny = (training.Stage("read", 2, {4: 1.0}, {"describe": 1.0}, 2, 1, (1e-3, 1e-3)),)
     defaults = dict(training.Trainer.__init__.__kwdefaults__ or {}, plan=tiny)

@@ -84,6 +84,6 @@ def test_the_sentences_on_the_choice_follow_the_intervals():
         study.choices_verdicts([bad, good])
     )
     text = study.choices_verdicts([good, bad])
-    assert "with these thresholds" in text and "to the end" in text
+    assert "with these thresholds" in text and "most samples have none" in text
     few = Chosen(8, np.full(4, 3), np.array([6, 6, NONE, NONE]), np.full(4, 0.02), np.zeros(4, bool))
     assert study.choices_verdicts([few, few]).count("cannot be decided") == 2

@@ -7,7 +7,9 @@ import pytest
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.models import data_folder
+from visionpulse_analysis.testbed import card
 from visionpulse_analysis.testbed.evaluation import NAMED, evaluate, evaluation_items
+from visionpulse_analysis.testbed.plan import PLAN, TRAINED_CELLS
 from visionpulse_analysis.testbed.publishing import write_card
 
 
@@ -71,5 +73,39 @@ def test_the_card_is_what_the_stored_scores_write(tmp_path):
     assert (copy / "README.md").read_text() == before
     with pytest.raises(ValueError, match="these are scores of weights 0"):
         write_card({**stored(), "weights": "0"}, copy)
-    with pytest.raises(ValueError, match="evaluate with controls"):
-        write_card({name: value for name, value in stored().items() if name != "horizon"}, copy)
+    for missing in ("horizon", "untrained"):
+        with pytest.raises(ValueError, match="evaluate with controls"):
+            write_card({name: value for name, value in stored().items() if name != missing}, copy)
+
+
+def test_the_card_names_the_sizes_that_were_trained_and_scores_others():
+    text, scores = (data_folder() / "README.md").read_text(), stored()
+    assert TRAINED_CELLS == tuple(sorted({size for stage in PLAN for size in stage.sizes}))
+    assert f"trained on {', '.join(f'{size} x {size}' for size in TRAINED_CELLS)} cells" in text.replace("\n", " ")
+    assert set(scores["untrained"]).isdisjoint(str((2 * size) ** 2) for size in TRAINED_CELLS)
+    for patches, tasks in scores["untrained"].items():
+        for task, s in tasks.items():
+            assert f"| {patches} | {task} | {s['accuracy']:.3f} | [{s['low']:.3f}, {s['high']:.3f}]" in text
+
+
+def test_the_sentences_of_the_card_follow_its_scores():
+    """Scores that say the contrary turn every sentence round."""
+    scores = stored()
+    sure, none = {"low": 0.96, "high": 1.0}, {"low": 0.0, "high": 0.03}
+    guess = {"best_constant_guess": 0.5}
+
+    def made(dense, control, untrained, cost):
+        tasks = dict.fromkeys(scores["tasks"], dense)
+        same = control | guess
+        blind = {name: dict.fromkeys(tasks, same) for name in card.CONTROLS.values()}
+        return {
+            **{"tasks": tasks, "sizes": {"256": tasks}, "untrained": {"196": dict.fromkeys(tasks, untrained)}},
+            **{**blind, "control_random_5": {"low": cost}},
+        }
+
+    good, bad = made(sure, none, none, 20.0), made(none, sure, sure, -20.0)
+    assert "in *find*, *compare*, *count*, and" in card.from_image(good) and "in no task." in card.from_image(good)
+    assert "in no task, and" in card.from_image(bad) and "*count* with another scene." in card.from_image(bad)
+    assert "*find* at 196" in card.about_sizes(good) and "On none of them" in card.about_sizes(bad)
+    assert "is still read above" in card.above_anchor(good["control_random_5"])
+    assert "is not shown" in card.above_anchor(bad["control_random_5"])

@@ -84,6 +84,8 @@ def _pairs(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, A
 def _of(steps: pd.DataFrame) -> dict[str, dict[str, float]]:
     """Numbers of the variants of one context and batch size."""
     names = {"speedup_over_stock": "speedup_over_stock.median", "speedup_over_dense": "speedup_over_dense.median"}
+    names |= {"least_over_dense": "speedup_over_dense.min", "most_over_dense": "speedup_over_dense.max"}
+    names |= {"least_over_stock": "speedup_over_stock.min", "most_over_stock": "speedup_over_stock.max"}
     names |= {name: name for name in ("bound_over_dense", "time_over_limit", "step_ms", "selection_share")}
     return {name: steps[column].dropna().to_dict() for name, column in names.items()}
 
@@ -154,28 +156,36 @@ def paper_bounds() -> pd.DataFrame:
     return found.pivot(index="visual_tokens", columns="variant", values="bound_over_dense")
 
 
+def times(n: dict[str, Any], variant: str, over: str = "stock", digits: int = 1) -> str:
+    """How many times as fast a variant is, the median and the range over the rounds: "5.4 [5.1 to 5.6]".
+
+    n : of one context and batch size, as in `Measurements.numbers`. over : "stock" or "dense".
+    """
+    middle, *ends = (n[f"{name}_over_{over}"][variant] for name in ("speedup", "least", "most"))
+    return f"{middle:.{digits}f} [{' to '.join(f'{end:.{digits}f}' for end in ends)}]"
+
+
 def sentences(found: Measurements) -> str:
-    """What was measured, as Markdown; every number computed."""
+    """What was measured, as Markdown; every number computed, with its range over the rounds."""
     numbers, machine = found.numbers(), found.decode["machine"]
-    speed, over = numbers["speedup_over_stock"], numbers["time_over_limit"]
-    dense, bound, many = numbers["speedup_over_dense"], numbers["bound_over_dense"], numbers["many_rows"]
+    over, bound, many = numbers["time_over_limit"], numbers["bound_over_dense"], numbers["many_rows"]
     lines = [
         f"Measured on {machine['date']}: {machine['processor']}, {machine['threads']} threads, {machine['device']}; "
-        f"reading memory at {numbers['bandwidth_gb_s']:.1f} GB/s.",
-        f"- At {numbers['visual_tokens']:,} visual tokens a dense step is {speed['dense']:.1f} times as fast as the "
-        f"library's (its cache is copied at every step) and takes {over['dense']:.2f} times what reading weights, keys "
-        "and values once takes.",
-        f"- Gathering 5 % of the patches: {speed['gathered_5']:.1f} times the library, {dense['gathered_5']:.2f} times "
-        f"our own dense step; the layers below the anchor read everything, so by the bytes it could be at most "
-        f"{bound['gathered_5']:.2f}. With the set of the step before in those layers: {speed['reuse_5']:.1f} and "
-        f"{dense['reuse_5']:.2f} times, at most {bound['reuse_5']:.2f}. Hiding the same patches by a mask: "
-        f"{speed['masked_5']:.1f} and {dense['masked_5']:.2f} times. Choosing takes "
+        f"reading memory at {numbers['bandwidth_gb_s']:.1f} GB/s. In brackets: least and most of the rounds.",
+        f"- At {numbers['visual_tokens']:,} visual tokens a dense step is {times(numbers, 'dense')} times as fast as "
+        f"the library's (whose cache is copied at every step) and takes {over['dense']:.2f} times what reading "
+        "weights, keys and values once takes.",
+        f"- Gathering 5 % of the patches: {times(numbers, 'gathered_5')} times the library, "
+        f"{times(numbers, 'gathered_5', 'dense', 2)} times our own dense step; the layers below the anchor read "
+        f"everything, so by the bytes it could be at most {bound['gathered_5']:.2f}. With the set of the step before "
+        f"in those layers: {times(numbers, 'reuse_5')} and {times(numbers, 'reuse_5', 'dense', 2)} times, at most "
+        f"{bound['reuse_5']:.2f}. Hiding the same patches by a mask: {times(numbers, 'masked_5')} and "
+        f"{times(numbers, 'masked_5', 'dense', 2)} times. Choosing takes "
         f"{numbers['selection_share']['gathered_5']:.1%} of the gathered step.",
         _by_share(found),
-        f"- {many['batch']} rows together: dense {many['speedup_over_stock']['dense']:.1f}, gathered "
-        f"{many['speedup_over_stock']['gathered_5']:.1f}, reused {many['speedup_over_stock']['reuse_5']:.1f} times the "
-        f"library; gathered {many['speedup_over_dense']['gathered_5']:.2f} times our own dense step, which takes "
-        f"{many['time_over_limit']['dense']:.2f} times the limit.",
+        f"- {many['batch']} rows together: dense {times(many, 'dense')}, gathered {times(many, 'gathered_5')}, reused "
+        f"{times(many, 'reuse_5')} times the library; gathered {times(many, 'gathered_5', 'dense', 2)} times our own "
+        f"dense step, which takes {many['time_over_limit']['dense']:.2f} times the limit.",
         f"- Recording, all layers: {_recorded(found, 'all_layers')} the time of plain decoding; eager "
         f"`output_attentions`: {_recorded(found, 'eager')}.",
         *(_together(numbers["largest_batch"], tokens, gain) for tokens, gain in numbers["together"].items()),
@@ -184,21 +194,17 @@ def sentences(found: Measurements) -> str:
 
 
 def _by_share(found: Measurements) -> str:
-    """Up to which share of the patches picking them out is faster than reading all."""
-    ms = {row["variant"]: row["step_ms"] for row in found.retention["rows"]}
-    gathered = sorted((row["kept"], row["step_ms"]) for row in found.retention["rows"] if row["variant"] in SHARES)
-    slower = [(kept, taken) for kept, taken in gathered if taken > ms["dense"]]
-    faster = [kept for kept, _ in gathered if not slower or kept < slower[0][0]]
-    if not faster:
-        return f"- Gathering is slower than reading everything ({ms['dense']:.1f} ms) at every share measured."
-    said = f"- Gathering is faster than reading everything up to {faster[-1]:.0%} of the patches"
-    if not slower:
-        return f"{said}."
-    kept, taken = slower[0]
-    return (
-        f"{said}; at {kept:.0%} it takes {taken:.1f} ms, dense {ms['dense']:.1f}: picking single vectors out of memory "
-        "is slower than reading it in order."
+    """At which shares of the patches picking them out is faster than reading all, in every round."""
+    rows = sorted(
+        (row["kept"], row["speedup_over_dense"]) for row in found.retention["rows"] if row["variant"] in SHARES
     )
+    groups = {
+        "faster than reading everything": [kept for kept, speed in rows if speed["min"] > 1],
+        "slower": [kept for kept, speed in rows if speed["max"] < 1],
+        "sometimes faster and sometimes slower": [kept for kept, speed in rows if speed["min"] <= 1 <= speed["max"]],
+    }
+    said = [f"{how} at {', '.join(f'{kept:.0%}' for kept in shares)}" for how, shares in groups.items() if shares]
+    return f"- By share of the patches, over the rounds: gathering is {'; '.join(said)}."
 
 
 def _together(rows: int, tokens: str, gain: dict[str, Any]) -> str:

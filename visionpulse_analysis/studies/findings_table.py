@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from visionpulse_analysis.figures import read_provenance
+from visionpulse_analysis.studies.efficiency import times
+from visionpulse_analysis.studies.quickstart import trace_sentence
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "figures" / "readme"
@@ -55,10 +57,7 @@ def nats(interval: dict[str, Any]) -> str:
 
 
 def found_00(n: dict[str, Any]) -> str:
-    return (
-        f"In one trace of {n['steps']} steps the image holds {100 * n['least_mass']:.0f} to "
-        f"{100 * n['most_mass']:.0f} % of the attention, depending on the step."
-    )
+    return trace_sentence(n)
 
 
 def found_01(n: dict[str, Any]) -> str:
@@ -110,8 +109,8 @@ def found_04(n: dict[str, Any]) -> str:
 def found_05(n: dict[str, Any]) -> str:
     suitable, undecided = (", ".join(map(str, n[group])) or "none" for group in ("suitable", "undecided"))
     return (
-        f"Default anchor: layer {n['default']}; layers whose own choice of 5 % would do: {suitable}; undecided: "
-        f"{undecided}."
+        f"Default anchor: layer {n['default']}; layers whose own choice of {100 * n['fraction']:g} % would do: "
+        f"{suitable}; undecided: {undecided}."
     )
 
 
@@ -147,19 +146,18 @@ def found_11(n: dict[str, Any]) -> str:
 
 
 def found_07(n: dict[str, Any]) -> str:
-    speed, many, recorded = n["speedup_over_stock"], n["many_rows"], n["recording"]
-    gain, bound = (n[name]["gathered_5"] for name in ("speedup_over_dense", "bound_over_dense"))
+    many, recorded, bound = n["many_rows"], n["recording"], n["bound_over_dense"]["gathered_5"]
     all_layers = [ratio for name, ratio in recorded.items() if name.startswith("all_layers")]
     together = [
         f"{part['speedup']:.1f} at {tokens} visual tokens (at most {part['bound']:.1f})"
         for tokens, part in sorted(n["together"].items(), key=lambda named: int(named[0]))
     ]
     return (
-        f"At {n['visual_tokens']:,} visual tokens a dense step is {speed['dense']:.1f} times as fast as the library's "
-        f"and takes {n['time_over_limit']['dense']:.2f} times what memory allows; with 5 % gathered "
-        f"{speed['gathered_5']:.1f} times ({gain:.2f} times our dense step, of {bound:.2f} that the bytes allow; "
-        f"{many['speedup_over_dense']['gathered_5']:.2f} times with {many['batch']} rows), with the last set reused "
-        f"{speed['reuse_5']:.1f} times. Recording all layers takes "
+        f"At {n['visual_tokens']:,} visual tokens a dense step is {times(n, 'dense')} times as fast as the library's "
+        f"(median and range of the rounds) and takes {n['time_over_limit']['dense']:.2f} times what memory allows; "
+        f"with 5 % gathered {times(n, 'gathered_5')} times ({times(n, 'gathered_5', 'dense', 2)} times our dense step, "
+        f"of {bound:.2f} that the bytes allow; {times(many, 'gathered_5', 'dense', 2)} times with {many['batch']} "
+        f"rows), with the last set reused {times(n, 'reuse_5')} times. Recording all layers takes "
         f"{' and '.join(f'{ratio:.2f}' for ratio in all_layers)} times the time of plain decoding; "
         f"samples a second of {n['largest_batch']} rows together over one alone: {', '.join(together)}."
     )

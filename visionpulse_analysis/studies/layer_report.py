@@ -63,7 +63,7 @@ def transfers(anchors: Anchors, tolerance: float = 0.05) -> str:
         text.append(f"Here {_named(fits)} would do.")
     if not fits:
         text.append("That few patches chosen at one layer are enough is shown at no layer at this tolerance.")
-    return " ".join([*text, "How deep a model reads the image is its own property: measure it before you prune."])
+    return " ".join([*text, "This is one model: measure yours before you prune it."])
 
 
 def paper_table(maps: LayerMaps, anchors: Anchors, tolerance: float = 0.05) -> pd.DataFrame:

@@ -1,8 +1,9 @@
-"""The page of the first notebook: one question, where the model looked while it answered, and how much."""
+"""The page of the first notebook, and its sentence: one question, where the model looked and how much."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -56,6 +57,32 @@ def questions_page(traces: Sequence[Trace], samples: Sequence[Sample], layer: in
     return fig
 
 
+def trace_numbers(trace: Trace, layer: int) -> dict[str, Any]:
+    """How much one trace looks at the image at a layer, and how often elsewhere than the step before, JSON-ready.
+
+    ``moves`` counts the steps after the first whose most attended patch is another one than at the step before.
+    """
+    mass, strongest = masses_of(trace, layer), rows_of(trace, layer).argmax(axis=1)
+    return {
+        "steps": len(trace),
+        "mean_mass": float(mass.mean()),
+        "least_mass": float(mass.min()),
+        "most_mass": float(mass.max()),
+        "moves": int((strongest[1:] != strongest[:-1]).sum()),
+        "answer": trace.answer,
+        "finished": trace.meta.get("finished"),
+    }
+
+
+def trace_sentence(n: dict[str, Any]) -> str:
+    """The numbers of one trace in words; of one trace there is no interval."""
+    shares = (f"{100 * n[name]:.0f}" for name in ("least_mass", "most_mass", "mean_mass"))
+    return (
+        "In one trace of {steps} steps the image holds between {} and {} % of a step's attention, {} % on average; the "
+        "most attended patch is another one than at the step before at {moves} of {} steps."
+    ).format(*shares, n["steps"] - 1, steps=n["steps"], moves=n["moves"])
+
+
 def quickstart_page(trace: Trace, sample: Sample, layer: int, *, text_below: float = 0.5) -> Figure:
     """Draw the image, the attention of six steps that name things, the trace shaded by image mass, and its curve.
 
@@ -70,7 +97,7 @@ def quickstart_page(trace: Trace, sample: Sample, layer: int, *, text_below: flo
     with figures.style():
         left, right = top.subfigures(1, 2, width_ratios=[1, 1.45], squeeze=False)[0]
         picture, words, curve = left.subplots(), middle.subplots(), bottom.subplots()
-        answer = trace.answer or "none within the limit of tokens"
+        answer = trace.answer or ("none" if trace.meta.get("finished") else "none within the limit of tokens")
         picture.set_title(f"{trace.question}\nanswer: {answer}", parse_math=False)
         words.set_title("the trace, shaded by visual attention mass (white: 0, dark: 1)", loc="left")
     named = [index for index in named_objects(trace, sample) if index is not None]

@@ -135,7 +135,7 @@ def choices_verdicts(chosen: Sequence[Chosen], most_changed: float = 0.1) -> str
     exit_layers = sentence(
         f"That the image can go at an exit layer (found in {_span(exits, 100, ' %')} of the samples)",
         side(exits, 0.5),
-        below="does not transfer: in most samples some patch matters to the end",
+        below="does not transfer: most samples have none",
         above="transfers: most samples have one",
     )
     return f"- {filters}\n- {exit_layers}"

@@ -131,9 +131,12 @@ def _places(stages: ThreeStages, level: float) -> str:
         f"Hiding the whole image changes the token after the prompt by {span(prompt)} nats, that of the most visual "
         f"step by {span(visual)} ({len(stages.asked)} samples)."
     )
-    if side(prompt, level) == "below" and side(visual, level) == "above":
-        return f"{text} Where a model reasons in steps, the end of the prompt says nothing about where it reads."
-    return text
+    return sentence(
+        f"{text} Whether measures at the end of the prompt can show where this model reads the image:",
+        side(prompt, level),
+        below="they cannot, because the token after it does not depend on the image",
+        above="they can, because the token after it depends on the image",
+    )
 
 
 def span(interval: Interval) -> str:

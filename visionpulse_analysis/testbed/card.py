@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from visionpulse_analysis.testbed.evaluation_set import SIZES, VALIDATION_SEED
-from visionpulse_analysis.testbed.plan import FIRST_TRAINING_SEED, FIRST_VISION_SEED, VISION_STEPS
+from visionpulse_analysis.testbed.plan import FIRST_TRAINING_SEED, FIRST_VISION_SEED, TRAINED_CELLS, VISION_STEPS
+from visionpulse_analysis.testbed.scenes import MAX_CELLS
 
 _TEXT = """# Data
 
@@ -26,7 +27,8 @@ that for each token of a trace it is known which object it is about.
 
 ## Task
 
-Scenes are square grids of 4 x 4 to 8 x 8 cells (64 to 256 visual tokens; the generator goes to 16 x 16) with coloured shapes, no two of them alike.
+Scenes are square grids of cells with coloured shapes, no two of them alike. It was trained on {trained} cells, and on no
+other size (the generator goes to {most} x {most}): see the scores.
 Three questions: *find* ("where is the red circle ?"), *compare* ("is the red circle left of the blue star ?"), *count* ("how many blue
 shapes ?"). The model thinks aloud and then answers. To find an object it inspects one after another, those like it first; to count it
 checks one by one what could be there: "check blue circle r0 c3 , 1 . check blue star none ."
@@ -56,6 +58,14 @@ Greedy decoding, exact answer, 95 % Wilson intervals, on the shipped evaluation 
 |---|---|---|---|---|---|
 {scores}
 
+Sizes that no training scene had:
+
+| visual tokens | task | accuracy | interval | scenes | mean tokens of a trace |
+|---|---|---|---|---|---|
+{untrained}
+
+{about_sizes}
+
 What the traces name at {main} visual tokens, where the scene determines it:
 
 | named | right | places | scenes | all places of a scene right |
@@ -68,11 +78,10 @@ What the traces name at {main} visual tokens, where the scene determines it:
 |---|---|---|---|---|---|
 {replaced}
 
-So the answers come from the image. A wrong one leaves no task above a constant guess, and mostly below it, because a trace that
-does not find what it is asked about may end without an answer (last column).
+{from_image} A trace that does not find what it is asked about may end without an answer (last column).
 
 Keeping a random 5 % of the patches from the default anchor (layer {anchor}) on costs {cost:.1f} points of *find* accuracy
-[{low:.1f}, {high:.1f}]: {dense:.3f} dense, {random:.3f} random. So evidence is still read above the anchor.
+[{low:.1f}, {high:.1f}]: {dense:.3f} dense, {random:.3f} random. {above_anchor}
 
 Where the model reads the image: accuracy of the words it reads off the image when text is cut off from it from layer *a* on
 (true traces fed in; the last column is uncut). The curve is drawn in notebook 05.
@@ -87,12 +96,63 @@ It knows {words} words, eight colours, six shapes and one kind of background, an
 order outside the three questions is out of its range. Weights: {megabytes:.1f} MB, {parameters:,} parameters, hash `{weights}`.
 """
 
+CONTROLS = {"noise": "control_noise", "another scene": "control_other_scene"}  # shown in place of the image -> scores
+
 
 def _stage_row(stage: dict[str, Any]) -> str:
     reached = [
         f"{stage[k]:.3f}" if k in stage else "" for k in ("row", "column", "verdict", "find", "compare", "count")
     ]
     return f"| {stage['stage']} | {stage['step']:,} | " + " | ".join(reached) + " |"
+
+
+def _scores(by_patches: dict[str, Any]) -> list[str]:
+    return [
+        f"| {patches} | {task} | {s['accuracy']:.3f} | [{s['low']:.3f}, {s['high']:.3f}] | {s['n']} | {s['mean_tokens']:.1f} |"
+        for patches, tasks in by_patches.items()
+        for task, s in tasks.items()
+    ]
+
+
+def about_sizes(evaluation: dict[str, Any]) -> str:
+    """On which tasks and untrained sizes it is less accurate than on every trained size, by whole intervals."""
+    lowest = {task: min(sizes[task]["low"] for sizes in evaluation["sizes"].values()) for task in evaluation["tasks"]}
+    worse = [
+        f"*{task}* at {patches}"
+        for patches, tasks in evaluation["untrained"].items()
+        for task, s in tasks.items()
+        if s["high"] < lowest[task]
+    ]
+    if not worse:
+        return "On none of them is it shown to be less accurate than on the sizes that it was trained on."
+    return f"Less accurate than on every size that it was trained on, by whole intervals: {', '.join(worse)} visual tokens."
+
+
+def from_image(evaluation: dict[str, Any]) -> str:
+    """In which tasks the right image is needed, and whether a wrong one is worth more than a constant guess."""
+    controls = {shown: evaluation[name] for shown, name in CONTROLS.items()}
+    needed = [
+        f"*{task}*"
+        for task, s in evaluation["tasks"].items()
+        if s["low"] > max(scores[task]["high"] for scores in controls.values())
+    ]
+    above = [
+        f"*{task}* with {shown}"
+        for shown, scores in controls.items()
+        for task, s in scores.items()
+        if s["low"] > s["best_constant_guess"]
+    ]
+    return (
+        f"By whole intervals its own image is worth more than either of these in {', '.join(needed) or 'no task'}, and "
+        f"more than a constant guess is right without it in {', '.join(above) or 'no task'}."
+    )
+
+
+def above_anchor(control: dict[str, Any]) -> str:
+    """Whether evidence is read above the anchor, by the interval of what random patches cost."""
+    if control["low"] > 0:
+        return "So evidence is still read above the anchor."
+    return "That evidence is still read above the anchor is not shown by this."
 
 
 def model_card(evaluation: dict[str, Any], facts: dict[str, Any]) -> str:
@@ -103,14 +163,9 @@ def model_card(evaluation: dict[str, Any], facts: dict[str, Any]) -> str:
     evaluation : the result of ``evaluate`` with controls
     facts : sha256 of the evaluation set and of the weights, training (``training.json``), words, megabytes, parameters
     """
-    scores = [
-        f"| {patches} | {task} | {s['accuracy']:.3f} | [{s['low']:.3f}, {s['high']:.3f}] | {s['n']} | {s['mean_tokens']:.1f} |"
-        for patches, tasks in evaluation["sizes"].items()
-        for task, s in tasks.items()
-    ]
     replaced = [
         f"| {shown} | {task} | {s['accuracy']:.3f} | [{s['low']:.3f}, {s['high']:.3f}] | {s['best_constant_guess']:.3f} | {s['answered']:.3f} |"
-        for shown, control in (("noise", "control_noise"), ("another scene", "control_other_scene"))
+        for shown, control in CONTROLS.items()
         for task, s in evaluation[control].items()
     ]
     named = [
@@ -134,7 +189,13 @@ def model_card(evaluation: dict[str, Any], facts: dict[str, Any]) -> str:
         threads=f"{training['threads']} thread" + "s" * (training["threads"] != 1),
         stages="\n".join(_stage_row(stage) for stage in training["log"]),
         middle=(depth - 1) // 2 - 1,
-        scores="\n".join(scores),
+        trained=", ".join(f"{cells} x {cells}" for cells in TRAINED_CELLS),
+        most=MAX_CELLS,
+        scores="\n".join(_scores(evaluation["sizes"])),
+        untrained="\n".join(_scores(evaluation["untrained"])),
+        about_sizes=about_sizes(evaluation),
+        from_image=from_image(evaluation),
+        above_anchor=above_anchor(control),
         named="\n".join(named),
         replaced="\n".join(replaced),
         main=evaluation["main_patches"],

@@ -11,7 +11,13 @@ from visionpulse_analysis.decoding import decode
 from visionpulse_analysis.models import VLM, data_folder
 from visionpulse_analysis.pruners import Pruner, Random
 from visionpulse_analysis.statistics import paired_difference, proportion_interval
-from visionpulse_analysis.testbed.evaluation_set import Item, read_items
+from visionpulse_analysis.testbed.evaluation_set import (
+    UNTRAINED_SEED,
+    UNTRAINED_SIZES,
+    Item,
+    build_items,
+    read_items,
+)
 from visionpulse_analysis.testbed.horizon import reading_horizon
 from visionpulse_analysis.testbed.questions import TASKS
 from visionpulse_analysis.testbed.scenes import generate
@@ -60,18 +66,18 @@ def evaluate(
     cells : int
         The scene size on which the headline numbers and the controls are measured.
     controls : bool
-        Also measure noise images, other scenes' images, random 5 % of the patches, and the reading horizon.
+        Also measure noise images, other scenes' images, random 5 % of the patches, the reading horizon, and scenes of
+        sizes that were not trained (at most as many of each as there are scenes of the headline size).
 
     Returns
     -------
     dict
         ``tasks``: task -> accuracy, low, high (95 % Wilson), n, mean_tokens. ``sizes``: the same by number of
-        patches. ``named``: share right of the n places where traces name colours, shapes, positions and presences,
-        and the Wilson interval (low, high) of the share of the scenes whose places are all right.
-        ``control_noise``, ``control_other_scene``: see :func:`image_control`. ``control_random_5``: find accuracy
-        dense and with a random 5 % of the patches from the anchor layer on, and their paired difference.
-        ``horizon``: see
-        :func:`reading_horizon`.
+        patches, and ``untrained`` for sizes that no training scene had. ``named``: share right of the n places where
+        traces name colours, shapes, positions and presences, and the Wilson interval (low, high) of the share of the
+        scenes whose places are all right. ``control_noise``, ``control_other_scene``: see :func:`image_control`.
+        ``control_random_5``: find accuracy dense and with a random 5 % of the patches from the anchor layer on, and
+        their paired difference. ``horizon``: see :func:`reading_horizon`.
     """
     items = evaluation_items() if items is None else items
     main = [item for item in items if item.scene.cells == cells]
@@ -87,10 +93,7 @@ def evaluate(
         for task in TASKS:
             traces = ask_all(vlm, chosen, task, batch_size=batch_size)
             right = right_answers(chosen, task, traces)
-            scores[task] = {
-                **_interval(right),
-                "mean_tokens": float(np.mean([len(t.tokens) for t in traces])),
-            }
+            scores[task] = _score(right, traces)
             if size == cells:
                 find_right = right if task == "find" else find_right
                 for item, trace in zip(chosen, traces, strict=True):
@@ -107,7 +110,24 @@ def evaluate(
         result["control_random_5"] = random_control(vlm, main, find_right, Random(0.05), batch_size=batch_size)
         result["anchor"] = vlm.default_anchor
         result["horizon"] = reading_horizon(vlm, main[:100])
+        fewer = {size: min(count, len(main)) for size, count in UNTRAINED_SIZES.items()}
+        result["untrained"] = untrained_scores(vlm, fewer, batch_size=batch_size)
     return result
+
+
+def untrained_scores(vlm: VLM, sizes: dict[int, int], **options: Any) -> dict[str, Any]:
+    """Scores on scenes of other sizes (cells per side -> scenes): patches -> task -> as in ``sizes`` of `evaluate`."""
+    found: dict[str, Any] = {}
+    items = build_items(sizes, UNTRAINED_SEED)
+    for size in sizes:
+        chosen = [item for item in items if item.scene.cells == size]
+        asked = {task: ask_all(vlm, chosen, task, **options) for task in TASKS}
+        found[str((2 * size) ** 2)] = {t: _score(right_answers(chosen, t, said), said) for t, said in asked.items()}
+    return found
+
+
+def _score(right: np.ndarray, traces: list[Trace]) -> dict[str, float]:
+    return {**_interval(right), "mean_tokens": float(np.mean([len(trace.tokens) for trace in traces]))}
 
 
 def _interval(right: np.ndarray) -> dict[str, float]:
@@ -187,6 +207,12 @@ def format_report(result: dict[str, Any]) -> str:
                 f"{patches:>5} patches  {task:8} {s['accuracy']:.3f} [{s['low']:.3f}, {s['high']:.3f}]  n {s['n']}"
                 f"  {s['mean_tokens']:.1f} tokens"
             )
+    for patches, scores in result.get("untrained", {}).items():
+        lines += [
+            f"{patches:>5} patches, a size that was not trained: {task} {s['accuracy']:.3f} [{s['low']:.3f}, "
+            f"{s['high']:.3f}]  n {s['n']}"
+            for task, s in scores.items()
+        ]
     lines += [f"named right: {k} {v['share']:.3f} of {v['n']}" for k, v in result["named"].items()]
     if "control_noise" in result:
         for shown in ("noise", "other_scene"):

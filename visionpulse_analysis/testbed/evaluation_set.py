@@ -15,6 +15,8 @@ from visionpulse_analysis.testbed.scenes import Scene, generate
 
 SIZES = {4: 150, 6: 150, 8: 400}  # cells per side -> scenes
 VALIDATION_SEED = 500_000  # validation scenes, for choosing a checkpoint, start here
+UNTRAINED_SIZES = {5: 100, 7: 100, 10: 100}  # cells per side that no training scene had -> scenes
+UNTRAINED_SEED = 600_000
 
 
 @dataclass(frozen=True)

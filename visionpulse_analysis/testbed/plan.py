@@ -36,3 +36,5 @@ PLAN = (
     Stage("reason", 800, {4: 0.4, 6: 0.3, 8: 0.3}, MIX, 8, 4, (1.5e-3, 1.5e-3), drills=0.4),
     Stage("settle", 2000, {4: 0.1, 6: 0.15, 8: 0.75}, MIX, 8, 4, (1.5e-3, 2e-5), drills=0.1),
 )
+
+TRAINED_CELLS = tuple(sorted({cells for stage in PLAN for cells in stage.sizes}))  # per side
