@@ -138,3 +138,14 @@ def test_shape_null_is_nan_for_a_constant_count():
     for samples in (traces(np.random.default_rng(15)), [np.zeros((3, 4))]):
         result = shape_permutation_null(samples, 2.0)
         assert np.isnan([result.r, result.mean, result.low, result.high, result.p]).all()
+
+
+def test_whole_numbers_are_tested_over_all_signs_however_many_clusters_there_are():
+    rng = np.random.default_rng(17)
+    difference = rng.integers(-6, 8, 60)
+    exact = permutation_test(np.zeros(60), difference)
+    sampled = permutation_test(np.zeros(60), difference / 2, n_permutations=20_000)  # no whole numbers
+    assert exact.p == pytest.approx(sampled.p, abs=4 * np.sqrt(0.25 / 20_000))
+    # 60 equal steps one way: two patterns of 2**60, far beyond what sampling can tell.
+    assert permutation_test(np.zeros(60), np.full(60, 3)).p == pytest.approx(2 / 2**60)
+    assert permutation_test(difference, difference).p == 1

@@ -5,6 +5,7 @@ The seeds were fixed before the results were looked at. Monte-Carlo errors are s
 
 import json
 
+import interval_coverage
 import numpy as np
 import pytest
 from clusters import bounds, clustered
@@ -66,18 +67,60 @@ def test_expanded_is_wider_by_the_t_factor_for_a_normal_mean():
     assert np.diff(bounds(wide)) / np.diff(bounds(narrow)) == pytest.approx(factor, rel=0.03)
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(-50, 50)), min_size=1, max_size=40), st.integers(-9, 9))
+@pytest.mark.parametrize("method", ["studentized", "expanded"])
+@given(st.lists(st.tuples(st.integers(0, 7), st.integers(-50, 50)), min_size=1, max_size=40), st.integers(-9, 9))
 @settings(max_examples=50)
-def test_bootstrap_shifts_and_scales_with_the_values_and_ignores_their_order(pairs, shift):
+def test_bootstrap_shifts_and_scales_with_the_values_and_ignores_their_order(method, pairs, shift):
     codes, values = np.array(pairs).T
-    base = cluster_bootstrap(values, codes, n_resamples=100)
-    moved = cluster_bootstrap(2 * values[::-1] + shift, codes[::-1], n_resamples=100)
+    base = cluster_bootstrap(values, codes, n_resamples=600, method=method)
+    moved = cluster_bootstrap(2 * values[::-1] + shift, codes[::-1], n_resamples=600, method=method)
     expected = 2 * np.array([base.estimate, *bounds(base)]) + shift
-    np.testing.assert_allclose([moved.estimate, *bounds(moved)], expected, atol=1e-9)
+    np.testing.assert_allclose([moved.estimate, *bounds(moved)], expected, rtol=1e-6, atol=1e-6)
     assert base.estimate == pytest.approx(values.mean())
 
 
-def coverage(n_clusters, n_simulations, seed, method: Method = "expanded", naive=False):
+def slow_studentized(values, labels, n_resamples, seed):
+    """The bootstrap-t of a mean over clusters with plain loops; only the drawing of clusters is shared."""
+    names = sorted(set(labels))
+    members = [[v for v, label in zip(values, labels, strict=True) if label == name] for name in names]
+    n = len(names)
+
+    def mean_and_error(drawn):
+        mean = np.mean(np.concatenate([members[i] for i in drawn]))
+        left_out = [np.mean(np.concatenate([members[i] for i in np.delete(drawn, j)])) for j in range(n)]
+        return mean, np.sqrt((n - 1) / n * sum((one - mean) ** 2 for one in left_out))
+
+    mean, error = mean_and_error(np.arange(n))
+    draws = np.random.default_rng(seed).integers(0, n, size=(n_resamples, n))
+    distances = sorted((m - mean) / e for m, e in map(mean_and_error, draws))
+    level = stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf(0.025, n - 1))
+    rank = int(level * (n_resamples + 1))
+    return mean - distances[-rank] * error, mean - distances[rank - 1] * error
+
+
+def test_studentized_equals_a_slow_bootstrap_of_the_same_draws():
+    values, codes = clustered(np.random.default_rng(21), 9)
+    values = np.exp(values)
+    order = np.random.default_rng(22).permutation(len(values))
+    result = cluster_bootstrap(values[order], codes[order], n_resamples=400, seed=5)
+    assert bounds(result) == pytest.approx(slow_studentized(values, codes, 400, 5))
+    assert result.method == "cluster bootstrap, studentized"
+
+
+def test_studentized_follows_skewness_where_percentiles_do_not():
+    values = np.random.default_rng(23).exponential(size=30)
+    skewed, plain = (cluster_bootstrap(values, np.arange(30), method=m) for m in ("studentized", "expanded"))
+    assert skewed.high - skewed.estimate > 1.3 * (skewed.estimate - skewed.low)
+    assert skewed.high > plain.high
+
+
+@pytest.mark.parametrize("case", ["values follow size", "lognormal", "rare events", "common events"])
+def test_intervals_hold_the_truth_with_twelve_clusters_of_unequal_size(case):
+    # 500 simulations: Monte-Carlo standard error 0.012 at 0.92.
+    assert interval_coverage.coverage(case, 12, 500) >= 0.90
+
+
+def coverage(n_clusters, n_simulations, seed, method: Method = "auto", naive=False):
     rng, hits = np.random.default_rng(seed), 0
     for simulation in range(n_simulations):
         values, codes = clustered(rng, n_clusters)
@@ -132,6 +175,8 @@ def test_relative_difference_is_the_ratio_of_means():
     b = a + rng.normal(size=len(a))
     result = paired_difference(a, b, codes, relative=True, seed=3)
     generic = cluster_bootstrap((a, b), codes, lambda u, v: v.mean() / u.mean() - 1, seed=3)
+    assert result.estimate == pytest.approx(generic.estimate)
+    result = paired_difference(a, b, codes, relative=True, seed=3, method="expanded")
     assert [result.estimate, *bounds(result)] == pytest.approx([generic.estimate, *bounds(generic)])
     doubled = paired_difference(a, 2 * a, codes, relative=True)
     assert doubled.estimate == pytest.approx(1)
@@ -180,12 +225,17 @@ def test_an_interval_names_what_was_resampled():
     assert str(cluster_bootstrap(a, codes)).endswith("], 3 samples")
 
 
-@pytest.mark.parametrize("method", ["expanded", "percentile", "bca"])
-def test_no_interval_from_one_cluster_or_from_equal_values(method):
-    for values, codes in (([1.0, 2.0], [0, 0]), ([0.1] * 30, np.repeat(np.arange(10), 3))):
-        result = cluster_bootstrap(values, codes, method=method)
+@pytest.mark.parametrize("method", ["auto", "studentized", "expanded", "percentile", "bca"])
+def test_no_interval_from_one_cluster_or_from_equal_values_and_it_says_why(method):
+    for values, codes, why in (
+        ([1.0, 2.0], [0, 0], "1 scene, at least"),
+        ([0.1] * 30, np.repeat(np.arange(10), 3), "nothing varies from scene to scene"),
+    ):
+        result = cluster_bootstrap(values, codes, method=method, unit="scene")
         assert result.estimate == pytest.approx(np.mean(values))
         assert np.isnan(bounds(result)).all()
+        assert result.refused.startswith(why)
+        assert result.refused in str(result)
     assert np.isnan(permutation_test([1.0, 2.0], [2.0, 2.0], [0, 0]).p)
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from visionpulse_analysis._bootstrap import Interval, Method, bootstrap_interval
+from visionpulse_analysis._bootstrap import Interval, Method, resampled_interval
 from visionpulse_analysis._clusters import (
     Kind,
     aligned,
@@ -81,7 +81,7 @@ def correlation(
         evaluate = _resampled_spearman(first, second, codes)
     else:
         evaluate = _resampled_pearson(centre_within(first, groups), centre_within(second, groups), codes)
-    result = bootstrap_interval(evaluate, codes, n_resamples, confidence, seed, interval, unit)
+    result = resampled_interval(evaluate, codes, n_resamples, confidence, seed, interval, unit)
     return replace(result, method=f"{result.method}, {kind} {method}")
 
 

@@ -21,6 +21,8 @@ from visionpulse_analysis._clusters import (
     pearson_from_sums,
 )
 
+LARGEST_SUM = 100_000  # of whole differences, up to which all sign patterns are counted
+
 
 @dataclass(frozen=True)
 class McNemar:
@@ -77,8 +79,9 @@ def permutation_test(
 ) -> PermutationTest:
     """Test mean(b - a) = 0 by flipping the sign of all differences of a cluster together.
 
-    Exact (all sign patterns) when there are no more than `n_permutations` of them, else sampled, counting the
-    observed one. With m clusters p cannot fall below 2 / 2^m.
+    Exact, over all sign patterns, where the differences are whole numbers (right or wrong, tokens) or where there are
+    no more than `n_permutations` patterns; else sampled, counting the observed one. With one 0 or 1 per sample it is
+    McNemar's exact test. With m clusters that differ p cannot fall below 2 / 2^m.
 
     Parameters
     ----------
@@ -104,11 +107,25 @@ def permutation_test(
         raise ValueError(f"n_permutations must be at least 1; got {n_permutations}")
     sums = cluster_sums(codes, after - before)[:, 0]
     difference, p = float(sums.sum() / len(before)), np.nan
-    if len(sums) > 1:
+    if len(sums) > 1 and (sums == np.rint(sums)).all() and np.abs(sums).sum() <= LARGEST_SUM:
+        p = _exact_p(np.abs(sums).astype(int), abs(int(sums.sum())))
+    elif len(sums) > 1:
         p = stats.permutation_test(
             (sums,), np.sum, permutation_type="samples", vectorized=True, n_resamples=n_permutations, rng=seed
         ).pvalue
     return PermutationTest(difference, float(p), len(sums))
+
+
+def _exact_p(sizes: np.ndarray, observed: int) -> float:
+    """Share of all sign patterns of whole numbers whose sum is at least as far from 0, by counting sums up."""
+    chance = np.ones(1)  # of every sum from -reach to reach, in steps of 1
+    for size in sizes[sizes > 0]:
+        longer = np.zeros(len(chance) + 2 * size)
+        longer[: len(chance)] += chance / 2
+        longer[2 * size :] += chance / 2
+        chance = longer
+    reach = len(chance) // 2
+    return min(1.0, float(chance[: reach - observed + 1].sum() + chance[reach + observed :].sum()))
 
 
 @dataclass(frozen=True)

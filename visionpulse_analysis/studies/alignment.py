@@ -154,4 +154,4 @@ def strips(comparison: Comparison) -> Figure:
 def mean_first_difference(divergences: Divergences) -> Interval | None:
     """Mean first step that differs, over the traces that do; None when none does."""
     steps = divergences.steps
-    return cluster_bootstrap(steps.astype(float), np.arange(len(steps))) if len(steps) else None
+    return cluster_bootstrap(steps.astype(float), np.arange(len(steps)), method="studentized") if len(steps) else None

@@ -138,7 +138,7 @@ def measure_frontier(vlm: VLM, samples: Sequence[Sample], arms: Mapping[str, Pru
         points[name] = Point(
             retention=float(arm.retention.mean()),
             overlap=float(sum(o.overlap for o in runs[name][0]) / len(samples)),
-            length=cluster_bootstrap(arm.length[0], ids),
+            length=cluster_bootstrap(arm.length[0], ids, method="studentized"),
             accuracy=None if arm.truth is None else cluster_bootstrap(arm.truth.right[0].astype(float), ids),
             change=compare(measured[DENSE], arm),
         )

@@ -13,7 +13,7 @@ from visionpulse_analysis.figures import DOUBLE
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.statistics import Interval
 from visionpulse_analysis.studies.alignment import Comparison, Divergences, draw_strips, strips_height
-from visionpulse_analysis.studies.drawing import draw_curve, draw_named
+from visionpulse_analysis.studies.drawing import draw_curve, draw_named, ends
 from visionpulse_analysis.studies.frontier import Frontier, Point, advantage
 from visionpulse_analysis.studies.trace_length_report import scaled, show
 from visionpulse_analysis.traces import Trace
@@ -74,12 +74,13 @@ def step_page(pruned: Trace, comparison: Comparison, steps: list[int]) -> Figure
 
 
 def _line(points: list[Point], intervals: list[Interval]) -> tuple[list[float], list[float], list[float], list[float]]:
-    """One arm of `draw_frontier`: retention, estimate, low, high; a missing interval closes on its point."""
-    low, high = (
-        [i.estimate if np.isnan(end) else end for i, end in zip(intervals, ends, strict=True)]
-        for ends in ([i.low for i in intervals], [i.high for i in intervals])
-    )
-    return [p.retention for p in points], [i.estimate for i in intervals], low, high
+    """One arm of `draw_frontier`: retention, estimate, low, high; a missing interval closes on its point.
+
+    Points without an estimate, such as the change of length where no pair ended, are left out.
+    """
+    known = [(p.retention, i) for p, i in zip(points, intervals, strict=True) if np.isfinite(i.estimate)]
+    estimate, low, high = ends([i for _, i in known])
+    return [retention for retention, _ in known], estimate.tolist(), low.tolist(), high.tolist()
 
 
 def frontier_page(frontier: Frontier, groups: Mapping[str, Mapping[str, Pruner]]) -> Figure:
@@ -92,7 +93,12 @@ def frontier_page(frontier: Frontier, groups: Mapping[str, Mapping[str, Pruner]]
     for ax in first:
         accuracy = {label: _line(ps, [p.accuracy for p in ps if p.accuracy]) for label, ps in points.items()}
         figures.draw_frontier(ax, accuracy, dense=known and known.estimate)
-    figures.draw_frontier(last, length, dense=0.0, ylabel="change of length (%)", ylim=None)
+    ended = {label: line for label, line in length.items() if line[0]}
+    if ended:
+        figures.draw_frontier(last, ended, dense=0.0, ylabel="change of length (%)", ylim=None)
+    else:
+        cut = {label: _line(ps, [p.change.cut_off.arm for p in ps]) for label, ps in points.items()}
+        figures.draw_frontier(last, cut, ylabel="traces cut off")
     figures.draw_legend([*first, last])
     return fig
 

@@ -136,4 +136,4 @@ def prompt_awareness(
 
 
 def _mean(values: np.ndarray) -> Interval:
-    return cluster_bootstrap(values, np.arange(len(values)))
+    return cluster_bootstrap(values, np.arange(len(values)), method="studentized")

@@ -45,7 +45,7 @@ def table(compared: Comparison) -> pd.DataFrame:
                 row["accuracy"] = f"{100 * point.change.truth.accuracy.estimate:.0f} %"
                 row["change, points"] = show(point.change.truth.change, unit="")
             row["length"] = show(point.change.length)
-            row["cut off"] = f"{100 * point.change.unfinished:.0f} %"
+            row["cut off"] = f"{point.change.cut_off.n_arm} of {point.change.n_pairs}"
             row["FLOPs"] = show(compared.cost_change(name, "flops"))
             row["KV bytes read"] = show(compared.cost_change(name, "kv_bytes_read"))
             row["peak KV bytes"] = show(compared.cost_change(name, "peak_kv_bytes"))

@@ -193,7 +193,7 @@ def mean_over_samples(columns: Iterable[np.ndarray], n_resamples: int = 1000, un
     values = np.concatenate(listed)
     owners = np.repeat(np.arange(len(listed)), [len(column) for column in listed])
     defined = np.isfinite(values)
-    return cluster_bootstrap(values[defined], owners[defined], n_resamples=n_resamples, unit=unit)
+    return cluster_bootstrap(values[defined], owners[defined], n_resamples=n_resamples, unit=unit, method="studentized")
 
 
 def _half_mass_share(mass: np.ndarray) -> float:

@@ -113,7 +113,7 @@ def over_samples(values: np.ndarray) -> Interval:
     Raises ValueError where it is defined for none.
     """
     defined = values[np.isfinite(values)]
-    return cluster_bootstrap(defined, np.arange(len(defined)), n_resamples=1000)
+    return cluster_bootstrap(defined, np.arange(len(defined)), n_resamples=1000, method="studentized")
 
 
 def ask(vlm: VLM, samples: Sequence[Sample], *, max_new_tokens: int = 48, batch_size: int = 16) -> list[Asked]:

@@ -11,16 +11,10 @@ import numpy as np
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners import VisionPulse, make_pruner
 from visionpulse_analysis.pruners.base import Pruner
-from visionpulse_analysis.statistics import (
-    Interval,
-    cluster_bootstrap,
-    mcnemar,
-    paired_difference,
-    permutation_test,
-    proportion_interval,
-)
+from visionpulse_analysis.statistics import Interval, cluster_bootstrap, paired_difference, proportion_interval
 from visionpulse_analysis.studies.arms import decode_arms
 from visionpulse_analysis.studies.named_objects import named_arm
+from visionpulse_analysis.studies.paired import PairedLengths, PairedRight, paired_lengths, paired_right
 from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.studies.trace_measures import PURPOSES, Arm, measure
 
@@ -28,25 +22,18 @@ DENSE = "dense"
 
 
 @dataclass(frozen=True)
-class ScoredChange:
-    """The part of a comparison that needs known answers.
+class ScoredChange(PairedRight):
+    """The part of a comparison that needs known answers, over all pairs; see `PairedRight` for its first fields.
 
-    dense_accuracy, accuracy : shares right; change : pruned minus dense; ratio : pruned over dense; its
-    bounds are Wilson's where every right answer stays right and no other is, or none is: resamples never differ there.
-    lost, won : pairs right only dense, only pruned; p : of the exact McNemar test with one seed, else of a permutation
-    test that keeps a sample's seeds together.
-    length_both_right : relative change of length over the `n_both_right` pairs in which both are right; may be None.
-    detours : per trace of this arm; detour_change : against dense; words : change of tokens by purpose, adding up to
-    the change of length in tokens.
+    ratio : accuracy over that of dense; its bounds are Wilson's where every right answer stays right and no other
+    is, or none is: resamples never differ there.
+    length_both_right : relative change of length over the `n_both_right` pairs that ended and are right both times;
+    None without such a pair.
+    detours : per trace of this arm; detour_change : against dense. words : change of tokens by purpose, over the pairs
+    that ended both times, adding up to the change of length in tokens.
     """
 
-    dense_accuracy: Interval
-    accuracy: Interval
-    change: Interval
     ratio: Interval
-    p: float
-    lost: int
-    won: int
     length_both_right: Interval | None
     n_both_right: int
     dense_detours: Interval
@@ -56,27 +43,14 @@ class ScoredChange:
 
 
 @dataclass(frozen=True)
-class Change:
-    """An arm against dense decoding, over pairs of the same sample and seed; intervals resample samples.
+class Change(PairedLengths):
+    """An arm against dense decoding, over pairs of the same sample and seed; see `PairedLengths` for its first fields.
 
-    length : relative change of the mean length, -0.12 = 12 % fewer tokens; tokens : the same in tokens per trace.
-    shorter, equal, longer : shares of the pairs. retention : mean share of patches kept; unfinished : share cut off.
-    truth : None where answers are unknown.
+    retention : mean share of patches kept. truth : None where answers are unknown.
     """
 
-    n_pairs: int
     retention: float
-    unfinished: float
-    length: Interval
-    tokens: Interval
-    shorter: Interval
-    equal: Interval
-    longer: Interval
     truth: ScoredChange | None
-
-    def numbers(self) -> dict[str, Any]:
-        """All fields, JSON-ready."""
-        return _plain(vars(self))
 
 
 def pulse_arms(anchor: int | None = None) -> dict[str, Pruner | None]:
@@ -146,49 +120,51 @@ def compare(dense: Arm, arm: Arm, only: np.ndarray | None = None) -> Change:
     def flat(values: np.ndarray) -> np.ndarray:
         return values[:, chosen].ravel().astype(float)
 
-    before, after = flat(dense.length), flat(arm.length)
-    share = {
-        name: cluster_bootstrap(which.astype(float), clusters)
-        for name, which in (("shorter", after < before), ("equal", after == before), ("longer", after > before))
-    }
+    lengths = paired_lengths(flat(dense.length), flat(arm.length), flat(dense.finished), flat(arm.finished), clusters)
     return Change(
-        n_pairs=len(before),
+        **vars(lengths),
         retention=float(flat(arm.retention).mean()),
-        unfinished=float(1 - flat(arm.finished).mean()),
-        length=paired_difference(before, after, clusters, relative=True),
-        tokens=paired_difference(before, after, clusters),
-        **share,
-        truth=_compare_scored(dense, arm, flat, clusters, n_seeds),
+        truth=_compare_scored(dense, arm, flat, clusters),
     )
 
 
 def _compare_scored(
-    dense: Arm, arm: Arm, flat: Callable[[np.ndarray], np.ndarray], clusters: np.ndarray, n_seeds: int
+    dense: Arm, arm: Arm, flat: Callable[[np.ndarray], np.ndarray], clusters: np.ndarray
 ) -> ScoredChange | None:
     if dense.truth is None or arm.truth is None:
         return None
     first, second = dense.truth, arm.truth
     a, b = flat(first.right), flat(second.right)
-    table, both = mcnemar(a, b), (a == 1) & (b == 1)
+    ended = (flat(dense.finished) == 1) & (flat(arm.finished) == 1)
+    both = ended & (a == 1) & (b == 1)
     before, after = flat(dense.length)[both], flat(arm.length)[both]
+    detours = flat(first.detours), flat(second.detours)
     return ScoredChange(
-        dense_accuracy=cluster_bootstrap(a, clusters),
-        accuracy=cluster_bootstrap(b, clusters),
-        change=paired_difference(a, b, clusters),
+        **vars(paired_right(a, b, clusters)),
         ratio=_share_of_dense(a, b, clusters),
-        p=table.p if n_seeds == 1 else permutation_test(a, b, clusters).p,
-        lost=table.b,
-        won=table.c,
         length_both_right=paired_difference(before, after, clusters[both], relative=True) if both.any() else None,
         n_both_right=int(both.sum()),
-        dense_detours=cluster_bootstrap(flat(first.detours), clusters),
-        detours=cluster_bootstrap(flat(second.detours), clusters),
-        detour_change=paired_difference(flat(first.detours), flat(second.detours), clusters),
-        words={
-            name: paired_difference(flat(first.words[i]), flat(second.words[i]), clusters)
-            for i, name in enumerate(PURPOSES)
-        },
+        dense_detours=cluster_bootstrap(detours[0], clusters, method="studentized"),
+        detours=cluster_bootstrap(detours[1], clusters, method="studentized"),
+        detour_change=paired_difference(*detours, clusters, method="studentized"),
+        words=_words(first.words, second.words, flat, ended, clusters),
     )
+
+
+def _words(
+    before: np.ndarray,
+    after: np.ndarray,
+    flat: Callable[[np.ndarray], np.ndarray],
+    ended: np.ndarray,
+    clusters: np.ndarray,
+) -> dict[str, Interval]:
+    """Change of tokens by purpose over the pairs that ended both times; empty without one."""
+    if not ended.any():
+        return {}
+    return {
+        name: paired_difference(flat(before[i])[ended], flat(after[i])[ended], clusters[ended], method="studentized")
+        for i, name in enumerate(PURPOSES)
+    }
 
 
 def _share_of_dense(a: np.ndarray, b: np.ndarray, clusters: np.ndarray) -> Interval:
@@ -199,13 +175,3 @@ def _share_of_dense(a: np.ndarray, b: np.ndarray, clusters: np.ndarray) -> Inter
         n_right = len(np.unique(clusters[a == 1]))
         return proportion_interval(np.full(n_right, b.any()), unit=ratio.unit)
     return replace(ratio, estimate=ratio.estimate + 1, low=ratio.low + 1, high=ratio.high + 1)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Interval):
-        return value.to_dict()
-    if isinstance(value, ScoredChange):
-        return _plain(vars(value))
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return None if value != value else value  # NaN has no place in JSON

@@ -45,7 +45,7 @@ def table(changes: Changes) -> pd.DataFrame:
                 "shorter / equal / longer, %": " / ".join(
                     f"{100 * share.estimate:.0f}" for share in (c.shorter, c.equal, c.longer)
                 ),
-                "cut off": f"{100 * c.unfinished:.1f} %",
+                "cut off": f"{c.cut_off.n_arm} of {c.n_pairs}",
             }
             if c.truth is not None:
                 row |= {
