@@ -9,14 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from exchanged import PICTURE, assert_equal, assert_same, authors_fields, load, own, save
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from visionpulse_analysis import figures
 from visionpulse_analysis.exchange import read_npz, write_npz
 from visionpulse_analysis.measures import PAPER_THRESHOLDS, active_count, attention_mass
 from visionpulse_analysis.store import StoreVersionError, TraceStore
+from visionpulse_analysis.traces import Trace
 
 
 class TestAuthorsFiles:
@@ -63,6 +66,23 @@ class TestAuthorsFiles:
     def test_a_picture_and_an_id_may_be_given(self, tmp_path):
         trace = read_npz(save(tmp_path, authors_fields(sample_id="a/b"), picture=False), image=PICTURE, id="a-b")
         assert trace.meta["id"] == "a-b" and np.array_equal(trace.images[0], PICTURE)
+
+    @pytest.mark.parametrize("patches", [12, 1444])
+    def test_rows_of_bfloat16_weights_are_read(self, tmp_path, patches):
+        """Each weight rounded, and the mean over heads once more; the masses are at most 1 all the same."""
+        weights = torch.full((6, 4, patches), 1.0 / patches)
+        weights[1:] = torch.softmax(torch.randn(5, 4, patches, generator=torch.Generator().manual_seed(0)) * 4, dim=-1)
+        rows = weights.bfloat16().mean(dim=1).float().numpy()
+        rows[2] *= 1.004 / rows[2].sum(dtype=float)
+        assert rows.sum(1, dtype=float).max() > 1.0015
+        fields = authors_fields() | {"visual_scores": rows, "grid_hw": np.array([2, patches // 2])}
+        trace = read_npz(save(tmp_path, fields, picture=False))
+        assert np.array_equal(trace.attention.values[:, 0], rows)
+        assert np.allclose(trace.mass.values[:, 0], np.minimum(rows.sum(1, dtype=float), 1), rtol=1e-6)
+        figures.draw_mass_curve(figures.new_figure()[1], trace.mass.values[:, 0], trace.tokens)
+        fields["visual_scores"] = rows * np.float32(1.01)
+        with pytest.raises(ValueError, match=r"sums to 1\.014, softmax rows to at most 1"):
+            read_npz(save(tmp_path, fields, picture=False))
 
     @pytest.mark.parametrize(
         ("change", "error", "message"),
@@ -112,6 +132,35 @@ class TestOwnTraces:
         assert np.allclose(fields["similarity_by_step"][:, 0, 1], cosine, rtol=1e-6)
         again = read_npz(tmp_path / "trace.npz")  # now another program's file: one layer, and no more
         assert again.layers == [7] and np.array_equal(again.attention[:, 0], mean) and again.kept is None
+
+    def test_it_says_what_its_rows_are_as_the_authors_tools_ask(self, tmp_path):
+        """They pool by this text: dense head means carry the authors' own, other rows others."""
+
+        def said(trace, **meta):
+            changed = trace.with_meta({**trace.meta, **meta})
+            write_npz(changed, tmp_path / "trace.npz", layer=7, whole=False, overwrite=True)
+            return json.loads(load(tmp_path / "trace.npz")["metadata"].item())["attention"]
+
+        theirs = "dense eager, head-mean probabilities, temperature=1"
+        assert said(own(pruned=False), pruner=None) == theirs
+        assert said(own(heads=True, pruned=False), pruner=None) == (
+            "dense, mean of the probabilities of heads [0, 2, 5], temperature=1"
+        )
+        every = own(heads=True, pruned=False).dataset.assign_coords(head=[0, 1, 2])
+        assert said(Trace(every), pruner=None, costs={"shape": {"heads": 3}}) == theirs
+        assert said(Trace(every), pruner=None, costs={"shape": {"heads": 4}}) != theirs
+        words = {said(own(), pruner={"name": "visionpulse", "budget": budget}) for budget in (0.05, 0.1)}
+        assert len(words) == 2 and all("pruned by visionpulse(budget=0." in word for word in words)
+
+    def test_it_says_how_tokens_were_drawn(self, tmp_path):
+        drawn = {"temperature": 0.7, "top_p": 0.8, "top_k": 20}
+        trace = own().with_meta({**own().meta, "sample": drawn, "max_new_tokens": 9})
+        write_npz(trace, tmp_path / "trace.npz", layer=7, whole=False)
+        said = json.loads(load(tmp_path / "trace.npz")["metadata"].item())["generation"]
+        assert said == {"max_new_tokens": 9, "do_sample": True, "use_cache": True, **drawn}
+        assert read_npz(tmp_path / "trace.npz").meta["sample"] == drawn
+        write_npz(own(), tmp_path / "greedy.npz", layer=7, whole=False, overwrite=True)
+        assert json.loads(load(tmp_path / "greedy.npz")["metadata"].item())["generation"]["do_sample"] is False
 
     def test_a_change_by_another_program_is_noticed(self, tmp_path):
         write_npz(own(), tmp_path / "trace.npz", layer=2)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from visionpulse_analysis.cli import app
-from visionpulse_analysis.exchange import patch_boxes, read_npz, step_table, write_boxes, write_table
+from visionpulse_analysis.exchange import import_traces, patch_boxes, read_npz, step_table, write_boxes, write_table
+from visionpulse_analysis.exchange.importing import safe_id
 from visionpulse_analysis.measures import entropy_bits
 from visionpulse_analysis.store import TraceStore
 
@@ -116,7 +117,7 @@ class TestCommands:
     def test_import_and_export_there_and_back(self, tmp_path):
         fields = {name: authors_fields(3 + n, sample_id=name) for n, name in enumerate(("one", "two"))}
         for name, arrays in fields.items():
-            save(tmp_path / "in" / f"sample_{name}", arrays)
+            save(tmp_path / "in" / name, arrays)
         done = json.loads(self.call("import", tmp_path / "in", "--store", tmp_path / "s", "--json").stdout)
         assert [trace["id"] for trace in done["traces"]] == ["one", "two"] == TraceStore(tmp_path / "s").ids
         written = json.loads(self.call("export", tmp_path / "s", tmp_path / "out", "--json").stdout)["written"]
@@ -138,7 +139,10 @@ class TestCommands:
         [
             (("import", "IN/none.npz", "--store", "S"), "no trace.npz at"),
             (("import", "EMPTY", "--store", "S"), "no trace.npz under"),
-            (("import", "IN", "--store", "S", "--id", "x"), "--id and --image are for one file"),
+            (
+                ("import", "IN", "--store", "S", "--id", "x"),
+                "--id and --image are for one file, but IN holds 2: leave them",
+            ),
             (("import", "IN/a/trace.npz", "--store", "S", "--id", "../x"), "is no trace id"),
             (("import", "IN/a/trace.npz", "--store", "S"), "exists in"),
             (("export", "S", "OUT.doc"), "OUT must end in"),
@@ -158,6 +162,96 @@ class TestCommands:
         for word in words:
             start = next((name for name in places if word == name or word.startswith((f"{name}/", f"{name}."))), None)
             filled.append(word if start is None else f"{places[start]}{word.removeprefix(start)}")
+        message = message.replace("IN", str(places["IN"]))
         result = self.call(*filled, code=2)
         assert message in result.stderr and "Traceback" not in result.output
         assert TraceStore(tmp_path / "s").ids == ["a", "b"] and not (tmp_path / "out.csv").exists()
+
+
+STRANGE = ("a b", "a:b", "图 1", "chart/12", "é", "..hidden", "-", "x" * 240, "a/../b")
+
+
+class TestImportOfFolders:
+    """Everything is checked before anything is changed, and two files never become one trace."""
+
+    def contents(self, folder):
+        return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def test_files_with_one_sample_id_are_named_by_their_places(self, tmp_path):
+        for place in ("run 1/s0", "run 1/s1", "run-1/s0", "s0", "."):
+            save(tmp_path / "in" / place, authors_fields(3 + len(place), sample_id="0"))
+        for overwrite in (False, True):  # the same names again
+            named = import_traces(tmp_path / "in", tmp_path / "s", overwrite=overwrite)
+            store = TraceStore(tmp_path / "s")
+            assert len(store) == 5 and sorted(named) == store.ids and {"s0", "in"} < set(named)
+            for id, file in named.items():
+                trace = store[id]
+                assert np.array_equal(trace.attention.values[:, 0], load(file)["visual_scores"])
+                assert (trace.meta["id"], trace.meta["sample_id"]) == (id, "0")
+
+    def test_a_file_in_the_folder_itself_does_not_take_the_name_of_another(self, tmp_path):
+        for place in (".", "in", "deep/in"):
+            save(tmp_path / "in" / place, authors_fields(3 + len(place)))
+        named = import_traces(tmp_path / "in", tmp_path / "s")
+        assert len(named) == len({*named.values()}) == len(TraceStore(tmp_path / "s")) == 3
+
+    @pytest.mark.parametrize("sample_id", STRANGE)
+    def test_any_sample_id_names_a_trace(self, tmp_path, sample_id):
+        path = save(tmp_path / "in", authors_fields(3, sample_id=sample_id))
+        (id,) = import_traces(path, tmp_path / "s")
+        trace = TraceStore(tmp_path / "s")[id]
+        assert trace.meta["sample_id"] == sample_id and id == safe_id(sample_id) == safe_id(safe_id(sample_id))
+
+    def test_names_differ_where_texts_do(self):
+        texts = [*STRANGE, "a-b", "a b ", "a/b", "a\\b", "A b", "", ".", "..", "x" * 241]
+        assert len({safe_id(text) for text in texts}) == len(texts)
+
+    def test_any_folder_names_a_trace(self, tmp_path):
+        for place in ("a b", "a:b", "图 1", "é", "-", "x" * 120 + "/" + "y" * 120):
+            save(tmp_path / "in" / place, authors_fields(3, sample_id="0"), picture=False)
+        assert len(import_traces(tmp_path / "in", tmp_path / "s")) == 6 == len(TraceStore(tmp_path / "s"))
+
+    def test_nothing_is_changed_where_one_file_is_wrong(self, tmp_path):
+        for name in ("a", "b"):
+            save(tmp_path / "in" / name, authors_fields(3))
+        save(tmp_path / "in" / "c", {"visual_scores": np.zeros(3)})
+        with pytest.raises(ValueError, match=r"in/c/trace\.npz is not a trace"):
+            import_traces(tmp_path / "in", tmp_path / "s")
+        assert not (tmp_path / "s").exists()
+        save(tmp_path / "in" / "c", authors_fields(4))
+        import_traces(tmp_path / "in" / "c" / "trace.npz", tmp_path / "s", id="c")
+        before = self.contents(tmp_path / "s")
+        with pytest.raises(FileExistsError, match="'c' exists"):
+            import_traces(tmp_path / "in", tmp_path / "s")
+        assert self.contents(tmp_path / "s") == before
+
+    def test_nothing_is_left_of_an_import_that_the_disk_ends(self, tmp_path, monkeypatch):
+        for name in ("a", "b", "c"):
+            save(tmp_path / "in" / name, authors_fields(3))
+        TraceStore(tmp_path / "s", mode="a").add(own())
+        add, added = TraceStore.add, []
+
+        def full(self, trace, overwrite=False):
+            if len(added) == 2:
+                raise OSError(28, "No space left on device")
+            added.append(trace.meta["id"])
+            add(self, trace, overwrite)
+
+        monkeypatch.setattr(TraceStore, "add", full)
+        with pytest.raises(OSError, match="No space left"):
+            import_traces(tmp_path / "in", tmp_path / "s")
+        assert added == ["a", "b"] and TraceStore(tmp_path / "s").ids == ["own"]
+
+    def test_what_other_programs_leave_is_passed_over(self, tmp_path):
+        save(tmp_path / "in" / "a", authors_fields(3))
+        for name in ("._trace.npz", ".DS_Store", "Thumbs.db", "._a/trace.npz", ".trash/b/trace.npz"):
+            path = tmp_path / "in" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"\0\5\x16\7" + b"\0" * 4000)
+        assert list(import_traces(tmp_path / "in", tmp_path / "s")) == ["a"]
+
+    def test_a_folder_without_such_files_says_what_it_holds(self, tmp_path):
+        save(tmp_path / "in", authors_fields(3), picture=False).rename(tmp_path / "in" / "vent.npz")
+        with pytest.raises(FileNotFoundError, match=r"no trace\.npz under .*; it holds vent\.npz: name a file itself"):
+            import_traces(tmp_path / "in", tmp_path / "s")
+        assert list(import_traces(tmp_path / "in" / "vent.npz", tmp_path / "s")) == ["vent"]

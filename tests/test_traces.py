@@ -5,8 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from exchanged import authors_fields, own, save
 from made_arrays import LAYERS, STEPS, arguments, assert_same, make
 
+from visionpulse_analysis.exchange import read_npz
+from visionpulse_analysis.measures import layer_similarity
 from visionpulse_analysis.patches import PatchGrid
 from visionpulse_analysis.traces import Trace, create_trace
 
@@ -207,3 +210,33 @@ def test_a_trace_of_no_steps_and_one_of_zeros_survive(tmp_path: Path) -> None:
     for name, trace in {"nothing": nothing, "zeros": zeros}.items():
         trace.save(tmp_path / name)
         assert_same(Trace.open(tmp_path / name), trace)
+
+
+class TestLayerSimilarity:
+    """One question with one answer, whichever form a trace keeps it in."""
+
+    def test_of_recorded_rows_with_and_without_heads(self):
+        for heads in (False, True):
+            trace = own(heads, tokens=["a"] * 70)
+            found = trace.layer_similarity()
+            rows = trace.attention.values.astype(np.float64)
+            assert np.allclose(found, layer_similarity(rows.mean(axis=2) if heads else rows), rtol=1e-12)
+            assert found.dims == ("layer", "other_layer") and found["layer"].values.tolist() == trace.layers
+            assert found.sel(layer=7, other_layer=2) == found.values[1, 0]
+
+    def test_of_an_imported_trace_it_is_the_mean_of_the_file(self, tmp_path):
+        fields = authors_fields(9)
+        fields["similarity_by_step"][2, 3] = fields["similarity_by_step"][2, :, 3] = 0  # a layer without mass
+        trace = read_npz(save(tmp_path, fields))
+        found, given = trace.layer_similarity(), fields["similarity_by_step"].astype(np.float64)
+        assert found["layer"].values.tolist() == [0, 1, 2, 3, 4]
+        others = [0, 1, 2, 4]
+        assert np.allclose(found.values[np.ix_(others, others)], given.mean(0)[np.ix_(others, others)], rtol=1e-15)
+        assert np.allclose(found.values[3], np.delete(given, 2, axis=0).mean(0)[3], rtol=1e-15)
+
+    def test_of_one_layer_there_is_none(self, tmp_path):
+        trace = read_npz(save(tmp_path, authors_fields(all_layers=False)))
+        with pytest.raises(ValueError, match=r"compares layers, but this trace of 6 steps has recorded \[2\]"):
+            trace.layer_similarity()
+        with pytest.raises(ValueError, match=r"2 or more layers to compare; got shape \(6, 1, 12\)"):
+            layer_similarity(trace.attention)

@@ -16,29 +16,32 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is th
 
 
 @command(app, "import")
-def import_traces(
+def import_(
     source: Annotated[Path, typer.Argument(help="A trace.npz of the paper's authors, or a folder with some.")],
     store: Annotated[Path, typer.Option(help="Add them to this trace store; made if there is none.")],
-    id: Annotated[str | None, typer.Option(help="Name in the store; the file's sample_id without it.")] = None,
-    image: Annotated[Path | None, typer.Option(help="The picture; image.png beside the file without it.")] = None,
+    id: Annotated[
+        str | None,
+        typer.Option(
+            help="Name in the store, of a single file. Without it: the file's sample_id, or of the files of a folder "
+            "their place in it."
+        ),
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="The picture of a single file; image.png beside the file without it.")
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Bring trace.npz files (format_version 1) into a trace store."""
+    """Bring trace.npz files (format_version 1) into a trace store: all of them, or none where one cannot be."""
     import visionpulse_analysis as vpa
-    from visionpulse_analysis.exchange import read_npz
+    from visionpulse_analysis.exchange import import_traces
 
-    files = sorted(source.rglob("trace.npz")) if source.is_dir() else [source]
-    if not files:
-        raise FileNotFoundError(f"no trace.npz under {source}")
-    if len(files) > 1 and (id is not None or image is not None):
-        raise ValueError(f"--id and --image are for one file, but {source} holds {len(files)}")
-    traces = vpa.TraceStore(store, mode="a")
-    done = []
-    for file in files:
-        trace = read_npz(file, image=image, id=id)
-        traces.add(trace, overwrite=overwrite)
-        done.append({"file": str(file), "id": trace.meta["id"], "steps": len(trace), "patches": len(trace.grid)})
+    imported = import_traces(source, store, id=id, image=image, overwrite=overwrite)
+    traces = vpa.TraceStore(store)
+    done = [
+        {"file": str(file), "id": name, "steps": len(traces[name]), "patches": len(traces[name].grid)}
+        for name, file in imported.items()
+    ]
     lines = (f"{d['file']}: {d['id']}, {d['steps']} steps of {d['patches']} patches" for d in done)
     show({"store": str(store), "traces": done}, as_json, "\n".join(lines))
 

@@ -94,6 +94,7 @@ def _meta(metadata: dict[str, Any], fields: dict[str, np.ndarray], path: Path, i
     generation = generation if isinstance(generation, dict) else {}
     return {
         "id": str(metadata.get("sample_id", "")) if id is None else id,
+        "sample_id": str(metadata.get("sample_id", "")),
         "question": str(metadata.get("question", "")),
         "model": str(metadata.get("model", "unknown")),
         "attention": str(metadata.get("attention", "unknown")),
