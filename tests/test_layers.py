@@ -81,8 +81,11 @@ def test_mass_by_kind_is_that_of_the_kind(samples, rng):
 
 def test_maps_refuse_what_does_not_fit(samples):
     one = made(np.full((2, 1, 4), 0.1))
-    with pytest.raises(ValueError, match="two or more layers"):
+    with pytest.raises(ValueError, match="compares layers, but this trace of 2 steps has recorded"):
         layer_maps([one], samples[:1])
+    two, three = (made(np.full((2, layers, 4), 0.1)) for layers in (2, 3))
+    with pytest.raises(ValueError, match="two or more layers"):
+        layer_maps([two, three], samples[:2])
     with pytest.raises(ValueError, match="one trace per sample"):
         layer_maps([made(np.full((2, 2, 4), 0.1))], samples)
     with pytest.raises(ValueError, match="0 traces"):

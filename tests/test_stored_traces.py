@@ -1,13 +1,19 @@
 """Stored traces in the place of a model: the authors' statistics of their files, and notebooks that load nothing."""
 
+import json
+from pathlib import Path
+
 import nbformat
 import numpy as np
 import pytest
 from exchanged import authors_fields, own, save
+from typer.testing import CliRunner
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis import notebooks
+from visionpulse_analysis.cli import app
 from visionpulse_analysis.exchange import read_npz
+from visionpulse_analysis.figures import read_provenance
 from visionpulse_analysis.studies.activation import activation_page, even_steps
 from visionpulse_analysis.studies.mass_usage import mass_usage
 from visionpulse_analysis.studies.stored import StoredTraces, picture_of
@@ -110,6 +116,50 @@ class TestPictures:
                 activation_page(trace, 2, steps, levels)
 
 
+class TestCommand:
+    """``visionpulse pictures``: the authors' three, from a store."""
+
+    def call(self, *words, code=0):
+        result = CliRunner().invoke(app, ["pictures", *map(str, words)])
+        assert result.exit_code == code, result.output
+        return result
+
+    def test_all_three_with_their_numbers(self, theirs, tmp_path):
+        fields, path = theirs
+        words = ("--threshold", 0.03, "--threshold", 0.1, "--step", 1, "--step", 5, "--level", 40, "--json")
+        result = json.loads(self.call(path, "--out", tmp_path / "out", "--sample", "sample_0001", *words).stdout)
+        names = {"correlation", "similarity", "activation"}
+        assert {drawn.stem for drawn in map(Path, result["figures"])} == names
+        for name in names:
+            found = read_provenance(tmp_path / "out" / f"{name}.png")
+            assert found["data_hash"] and found["parameters"]["thresholds"] == [0.03, 0.1]
+        assert read_provenance(tmp_path / "out" / "activation.png")["parameters"]["steps"] == [1, 5]
+        rows = np.concatenate([one["visual_scores"].astype(np.float64) for one in fields])
+        r = np.corrcoef(rows.sum(1), (rows > 0.03).sum(1))[0, 1]
+        assert result["correlation"]["above 0.03"]["estimate"] == pytest.approx(r, rel=1e-12)
+        mean = np.mean([one["similarity_by_step"].astype(np.float64).mean(0) for one in fields], axis=0)
+        assert np.allclose(result["similarity"]["matrix"], mean, rtol=1e-12)
+        assert result["similarity"]["layers"] == [0, 1, 2, 3, 4]
+
+    def test_traces_of_one_layer_have_no_similarity_and_it_says_so(self, tmp_path):
+        store = vpa.TraceStore(tmp_path / "s", mode="a")
+        store.add(read_npz(save(tmp_path / "f", authors_fields(8, all_layers=False))))
+        result = self.call(store.path, "--out", tmp_path / "out")
+        assert "similarity left out: similarity compares layers" in result.stdout
+        assert {path.stem for path in (tmp_path / "out").glob("*.png")} == {"correlation", "activation"}
+
+    def test_wrong_requests_are_one_line_and_draw_nothing(self, theirs, tmp_path):
+        for words, message in (
+            (("--step", 12), "step 12 is marked, but the trace has steps 0 to 8"),
+            (("--level", 101), "percentile is 101"),
+            (("--threshold", 2), "thresholds are shares of attention"),
+            (("--sample", "x"), "no trace 'x'"),
+            (("--layer", 9), "not layer 9"),
+        ):
+            result = self.call(theirs[1], "--out", tmp_path / "out", *words, code=2)
+            assert message in result.stderr and not (tmp_path / "out").exists()
+
+
 def run_in_process(name, **given):
     """Run the code of a notebook with these parameters; what it has at its end."""
     space = {}
@@ -125,6 +175,7 @@ def run_in_process(name, **given):
     [
         ("01", {"steps": [2, 3], "levels": [40]}, {"01_step_dependence", "01_activation", "01_coverage"}),
         ("02", {"thresholds": [0.03, 0.1], "n_permutations": 10}, {"02_attention_mass_and_usage", "02_steps"}),
+        ("05", {}, {"05_similarity", "05_mass"}),
     ],
 )
 def test_a_notebook_takes_stored_traces_and_loads_no_model(name, options, drawn, theirs, tmp_path, monkeypatch):

@@ -39,6 +39,37 @@ def figures(
 
 
 @command(app)
+def pictures(
+    store: Annotated[Path, typer.Argument(help="A trace store, of imported traces or of one's own.")],
+    out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("figures/pictures"),
+    layer: Annotated[int, typer.Option(help="Of correlation and activation; -1: the only one recorded.")] = -1,
+    threshold: Annotated[
+        list[float] | None, typer.Option(help="Of the active count; repeatable; the paper's four without it.")
+    ] = None,
+    sample: Annotated[
+        str | None, typer.Option(help="Id of the trace whose activation is shown; the first one.")
+    ] = None,
+    step: Annotated[
+        list[int] | None, typer.Option(help="Of that trace; repeatable; three evenly spaced without it.")
+    ] = None,
+    level: Annotated[
+        list[float] | None, typer.Option(help="Percentile at or below which patches are black; repeatable; 50 and 90.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw the authors' three pictures from stored traces, without a model: correlation, similarity, activation."""
+    from visionpulse_analysis.measures import PAPER_THRESHOLDS
+    from visionpulse_analysis.studies.activation import LEVELS
+    from visionpulse_analysis.studies.pictures import draw_pictures
+
+    options: dict[str, Any] = {"thresholds": threshold or PAPER_THRESHOLDS, "levels": level or LEVELS}
+    result = draw_pictures(store, out, layer=layer, sample=sample, steps=step or None, **options)
+    lines = [result["about"], *(f"wrote {path}" for path in result["figures"])]
+    lines += [f"{name} left out: {why}" for name, why in result["left_out"].items()]
+    show(result, as_json, "\n".join(lines))
+
+
+@command(app)
 def provenance(file: Annotated[Path, typer.Argument(help="A figure: PNG, PDF or SVG.")], as_json: Json = False) -> None:
     """Print what a figure was made from: parameters, versions, seed, data hash, numbers."""
     from visionpulse_analysis.figures import read_provenance

@@ -25,8 +25,8 @@ def similarity_figure(maps: LayerMaps) -> Figure:
 
 
 def mass_figure(maps: LayerMaps) -> Figure:
-    """Draw the image mass by layer, for each kind of token where these are known, and by step."""
-    names = [str(layer) for layer in maps.layers]
+    """Draw the image mass by recorded layer, for each kind of token where these are known, and by step."""
+    names = [str(layer) for layer in maps.recorded]
     parts = [*([(maps.kinds, maps.mass_by_kind, "token")] if maps.kinds else [])]
     parts.append(([str(t) for t in range(len(maps.mass_by_step))], maps.mass_by_step, "step"))
     fig, axes = figures.new_figure(figures.DOUBLE, 2.7, 1, len(parts))

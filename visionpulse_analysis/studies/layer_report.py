@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,8 @@ from visionpulse_analysis.statistics import Interval
 from visionpulse_analysis.studies.anchors import Anchors
 from visionpulse_analysis.studies.findings_table import share
 from visionpulse_analysis.studies.layers import LayerMaps
+
+WITHOUT_MODEL = "Stored traces: which anchors would do is found by replaying steps, which needs the model."
 
 
 def verdict(anchors: Anchors, tolerance: float = 0.05) -> str:
@@ -66,8 +69,33 @@ def transfers(anchors: Anchors, tolerance: float = 0.05) -> str:
     return " ".join([*text, "This is one model: measure yours before you prune it."])
 
 
-def paper_table(maps: LayerMaps, anchors: Anchors, tolerance: float = 0.05) -> pd.DataFrame:
-    """What the paper reports beside what was measured here."""
+def layer_numbers(
+    maps: LayerMaps, anchors: Anchors | None, reading: dict[str, list[Interval]] | None, tolerance: float = 0.05
+) -> dict[str, Any]:
+    """All headline numbers in one mapping, JSON-ready; those of the anchors where a model was there to find them."""
+    if anchors is None:
+        return maps.numbers()
+    return {
+        **maps.numbers(),
+        **anchors.numbers(),
+        "horizon": reading and {kind: [interval.to_dict() for interval in curve] for kind, curve in reading.items()},
+        "suitable": anchors.suitable(tolerance),
+        "undecided": anchors.undecided(tolerance),
+    }
+
+
+def paper_table(maps: LayerMaps, anchors: Anchors | None, tolerance: float = 0.05) -> pd.DataFrame:
+    """What the paper reports beside what was measured here; without ``anchors`` only how alike the layers are."""
+    rows = {
+        "cosine of neighbouring layers": ("shown as a picture", str(maps.adjacent)),
+        "cosine of layers at least half the depth apart": ("shown as a picture", str(maps.distant)),
+    }
+    if anchors is not None:
+        rows |= _of_anchors(anchors, tolerance)
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["paper", "here"])
+
+
+def _of_anchors(anchors: Anchors, tolerance: float) -> dict[str, tuple[str, str]]:
     place = anchors.layers.index(anchors.default) if anchors.default in anchors.layers else None
     percent = f"{100 * anchors.fraction:g} %"
     rows = {
@@ -77,8 +105,6 @@ def paper_table(maps: LayerMaps, anchors: Anchors, tolerance: float = 0.05) -> p
         ),
         "layers that would do": ("not reported", _listed(anchors.suitable(tolerance)) or "none"),
         "layers undecided": ("not reported", _listed(anchors.undecided(tolerance)) or "none"),
-        "cosine of neighbouring layers": ("shown as a picture", str(maps.adjacent)),
-        "cosine of layers at least half the depth apart": ("shown as a picture", str(maps.distant)),
     }
     if place is not None:
         rows[f"tokens unchanged, {percent} chosen at the default anchor"] = (
@@ -90,7 +116,7 @@ def paper_table(maps: LayerMaps, anchors: Anchors, tolerance: float = 0.05) -> p
             "not reported",
             f"{anchors.overlap[place]} (random {anchors.overlap_null:.3f})",
         )
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["paper", "here"])
+    return rows
 
 
 def _without_patches(anchors: Anchors, tolerance: float) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from visionpulse_analysis._checks import whole_number
-from visionpulse_analysis.measures import layer_similarity
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.statistics import Interval
 from visionpulse_analysis.studies.object_attention import KINDS
@@ -26,24 +25,27 @@ HORIZON_SEED = 20_000_000  # scenes of no other study, and none of training or e
 
 @dataclass(frozen=True)
 class LayerMaps:
-    """Results by recorded layer; averages are over the steps of a sample first, then over samples.
+    """Results by layer; averages are over the steps of a sample first, then over samples.
 
     Attributes
     ----------
+    layers, recorded : list of int
+        Layers that are compared, and those whose attention was recorded: all of them, or for imported traces one.
     similarity : float64 [layer, layer]
         Cosine between the layers' head-mean visual vectors; NaN where a layer never has mass.
     adjacent, distant : Interval
         Its mean over neighbouring layers, and over pairs at least half the depth apart.
     kinds : list of str
         Kinds of token that occur (scenes only, else empty).
-    mass_by_kind : float64 [kind, layer]
+    mass_by_kind : float64 [kind, recorded]
         Image mass of the steps that produce a token of that kind.
-    mass_by_step : float64 [step, layer]
+    mass_by_step : float64 [step, recorded]
         Image mass by step, as far as half of the samples reach.
-    mass : list of Interval [layer]
+    mass : list of Interval [recorded]
     """
 
     layers: list[int]
+    recorded: list[int]
     similarity: np.ndarray
     adjacent: Interval
     distant: Interval
@@ -56,6 +58,7 @@ class LayerMaps:
         """Headline numbers, JSON-ready."""
         return {
             "layers": self.layers,
+            "recorded": self.recorded,
             "adjacent": self.adjacent.to_dict(),
             "distant": self.distant.to_dict(),
             "mass": [interval.to_dict() for interval in self.mass],
@@ -63,20 +66,27 @@ class LayerMaps:
 
 
 def layer_maps(traces: Sequence[Trace], samples: Sequence[Sample], *, n_resamples: int = 1000) -> LayerMaps:
-    """Compare the recorded layers of dense traces.
+    """Compare the layers of dense traces: those recorded, or those of which imported traces keep the similarity.
 
     Raises
     ------
     ValueError
-        If traces and samples do not match, the traces differ in layers, or fewer than two layers were recorded.
+        If traces and samples do not match, the traces differ in layers, or have fewer than two.
     """
-    layers = traces[0].layers if len(traces) else []
-    if len(traces) != len(samples) or len(layers) < 2 or any(t.layers != layers for t in traces):
+    recorded = traces[0].layers if len(traces) else []
+    alike = [trace.layer_similarity() for trace in traces]
+    compared = [one["layer"].values.tolist() for one in alike]
+    layers = compared[0] if compared else []
+    if (
+        len(traces) != len(samples)
+        or not layers
+        or any(t.layers != recorded or other != layers for t, other in zip(traces, compared, strict=True))
+    ):
         raise ValueError(
-            f"{len(traces)} traces of layers {layers} and {len(samples)} samples: expected one trace per sample, "
+            f"{len(traces)} traces of layers {recorded} and {len(samples)} samples: expected one trace per sample, "
             "all with the same two or more layers (decode with layers='all')"
         )
-    per_sample = np.array([layer_similarity(_head_mean(t.attention.values, t)) for t in traces])
+    per_sample = np.stack([one.values for one in alike])
     masses = [_head_mean(trace.mass.values, trace) for trace in traces]  # float64 [step, layer], each
     gap = np.abs(np.subtract.outer(np.arange(len(layers)), np.arange(len(layers))))
     kinds, by_kind = _by_kind(samples, traces, masses)
@@ -84,13 +94,14 @@ def layer_maps(traces: Sequence[Trace], samples: Sequence[Sample], *, n_resample
     reached = [t for t in range(lengths.max()) if (lengths > t).sum() >= len(traces) / 2]
     return LayerMaps(
         layers=layers,
+        recorded=recorded,
         similarity=_mean(per_sample),
         adjacent=mean_over_samples([one[gap == 1] for one in per_sample], n_resamples),
         distant=mean_over_samples([one[gap >= max(1, len(layers) // 2)] for one in per_sample], n_resamples),
         kinds=kinds,
         mass_by_kind=by_kind,
         mass_by_step=np.array([_mean([mass[t] for mass in masses if len(mass) > t]) for t in reached]),
-        mass=[mean_over_samples([mass[:, i] for mass in masses], n_resamples) for i in range(len(layers))],
+        mass=[mean_over_samples([mass[:, i] for mass in masses], n_resamples) for i in range(len(recorded))],
     )
 
 

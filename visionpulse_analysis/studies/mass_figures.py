@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from visionpulse_analysis import figures
+from visionpulse_analysis.figures.style import ACCENT
 from visionpulse_analysis.studies.drawing import draw_named
 from visionpulse_analysis.studies.mass_usage import CAUSAL, SHAPES, MassUsage, Relation
 
@@ -40,6 +41,32 @@ def scatter_page(result: MassUsage, names: Sequence[str] = ("above 1/n", SHAPES[
         label = f"patches {name}" if name.startswith("above") else name
         figures.draw_scatter(ax, x[seen], y[seen], xlabel="visual attention mass", ylabel=label)
         ax.set(xlim=(0, 1), ylim=(0, None))
+    return fig
+
+
+def counts_page(result: MassUsage) -> Figure:
+    """Draw the paper's picture: the active count of every step against its mass, a panel and an r for each threshold.
+
+    The line is the least-squares fit; r is over all steps of all samples, its interval resamples samples; below it what
+    r becomes when the steps of a sample keep their masses and exchange their shapes.
+    """
+    mass, columns = result.columns["mass"], min(4, len(result.paper))
+    lines = -(-len(result.paper) // columns)
+    fig, axes = figures.new_figure(figures.DOUBLE, 2.3 * lines, lines, columns, sharex=True)
+    panels = np.atleast_1d(axes).ravel()
+    for ax in panels[len(result.paper) :]:
+        ax.set_visible(False)
+    for ax, relation, threshold in zip(panels, result.paper, result.thresholds, strict=False):
+        count, r = result.columns[relation.name], relation.pooled
+        figures.draw_scatter(ax, mass, count, xlabel="visual attention mass", ylabel=f"patches above {threshold:g}")
+        known = np.isfinite(r.estimate)
+        if known:
+            ends = np.array([mass.min(), mass.max()])
+            ax.plot(ends, np.polyval(np.polyfit(mass, count, 1), ends), color=ACCENT, linewidth=1)
+        bounds, null = f" [{r.low:.2f}, {r.high:.2f}]" if np.isfinite(r.low) else "", relation.pooled_null
+        band = f"\nnull {null.low:.2f} to {null.high:.2f}" if null is not None and np.isfinite(null.low) else ""
+        ax.set_title(f"r = {r.estimate:.2f}{bounds}{band}" if known else "r undefined", fontsize=7)
+        ax.set_ylim(0, None)
     return fig
 
 
