@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, ProcessorMixin
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, DynamicCache, ProcessorMixin
 
 from visionpulse_analysis.families import Family, Prompt, check_supported, family_class
 from visionpulse_analysis.families.processors import explain_own_code, load_image_processor, load_video_settings, quiet
@@ -80,8 +80,16 @@ class VLM:
     @property
     def windowed_layers(self) -> set[int]:
         """Layers that see only the newest tokens of the sequence, a sliding window."""
-        kinds = getattr(self.model.config.get_text_config(), "layer_types", None) or ()
-        return {layer for layer, kind in enumerate(kinds) if kind == "sliding_attention"}
+        # A configuration names the kinds of its layers, or only states a window: the library's cache knows both.
+        layers = DynamicCache(config=self.model.config.get_text_config(decoder=True)).layers
+        return {number for number, layer in enumerate(layers) if layer.is_sliding}
+
+    @property
+    def sees_everything(self) -> bool:
+        """Whether every layer sees the whole past, because the model states no window of any kind."""
+        # Some models (Mistral) look at the window alone, whatever kinds of layers are named beside it.
+        stated = getattr(self.model.config.get_text_config(decoder=True), "sliding_window", None)
+        return stated is None and not self.windowed_layers
 
     def piece(self, token: int) -> str:
         """The text of one `token` (its id); the tokenizer is asked once, which takes as long as the rest of a step."""

@@ -55,8 +55,8 @@ class Batch:
         self.recorder = Recorder(self.layout, options.layers, options.heads)
         self.attention: PrefillAttention | StepAttention | None = None
         self.tokens = self.position = torch.zeros(0, dtype=torch.int64)
-        # A model whose layers all see the whole prompt takes the mask as it is; others make one per kind of layer.
-        self.takes_mask = grows_in_place(self.cache) and not vlm.windowed_layers
+        # A model whose layers all see the whole past takes the mask as it is; others make one per kind of layer.
+        self.takes_mask = grows_in_place(self.cache) and vlm.sees_everything
         self.real: torch.Tensor | None = None
 
     def _layout(self, prompts: list[Prompt]) -> Layout:

@@ -91,7 +91,9 @@ def check_supported(config: Any, name: str) -> None:
         )
     text = config.get_text_config()
     cap = getattr(text, "attn_logit_softcapping", None)
-    other = set(getattr(text, "layer_types", None) or ()) - ATTENTION_KINDS
+    # A model may state its chunks without naming the kinds of its layers.
+    kinds = getattr(text, "layer_types", None) or ["chunked_attention"] * bool(getattr(text, "attention_chunk_size", 0))
+    other = set(kinds) - ATTENTION_KINDS
     found = {
         "cap": f"attn_logit_softcapping {cap}" if cap is not None else "",
         "sinks": text.model_type if text.model_type in WITH_SINKS else "",

@@ -73,11 +73,6 @@ class Replay:
             )
         if len(trace) < 2:
             raise ValueError("the trace has one token, and prefill is never pruned; decode at least two tokens")
-        if vlm.windowed_layers:
-            raise ValueError(
-                f"layers {sorted(vlm.windowed_layers)} of {vlm.name} see a sliding window, and replay lets every layer "
-                "see the whole past; use a model without such layers"
-            )
         self.vlm, self.n_steps = vlm, len(trace)
         prompt = vlm.prompt(media_of(trace), trace.question)
         device = vlm.model.device
@@ -163,6 +158,11 @@ class Replay:
 
     def _remember(self, module, query, key, value, mask, **options):
         refuse_inexact(options)
+        if mask is not None and not bool(mask[..., -1, :].all()):
+            raise ValueError(
+                f"layer {module.layer_idx} of {self.vlm.name} sees a sliding window, which is shorter than this trace, "
+                "and replay lets every layer see the whole past; use a model without such layers, or a shorter trace"
+            )
         self.keys[module.layer_idx], self.values[module.layer_idx] = key, value
         return stock(module, query, key, value, mask, **options)
 
