@@ -1,6 +1,7 @@
 """Loading models and reading images: what works, and one clear error for what does not."""
 
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.families import REFUSED, UnsupportedModelError, check_supported
@@ -150,6 +152,58 @@ class TestBadModels:
         weights.write_bytes(weights.read_bytes()[:1000])
         with pytest.raises(ValueError, match=r"weights of .*broken.* cannot be read"):
             vpa.load(str(tmp_path / "broken"))
+
+    @pytest.mark.parametrize("fault", ["renamed", "missing", "left over", "of another shape", "a layer less"])
+    def test_tensors_that_do_not_arrive_are_named(self, scenes_folder, tmp_path, fault):
+        folder = tmp_path / "odd"
+        shutil.copytree(scenes_folder, folder)
+        tensors = load_file(folder / "model.safetensors")
+        name = next(name for name in tensors if name.endswith("layers.2.self_attn.q_proj.weight"))
+        stem = name.removesuffix("self_attn.q_proj.weight")
+        said = [re.escape(name.removeprefix("model."))]
+        if fault == "renamed":
+            tensors[f"{stem}attention.query.weight"] = tensors.pop(name)
+            said = ["1 missing.*", *said, ".*1 left over.*", re.escape("attention.query.weight")]
+        elif fault == "missing":
+            del tensors[name]
+        elif fault == "left over":
+            tensors[f"{stem}self_attn.gate.weight"] = tensors[name].clone()
+            said = ["1 left over.*self_attn.gate.weight"]
+        elif fault == "of another shape":
+            tensors[name] = tensors[name][:-8].clone()
+            said = ["1 of another shape.*", *said]
+        else:
+            config = json.loads((folder / "config.json").read_text())
+            config["text_config"]["num_hidden_layers"] -= 1
+            config["text_config"].pop("layer_types", None)
+            (folder / "config.json").write_text(json.dumps(config))
+            said = [r"left over.*layers\.7\..* and \d+ more"]
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        with pytest.raises(ValueError, match="do not fit its config.json: tensors .*" + "".join(said)):
+            vpa.load(str(folder))
+
+    def test_tied_weights_need_not_be_there_twice(self, scenes_folder, tmp_path, vlm):
+        shutil.copytree(scenes_folder, tmp_path / "tied")
+        path = tmp_path / "tied" / "config.json"
+        config = json.loads(path.read_text())
+        config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = True
+        path.write_text(json.dumps(config))
+        tensors = load_file(tmp_path / "tied" / "model.safetensors")
+        tensors.pop("lm_head.weight", None)
+        save_file(tensors, tmp_path / "tied" / "model.safetensors", {"format": "pt"})
+        model = vpa.load(str(tmp_path / "tied")).model
+        assert torch.equal(model.lm_head.weight, model.get_input_embeddings().weight)
+
+    def test_what_the_library_lets_be_missing_may_be(self, scenes_folder, tmp_path, vlm, monkeypatch):
+        shutil.copytree(scenes_folder, tmp_path / "benign")
+        tensors = load_file(tmp_path / "benign" / "model.safetensors")
+        name = next(name for name in tensors if name.endswith("layers.2.self_attn.q_proj.weight"))
+        tensors["old.buffer"] = tensors.pop(name)
+        save_file(tensors, tmp_path / "benign" / "model.safetensors", {"format": "pt"})
+        kind = type(vlm.model)
+        monkeypatch.setattr(kind, "_keys_to_ignore_on_load_missing", [r"layers\.2\.self_attn\.q_proj"])
+        monkeypatch.setattr(kind, "_keys_to_ignore_on_load_unexpected", [r"^old\."])
+        assert vpa.load(str(tmp_path / "benign")).n_layers == vlm.n_layers
 
 
 class TestImages:

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer,
 
 from visionpulse_analysis.families import Family, Prompt, check_supported, family_class
 from visionpulse_analysis.families.processors import explain_own_code, load_image_processor, load_video_settings, quiet
+from visionpulse_analysis.families.weights import check_arrived
 from visionpulse_analysis.images import ImageLike
 from visionpulse_analysis.traces.html import facts_table
 from visionpulse_analysis.videos import Video
@@ -183,8 +184,9 @@ def load(
     Raises
     ------
     ValueError
-        If nothing of that name is found, its files cannot be read, it needs code of its own to run, a dtype or device
-        is not there, or ``device_map`` comes with ``device``, without accelerate, or does not hold all of the model.
+        If nothing of that name is found, its files cannot be read, tensors are missing in its checkpoint, left over or
+        of another shape (the message names them), it needs code of its own to run, a dtype or device is not there, or
+        ``device_map`` comes with ``device``, without accelerate, or does not hold all of the model.
     UnsupportedModelError
         If the model is text-only or of a family that is not supported.
     """
@@ -208,16 +210,21 @@ def load(
     check_supported(config, name)
     try:
         with quiet(name in BUNDLED):
-            model: Any = AutoModelForImageTextToText.from_pretrained(
-                source, **options, dtype=dtype, device_map=device_map, attn_implementation="sdpa", use_safetensors=True
-            )
+            # Shapes that differ are told with everything else that does not fit.
+            found: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+            how = {"dtype": dtype, "device_map": device_map, "attn_implementation": "sdpa", "use_safetensors": True}
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(source, **options, **how, **found)
+        model: Any = loaded[0]
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         image_processor = load_image_processor(source, **options)
         settings, _ = ProcessorMixin.get_processor_dict(source, revision=revision)
         settings.setdefault("video_processor", load_video_settings(source, revision))
-    except (OSError, ValueError, SafetensorError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         explain_own_code(name, error)
         raise ValueError(f"the weights of {name!r} or its processor files cannot be read: {error}") from error
+    check_arrived(name, loaded[1])
     # Models for text and pictures keep their chat template with the processor.
     tokenizer.chat_template = settings.get("chat_template") or tokenizer.chat_template
     if device_map is None:
