@@ -46,15 +46,6 @@ def test_changed_weights_change_the_hash(scenes_folder):
     assert other.weights_hash != before
 
 
-def test_the_tokenizer_is_asked_once_for_the_text_of_a_token(scenes_folder, monkeypatch):
-    vlm = vpa.load(str(scenes_folder))
-    expected, asked = [vlm.tokenizer.decode([i]) for i in range(9)], []
-    decode = vlm.tokenizer.decode
-    monkeypatch.setattr(vlm.tokenizer, "decode", lambda ids: asked.append(ids) or decode(ids))
-    assert [[vlm.piece(i) for i in range(9)] for _ in range(2)] == [expected] * 2
-    assert asked == [[i] for i in range(9)]
-
-
 def test_one_bright_cell_maps_to_its_patch(vlm):
     """Brightness of the pixels that reach each patch, against the patch's place in the grid."""
     for rows, cols in ((8, 8), (12, 16), (16, 6)):

@@ -138,10 +138,28 @@ def test_visible_counts_without_a_layer_that_was_recorded_are_refused(layers: li
         ("red .", ["<think>", "\n"], "red .", ""),
         ("<think> red", [], "red", ""),
         ("r0 <div> c2", ["where", "?"], "", "r0 <div> c2"),
+        ("<think>It is red.</think><answer>red</answer><|user|>", [], "It is red.", "red"),
+        ("<think>a</think>\n<answer><|begin_of_box|>red<|end_of_box|></answer>", [], "a", "red"),
+        ("<think>a</think><|begin_of_box|>red", [], "a", "red"),
+        ("◁think▷ a ◁/think▷ red<|im_end|>", [], "a", "red"),
+        ("a ◁/think▷ red[EOS]", ["◁think▷"], "a", "red"),
+        ("◁think▷ a", [], "a", ""),
+        ("[THINK]a[/THINK]red</s>", [], "a", "red"),
+        ("<think>a <think>b</think> c</think> red", [], "a b c", "red"),
+        ("<think>a</think> red <think> b", [], "a b", "red"),
+        ("<think>a <answer>red</answer>", [], "a", "red"),
+        ("<think>put it in <answer> tags", [], "put it in <answer> tags", ""),
+        ("<think>a</think>So <answer>no</answer>, <answer>red", [], "a", "red"),
+        ("red</answer>", [], "", "red"),
+        ("<think>a</think>So $\\boxed{no}$, $\\boxed{\\text{red}}$.", [], "a", "red"),
+        ("\\boxed{\\frac{1}{2}} of it", [], "", "\\frac{1}{2}"),
+        ("<SUMMARY>a</SUMMARY><CONCLUSION> red </CONCLUSION>", [], "", "red"),
+        ("red", ["<think>", "\n\n", "</think>", "\n\n"], "", "red"),
+        ("a", ["<", "think", ">", "\n"], "a", ""),
     ],
 )
 def test_thinking_and_answer(text: str, prompt: list[str], thinking: str, answer: str) -> None:
-    trace = make(meta={"text": text}, prompt_tokens=prompt)
+    trace = make(meta={"text": text, "end_tokens": ["[EOS]"]}, prompt_tokens=prompt)
     assert (trace.text, trace.thinking, trace.answer) == (text, thinking, answer)
 
 

@@ -11,6 +11,7 @@ import torch
 from visionpulse_analysis.attending import Group
 from visionpulse_analysis.costs import ModelShape
 from visionpulse_analysis.families import Prompt
+from visionpulse_analysis.families.pieces import Pieces
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.store import TraceStore
 from visionpulse_analysis.traces import Trace, create_trace
@@ -89,7 +90,8 @@ class Record:
 
     Attributes
     ----------
-    finished : whether the trace has ended by itself. trace : the whole trace, once :meth:`end` was called.
+    finished : whether the trace has ended by itself. text : of the steps so far. trace : the whole trace, once
+    :meth:`end` was called.
     """
 
     def __init__(
@@ -110,6 +112,8 @@ class Record:
         self.finished = False
         self.account: dict[str, Any] = {}  # what the costs depend on beside the patches visible
         self.steps: list[dict[str, Any]] = []
+        self.text = ""
+        self._pieces = Pieces(vlm.decoder)
         self.writer: Any = None
         self.trace: Trace | None = None
 
@@ -134,30 +138,40 @@ class Record:
                 overwrite=self.overwrite,
             )
 
-    def add(self, token: int, logprob: float, attention: np.ndarray, mass: np.ndarray, choice: Choice | None) -> None:
-        """Take one finished step."""
+    def add(
+        self,
+        token: int,
+        logprob: float,
+        attention: np.ndarray,
+        mass: np.ndarray,
+        choice: Choice | None,
+        last: bool = False,
+    ) -> None:
+        """Take one finished step; with the ``last`` the text ends, also in the middle of a character."""
+        piece = self._pieces.add(token)
+        piece += self._pieces.rest() if last else ""
+        self.text += piece
         step = {
-            "token": self.vlm.piece(token),
+            "token": piece,
             "token_id": token,
             "logprob": logprob,
             "attention": attention,
             "mass": mass,
             **({} if choice is None else choice.fields()),
         }
-        self.steps.append({"token_id": token} if self.writer is not None else step)
+        self.steps.append({} if self.writer is not None else step)
         if self.writer is not None:
             self.writer.append(**step)
 
     def end(self) -> None:
         """Make the trace; a streamed one is completed on disk."""
-        text = self.vlm.tokenizer.decode([step["token_id"] for step in self.steps])
         text_tokens = len(self.prompt.ids) - len(self.prompt.grid)
         try:
             shape = ModelShape.of(self.vlm.model.config, self.vlm.model.dtype.itemsize)
             costs = {"shape": shape.to_dict(), "text": text_tokens, **self.account}
         except ValueError as error:  # the trace is good without; costs_of says why it has none
             costs = {"unknown": str(error)}
-        known_now = {"finished": self.finished, "text": text, "costs": costs}
+        known_now = {"finished": self.finished, "text": self.text, "costs": costs, **self._special_tokens()}
         self.trace = self._in_memory(known_now) if self.writer is None else self.writer.close(known_now)
         self.steps, self.writer = [], None
 
@@ -184,7 +198,13 @@ class Record:
             meta={**self.meta, **known_now},
         )
 
+    def _special_tokens(self) -> dict[str, list[str]]:
+        """The tokenizer's special tokens that the text holds, of which an answer is freed."""
+        marks = (token.content for token in self.vlm.tokenizer.added_tokens_decoder.values() if token.special)
+        found = sorted({mark for mark in marks if mark and mark in self.text})
+        return {"special_tokens": found} if found else {}
+
     def _prompt_tokens(self) -> list[str]:
         ids, text = self.prompt.ids.tolist(), (self.prompt.kinds == 0).tolist()
         shown = [i for n, i in enumerate(ids) if text[n] or n == 0 or i != ids[n - 1]]
-        return [self.vlm.piece(i) for i in shown]
+        return self.vlm.decoder.pieces(shown)

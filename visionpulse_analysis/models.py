@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, DynamicCache, ProcessorMixin
 
 from visionpulse_analysis.families import Family, Prompt, check_supported, family_class
+from visionpulse_analysis.families.pieces import Decoder
 from visionpulse_analysis.families.processors import explain_own_code, load_image_processor, load_video_settings, quiet
 from visionpulse_analysis.families.weights import check_arrived
 from visionpulse_analysis.images import ImageLike
@@ -44,7 +45,6 @@ class VLM:
     image_processor: Any
     revision: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-    _pieces: dict[int, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def family(self) -> Family:
@@ -92,11 +92,10 @@ class VLM:
         stated = getattr(self.model.config.get_text_config(decoder=True), "sliding_window", None)
         return stated is None and not self.windowed_layers
 
-    def piece(self, token: int) -> str:
-        """The text of one `token` (its id); the tokenizer is asked once, which takes as long as the rest of a step."""
-        if token not in self._pieces:
-            self._pieces[token] = self.tokenizer.decode([token])
-        return self._pieces[token]
+    @cached_property
+    def decoder(self) -> Decoder:
+        """Turns tokens into the pieces of a text."""
+        return Decoder(self.tokenizer)
 
     @cached_property
     def weights_hash(self) -> str:

@@ -129,6 +129,7 @@ def test_the_heading_says_what_each_trace_is_and_answered():
         "Dense: 40 steps, answer \N{LEFT DOUBLE QUOTATION MARK}r0 c2\N{RIGHT DOUBLE QUOTATION MARK}",
         "Pruned (visionpulse): 42 steps, answer \N{LEFT DOUBLE QUOTATION MARK}r0 c2\N{RIGHT DOUBLE QUOTATION MARK}",
     ]
+    assert pack(make_trace(tokens=["◁think▷", "look", "◁/", "think▷", " yes"], steps=5))["traces"][0]["answer"] == 4
     thinking = make_trace(tokens=["<think>", "look"], steps=2)
     assert pack(thinking)["about"][1] == "Dense: 2 steps, no answer"
 

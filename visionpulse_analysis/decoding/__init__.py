@@ -153,6 +153,7 @@ def _meta(vlm: VLM, prompt: Prompt, options: Options, seed: int, name: str | Non
         "pruner": None if options.pruner is None else options.pruner.to_dict(),
         "execution": options.execution if options.pruner is not None else "dense",
         "max_new_tokens": options.max_new_tokens,
+        "end_tokens": [vlm.decoder([token]) for token in sorted(end_ids(vlm))],
         "versions": dict(_versions()),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -130,8 +130,10 @@ class Run:
         token, logprob = int(values["token"][row]), float(values["logprob"][row])
         check_chosen(logprob)
         patches = len(record.prompt.grid)
-        # Copied: the rest of the batch's array need not stay in memory as long as this row does.
-        record.add(token, logprob, values["attention"][row, ..., :patches].copy(), values["mass"][row].copy(), choice)
         record.finished = token in self.ends
-        if record.finished or len(record.steps) == self.options.max_new_tokens:
+        last = record.finished or len(record.steps) + 1 == self.options.max_new_tokens
+        # Copied: the rest of the batch's array need not stay in memory as long as this row does.
+        attention, mass = values["attention"][row, ..., :patches].copy(), values["mass"][row].copy()
+        record.add(token, logprob, attention, mass, choice, last)
+        if last:
             record.end()

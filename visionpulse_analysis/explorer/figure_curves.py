@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from visionpulse_analysis.explorer.payload import END_OF_THINKING
+from visionpulse_analysis.explorer.payload import first_of_answer
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,8 @@ def lay_out(
     }
     tokens = [next(traces[t].tokens[step] for t, step in enumerate(column) if step >= 0) for column in columns]
     moments = {}
-    first = traces[0].tokens
-    if END_OF_THINKING in first[:-1]:
-        answer = list(first).index(END_OF_THINKING) + 1
+    answer = first_of_answer(traces[0])
+    if answer is not None:
         moments["answer"] = next(c for c, column in enumerate(columns) if column[0] == answer)
     parted = [c for c, column in enumerate(columns) if -1 in column]
     if parted:

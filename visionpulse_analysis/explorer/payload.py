@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,9 @@ from visionpulse_analysis.explorer.labels import labels, pruner_name
 from visionpulse_analysis.explorer.pairing import check_traces, identities, most_visual_layer, names, shared_layers
 from visionpulse_analysis.explorer.planes import MEAN, choose_planes
 from visionpulse_analysis.traces import frame_labels, frame_pictures
+from visionpulse_analysis.traces.text import end_of_thinking
 
 CODE_BYTES = 100_000  # JavaScript, CSS and markup of the offline page
-END_OF_THINKING = "</think>"
 LONGEST_ANSWER = 160  # characters of it in the heading
 
 
@@ -99,12 +100,22 @@ def _header(trace, name: str, label: str, layers: list[int]) -> dict:
         "label": label,
         "id": str(trace.meta.get("id", "")),
         "tokens": tokens,
-        "answer": tokens.index(END_OF_THINKING) + 1 if END_OF_THINKING in tokens else None,
+        "answer": first_of_answer(trace),
         "logprobs": encoding.floats(np.asarray(trace.logprobs)),
         "kept": None if trace.kept is None else encoding.bits(np.asarray(trace.kept, dtype=bool)),
         "visible": _visible(trace, layers),
         "budget": None if trace.budget is None else _budgets(trace),
     }
+
+
+def first_of_answer(trace) -> int | None:
+    """The step at which the answer begins, after the last mark that closes the thinking; None without one."""
+    tokens = [str(token) for token in trace.tokens]
+    text = "".join(tokens)
+    end = end_of_thinking(text, trace.prompt_tokens)
+    if not 0 < end < len(text):
+        return None
+    return next(step for step, so_far in enumerate(accumulate(map(len, tokens)), 1) if so_far >= end)
 
 
 def _visible(trace, layers: Sequence[int | str]) -> str | None:

@@ -12,7 +12,7 @@ from visionpulse_analysis.studies.arms import Outcome
 from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.testbed.questions import ANSWER_MARK, Question
 from visionpulse_analysis.testbed.scenes import COLOURS, SHAPES, Scene
-from visionpulse_analysis.testbed.truth import OPENINGS, answer_is_right, detours
+from visionpulse_analysis.testbed.truth import OPENINGS, answer_is_right, detours, words_of
 
 PURPOSES: tuple[str, ...] = ("objects asked for", "detours", "objects not there", "other words")
 
@@ -58,7 +58,7 @@ def _score(samples: Sequence[Sample], runs: list[list[Outcome]]) -> Scored | Non
     known = [(s.scene, s.truth) for s in samples if s.scene is not None and s.truth is not None]
     if len(known) < len(samples):
         return None
-    said = [[o.tokens for o in run] for run in runs]
+    said = [[words_of(o.tokens) for o in run] for run in runs]
     pairs = [[(*scene, tokens) for scene, tokens in zip(known, run, strict=True)] for run in said]
     words = np.array([[words_by_purpose(*pair) for pair in run] for run in pairs])
     return Scored(
@@ -70,9 +70,10 @@ def _score(samples: Sequence[Sample], runs: list[list[Outcome]]) -> Scored | Non
 
 def answer_of(tokens: list[str]) -> str:
     """The words after the answer mark, without the end token; empty where the trace never answers."""
-    if ANSWER_MARK not in tokens:
+    words = words_of(tokens)
+    if ANSWER_MARK not in words:
         return ""
-    words = tokens[tokens.index(ANSWER_MARK) + 1 :]
+    words = words[words.index(ANSWER_MARK) + 1 :]
     return " ".join(word for word in words if not word.startswith("<|"))
 
 
@@ -83,7 +84,7 @@ def words_by_purpose(scene: Scene, question: Question, words: list[str]) -> tupl
     belongs to the object that it names; one that names no colour and shape counts as other words. What a count asks
     for may be checked and not be there: that belongs to the objects asked for too.
     """
-    spent: dict[str, int] = dict.fromkeys(PURPOSES, 0)
+    words, spent = words_of(words), dict.fromkeys(PURPOSES, 0)
     purpose = "other words"
     for place, word in enumerate(words):
         if word in OPENINGS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,6 +32,11 @@ class Statements:
     seen: list[int] = field(default_factory=list)
 
 
+def words_of(tokens: Sequence[str]) -> list[str]:
+    """The words of the bundled model's tokens, which bring the spaces between them."""
+    return [token.strip() for token in tokens]
+
+
 def annotate(scene: Scene, words: list[str]) -> list[TokenTruth]:
     """Kind and object of every token of a generated trace (one word per token).
 
@@ -39,7 +45,7 @@ def annotate(scene: Scene, words: list[str]) -> list[TokenTruth]:
     the trace names something that is not in the scene. The words after the answer mark are the answer; the end token,
     which every trace has, is template.
     """
-    truths: list[TokenTruth] = []
+    words, truths = words_of(words), list[TokenTruth]()
     after_answer_mark, place, opening, current = False, 99, "", None
     for index, word in enumerate(words):
         place = 0 if word in OPENINGS else place + 1
@@ -70,7 +76,7 @@ def annotate(scene: Scene, words: list[str]) -> list[TokenTruth]:
 
 def score_statements(scene: Scene, words: list[str]) -> Statements:
     """Score every ``see <colour> <shape> <row> <column>`` and ``check <colour> <shape> <row> <column>|none``."""
-    result = Statements()
+    words, result = words_of(words), Statements()
     for index in (i for i, word in enumerate(words) if word in OPENINGS):
         said = words[index + 1 : index + 5]
         if len(said) < 4:

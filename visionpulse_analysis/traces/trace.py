@@ -74,7 +74,10 @@ class Trace:
 
     @property
     def tokens(self) -> list[str]:
-        """Text of each generated token."""
+        """What each generated token adds to the text, spaces included: joined, `text`.
+
+        Empty for a token that leaves a character unfinished; the one that finishes it adds the character.
+        """
         return self.dataset["token"].values.tolist()
 
     @property
@@ -134,13 +137,18 @@ class Trace:
 
     @property
     def thinking(self) -> str:
-        """The text before ``</think>``; empty when the model did not think."""
-        return split_text(self.text, self.prompt_tokens)[0]
+        """What the model thought, as `split_text` finds it; empty when it did not think."""
+        return self._split[0]
 
     @property
     def answer(self) -> str:
-        """The text after ``</think>`` without special tokens; empty while the model still thinks."""
-        return split_text(self.text, self.prompt_tokens)[1]
+        """What the model answered, without marks and special tokens; empty while it still thinks."""
+        return self._split[1]
+
+    @property
+    def _split(self) -> tuple[str, str]:
+        marks = [*self.meta.get("end_tokens", ()), *self.meta.get("special_tokens", ())]
+        return split_text(self.text, self.prompt_tokens, [str(mark) for mark in marks])
 
     def at(self, step: int, layer: int | None = None, head: int | None = None) -> np.ndarray:
         """Attention of one step over the patches.
