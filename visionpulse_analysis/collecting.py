@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,6 +138,13 @@ class Record:
                 n_layers=self.vlm.n_layers,
                 overwrite=self.overwrite,
             )
+
+    def completes(self, token: int, strings: Sequence[str]) -> bool:
+        """Whether the text, with this token, completes one of some strings."""
+        if not strings:
+            return False
+        new, begun = self._pieces.would_add(token), len(self.text)
+        return any(string in self.text[max(0, begun - len(string) + 1) :] + new for string in strings if new)
 
     def add(
         self,

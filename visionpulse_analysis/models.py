@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, DynamicCache, ProcessorMixin
 
 from visionpulse_analysis.families import Family, Prompt, check_supported, family_class
+from visionpulse_analysis.families.generation import Generation
 from visionpulse_analysis.families.pieces import Decoder
 from visionpulse_analysis.families.processors import explain_own_code, load_image_processor, load_video_settings, quiet
 from visionpulse_analysis.families.weights import check_arrived
@@ -50,6 +51,11 @@ class VLM:
     def family(self) -> Family:
         """How this kind of model reads pictures."""
         return family_class(self.model.config)(self.model.config, self.tokenizer, self.image_processor, self.settings)
+
+    @property
+    def generation(self) -> Generation:
+        """What the model's own generation configuration asks of decoding."""
+        return Generation(self.model, self.tokenizer)
 
     @property
     def n_layers(self) -> int:

@@ -49,6 +49,10 @@ def decode(
     renormalised over the image. Step 0 is the token that prefill produces. The model runs under its own
     scaled-dot-product attention; logits and tokens are the same with and without recording.
 
+    What the model's generation configuration says of repetitions, suppressed and forced tokens, lengths and ends is
+    followed as the library follows it, row by row, and kept in ``meta["generation"]``; ``logprobs`` are those of the
+    model's own logits. Its sampling, beams and guidance are not followed: ``meta["generation_left_out"]`` names them.
+
     Parameters
     ----------
     vlm : VLM
@@ -139,6 +143,7 @@ def _versions() -> dict[str, str]:
 
 def _meta(vlm: VLM, prompt: Prompt, options: Options, seed: int, name: str | None) -> dict[str, Any]:
     """Provenance of one trace."""
+    asked = vlm.generation
     return {
         **({} if name is None else {"id": name}),
         "question": prompt.question,
@@ -153,6 +158,8 @@ def _meta(vlm: VLM, prompt: Prompt, options: Options, seed: int, name: str | Non
         "pruner": None if options.pruner is None else options.pruner.to_dict(),
         "execution": options.execution if options.pruner is not None else "dense",
         "max_new_tokens": options.max_new_tokens,
+        **({"generation": asked.applied} if asked.applied else {}),
+        **({"generation_left_out": asked.left_out} if asked.left_out else {}),
         "end_tokens": [vlm.decoder([token]) for token in sorted(end_ids(vlm))],
         "versions": dict(_versions()),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

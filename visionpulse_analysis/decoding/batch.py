@@ -17,6 +17,7 @@ from visionpulse_analysis.collecting import Record
 from visionpulse_analysis.decoding.options import Options
 from visionpulse_analysis.decoding.tokens import end_ids, pad_id
 from visionpulse_analysis.families import Prompt
+from visionpulse_analysis.families.generation import Rules
 from visionpulse_analysis.hooks import watch_layers
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.prompt_text import question_tokens
@@ -51,6 +52,7 @@ class Batch:
         pruner = options.pruner
         self.groups = [] if pruner is None else [Group(self.layout, pruner.start(self.layout))]
         self.chooser = Chooser(options.sample, self.layout.seeds)
+        self.rules = self._rules()
         self.cache = make_cache(vlm.model)
         self.recorder = Recorder(self.layout, options.layers, options.heads)
         self.attention: PrefillAttention | StepAttention | None = None
@@ -104,6 +106,14 @@ class Batch:
                 dense.choose(logits)
                 going &= ~torch.isin(dense.tokens, ends)
         return total / steps.clamp(min=1)
+
+    def _rules(self) -> list[Rules]:
+        """What the model's generation configuration asks of each row; empty where it asks nothing."""
+        asked = self.vlm.generation
+        if not asked.shapes_logits:
+            return []
+        limit, device = self.options.max_new_tokens, self.vlm.model.device
+        return [asked.rules(record.prompt.ids, limit, device) for record in self.records]
 
     def _relevance(self, tokens: int) -> torch.Tensor:
         """How much the first tokens of the dense answers depend on each patch: float32 [row, patch]."""
@@ -179,8 +189,11 @@ class Batch:
         return real[:, None, None] if self.takes_mask else real
 
     def choose(self, logits: torch.Tensor) -> torch.Tensor:
-        """Choose the next tokens; returns their logarithmic probabilities float32 [row]."""
-        self.tokens = self.chooser(logits)
+        """Choose the next tokens; returns their logarithmic probabilities float32 [row], by the model's own logits."""
+        shaped = [rules(row) for rules, row in zip(self.rules, logits.split(1), strict=True)] if self.rules else []
+        self.tokens = self.chooser(torch.cat(shaped) if shaped else logits)
+        for rules, token in zip(self.rules, self.tokens.split(1), strict=bool(self.rules)):
+            rules.add(token)
         self.chosen = [count + 1 for count in self.chosen]
         return torch.log_softmax(logits, dim=1).gather(1, self.tokens[:, None])[:, 0]
 
@@ -196,6 +209,7 @@ class Batch:
         self._leave([row for row in range(len(self.records)) if row not in rows])
         for group in self.groups:
             group.rows = [rows.index(row) for row in group.rows]
+        self.rules = [self.rules[row] for row in rows] if self.rules else []
         for name in ("records", "starts", "chosen"):
             setattr(self, name, [getattr(self, name)[row] for row in rows])
         self.tokens, self.position = self.tokens[chosen], self.position[chosen]
@@ -217,6 +231,8 @@ class Batch:
             self.records[row], self.chosen[row] = other.records[place], other.chosen[place]
             self.starts[row] = other.starts[place] + shift
             self.chooser.generators[row] = other.chooser.generators[place]
+            if self.rules:
+                self.rules[row] = other.rules[place]
         for group in other.groups:
             group.rows, group.first = [rows[row] for row in group.rows], group.first + shift
             self.groups.append(group)

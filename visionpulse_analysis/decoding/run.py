@@ -43,7 +43,7 @@ class Run:
         self.vlm, self.options, self.batch_size = vlm, options, batch_size
         # Rows of one length need no padding; the longest first, so that what does not fit into memory fails at once.
         self.waiting = deque(sorted(enumerate(records), key=lambda numbered: -len(numbered[1].prompt.ids)))
-        self.ends = end_ids(vlm)
+        self.ends, self.stop_strings = end_ids(vlm), vlm.generation.stop_strings
         self.lag = LAG.get(vlm.model.device.type, 0)
         self.arriving: deque[Noted] = deque()
         self.current: Batch | None = None
@@ -130,7 +130,7 @@ class Run:
         token, logprob = int(values["token"][row]), float(values["logprob"][row])
         check_chosen(logprob)
         patches = len(record.prompt.grid)
-        record.finished = token in self.ends
+        record.finished = token in self.ends or record.completes(token, self.stop_strings)
         last = record.finished or len(record.steps) + 1 == self.options.max_new_tokens
         # Copied: the rest of the batch's array need not stay in memory as long as this row does.
         attention, mass = values["attention"][row, ..., :patches].copy(), values["mass"][row].copy()

@@ -57,6 +57,11 @@ class Pieces:
         self._known, self._new = self._new, []
         return now[len(before) :]
 
+    def would_add(self, token: int) -> str:
+        """The same, without taking it."""
+        before, now = self.decoder(self._known), self.decoder([*self._known, *self._new, token])
+        return now[len(before) :]
+
     def rest(self) -> str:
         """What is left where the text ends here: bytes that never became a character."""
         before, now = self.decoder(self._known), self.decoder([*self._known, *self._new])

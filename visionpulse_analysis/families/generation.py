@@ -1,0 +1,95 @@
+"""What a model's own generation configuration asks of decoding, by the library's own rules."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+# What changes the logits of a greedy decode, and what ends one.
+RULES = (
+    *("sequence_bias", "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "min_length", "min_new_tokens"),
+    *("forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty"),
+    *("suppress_tokens", "begin_suppress_tokens"),
+)
+STOPS = ("stop_strings",)
+# What says nothing about which tokens come: where things are kept, what is returned, what `decode` is told itself.
+ASIDE = (
+    *("transformers_version", "_from_model_config", "bos_token_id", "eos_token_id", "pad_token_id"),
+    *("decoder_start_token_id", "max_length", "max_new_tokens", "use_cache", "cache_implementation", "cache_config"),
+    *("return_dict_in_generate", "num_return_sequences", "disable_compile", "compile_config", "prefill_chunk_size"),
+)
+
+
+class Generation:
+    """The generation configuration of a model, as far as it is more than the tokens that end a trace.
+
+    Attributes
+    ----------
+    applied : dict, the settings that decoding follows, by the library's names; JSON-ready
+    left_out : dict, the others: sampling, which is asked for with `Sample`, search in beams, guidance
+    """
+
+    def __init__(self, model: Any, tokenizer: Any):
+        self.model, self.tokenizer = model, tokenizer
+        self.config = getattr(model, "generation_config", None)
+        stated = {} if self.config is None else self.config.to_diff_dict()
+        stated = {
+            name: _plain(value)
+            for name, value in stated.items()
+            if value not in (None, [], {}) and name not in ASIDE and not name.startswith("output_")
+        }
+        self.applied = {name: value for name, value in stated.items() if name in (*RULES, *STOPS)}
+        self.left_out = {name: value for name, value in stated.items() if name not in self.applied}
+
+    @property
+    def shapes_logits(self) -> bool:
+        """Whether it changes what is chosen at a step."""
+        return any(name in RULES for name in self.applied)
+
+    def rules(self, prompt: torch.Tensor, limit: int, device: Any) -> Rules:
+        """The rules for one row, with ``prompt`` int64 [token] unpadded, and at most ``limit`` tokens to come."""
+        config = copy.deepcopy(self.config)
+        given = dict.fromkeys((name for name in self.left_out if hasattr(config, name)), None)
+        config.update(**given)
+        config.update(do_sample=False, num_beams=1, max_length=len(prompt) + limit)
+        if config.pad_token_id is None:
+            config.pad_token_id = 0  # else the library warns that it takes another
+        if config.eos_token_id is None:
+            config.eos_token_id = self.tokenizer.eos_token_id
+        self.model._prepare_special_tokens(config, device=device)
+        processors = self.model._get_logits_processor(config, input_ids_seq_length=len(prompt), device=device)
+        return Rules(processors, prompt.to(device), limit)
+
+    @property
+    def stop_strings(self) -> list[str]:
+        """Texts that end a trace; decoding looks for them in the text, whatever the tokenizer cuts it into."""
+        asked = self.applied.get("stop_strings", [])
+        return [asked] if isinstance(asked, str) else asked
+
+
+class Rules:
+    """The library's logits processors for one row, alone: a batch and a row that joins it later change nothing."""
+
+    def __init__(self, processors: Callable[..., torch.Tensor], prompt: torch.Tensor, limit: int):
+        self.processors, self.length = processors, len(prompt)
+        self.ids = torch.nn.functional.pad(prompt, (0, limit))[None]
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits float32 [1, word] of the next token, changed."""
+        return self.processors(self.ids[:, : self.length], logits.clone())
+
+    def add(self, token: torch.Tensor) -> None:
+        """Take the token int64 [1] that was chosen."""
+        if self.length < self.ids.shape[1]:  # rows that have ended run on until the others have
+            self.ids[:, self.length] = token
+        self.length += 1
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: keys that are tokens as text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple | set) else value
