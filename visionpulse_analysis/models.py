@@ -88,8 +88,8 @@ class VLM:
     def windowed_layers(self) -> set[int]:
         """Layers that see only the newest tokens of the sequence, a sliding window."""
         # A configuration names the kinds of its layers, or only states a window: the library's cache knows both.
-        layers = DynamicCache(config=self.model.config.get_text_config(decoder=True)).layers
-        return {number for number, layer in enumerate(layers) if layer.is_sliding}
+        cache = DynamicCache(config=self.model.config.get_text_config(decoder=True))
+        return {number for number, sliding in enumerate(cache.is_sliding) if sliding}
 
     @property
     def sees_everything(self) -> bool:

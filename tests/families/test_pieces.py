@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import tiny_models
@@ -78,7 +80,8 @@ def saying(tmp_path, monkeypatch):
     tiny.image_processor.save_pretrained(tmp_path / "model")
 
     def says(listed):
-        coming = iter(words.convert_tokens_to_ids(listed))
+        ids: Any = words.convert_tokens_to_ids(listed)
+        coming = iter(ids)
         monkeypatch.setattr(Chooser, "__call__", lambda *given: torch.tensor([next(coming)]))
 
     return vpa.load(str(tmp_path / "model")), says

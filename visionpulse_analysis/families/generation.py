@@ -51,7 +51,7 @@ class Generation:
 
     def rules(self, prompt: torch.Tensor, limit: int, device: Any) -> Rules:
         """The rules for one row, with ``prompt`` int64 [token] unpadded, and at most ``limit`` tokens to come."""
-        config = copy.deepcopy(self.config)
+        config: Any = copy.deepcopy(self.config)
         given = dict.fromkeys((name for name in self.left_out if hasattr(config, name)), None)
         config.update(**given)
         config.update(do_sample=False, num_beams=1, max_length=len(prompt) + limit)
