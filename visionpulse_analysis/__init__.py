@@ -28,6 +28,7 @@ _MODULE_OF = {
     "list_pruners": "pruners",
     "load": "models",
     "make_pruner": "pruners",
+    "watch": "watching",
 }
 
 __all__ = [*_MODULE_OF, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -3,12 +3,16 @@
 ``route(model, function)`` sends every attention call of a model's language part through ``function`` for as long as the
 ``with`` block lasts, and puts everything back afterwards, also after an exception. Uses nest, and models do not disturb
 one another, also in several threads; one model in two threads at once is refused.
+
+``intercept(model, function)`` does it without the model noticing: its configuration keeps the name of its attention,
+on which some models branch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from threading import Lock, get_ident
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -143,3 +147,83 @@ def _switch_back(config: Any) -> None:
 def active_routes(model: PreTrainedModel) -> int:
     """How many routed functions the modules of a model hold in all; 0 outside ``route``."""
     return sum(len(_routes.get(module, ())) for module in model.modules())
+
+
+def kernel_name(model: Any) -> str | None:
+    """The attention under which the language part of a model runs, such as "sdpa"."""
+    return model.get_decoder().config._attn_implementation
+
+
+@dataclass
+class Call:
+    """One attention call of a model, on its way to the kernel.
+
+    kernel : the function in force. eager : the model's own eager function, which also returns the weights
+    [row, head, q, key]. query [row, head, q, dim], key and value [row, kv_head, key, dim] after rotary embedding and
+    cache update; mask : what the model made of its attention mask for this kernel. rest, options : whatever else the
+    model passes.
+    """
+
+    kernel: AttentionFunction
+    eager: AttentionFunction
+    module: torch.nn.Module
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    mask: Any
+    rest: tuple[Any, ...]
+    options: dict[str, Any]
+
+    def run(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the kernel makes of it: output [row, q, head, dim], and weights where it has them."""
+        return self.kernel(self.module, self.query, self.key, self.value, self.mask, *self.rest, **self.options)
+
+
+Interceptor = Callable[[Call], tuple[torch.Tensor, torch.Tensor | None]]
+_interceptors: WeakKeyDictionary[torch.nn.Module, Interceptor] = WeakKeyDictionary()
+_library_lookup: Callable[..., AttentionFunction] | None = None  # while the lookup below stands in for it
+
+
+def _lookup(self: AttentionInterface, attn_implementation: str, default: AttentionFunction) -> AttentionFunction:
+    """The library's lookup; what it finds goes through the interceptor of the module that calls it, if there is one."""
+    lookup = _library_lookup
+    if lookup is None:  # a model of another thread asked just as the last interception ended
+        return AttentionInterface.get_interface(self, attn_implementation, default)
+    kernel = lookup(self, attn_implementation, default)
+
+    def attend(module: torch.nn.Module, query, key, value, attention_mask=None, *rest: Any, **options: Any):
+        interceptor = _interceptors.get(module)
+        if interceptor is None:
+            return kernel(module, query, key, value, attention_mask, *rest, **options)
+        return interceptor(Call(kernel, default, module, query, key, value, attention_mask, rest, options))
+
+    return attend
+
+
+@contextmanager
+def intercept(modules: Iterable[torch.nn.Module], function: Interceptor) -> Iterator[None]:
+    """Hand the attention calls of these modules to ``function`` inside the ``with`` block, and rename nothing.
+
+    Raises
+    ------
+    RuntimeError
+        The calls of one of the modules are intercepted already.
+    """
+    global _library_lookup
+    mine = list(modules)
+    with _lock:
+        if any(module in _interceptors for module in mine):
+            raise RuntimeError("this model is watched already; leave that `with` block first, or use its traces")
+        if _library_lookup is None:
+            _library_lookup = AttentionInterface.get_interface
+            AttentionInterface.get_interface = _lookup
+        _interceptors.update(dict.fromkeys(mine, function))
+    try:
+        yield
+    finally:
+        with _lock:
+            for module in mine:
+                del _interceptors[module]
+            # Whoever patched the lookup after us keeps it, and finds the library's behind ours.
+            if not _interceptors and AttentionInterface.get_interface is _lookup:
+                AttentionInterface.get_interface, _library_lookup = _library_lookup, None

@@ -43,10 +43,10 @@ class Choice:
         }
 
 
-def visible_of(group: Group) -> dict[str, torch.Tensor | None]:
+def visible_of(group: Group, last: int = -1) -> dict[str, torch.Tensor | None]:
     """What the step just made left visible to the rows of a group, still on the device.
 
-    kept bool [row, patch]; counts int32 [row, model_layer]; budget and mass float [row], or None.
+    kept bool [row, patch], at the layer ``last``; counts int32 [row, model_layer]; budget, mass float [row], or None.
     """
     shown = [group.layout.patches if kept is None else kept for kept in group.shown]
     # Layers that share a choice share the object, and so the count.
@@ -54,7 +54,7 @@ def visible_of(group: Group) -> dict[str, torch.Tensor | None]:
     counts = torch.stack([counted[id(kept)] for kept in shown], dim=1).int()
     later = group.selection if group.step else None
     return {
-        "kept": shown[-1],
+        "kept": shown[last],
         "counts": counts,
         "budget": None if later is None else later.budget,
         "mass": None if later is None else later.mass,

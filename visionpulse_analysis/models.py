@@ -9,11 +9,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, DynamicCache, ProcessorMixin
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    DynamicCache,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
 from visionpulse_analysis.families import Family, Prompt, check_supported, family_class
 from visionpulse_analysis.families.generation import Generation
@@ -25,6 +32,7 @@ from visionpulse_analysis.traces.html import facts_table
 from visionpulse_analysis.videos import Video
 
 BUNDLED = ("scenes",)
+WITHOUT_ROWS = {"conv", "linear_attention", "mamba", "mlp", "moe", "recurrent"}  # kinds of layers without a softmax
 
 
 @dataclass
@@ -73,7 +81,9 @@ class VLM:
         if stated is not None:
             return int(stated)
         rule = max(0, self.n_layers // 2 - 1)
-        seeing_all = set(range(self.n_layers)) - self.windowed_layers
+        kinds = getattr(self.model.config.get_text_config(), "layer_types", None) or ()
+        without_rows = {layer for layer, kind in enumerate(kinds) if kind in WITHOUT_ROWS}
+        seeing_all = set(range(self.n_layers)) - self.windowed_layers - without_rows
         return min(seeing_all or {rule}, key=lambda layer: (abs(layer - rule), layer))
 
     def chosen_layer(self, layer: int) -> int:
@@ -109,7 +119,8 @@ class VLM:
         digest = hashlib.sha256()
         for name, value in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            # Flattened first: a number without an axis has no bytes to view.
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def prompt(self, images: ImageLike | Video | Sequence[ImageLike | Video], question: str) -> Prompt:
@@ -134,6 +145,31 @@ class VLM:
             for name, value in inputs.items()
         }
 
+    @classmethod
+    def of(cls, model: Any, processor: Any = None) -> VLM:
+        """The user's own objects: a model of transformers, and its processor or tokenizer.
+
+        A model compiled as a whole, or one with adapters, stands for the model inside. Raises ValueError for anything
+        else, and for a model in training mode.
+        """
+        model = getattr(model, "_orig_mod", model)  # of torch.compile
+        model = model.get_base_model() if hasattr(model, "get_base_model") else model  # of peft
+        if not isinstance(model, PreTrainedModel) or not hasattr(model, "generate"):
+            raise ValueError(
+                f"model must be a model of transformers that can generate, got {type(model).__name__}; load one with "
+                "AutoModelForImageTextToText.from_pretrained(...)"
+            )
+        if model.training:
+            raise ValueError(
+                f"{type(model).__name__} is in training mode, where dropout changes what is recorded; call model.eval()"
+            )
+        tokenizer = getattr(processor, "tokenizer", processor)
+        if tokenizer is not None and not callable(getattr(tokenizer, "decode", None)):
+            raise ValueError(f"processor must be the model's processor or tokenizer, got {processor!r}")
+        name, revision = model.config._name_or_path or type(model).__name__, getattr(model.config, "_commit_hash", None)
+        tokenizer = _Numbers() if tokenizer is None else tokenizer
+        return cls(name, model, tokenizer, getattr(processor, "image_processor", None), revision)
+
     def _repr_html_(self) -> str:
         text = self.model.config.get_text_config()
         rows = {
@@ -147,6 +183,16 @@ class VLM:
             "dtype and device": f"{self.model.dtype}, {self.model.device}".replace("torch.", ""),
         }
         return facts_table(rows)
+
+
+class _Numbers:
+    """What stands for a tokenizer where none is given: tokens are written as their ids."""
+
+    added_tokens_decoder: ClassVar[dict[int, Any]] = {}
+    eos_token_id = pad_token_id = None
+
+    def decode(self, ids: Sequence[int], **_: Any) -> str:
+        return "".join(f"<{int(one)}>" for one in ids)
 
 
 def data_folder() -> Path:

@@ -6,11 +6,11 @@ seeing itself (a row that sees nothing would be NaN), but nothing ever reads it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from visionpulse_analysis.attention import stock
 from visionpulse_analysis.pruners.base import Selection
 from visionpulse_analysis.pruners.view import Layout, View
 
@@ -62,15 +62,15 @@ class Prefill:
         self.kept[view.layer] = self.shown
         return self.shown
 
-    def attend(self, module: Any, view: View, mask: torch.Tensor | None, options: dict[str, Any]):
-        """Attention of one layer of prefill, after ``choose``."""
-        query, key, value = view.query, view.key, view.value
-        if self.shown is not None:
-            mask = prefill_mask(mask, self.layout.keys_of(~self.shown, key.shape[2]).to(key.device))
+    def mask(self, view: View) -> torch.Tensor | None:
+        """The model's mask without what ``choose`` has dropped: bool [row, 1, q, key], or the model's own."""
+        if self.shown is None:
+            return view.mask
+        return prefill_mask(view.mask, self.layout.keys_of(~self.shown, view.key.shape[2]).to(view.key.device))
 
-        def attend(values: torch.Tensor):
-            return stock(module, query, key, values, mask, scaling=view.scaling, **options)
-
+    def attend(self, view: View, attend: Callable[[torch.Tensor], tuple[torch.Tensor, Any]]) -> tuple[Any, ...]:
+        """Attention of one layer of prefill, after ``choose``; ``attend`` is the kernel under `mask`, given values."""
+        query, value = view.query, view.value
         redirect = self.selection.redirect(view)
         output = attend(value)
         if redirect is None:

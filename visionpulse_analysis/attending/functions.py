@@ -40,7 +40,8 @@ class PrefillAttention:
         view = View(*basic, prefill.shown, prefill.states, prefill.block)
         kept = self.group.shown[layer] = prefill.choose(view)
         logits = view.logits() if recorded else None
-        output = prefill.attend(module, view, attention_mask, options)
+        mask = prefill.mask(view)
+        output = prefill.attend(view, lambda v: stock(module, query, key, v, mask, scaling=scaling, **options))
         if logits is not None:
             if kept is not None:
                 logits = logits.masked_fill(layout.keys_of(~kept, key.shape[2])[:, None], -torch.inf)

@@ -45,6 +45,12 @@ class Recorder:
         if redirect is not None:
             self._redirects[layer] = redirect
 
+    def put_weights(self, layer: int, weights: torch.Tensor, redirect: torch.Tensor | None = None) -> None:
+        """Take the weights of a layer themselves, float32 [row, head, key], and the same ``redirect``."""
+        self._rows[layer] = self._at_patches(weights.to(self.layout.device))
+        if redirect is not None:
+            self._redirects[layer] = redirect
+
     def put_kept(self, layer: int, weights: torch.Tensor, patches: torch.Tensor) -> None:
         """Take the weights float32 [row, head, slot] of the patches int64 [row, slot]; no other patch was read."""
         patches, chosen = patches.to(self.layout.device), self._choose_heads(weights.to(self.layout.device))
@@ -57,6 +63,9 @@ class Recorder:
         missing = [layer for layer in self.layers if layer not in self._logits and layer not in self._rows]
         if missing:
             raise RuntimeError(f"layers {missing} did not report: their attention was not routed here")
+        if len({logits.shape for logits in self._logits.values()}) > 1:  # layers with heads of their own number
+            self._rows |= {layer: self._over_patches(logits) for layer, logits in self._logits.items()}
+            self._logits = {}
         waiting, together = list(self._logits), None
         if waiting:
             # All layers at once: at one query a step, the number of small operations is what recording costs.
@@ -74,7 +83,10 @@ class Recorder:
 
     def _over_patches(self, logits: torch.Tensor) -> torch.Tensor:
         """Softmax over the keys, at the patches, of chosen heads: [row, (layer,) head, key] -> [.., head, patch]."""
-        weights, span = torch.softmax(logits, dim=-1), self.layout.span
+        return self._at_patches(torch.softmax(logits, dim=-1))
+
+    def _at_patches(self, weights: torch.Tensor) -> torch.Tensor:
+        span = self.layout.span
         if span is not None:
             return self._choose_heads(weights[..., span[0] : span[1]])
         weights = self._choose_heads(weights)

@@ -23,7 +23,7 @@ from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.sampling import Sample
 from visionpulse_analysis.store import TraceStore
 
-__all__ = ["Batch", "Options", "Run", "decode", "end_ids", "heads_of", "layers_of"]
+__all__ = ["Batch", "Options", "Run", "decode", "end_ids", "heads_of", "layers_of", "provenance"]
 
 
 def decode(
@@ -142,12 +142,29 @@ def _versions() -> dict[str, str]:
 
 
 def _meta(vlm: VLM, prompt: Prompt, options: Options, seed: int, name: str | None) -> dict[str, Any]:
-    """Provenance of one trace."""
     asked = vlm.generation
     return {
         **({} if name is None else {"id": name}),
         "question": prompt.question,
         **({"videos": prompt.videos} if prompt.videos else {}),
+        **provenance(vlm, options, seed, options.max_new_tokens),
+        **({"generation": asked.applied} if asked.applied else {}),
+        **({"generation_left_out": asked.left_out} if asked.left_out else {}),
+        "end_tokens": [vlm.decoder([token]) for token in sorted(end_ids(vlm))],
+    }
+
+
+def provenance(vlm: VLM, options: Options, seed: int, max_new_tokens: int | None) -> dict[str, Any]:
+    """What every trace says of where it comes from, JSON-ready.
+
+    Parameters
+    ----------
+    vlm, options, seed
+        With which the row was decoded.
+    max_new_tokens : int, optional
+        At which it would have stopped.
+    """
+    return {
         "model": vlm.name,
         "model_hash": vlm.weights_hash,
         "revision": vlm.revision,
@@ -157,10 +174,7 @@ def _meta(vlm: VLM, prompt: Prompt, options: Options, seed: int, name: str | Non
         "sample": None if options.sample is None else options.sample.to_dict(),
         "pruner": None if options.pruner is None else options.pruner.to_dict(),
         "execution": options.execution if options.pruner is not None else "dense",
-        "max_new_tokens": options.max_new_tokens,
-        **({"generation": asked.applied} if asked.applied else {}),
-        **({"generation_left_out": asked.left_out} if asked.left_out else {}),
-        "end_tokens": [vlm.decoder([token]) for token in sorted(end_ids(vlm))],
+        "max_new_tokens": max_new_tokens,
         "versions": dict(_versions()),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from visionpulse_analysis.attention import route
+from visionpulse_analysis.attention import route, stock
 from visionpulse_analysis.families import Prompt
 from visionpulse_analysis.hooks import watch_layers
 from visionpulse_analysis.models import VLM
@@ -69,7 +69,10 @@ class Passages:
             given = (self.layout, query, key, value, mask, scaling)
             view = View(0, module.layer_idx, *given, prefill.shown, prefill.states, prefill.block)
             prefill.choose(view)
-            return prefill.attend(module, view, mask, options)
+            shown = prefill.mask(view)
+            return prefill.attend(
+                view, lambda values: stock(module, query, key, values, shown, scaling=scaling, **options)
+            )
 
         position, first = self.position, int(self.queries.min())
         with route(self.vlm.model, attend), watch_layers(self.vlm.model, prefill):

@@ -1,0 +1,415 @@
+"""Record, and perhaps prune, inside the user's own `generate`: any model object, any script.
+
+A room of its own above `decoding`: it needs what a decode makes (records, options, groups) and nothing of how a decode
+runs. What touches the library's attention lookup stays in `attention`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from visionpulse_analysis._checks import whole_number
+from visionpulse_analysis._interrupts import interrupt_at_checks
+from visionpulse_analysis.attention import Call, intercept, kernel_name
+from visionpulse_analysis.collecting import Record
+from visionpulse_analysis.decoding import Options, heads_of, layers_of, provenance
+from visionpulse_analysis.families import CROSS_ATTENTION, ENCODER_DECODER, REFUSED, Prompt, UnsupportedModelError
+from visionpulse_analysis.families.prompts import IMAGE, TEXT, VIDEO
+from visionpulse_analysis.models import VLM
+from visionpulse_analysis.patches import PatchGrid
+from visionpulse_analysis.pruners.base import Pruner
+from visionpulse_analysis.store import TraceStore
+from visionpulse_analysis.traces import Trace
+from visionpulse_analysis.watching.generation import Generation
+from visionpulse_analysis.watching.hooks import tell
+from visionpulse_analysis.watching.prompts import Locate, Prompts
+from visionpulse_analysis.watching.rows import SelfCheckError
+
+__all__ = ["Locate", "SelfCheckError", "Watch", "watch"]
+
+KERNELS = ("sdpa", "eager")
+OWN_SOFTMAX = {"blip", "git"}
+
+
+@contextmanager
+def watch(
+    model: Any,
+    processor: Any = None,
+    *,
+    layers: Literal["all", "anchor", "none"] | int | Sequence[int] = "all",
+    heads: Literal["mean", "all"] | Sequence[int] = "mean",
+    pruner: Pruner | None = None,
+    seed: int = 0,
+    store: TraceStore | None = None,
+    ids: Iterable[str] | None = None,
+    overwrite: bool = False,
+    locate: Locate | None = None,
+) -> Iterator[Watch]:
+    """Record where a model looks while it generates, in whatever way it is made to.
+
+    Inside the ``with`` block every ``model.generate(...)`` (greedy, sampling, beams, assisted, with any cache or none,
+    batches, several pictures, through a pipeline, in any thread) leaves one trace for each sequence it returns. The
+    kernel of the model makes the output: logits and tokens are those of an unwatched run, bit for bit. Beside it the
+    newest query's softmax row is worked out, as the model's own eager function defines it; on the first step of every
+    layer that row times the values must give the kernel's output within rounding. Afterwards the model is as it was.
+
+    Parameters
+    ----------
+    model
+        A vision-language model of transformers, in evaluation mode, running under "sdpa" or "eager" attention.
+    processor : optional
+        Its processor or tokenizer, which turns ids into text; without it tokens are written as their ids.
+    layers, heads, pruner
+        As in :func:`visionpulse_analysis.decode`. "all" means all layers with softmax attention. A pruner is carried
+        out by masks; in layers without softmax attention (linear attention, convolutions) nothing is hidden: their
+        state keeps the picture.
+    seed : int
+        Of pruners that draw; prompt ``i`` of a batch uses ``seed + i``.
+    store : TraceStore, optional
+        Where traces are also written, each when `generate` returns it, or, unfinished, when it fails.
+    ids : iterable of str, optional
+        Names of the traces in the order in which they are made; needed with a store.
+    overwrite : bool
+        Replace what the store holds under these names.
+    locate : callable, optional
+        Given the model and the inputs of `generate`, says where the image tokens of each prompt lie: a list of
+        PatchGrid. Without it ``grid`` has their positions in the sequence, side by side on a line, and
+        ``meta["map"]`` says "no map measured".
+
+    Yields
+    ------
+    Watch
+        Its ``traces`` are a list of Trace, in the order of prompts and of the sequences returned for each.
+
+    Raises
+    ------
+    ValueError
+        The model is in training mode, or cannot be recorded exactly in this way, or an option is out of range; in
+        `generate`: the prompt has no image token, is padded on the right, or ids and features differ on where the
+        pictures are. The message says what to do. Nothing has been generated then.
+    SelfCheckError
+        In `generate`: a recorded row does not give what the kernel put out.
+    RuntimeError
+        The model is watched already, or still generates in another thread when the block is left.
+
+    Examples
+    --------
+    >>> import visionpulse_analysis as vpa
+    >>> vlm = vpa.load("scenes")
+    >>> scene = np.zeros((224, 224, 3), np.uint8)
+    >>> inputs = vlm.family.batch([vlm.prompt(scene, "how many red circles ?")], padding=0)
+    >>> with vpa.watch(vlm.model, vlm.tokenizer, layers=3) as w:
+    ...     out = vlm.model.generate(**inputs, max_new_tokens=2)
+    >>> w.traces[0].attention.sizes["layer"], w.traces[0].meta["map"]
+    (1, 'no map measured')
+    """
+    vlm = VLM.of(model, processor)
+    _check_model(vlm)
+    options = Options(layers_of(vlm, layers), heads_of(vlm, heads), pruner)
+    watching = Watch(vlm, options, layers == "all", whole_number(seed, "seed"), _Shelf(store, ids, overwrite), locate)
+    with ExitStack() as stack:
+        with interrupt_at_checks():
+            stack.enter_context(intercept(vlm.model.get_decoder().modules(), watching.attend))
+            stack.enter_context(tell(vlm.model, watching))
+            stack.callback(watching.check_still)
+        yield watching
+
+
+class Watch:
+    """What is seen of one model inside a `watch` block.
+
+    Attributes
+    ----------
+    traces : list of Trace
+    """
+
+    def __init__(self, vlm: VLM, options: Options, every_layer: bool, seed: int, shelf: _Shelf, locate: Locate | None):
+        self.traces: list[Trace] = []
+        self._vlm, self._options, self._every_layer, self._seed = vlm, options, every_layer, seed
+        self._shelf, self._locate = shelf, locate
+        self._here = threading.local()  # the generation of each thread
+        self._running, self._lock = 0, threading.Lock()
+
+    @property
+    def _now(self) -> Generation | None:
+        return getattr(self._here, "generation", None)
+
+    # What the hooks tell.
+
+    def attend(self, call: Call) -> tuple[Any, ...]:
+        """One attention call of the language part."""
+        return call.run() if self._now is None else self._now.attend(call)
+
+    def prepare(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        """`generate` is about to run the model on these sequences."""
+        ids = args[0] if args else kwargs.get("input_ids")
+        if self._now is not None and ids is not None:
+            self._now.prepare(ids, kwargs.get("attention_mask"))
+
+    def before(self, kwargs: dict[str, Any]) -> None:
+        """A forward pass begins; of a part that runs inside another's, only the outer one counts."""
+        if self._now is not None:
+            self._here.depth += 1
+            if self._here.depth == 1:
+                self._now.before(kwargs)
+
+    def after(self, output: Any) -> None:
+        """It has ended."""
+        if self._now is not None:
+            self._here.depth -= 1
+            if self._here.depth == 0:
+                self._now.after(output)
+
+    def generate(self, part: Any, original: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Stand in for `generate`."""
+        if self._now is not None:  # a part of the model that generates for the whole
+            return original(*args, **kwargs)
+        _check_model(self._vlm)
+        prompts = _prompts(self._vlm.model, args, kwargs, self._locate)
+        names = self._shelf.take(len(prompts.ids) * _returned(part, kwargs))
+        seeds = [self._seed + row for row in range(len(prompts.ids))]
+        generation = Generation(self._vlm, self._options, prompts, self._every_layer, seeds)
+        with self._lock:
+            self._running += 1
+        self._here.generation, self._here.depth = generation, 0
+        try:
+            # What was compiled before would run past the lookup of attention functions.
+            with torch.compiler.set_stance("force_eager") if _compiled(part) else ExitStack():
+                out = original(*args, **kwargs)
+        except BaseException:
+            # What was seen so far is worth keeping; what went wrong is worth more.
+            with suppress(Exception):
+                if self._shelf.store is not None:
+                    self._write_unfinished(generation, part, kwargs, names)
+            raise
+        finally:
+            generation.during_forward.close()
+            self._here.generation = None
+            with self._lock:
+                self._running -= 1
+        self._finish(generation, part, _sequences(out), kwargs, names)
+        return out
+
+    def check_still(self) -> None:
+        """Raise RuntimeError where a thread still generates."""
+        if self._running:
+            raise RuntimeError(
+                f"the vpa.watch block ends while generate still runs in {self._running} threads, whose traces are "
+                "lost; join them inside the block"
+            )
+
+    # What becomes of a generation.
+
+    def _finish(
+        self,
+        generation: Generation,
+        part: Any,
+        sequences: torch.Tensor,
+        kwargs: dict[str, Any],
+        names: list[str | None],
+    ) -> None:
+        config, prompts = _configuration(part, kwargs), generation.prompts
+        whole = sequences.cpu().numpy()
+        share = len(whole) // len(prompts.ids)
+        begins = whole.shape[1] >= prompts.length and np.array_equal(
+            whole[:, : prompts.length], np.repeat(prompts.ids, share, axis=0)
+        )
+        generated = whole[:, prompts.length :] if begins else whole
+        records = self._records(generation, config, share, names)
+        for row, (record, tokens) in enumerate(zip(records, generated, strict=True)):
+            kept, finished = _ended(tokens, config)
+            record.begin()
+            try:
+                generation.fill(record, row, len(generated), kept)
+                record.finished = finished
+                record.end()
+            finally:
+                record.abandon()
+        with self._lock:
+            self.traces += [record.trace for record in records if record.trace is not None]
+
+    def _write_unfinished(
+        self, generation: Generation, part: Any, kwargs: dict[str, Any], names: list[str | None]
+    ) -> None:
+        """Write the steps of which the token is known; what beams were doing is not."""
+        running = generation.running
+        if running is None or len(running) != len(generation.prompts.ids):
+            return
+        config = _configuration(part, kwargs)
+        for row, record in enumerate(self._records(generation, config, 1, names)):
+            record.begin()
+            try:
+                generation.fill(record, row, len(running), _ended(running[row].cpu().numpy(), config)[0])
+            finally:
+                record.abandon()
+
+    def _records(
+        self, generation: Generation, config: dict[str, Any], share: int, names: list[str | None]
+    ) -> list[Record]:
+        """An empty record for each sequence, ``share`` of them for each prompt."""
+        prompts, records = generation.prompts, []
+        for prompt, grid in enumerate(generation.grids):
+            given = _prompt(self._vlm, prompts, prompt, grid)
+            for row in range(prompt * share, (prompt + 1) * share):
+                meta = self._meta(generation, given.question, prompt, config, names[row])
+                records.append(Record(
+                    self._vlm, given, generation.seeds[prompt], meta, layers=generation.layers or [],
+                    heads=self._options.heads, pruned=self._options.pruner is not None, **self._shelf.options,
+                ))  # fmt: skip
+        return records
+
+    def _meta(
+        self, generation: Generation, question: str, prompt: int, config: dict[str, Any], name: str | None,
+    ) -> dict[str, Any]:  # fmt: skip
+        vlm, options = self._vlm, self._options
+        meta = {**({} if name is None else {"id": name}), "question": question}
+        drawn = {part: config[part] for part in ("temperature", "top_p", "top_k") if config.get(part) is not None}
+        meta |= provenance(vlm, options, generation.seeds[prompt], config.get("max_new_tokens"))
+        meta |= {"attention": kernel_name(vlm.model), "sample": drawn if config.get("do_sample") else None}
+        meta["end_tokens"] = [vlm.decoder([int(token)]) for token in sorted(_numbers(config["eos_token_id"]))]
+        meta |= {"prompt": prompt, "map": "no map measured" if self._locate is None else "given by locate"}
+        others = sorted(set(range(vlm.n_layers)) - set(generation.attention_layers))
+        if others:
+            meta["without_attention"] = {
+                "layers": others,
+                "note": "they have no softmax rows; hiding patches does not clear them from the state of these layers",
+            }
+        return meta
+
+
+class _Shelf:
+    """Where traces go, and under which names."""
+
+    def __init__(self, store: TraceStore | None, ids: Iterable[str] | None, overwrite: bool):
+        if store is not None and not isinstance(store, TraceStore):
+            raise ValueError(f"store must be a TraceStore, got {store!r}; say vpa.TraceStore(path, mode='a')")
+        if store is not None and ids is None:
+            raise ValueError("writing to a store needs ids, names for the traces in the order in which they are made")
+        self.store, self.overwrite = store, overwrite
+        self.options: dict[str, Any] = {"store": store, "overwrite": overwrite}
+        self.names = None if ids is None else iter([ids] if isinstance(ids, str) else ids)
+        self.lock = threading.Lock()
+
+    def take(self, count: int) -> list[str | None]:
+        """The next names; ValueError where there are too few, or one is taken or no name."""
+        if self.names is None:
+            return [None] * count
+        with self.lock:
+            taken: list[Any] = list(islice(self.names, count))
+        if len(taken) < count:
+            raise ValueError(f"generate is to return {count} sequences, and ids has only {len(taken)} names left")
+        for name in taken:
+            if not isinstance(name, str):
+                raise ValueError(f"ids must be names, got {name!r}")
+            if self.store is not None:
+                self.store.check_new(name, self.overwrite)
+        return taken
+
+
+def _check_model(vlm: VLM) -> None:
+    """Raise ValueError for a model whose rows cannot be recorded inside its own `generate`."""
+    model, config, name = vlm.model, vlm.model.config, type(vlm.model).__name__
+    if model.training:
+        raise ValueError(f"{name} is in training mode, where dropout changes what is recorded; call model.eval()")
+    reason = REFUSED.get(config.model_type)
+    if config.model_type in OWN_SOFTMAX:
+        reason = "the language part computes a softmax of its own, past the library's attention functions"
+    elif getattr(config, "is_encoder_decoder", False):
+        reason = ENCODER_DECODER
+    if config.model_type in OWN_SOFTMAX or reason in (CROSS_ATTENTION, ENCODER_DECODER):
+        raise UnsupportedModelError(f"{name} is of family {config.model_type!r}: {reason}; it cannot be watched")
+    kernel = kernel_name(model)
+    if kernel not in KERNELS:
+        raise ValueError(
+            f"the language part of {name} runs under {kernel!r} attention, whose masks do not say what the newest "
+            "query may see; load the model with attn_implementation='sdpa' (which also runs flash kernels), or call "
+            "model.set_attn_implementation('sdpa')"
+        )
+
+
+def _prompts(model: Any, args: tuple, kwargs: dict[str, Any], locate: Locate | None) -> Prompts:
+    """What `generate` was given; ValueError where it does not say which tokens the prompt has."""
+    ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
+    if not torch.is_tensor(ids) or ids.ndim != 2 or ids.is_floating_point():
+        raise ValueError(
+            "generate was given no input_ids (int64 [prompt, token]), without which it is not known where the pictures "
+            "are; pass what the processor returns: model.generate(**inputs)"
+        )
+    past, mask = kwargs.get("past_key_values", kwargs.get("cache")), kwargs.get("attention_mask")
+    if past is not None and mask is not None and mask.ndim == 2 and mask.shape[1] > ids.shape[1]:
+        raise ValueError(
+            f"generate was given a cache and only the new {ids.shape[1]} of {mask.shape[1]} tokens; pass input_ids of "
+            "the whole sequence beside the cache, so that it is known where the pictures are"
+        )
+    if kwargs.get("assistant_early_exit") is not None:
+        raise ValueError("assistant_early_exit runs the watched model as its own assistant; leave it out, or give an "
+                         "assistant_model")  # fmt: skip
+    prompts = Prompts.of(model, ids, kwargs, locate)
+    if prompts.by_ids:
+        prompts.check(model)
+    return prompts
+
+
+def _prompt(vlm: VLM, prompts: Prompts, number: int, grid: PatchGrid) -> Prompt:
+    """One of the prompts, without padding."""
+    start = int(prompts.starts[number])
+    image, video, ids = (array[number, start:] for array in (prompts.image, prompts.video, prompts.ids))
+    kinds = np.where(video, VIDEO, np.where(image, IMAGE, TEXT))
+    words = vlm.tokenizer.decode(ids[~image].tolist(), skip_special_tokens=True).strip()
+    return Prompt(words, torch.from_numpy(ids.copy()), torch.from_numpy(kinds), grid, {}, [])
+
+
+def _configuration(part: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """How `generate` was configured: the arguments over the configuration given, or else the model's own."""
+    stated = kwargs.get("generation_config") or getattr(part, "generation_config", None)
+    named = {} if stated is None else stated.to_dict()
+    names = ("eos_token_id", "pad_token_id", "max_new_tokens", "do_sample", "temperature", "top_p", "top_k",
+             "num_return_sequences")  # fmt: skip
+    return {name: kwargs[name] if name in kwargs else named.get(name) for name in names}
+
+
+def _returned(part: Any, kwargs: dict[str, Any]) -> int:
+    return int(_configuration(part, kwargs)["num_return_sequences"] or 1)
+
+
+def _ended(tokens: np.ndarray, config: dict[str, Any]) -> tuple[np.ndarray, bool]:
+    """The tokens of one sequence without what fills it up behind its end, and whether it ended by itself."""
+    ends = np.atleast_1d(_numbers(config["eos_token_id"]))
+    found = np.flatnonzero(np.isin(tokens, ends))
+    if len(found):
+        return tokens[: found[0] + 1], True
+    # Ended by a criterion of the user's, while others went on.
+    padding = _numbers(config["pad_token_id"])
+    filled = len(tokens) - int((np.isin(tokens[::-1], padding).cumprod()).sum()) if len(padding) else len(tokens)
+    filled, limit = max(filled, 1), config["max_new_tokens"]
+    return tokens[:filled], filled < len(tokens) or (limit is not None and filled < limit)
+
+
+def _numbers(given: Any) -> np.ndarray:
+    return np.empty(0, np.int64) if given is None else np.atleast_1d(np.asarray(torch.as_tensor(given).cpu()))
+
+
+def _sequences(out: Any) -> torch.Tensor:
+    found = getattr(out, "sequences", out)
+    found = found[0] if isinstance(found, tuple) else found
+    if not torch.is_tensor(found):
+        raise RuntimeError(f"generate returned {type(out).__name__}, in which vpa.watch finds no sequences; its traces "
+                           "cannot be made")  # fmt: skip
+    return found
+
+
+def _compiled(model: Any) -> bool:
+    """Whether parts of the model are compiled, or `generate` may compile it, as it does on a GPU."""
+    compiled = any(part._compiled_call_impl is not None or _is_compiled(part.forward) for part in model.modules())
+    return compiled or model.device.type != "cpu"
+
+
+def _is_compiled(function: Any) -> bool:
+    return hasattr(function, "_torchdynamo_orig_callable") or hasattr(function, "get_compiler_config")

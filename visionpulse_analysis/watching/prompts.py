@@ -1,0 +1,149 @@
+"""What `generate` was given: prompts, their padding, and which of their tokens are image tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.overrides import TorchFunctionMode
+
+from visionpulse_analysis.patches import PatchGrid
+
+IMAGES = ("image_token_id", "image_token_index", "image_patch_id")
+VIDEOS = ("video_token_id", "video_token_index")
+OTHERS = ("audio_token_id", "audio_token_index")  # whose features go into the sequence as those of pictures do
+LINE = 2**15 - 1  # cells in a row of a PatchGrid
+
+# Where the image tokens of each prompt lie in its pictures; from the model and the inputs of `generate`.
+Locate = Callable[[Any, Mapping[str, Any]], list[PatchGrid]]
+
+
+class Scatters(TorchFunctionMode):
+    """Notes where features are put into a sequence, by `masked_scatter`: bool [row, token] each, True where they go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.masks: list[torch.Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if getattr(func, "__name__", "") in ("masked_scatter", "masked_scatter_") and args[0].ndim == 3:
+            mask = args[1] if len(args) > 1 else given["mask"]
+            self.masks.append(mask[..., 0].expand(args[0].shape[:2]) if mask.ndim == 3 else mask)
+        return func(*args, **given)
+
+    def of(self, rows: int, length: int) -> torch.Tensor | None:
+        """All of them together, bool [row, token]; None where nothing was put into a sequence of this size."""
+        fitting = [mask for mask in self.masks if mask.shape == (rows, length)]
+        return torch.stack([mask.to(fitting[0].device) for mask in fitting]).any(dim=0) if fitting else None
+
+
+@dataclass
+class Prompts:
+    """The prompts of one call of `generate`.
+
+    ids int64 [prompt, token], padded on the left; starts int64 [prompt], the column of the first real token; image bool
+    [prompt, token]; video bool [prompt, token], those of them that show a video; by_ids : whether a token id says so;
+    maps : one for each prompt, where they are known.
+    """
+
+    ids: np.ndarray
+    starts: np.ndarray
+    image: np.ndarray
+    video: np.ndarray
+    by_ids: bool = True
+    maps: list[PatchGrid] | None = None
+
+    @classmethod
+    def of(cls, model: Any, ids: torch.Tensor, inputs: Mapping[str, Any], locate: Locate | None) -> Prompts:
+        """Read what `generate` was given: ``ids`` int64 [prompt, token], and its named ``inputs``."""
+        numbers = ids.cpu().numpy()
+        image, video = (np.isin(numbers, _ids(model.config, names)) for names in (IMAGES, VIDEOS))
+        known = bool(_ids(model.config, (*IMAGES, *VIDEOS)))
+        maps = None if locate is None else list(locate(model, inputs))
+        if maps is not None and len(maps) != len(numbers):
+            raise ValueError(f"locate must give one PatchGrid for each of {len(numbers)} prompts, gave {len(maps)}")
+        return cls(numbers, np.zeros(len(numbers), np.int64), image | video, video, known, maps)
+
+    @property
+    def length(self) -> int:
+        return self.ids.shape[1]
+
+    def pad(self, mask: torch.Tensor | None) -> None:
+        """Take the attention mask, [row, token], of which each prompt may have several rows."""
+        if mask is None or mask.ndim != 2:
+            return
+        real = mask[:: len(mask) // len(self.ids), : self.length].cpu().numpy() != 0
+        if real.shape[1] == self.length and not real[:, -1].all():
+            raise ValueError(
+                "a prompt of this batch is padded on the right, so that its newest token is padding; set "
+                "processor.tokenizer.padding_side = 'left' before making the inputs"
+            )
+        self.starts = real.argmax(axis=1)
+
+    def compare(self, scattered: torch.Tensor | None, model: Any, first: int = 0) -> None:
+        """Cross-check the image tokens with where features were put, bool [row, token] of the tokens from ``first`` on.
+
+        Raises ValueError where both are known and differ; where no token id says which they are, takes the features.
+        """
+        if scattered is None:
+            return
+        # Tokens proposed by an assistant may stand behind the prompt already.
+        stop = min(first + scattered.shape[1], self.length)
+        rows = scattered[:: len(scattered) // len(self.ids), : stop - first].cpu().numpy()
+        rows = rows & ~np.isin(self.ids[:, first:stop], _ids(model.config, OTHERS))
+        if not self.by_ids:
+            self.image[:, first:stop] = rows
+            return
+        expected = self.image[:, first:stop]
+        if not np.array_equal(rows, expected):
+            where, elsewhere = (np.argwhere(part)[:4].tolist() for part in (expected & ~rows, rows & ~expected))
+            names = [name for name in (*IMAGES, *VIDEOS) if _ids(model.config, (name,))]
+            raise ValueError(
+                f"where the pictures are is told in two ways that differ: {int(expected.sum())} tokens by the ids "
+                f"of {', '.join(names)}, {int(rows.sum())} by where the model put image features (masked_scatter); only "
+                f"by ids, as [prompt, token]: {where}; only by features: {elsewhere}"
+            )
+
+    def check(self, model: Any) -> None:
+        """Raise ValueError for prompts without an image token."""
+        without = np.flatnonzero(~self.image.any(axis=1)).tolist()
+        if without:
+            raise ValueError(
+                f"prompt {without[0]} of this batch has no image token of {type(model).__name__}; there is nothing "
+                "to record: give it a picture (processor(images=..., text=...)), and the whole sequence where a cache "
+                "holds a part of it, or generate outside of vpa.watch"
+            )
+
+    def grid(self, prompt: int) -> PatchGrid:
+        """Where the patches of a prompt lie: as the map says, or all its image tokens on a line.
+
+        Raises ValueError where the map names a position without an image token.
+        """
+        positions = np.flatnonzero(self.image[prompt]) - self.starts[prompt]
+        if self.maps is None:
+            return line(positions)
+        wrong = np.setdiff1d(self.maps[prompt].position, positions)
+        if len(wrong):
+            raise ValueError(
+                f"the map of prompt {prompt} names positions {wrong[:4].tolist()}, which are no image tokens"
+            )
+        return self.maps[prompt]
+
+
+def line(positions: np.ndarray) -> PatchGrid:
+    """Image tokens whose place in the picture is not known: int64 [patch] side by side, one pixel each."""
+    count = len(positions)
+    number = np.arange(count)
+    row, col = number // LINE, number % LINE
+    box = np.stack([col, row, col + 1, row + 1], axis=1)
+    none = np.zeros(count, np.int64)
+    return PatchGrid(positions, none, none, row, col, box, np.array([[row.max(initial=0) + 1, min(count, LINE)]]))
+
+
+def _ids(config: Any, names: tuple[str, ...]) -> list[int]:
+    found = (getattr(config, name, None) for name in names)
+    return [number for number in found if isinstance(number, int)]
