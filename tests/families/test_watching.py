@@ -278,7 +278,11 @@ def pruners():
     vpa.list_pruners()  # finds all of them
     vision = vpa.VisionPulse
     given = {name: {"prompt": "text"} for name in ("zspaprune", "cdpruner")}
-    made = [KNOWN[name](**given.get(name, {})) for name in sorted(KNOWN) if name not in ("lookm", "oracle", "combined")]
+    made = [
+        KNOWN[name](**given.get(name, {}))
+        for name in sorted(KNOWN)
+        if name not in ("lookm", "oracle", "hindsight", "combined")
+    ]
     made += [vision(budget=0.2, reuse_previous=True), vision(budget=0.2, granularity="block", block_size=4)]
     made += [vision(budget=0.2, anchor_layer=0, hysteresis=1.0), KNOWN["fastv"]() | vision(budget=0.3)]
     return [pytest.param(one, id=f"{number}-{one.name or 'combined'}") for number, one in enumerate(made)]

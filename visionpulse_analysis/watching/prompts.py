@@ -104,8 +104,8 @@ class Prompts:
             names = [name for name in (*IMAGES, *VIDEOS) if _ids(model.config, (name,))]
             raise ValueError(
                 f"where the pictures are is told in two ways that differ: {int(expected.sum())} tokens by the ids "
-                f"of {', '.join(names)}, {int(rows.sum())} by where the model put image features (masked_scatter); only "
-                f"by ids, as [prompt, token]: {where}; only by features: {elsewhere}"
+                f"of {', '.join(names)}, {int(rows.sum())} by where the model put image features (masked_scatter); "
+                f"only by ids, as [prompt, token]: {where}; only by features: {elsewhere}"
             )
 
     def check(self, model: Any) -> None:
