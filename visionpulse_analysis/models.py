@@ -147,7 +147,7 @@ class VLM:
 
     @classmethod
     def of(cls, model: Any, processor: Any = None) -> VLM:
-        """The user's own objects: a model of transformers, and its processor or tokenizer.
+        """The user's own `model` of transformers, with its `processor` or tokenizer.
 
         A model compiled as a whole, or one with adapters, stands for the model inside. Raises ValueError for anything
         else, and for a model in training mode.
