@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.cli import app, key_values, literals
-from visionpulse_analysis.cli.base import show
+from visionpulse_analysis.cli.base import drawing, show
 
 
 @pytest.fixture
@@ -246,3 +246,11 @@ def test_parameters():
     for wrong in ("a", "=1"):
         with pytest.raises(ValueError, match="KEY=VALUE"):
             key_values([wrong])
+
+
+def test_how_tokens_are_drawn_is_said_together(call, picture):
+    assert drawing(None, None, None) is None and drawing(0.7, None, None) == vpa.Sample(0.7)
+    assert drawing(0.7, 0.8, 20) == vpa.Sample(0.7, 0.8, 20)
+    for command in (("decode",), ("compare", "--pruners", "visionpulse:10")):
+        failed = call(*command, picture, "where ?", "--model", "none", "--top-k", 20, code=2)
+        assert "--top-p and --top-k are of sampling; say --temperature too" in failed.stderr

@@ -121,6 +121,9 @@ def test_what_no_parameter_sets_to_the_budget_is_said_to_run_at_its_own_setting(
     assert list(found)[2:] == ["lookm", "divprune | mvw, own setting", "mvw(tokens=3)"]
     assert found["lookm"].budget == 0.05
     assert list(side_by_side.named_pruners("mvw, vtw", Basis(8, 3))) == ["mvw", "vtw"]
+    presets = side_by_side.named_pruners("visionpulse:10, mvw | visionpulse:block(anchor_layer=2)", Basis(8, 3))
+    assert list(presets) == ["visionpulse:10", "mvw | visionpulse:block(anchor_layer=2)"]
+    assert presets["visionpulse:10"] == VisionPulse.ten_percent()
     with pytest.raises(ValueError, match=r"mvw and mvw\(tokens=32\) name the same pruner"):
         side_by_side.named_pruners("mvw, mvw(tokens=32)", Basis(8, 3), 0.05)
 

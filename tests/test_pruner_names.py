@@ -21,6 +21,7 @@ from slow_pruners import (
 import visionpulse_analysis as vpa
 from visionpulse_analysis.pruners import FixedShare, KeepAll, LastStepOnly, PrefillOnce, Random, Uniform, VisionPulse
 from visionpulse_analysis.pruners.base import KNOWN
+from visionpulse_analysis.pruners.combined import parse
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,8 @@ from visionpulse_analysis.pruners.base import KNOWN
         (VisionPulse, {"temperature": 0}, "temperature must be above 0"),
         (VisionPulse, {"temperature": float("nan")}, "temperature must be a finite number"),
         (VisionPulse, {"temperature": float("inf")}, "finite"),
-        (VisionPulse, {"budget_min": 0.0}, r"budget_min is a share of the patches in \(0, 1\], got 0.0"),
+        (VisionPulse, {"budget_min": -0.1}, r"budget_min is a share of the patches in \(0, 1\], got -0.1"),
+        (VisionPulse, {"budget_min": False}, "budget_min must be a finite number"),
         (VisionPulse, {"budget_max": 1.01}, "budget_max is a share"),
         (VisionPulse, {"budget_min": 0.2, "budget_max": 0.1}, "budget_min 0.2 is above budget_max 0.1"),
         (VisionPulse, {"budget": 5}, "budget is a share"),
@@ -66,6 +68,51 @@ class TestNames:
         five, ten = VisionPulse.five_percent(), VisionPulse.ten_percent(17)
         assert (five.temperature, five.budget_min, five.budget_max, five.anchor_layer) == (0.1, 0.01, 0.05, None)
         assert (ten.temperature, ten.budget_min, ten.budget_max, ten.anchor_layer) == (0.4, 0.05, 0.10, 17)
+
+    def test_a_preset_stands_after_a_colon(self):
+        made = vpa.make_pruner
+        assert made("visionpulse:5") == VisionPulse.five_percent() == VisionPulse()
+        assert made("visionpulse:10") == VisionPulse.ten_percent()
+        block = made("visionpulse:block")
+        assert block == VisionPulse.block() and (block.granularity, block.block_size) == ("block", 64)
+        assert (block.temperature, block.budget_min, block.budget_max) == (0.4, 0.01, 0.05)
+        assert made("visionpulse:10", anchor_layer=3) == VisionPulse.ten_percent(3)
+        assert made("visionpulse:10(anchor_layer=3)") == made(" visionpulse : 10 ( anchor_layer = 3 ) ")
+        assert made("visionpulse:10(temperature=0.2)").temperature == 0.2
+        assert made("fastv(budget=0.2) | visionpulse:10") == made("fastv(budget=0.2)") | VisionPulse.ten_percent()
+        for kind in vpa.list_pruners().values():
+            for preset in kind.presets:
+                assert isinstance(made(f"{kind.name}:{preset}"), kind)
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("visionpulse:7", "pruner 'visionpulse' has no preset '7'; it has 5, 10, block"),
+            ("random:10", "pruner 'random' has no preset '10'; it has none"),
+            ("nothing:10", "no pruner 'nothing'; known: "),
+            ("visionpulse:", "has no preset ''; it has 5"),
+            ("visionpulse:10:5", "has no preset '10:5'"),
+            ("visionpulse.ten", "a pruner is written name"),
+        ],
+    )
+    def test_a_preset_that_is_none_is_refused(self, text, message):
+        with pytest.raises(ValueError, match=message):
+            vpa.make_pruner(text)
+
+    def test_quoted_text_keeps_its_colons(self):
+        assert parse("a(x='u:v', y=\"w:z\") | b:1") == [("a", {"x": "u:v", "y": "w:z"}), ("b:1", {})]
+
+    def test_one_patch_is_kept_where_the_least_budget_is_none(self):
+        batch = random_batch(np.random.default_rng(1))
+        for granularity in ("token", "block"):
+            pruner = VisionPulse(
+                temperature=1e-3, budget_min=0.0, budget_max=1e-6, granularity=granularity, block_size=2
+            )
+            assert pruner.budget_min == 0
+            made = run(pruner, batch.layout(), random_logits(np.random.default_rng(2), batch, 2))[0]
+            if granularity == "token":
+                assert [len(kept) for kept in as_sets(made["kept"])] == [1] * len(batch.places)
+            assert (made["budget"] <= 1e-6).all() and made["kept"].any(dim=1).all()
 
     def test_every_pruner_is_listed_and_comes_back_from_its_dict(self):
         assert set(vpa.list_pruners()) >= {

@@ -61,7 +61,16 @@ def layer_cosines(attention: ArrayLike) -> np.ndarray:
 
 
 def mean_over_steps(cosines: np.ndarray) -> np.ndarray:
-    """Mean of [step, layer, layer] over the steps at which it is defined: float64 [layer, layer], NaN without any."""
+    """Average cosines over the steps at which they are defined.
+
+    Parameters
+    ----------
+    cosines : float [step, layer, layer], NaN where a layer has no mass
+
+    Returns
+    -------
+    float64 [layer, layer], NaN where no step is defined
+    """
     defined = ~np.isnan(cosines)
     total, count = np.where(defined, cosines, 0.0).sum(0, dtype=np.float64), defined.sum(0)
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)

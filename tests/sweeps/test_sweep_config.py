@@ -135,3 +135,17 @@ def test_pruners_of_ones_own_come_from_a_module_beside_the_file(tmp_path):
     }
     [arm] = SweepConfig.from_plain(given, folder=tmp_path).pruners
     assert type(arm.pruner).__name__ == "Mine" and arm.pruner.budget == 0.2
+
+
+def test_presets_are_named_after_a_colon(tmp_path):
+    plain = {"out": "runs", "samples": {"scenes": {"n": 1}}}
+    given = ["visionpulse:10", {"name": "visionpulse:block", "anchor_layer": 3}]
+    arms = SweepConfig.from_plain({**plain, "pruners": given}, folder=tmp_path).pruners
+    assert [(arm.label, arm.pruner) for arm in arms] == [
+        ("visionpulse:10", VisionPulse.ten_percent()),
+        ("visionpulse:block anchor_layer=3", VisionPulse.block(3)),
+    ]
+    with pytest.raises(
+        ValueError, match=r"pruners: 'visionpulse:7': pruner 'visionpulse' has no preset '7'; it has 5, 10, block"
+    ):
+        SweepConfig.from_plain({**plain, "pruners": ["visionpulse:7"]}, folder=tmp_path)

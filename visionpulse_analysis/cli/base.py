@@ -79,6 +79,11 @@ KeepTraces = Annotated[
         "long answer of a large model; --layers anchor keeps one layer, --no-keep-traces only the page."
     ),
 ]
+Temperature = Annotated[float | None, typer.Option(help="Sample at this temperature; greedy without it.")]
+TopP = Annotated[
+    float | None, typer.Option(help="Sample from the fewest tokens that hold this much probability, after --top-k.")
+]
+TopK = Annotated[int | None, typer.Option(help="Sample from so many tokens, the likeliest.")]
 Seed = Annotated[int, typer.Option(help="Fixes what is drawn: tokens of a sampled trace, patches of a random pruner.")]
 MostTokens = Annotated[int, typer.Option(help="A longer trace is cut off.")]
 Count = Annotated[int, typer.Option(min=1, help="How many.")]
@@ -208,6 +213,17 @@ def sample_of(found: Any, source: Path, id: str) -> Any:
     if id not in found:
         raise KeyError(f"no trace {id!r} in {source}; choose with --sample: {', '.join(list(found)[:5])}")
     return found[id]
+
+
+def drawing(temperature: float | None, top_p: float | None, top_k: int | None) -> Any:
+    """How to draw tokens, or None for greedy; ValueError for a cut without a temperature."""
+    from visionpulse_analysis.sampling import Sample
+
+    if temperature is None:
+        if top_p is not None or top_k is not None:
+            raise ValueError("--top-p and --top-k are of sampling; say --temperature too (1 is the model's own)")
+        return None
+    return Sample(temperature, 1.0 if top_p is None else top_p, top_k)
 
 
 def indices(text: str) -> Any:

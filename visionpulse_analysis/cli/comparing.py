@@ -17,9 +17,13 @@ from visionpulse_analysis.cli.base import (
     MostTokens,
     SampleFps,
     Seed,
+    Temperature,
+    TopK,
+    TopP,
     Videos,
     app,
     command,
+    drawing,
     indices,
     loads_model,
     show,
@@ -43,7 +47,9 @@ def compare(
     sample_fps: SampleFps = None,
     model: Model = "scenes",
     layers: Annotated[str, typer.Option(help='"all", "anchor", or indices such as 3,5.')] = "all",
-    temperature: Annotated[float | None, typer.Option(help="Sample at this temperature; greedy without it.")] = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
     seed: Seed = 0,
     max_new_tokens: MostTokens = 256,
     store: Annotated[Path | None, typer.Option(help="Stream the traces into this trace store.")] = None,
@@ -57,7 +63,6 @@ def compare(
     """Answer a question dense and under several pruners: a table, a figure of what they keep, an explorer page."""
     import visionpulse_analysis as vpa
     from visionpulse_analysis import figures
-    from visionpulse_analysis.sampling import Sample
     from visionpulse_analysis.studies import side_by_side
     from visionpulse_analysis.studies.collect import traces_hash
     from visionpulse_analysis.studies.rival_settings import Basis
@@ -65,7 +70,7 @@ def compare(
     question, shown = shown_and_asked(asked, video, fps, sample_fps)
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"--out {out} is a file; name a folder")
-    sample = None if temperature is None else Sample(temperature)
+    sample = drawing(temperature, top_p, top_k)
     vlm = load(model)
     chosen = side_by_side.named_pruners(pruners, Basis.of(vlm), budget)
     traces = side_by_side.decode_side_by_side(
@@ -78,7 +83,7 @@ def compare(
     used = {
         "model": model, "weights": vlm.weights_hash, "images": asked[:-1], "videos": [*map(str, video or ())],
         "question": question, "pruners": pruners, "budget": budget, "temperature": temperature,
-        "max_new_tokens": max_new_tokens,
+        "top_p": top_p, "top_k": top_k, "max_new_tokens": max_new_tokens,
     }  # fmt: skip
     about = {"parameters": used, "seed": seed, "data_hash": traces_hash(list(traces.values()))}
     # Nothing is written before everything is there.

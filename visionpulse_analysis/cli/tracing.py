@@ -19,10 +19,14 @@ from visionpulse_analysis.cli.base import (
     Parameters,
     SampleFps,
     Seed,
+    Temperature,
+    TopK,
+    TopP,
     Videos,
     app,
     check_free,
     command,
+    drawing,
     indices,
     literals,
     loads_model,
@@ -50,7 +54,9 @@ def decode(
     execution: Annotated[
         str, typer.Option(help='How patches are left out: "masked", or "gathered", which is faster on long contexts.')
     ] = "masked",
-    temperature: Annotated[float | None, typer.Option(help="Sample at this temperature; greedy without it.")] = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
     seed: Seed = 0,
     max_new_tokens: MostTokens = 256,
     store: Annotated[Path | None, typer.Option(help="Stream the trace into this trace store.")] = None,
@@ -67,8 +73,8 @@ def decode(
     """Ask a question about images or videos and record where the model looks at every step."""
     import visionpulse_analysis as vpa
     from visionpulse_analysis.explorer.page import check_folder
-    from visionpulse_analysis.sampling import Sample
 
+    sample = drawing(temperature, top_p, top_k)
     question, image = shown_and_asked(asked, video, fps, sample_fps)
     kept = None if store is None else vpa.TraceStore(store, mode="a")
     dense_id = f"{id}-dense"
@@ -81,7 +87,7 @@ def decode(
     options: dict[str, Any] = {
         "layers": indices(layers),
         "heads": indices(heads),
-        "sample": None if temperature is None else Sample(temperature),
+        "sample": sample,
         "seed": seed,
         "max_new_tokens": max_new_tokens,
         "store": kept,
@@ -109,7 +115,7 @@ def decode(
 
 @command(app)
 def pruners(as_json: Json = False) -> None:
-    """List the pruners, with their parameters and defaults."""
+    """List the pruners, with their parameters, defaults and presets (visionpulse:10)."""
     import visionpulse_analysis as vpa
     from visionpulse_analysis.pruners import as_text
 
@@ -118,11 +124,20 @@ def pruners(as_json: Json = False) -> None:
         name: {
             "does": (kind.__doc__ or "").strip().partition("\n")[0],
             "parameters": {field.name: field.default for field in fields(kind)},
+            "presets": {preset: dict(given) for preset, given in kind.presets.items()},
         }
         for name, kind in known.items()
     }
-    lines = [f"{as_text(kind())}\n    {about[name]['does']}" for name, kind in known.items()]
+    lines = [f"{as_text(kind())}\n    {about[name]['does']}{_named(name, kind)}" for name, kind in known.items()]
     show(about, as_json, "\n".join(lines))
+
+
+def _named(name: str, kind: Any) -> str:
+    """The presets of a pruner, in a line each."""
+    return "".join(
+        f"\n    {name}:{preset}  {', '.join(f'{key}={value!r}' for key, value in given.items())}"
+        for preset, given in kind.presets.items()
+    )
 
 
 @command(app)

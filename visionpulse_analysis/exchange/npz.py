@@ -251,6 +251,14 @@ def attention_definition(trace: Trace) -> str:
     """What the rows of a trace are, by which the authors' tools decide what may be pooled.
 
     Their own words for what they collect, dense softmax rows averaged over all heads; other words for other rows.
+
+    Parameters
+    ----------
+    trace : Trace
+
+    Returns
+    -------
+    str
     """
     if "trace_npz" in trace.meta:
         return str(trace.meta.get("attention", "unknown"))

@@ -61,12 +61,13 @@ def list_pruners() -> dict[str, type[Pruner]]:
 
 
 def make_pruner(name: str, **parameters: Any) -> Pruner:
-    """Build a pruner by name, or from text such as ``fastv(budget=0.2) | visionpulse``.
+    """Build a pruner by name, or from text such as ``fastv(budget=0.2) | visionpulse:10``.
 
     Parameters
     ----------
     name : str
-        One of `list_pruners`, or one or more with their parameters in brackets, joined by ``|``.
+        One of `list_pruners`, perhaps with one of its presets after a colon, or one or more with their parameters in
+        brackets, joined by ``|``. A parameter that is given counts more than the preset's.
     **parameters
         Those of a single name without brackets; the class's docstring explains them.
 
@@ -77,17 +78,19 @@ def make_pruner(name: str, **parameters: Any) -> Pruner:
     Raises
     ------
     ValueError
-        An unknown name or parameter (the message names those that exist), a value out of range, or text that cannot be
-        read.
+        An unknown name, preset or parameter (the message names those that exist), a value out of range, or text that
+        cannot be read.
 
     Examples
     --------
     >>> make_pruner("fastv", budget=0.2) == make_pruner("fastv(budget=0.2)")
     True
+    >>> make_pruner("visionpulse:10") == VisionPulse.ten_percent()
+    True
     """
     if not isinstance(name, str):
         raise ValueError(f"a pruner is named by a text, one of {', '.join(list_pruners())}; got {name!r}")
-    if name in KNOWN:
+    if name.partition(":")[0] in KNOWN and name.replace(":", "_").isidentifier():
         return _make(name, parameters)
     parts = [_make(part, own) for part, own in parse(name)]
     if parameters:
@@ -96,13 +99,16 @@ def make_pruner(name: str, **parameters: Any) -> Pruner:
 
 
 def _make(name: str, parameters: dict[str, Any]) -> Pruner:
-    known = list_pruners()
+    known, (name, colon, preset) = list_pruners(), name.partition(":")
     if name not in known:
         raise ValueError(f"no pruner {name!r}; known: {', '.join(known)}")
+    presets = known[name].presets
+    if colon and preset not in presets:
+        raise ValueError(f"pruner {name!r} has no preset {preset!r}; it has {', '.join(presets) or 'none'}")
     taken = [field.name for field in fields(known[name])]
     wrong = [parameter for parameter in parameters if parameter not in taken]
     if wrong:
         raise ValueError(
             f"pruner {name!r} has no parameter {', '.join(map(repr, wrong))}; it takes {', '.join(taken) or 'none'}"
         )
-    return known[name](**parameters)
+    return known[name](**{**(presets[preset] if colon else {}), **parameters})

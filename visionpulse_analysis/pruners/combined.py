@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,13 +107,27 @@ def as_text(pruner: Pruner) -> str:
     return f"{name[1]}({inside})" if inside else name[1]
 
 
+_QUOTED_OR_PRESET = re.compile(r"""('[^']*'|"[^"]*")|(?<=\w)\s*:\s*(\w+)""")
+_ATTRIBUTE = "preset_"
+
+
+def as_expression(text: str) -> str:
+    """The text as Python reads it: ``name:preset`` becomes an attribute of the name; quoted text stays."""
+    return _QUOTED_OR_PRESET.sub(lambda found: found[1] or f".{_ATTRIBUTE}{found[2]}", text.strip())
+
+
+def from_expression(node: ast.expr) -> str:
+    """The text of a part of such an expression."""
+    return ast.unparse(node).replace(f".{_ATTRIBUTE}", ":")
+
+
 def parse(text: str) -> list[tuple[str, dict[str, Any]]]:
-    """Take a `text` such as ``a(x=1) | b`` apart into names and parameters, from left to right.
+    """Take a `text` such as ``a(x=1) | b:preset`` apart into names, with their presets, and parameters, in its order.
 
     Raises ValueError where the text is not of that form.
     """
     try:
-        return _parts(ast.parse(text.strip(), mode="eval").body)
+        return _parts(ast.parse(as_expression(text), mode="eval").body)
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"a pruner is written name, name(parameter=value) or a | b, got {text!r}") from error
 
@@ -120,8 +135,15 @@ def parse(text: str) -> list[tuple[str, dict[str, Any]]]:
 def _parts(node: ast.expr) -> list[tuple[str, dict[str, Any]]]:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
         return [*_parts(node.left), *_parts(node.right)]
+    if isinstance(node, ast.Call) and not node.args:
+        return [(_name(node.func), {str(word.arg): ast.literal_eval(word.value) for word in node.keywords})]
+    return [(_name(node), {})]
+
+
+def _name(node: ast.expr) -> str:
+    """A name, or name and preset."""
     if isinstance(node, ast.Name):
-        return [(node.id, {})]
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
-        return [(node.func.id, {str(word.arg): ast.literal_eval(word.value) for word in node.keywords})]
+        return node.id
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.attr.startswith(_ATTRIBUTE):
+        return from_expression(node)
     raise ValueError(ast.unparse(node))

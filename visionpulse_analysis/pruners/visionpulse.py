@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -24,6 +25,13 @@ class VisionPulse(Pruner):
     the patches, rounded down, at least one; the patches with the highest head-mean logits stay visible at the anchor
     layer and above. Text is never dropped, the cache stays whole, prefill is dense, nothing is carried over.
 
+    Presets: ``visionpulse:5`` and ``visionpulse:10`` are the paper's settings; ``visionpulse:block`` is what the
+    authors' GPU variant is called with (tau 0.4, 1 to 5 %).
+
+    Logits are ranked in float32, whatever the model's dtype. The authors' code ranks head means in the model's dtype;
+    in bfloat16 these tie (up to 12 patches at the edge), and the sets then share .94 to .99 of their patches with those
+    kept here.
+
     Parameters
     ----------
     anchor_layer : int, optional
@@ -31,11 +39,12 @@ class VisionPulse(Pruner):
     temperature : float
         tau > 0; lower values push the mass towards 0 or 1.
     budget_min, budget_max : float
-        Range of the budget, shares of the patches in (0, 1].
+        Range of the budget, shares of the patches in (0, 1]; `budget_min` may be 0, and one patch is kept all the same.
     budget : float, optional
         A fixed share instead of the mass-driven one.
     granularity : "token" or "block"
-        "block" is the authors' GPU variant: whole blocks of the sequence (counted from the row's first real token)
+        "block" is the authors' GPU variant, best as its preset, since tau is another there: whole blocks of the
+        sequence (counted from the row's first real token; the authors count from the first column of a padded batch)
         are scored by the softmax over blocks, at tau, of the largest logit inside each; the mass sums the blocks that
         consist of patches; ``ceil(b n / block_size)`` of these are kept, ranked by head-mean share. Blocks that mix
         text and image are always kept, and the anchor layer itself stays dense.
@@ -55,6 +64,11 @@ class VisionPulse(Pruner):
     """
 
     name: ClassVar[str] = "visionpulse"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "5": {"temperature": 0.1, "budget_min": 0.01, "budget_max": 0.05},
+        "10": {"temperature": 0.4, "budget_min": 0.05, "budget_max": 0.10},
+        "block": {"temperature": 0.4, "budget_min": 0.01, "budget_max": 0.05, "granularity": "block", "block_size": 64},
+    }
 
     anchor_layer: int | None = None
     temperature: float = 0.1
@@ -70,7 +84,8 @@ class VisionPulse(Pruner):
         check_anchor(self.anchor_layer)
         super().__post_init__()
         check_temperature(self.temperature)
-        check_share("budget_min", self.budget_min)
+        if self.budget_min != 0 or isinstance(self.budget_min, bool):
+            check_share("budget_min", self.budget_min)
         check_share("budget_max", self.budget_max)
         if self.budget is not None:
             check_share("budget", self.budget)
@@ -84,12 +99,17 @@ class VisionPulse(Pruner):
     @classmethod
     def five_percent(cls, anchor_layer: int | None = None) -> VisionPulse:
         """The paper's "5 percent" setting: temperature 0.1, 1 to 5 % of the patches; `anchor_layer` as above."""
-        return cls(anchor_layer, temperature=0.1, budget_min=0.01, budget_max=0.05)
+        return cls(anchor_layer, **cls.presets["5"])
 
     @classmethod
     def ten_percent(cls, anchor_layer: int | None = None) -> VisionPulse:
         """The paper's "10 percent" setting: temperature 0.4, 5 to 10 % of the patches; `anchor_layer` as above."""
-        return cls(anchor_layer, temperature=0.4, budget_min=0.05, budget_max=0.10)
+        return cls(anchor_layer, **cls.presets["10"])
+
+    @classmethod
+    def block(cls, anchor_layer: int | None = None) -> VisionPulse:
+        """The setting of the authors' GPU variant: blocks of 64, temperature 0.4, 1 to 5 %; `anchor_layer` as above."""
+        return cls(anchor_layer, **cls.presets["block"])
 
     def start(self, layout: Layout) -> Selection:
         return _VisionPulseSelection(self, layout)

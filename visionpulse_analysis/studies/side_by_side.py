@@ -20,7 +20,7 @@ from visionpulse_analysis.explorer.alignment import align
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners import make_pruner
 from visionpulse_analysis.pruners.base import Pruner
-from visionpulse_analysis.pruners.combined import parse
+from visionpulse_analysis.pruners.combined import as_expression, from_expression, parse
 from visionpulse_analysis.store import TraceStore
 from visionpulse_analysis.studies.rival_settings import Basis
 from visionpulse_analysis.studies.rivals import COSTS, OWN, all_rivals, arm_name, matched_pruner
@@ -73,12 +73,12 @@ def named_pruners(text: str, basis: Basis, budget: float | None = None) -> dict[
 def _separate(text: str) -> list[str]:
     """Take the text apart at the commas that stand outside brackets."""
     try:
-        parsed = ast.parse(f"[{text.strip()}]", mode="eval").body
+        parsed = ast.parse(f"[{as_expression(text)}]", mode="eval").body
     except (SyntaxError, ValueError):
         parsed = None
     if not isinstance(parsed, ast.List):
         raise ValueError(f"expected pruners separated by commas, such as fastv,random(budget=0.1); got {text!r}")
-    return [ast.unparse(part) for part in parsed.elts]
+    return [from_expression(part) for part in parsed.elts]
 
 
 def _pruner_at(text: str, basis: Basis, budget: float | None) -> tuple[Pruner, str]:

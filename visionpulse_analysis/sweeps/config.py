@@ -227,15 +227,15 @@ def _arm(given: Any, where: str) -> Arm:
     if name == "dense":
         check_keys(parameters, (), where)
         return Arm(label, None)
-    known = list_pruners()
-    if name not in known:
-        raise ValueError(f"{where}: no pruner {name!r}; known: dense, {', '.join(known)}")
-    check_keys(parameters, [f.name for f in fields(known[name])], where)
-    hints = get_type_hints(known[name])
+    known, kind = list_pruners(), name.partition(":")[0]
+    if kind not in known:
+        raise ValueError(f"{where}: no pruner {kind!r}; known: dense, {', '.join(known)}")
+    check_keys(parameters, [f.name for f in fields(known[kind])], where)
+    hints = get_type_hints(known[kind])
     for key, value in parameters.items():
         if not fits(value, hints[key]):
             raise ValueError(f"{where}: {key} must be {hints[key]}, got {value!r} ({type(value).__name__})")
-    missing = [f.name for f in fields(known[name]) if f.default is MISSING and f.default_factory is MISSING]
+    missing = [f.name for f in fields(known[kind]) if f.default is MISSING and f.default_factory is MISSING]
     if set(missing) - set(parameters):
         raise ValueError(f"{where}: pruner {name!r} needs {', '.join(missing)}")
     try:
