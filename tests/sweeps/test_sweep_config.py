@@ -145,7 +145,5 @@ def test_presets_are_named_after_a_colon(tmp_path):
         ("visionpulse:10", VisionPulse.ten_percent()),
         ("visionpulse:block anchor_layer=3", VisionPulse.block(3)),
     ]
-    with pytest.raises(
-        ValueError, match=r"pruners: 'visionpulse:7': pruner 'visionpulse' has no preset '7'; it has 5, 10, block"
-    ):
+    with pytest.raises(ValueError, match="'visionpulse:7': pruner 'visionpulse' has no preset '7'"):
         SweepConfig.from_plain({**plain, "pruners": ["visionpulse:7"]}, folder=tmp_path)
