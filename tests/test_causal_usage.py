@@ -11,9 +11,13 @@ from visionpulse_analysis.decoding import batch
 from visionpulse_analysis.pruners.base import Pruner, Selection
 from visionpulse_analysis.pruners.choosing import top_k
 from visionpulse_analysis.sampling import Chooser
+from visionpulse_analysis.studies import causal_usage as module
 from visionpulse_analysis.studies import replay as replay_module
-from visionpulse_analysis.studies.causal_usage import causal_usage, smallest_k
+from visionpulse_analysis.studies.causal_usage import ANCHOR, LATER, TRUTH, causal_usage, smallest_k
 from visionpulse_analysis.studies.replay import Replay, keep_exactly, keep_top
+from visionpulse_analysis.studies.samples import Sample
+from visionpulse_analysis.testbed.scenes import generate
+from visionpulse_analysis.testbed.truth import object_patches
 
 QUESTION = "where is the red circle ?"
 STEPS = 8
@@ -48,8 +52,6 @@ class _TopOnce(Selection):
 
 @pytest.fixture(scope="module")
 def trace(vlm):
-    from visionpulse_analysis.testbed.scenes import generate
-
     return vpa.decode(vlm, generate(3, 6).render(), QUESTION, max_new_tokens=STEPS)
 
 
@@ -135,12 +137,58 @@ def test_smallest_k_is_a_crossing_found_by_trying_every_k(replay, level):
 
 
 def test_causal_usage_gathers_what_the_replay_says(vlm, trace, replay):
-    (usage,) = causal_usage(vlm, [trace], 3, 5e-4)
-    assert np.array_equal(usage.needed, smallest_k(replay, 3, 5e-4))
+    levels = (5e-4, 1.3e-3)
+    (usage,) = causal_usage(vlm, [trace], 3, levels)
     blind = replay.run(replay.steps, 3, keep_exactly(np.zeros((STEPS - 1, replay.n_patches), bool)))
-    assert np.allclose(usage.blind_kl, blind.kl) and blind.kl.max() > 5e-4
-    twice = np.minimum(2 * usage.needed, usage.n_patches)
-    assert np.array_equal(usage.steady, replay.run(replay.steps, 3, keep_top(twice)).kl <= 5e-4)
+    assert np.allclose(usage.blind_kl, blind.kl) and blind.kl.min() < 1.3e-3 < blind.kl.max()
+    for place, level in enumerate(levels):
+        expected = np.where(blind.kl > level, smallest_k(replay, 3, level), 0)
+        assert np.array_equal(usage.needed[ANCHOR][place], expected)
+    twice = np.clip(2 * usage.needed[ANCHOR][0], 1, usage.n_patches).astype(int)
+    passes = replay.run(replay.steps, 3, keep_top(twice)).kl <= 5e-4
+    assert np.array_equal(usage.steady, passes | (usage.needed[ANCHOR][0] == 0))
+    assert usage.levels == levels and set(usage.needed) == {ANCHOR, LATER}
+
+
+def test_every_order_adds_the_patches_that_come_first_in_it(vlm, trace, replay, monkeypatch):
+    """Orders sorted a second time; the number found passes, and one patch fewer does not."""
+    scene, level = generate(3, 6), 1e-4
+    named = [None, 0, 1, None, 2, 0, 1, 2]
+    monkeypatch.setattr(module, "named_objects", lambda *_: named)
+    (usage,) = causal_usage(vlm, [trace], 3, [level], [Sample("scene", scene.render(), QUESTION, scene)])
+    logits = []
+    replay.run(replay.steps, 3, lambda scores, rows: logits.append(scores.numpy()) or torch.ones(scores.shape) > 0)
+    later = trace.attention.values[1:, 3:].astype(float).sum(axis=1)
+    cells = object_patches(scene, trace.grid)
+    found = set()
+    for step, anchored in enumerate(logits[0]):
+        firsts = {LATER: later[step], ANCHOR: np.zeros(replay.n_patches)}
+        if named[step + 1] is not None:
+            firsts[TRUTH] = cells[named[step + 1]].astype(float)
+        else:
+            assert np.isnan(usage.needed[TRUTH][0, step])
+        for name, first in firsts.items():
+            count = usage.needed[name][0, step]
+            order = sorted(range(replay.n_patches), key=lambda p, a=first, b=anchored: (-a[p], -b[p]))
+            sizes = [int(count), int(count) - 1] if count else []
+            kept = np.array([[patch in order[:size] for patch in range(replay.n_patches)] for size in sizes])
+            if count:
+                kl = replay.run(np.full(2, step + 1), 3, keep_exactly(kept)).kl
+                assert kl[0] <= level < kl[1] or (count == 1 and kl[0] <= level)
+                found.add((name, count > 1))
+            else:
+                assert usage.blind_kl[step] <= level
+    assert {(name, True) for name in (ANCHOR, LATER, TRUTH)} <= found
+    assert not np.array_equal(usage.needed[LATER], usage.needed[ANCHOR])
+
+
+def test_an_order_that_is_not_known_is_left_out(vlm, trace):
+    alone = vpa.decode(vlm, trace.images[0], QUESTION, layers=3, max_new_tokens=STEPS)
+    (usage,) = causal_usage(vlm, [alone], 3, [5e-4], [Sample("own", trace.images[0], QUESTION)])
+    assert set(usage.needed) == {ANCHOR}
+    for levels, samples in (((), ()), ((0.1,), [Sample("a", None, "?")] * 2)):
+        with pytest.raises(ValueError, match="expected a level or more, and one sample per trace or none"):
+            causal_usage(vlm, [trace], 3, levels, samples)
 
 
 def test_what_cannot_be_replayed_is_refused(vlm, trace, replay, pictures):

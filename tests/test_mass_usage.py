@@ -1,5 +1,6 @@
 """Mass and usage: what is arithmetic stays inside the null, what is real comes out, and the sentences follow."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -8,14 +9,15 @@ import pytest
 from visionpulse_analysis.patches import PatchGrid
 from visionpulse_analysis.statistics import Interval
 from visionpulse_analysis.studies import mass_figures, mass_report
-from visionpulse_analysis.studies.causal_usage import CausalUsage
-from visionpulse_analysis.studies.mass_usage import CAUSAL, mass_usage
+from visionpulse_analysis.studies.causal_usage import ANCHOR, LATER, CausalUsage
+from visionpulse_analysis.studies.mass_usage import BLIND, mass_usage, needed_name
 from visionpulse_analysis.studies.samples import Sample, scene_samples
 from visionpulse_analysis.testbed.questions import reason
 from visionpulse_analysis.traces import create_trace
 
 SIDE, STEPS, SAMPLES, LAYER = 8, 40, 12, 3
 N = SIDE * SIDE
+LEVELS = (0.05, 0.2)
 
 
 def made(rows, words=None):
@@ -48,13 +50,15 @@ def traces_with(rng, spread):
 
 
 def usage_of(needed):
-    return CausalUsage(needed, needed / N, np.ones(len(needed), bool), N)
+    """A step needs as many in both orders; without any it loses as many nats as there are patches."""
+    both = np.tile(needed.astype(float), (len(LEVELS), 1))
+    return CausalUsage(needed.astype(float), LEVELS, {ANCHOR: both, LATER: both}, np.ones(len(needed), bool), N)
 
 
 def study(rng, spread, need, **options):
     traces, masses = traces_with(rng, spread)
     usage = [usage_of(need(m[1:]).astype(np.int64)) for m in masses]
-    options = {"level": 0.05, "n_resamples": 200, "n_permutations": 99, **options}
+    options = {"n_resamples": 400, "n_permutations": 99, **options}
     return traces, masses, mass_usage(traces, LAYER, usage, **options)
 
 
@@ -71,10 +75,46 @@ def test_what_is_only_scaled_stays_in_the_null_and_has_no_scale_free_relation(rn
     inside = [null.low <= null.r <= null.high for null in nulls]
     assert len(inside) == 8
     assert sum(inside) >= len(inside) - 1
-    for relation in [*result.shapes, result.causal[0]]:
+    for relation in result.shapes:
         assert relation.within.low < 0 < relation.within.high, relation.name
+    assert all(need.together.low < 0 < need.together.high for need in result.needs)
     text = mass_report.survivors(result)
-    assert "neither clearly more nor clearly fewer patches" in text and "does not survive here" in text
+    assert "neither clearly more nor clearly fewer patches" in text and "the claim is not shown here" in text
+
+
+def test_telling_steps_about_the_image_from_others_is_not_a_relation_of_mass_and_need(rng):
+    """Three of four steps need nothing and have little mass; of the others, need has nothing to do with mass."""
+    traces, usage = [], []
+    for _ in range(SAMPLES):
+        visual = rng.random(STEPS) < 0.25
+        mass = np.where(visual, rng.uniform(0.5, 0.9, STEPS), rng.uniform(0.1, 0.4, STEPS))
+        traces.append(made(rng.dirichlet(np.ones(N), STEPS) * mass[:, None]))
+        usage.append(usage_of(np.where(visual, rng.integers(1, N, STEPS), 0)[1:]))
+    result = mass_usage(traces, LAYER, usage, n_resamples=400, n_permutations=99)
+    assert len(result.needs) == 1 + 2 * len(LEVELS)
+    for need in result.needs:
+        assert need.every.low > 0.4  # as a correlation over all steps would have it
+        assert need.every_null.low < need.every.estimate < need.every_null.high
+        assert need.together.low < 0 < need.together.high
+        assert (need.n_every, need.n_needing) == (SAMPLES * (STEPS - 1), sum((u.blind_kl > 0).sum() for u in usage))
+    text = mass_report.survivors(result)
+    assert "the claim is not shown here" in text and "is not shown here" in mass_report.transfers(result)
+    table = mass_report.need_table(result)
+    assert table.loc["needed at most, anchor's order, 0.2 nats", "steps that need the image"] == str(
+        result.needs[0].n_needing
+    )
+    share = result.need_image[0.05].estimate
+    assert share == pytest.approx(result.needs[0].n_needing / result.needs[0].n_every)
+
+
+def test_no_step_that_needs_the_image_leaves_the_question_open(rng):
+    traces, _ = traces_with(rng, some(rng))
+    usage = [usage_of(np.zeros(STEPS - 1)) for _ in traces]
+    result = mass_usage(traces, LAYER, usage, n_resamples=50, n_permutations=20)
+    assert "nothing can be said: too few steps need the image" in mass_report.survivors(result)
+    assert "cannot be tested here" in mass_report.transfers(result)
+    assert mass_figures.correlations_page(result).axes[5].texts and mass_figures.scatter_page(result).axes[3].texts
+    json.dumps(result.numbers(), allow_nan=False)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -83,36 +123,54 @@ def test_a_real_relation_comes_out_with_its_sign(rng, sign):
         return int(4 + 50 * (mass if sign > 0 else 1 - mass))
 
     _, _, result = study(rng, spread, lambda m: np.round(2 + 60 * (m if sign > 0 else 1 - m)))
-    for relation in [*result.shapes, result.causal[0]]:
+    for relation in result.shapes:
         assert sign * relation.within.estimate > 0.8, relation.name
+    for need in result.needs:
+        assert sign * need.needing.estimate > 0.8, need.name
     beyond = [sign * (null.r - null.mean) for r in result.multiples if (null := r.within_null)]
     assert max(beyond) > 0.1
     text = mass_report.survivors(result)
     assert ("more patches" if sign > 0 else "fewer patches") in text
     assert ("So the claim survives" in text) == (sign > 0)
     assert mass_report.paper_table(result).map(len).to_numpy().max() <= 50  # longer ones are cut off when shown
+    assert mass_report.need_table(result).map(len).to_numpy().max() <= 50
     assert ("holds here" if sign > 0 else "is reversed here") in mass_report.transfers(result)
 
 
 @pytest.mark.parametrize(
-    ("r", "low", "high", "survives", "reading"),
+    ("ends", "grade", "survives", "reading"),
     [
-        (0.5, 0.4, 0.6, "claim survives: within a trace, mass explains 25.0 % [16.0, 36.0]", "holds here too"),
-        (0.085, 0.07, 0.1, "sign of the claim survives and the prediction does not: within a trace", "sign alone"),
-        (-0.085, -0.1, -0.07, "steps with more mass need fewer patches", "is reversed here"),
-        (0.4, -0.1, 0.9, "is not shown", "is not shown here"),
-        (float("nan"), float("nan"), float("nan"), "is not shown", "is not shown here"),
+        ([(0.4, 0.6)] * 3, "predicts", "claim survives", "holds here too"),
+        ([(0.4, 0.6), (0.4, 0.6), (0.07, 0.1)], "sign only", "and the prediction does not", "sign alone"),
+        ([(0.4, 0.6), (-0.1, 0.9)], "partly", "in 1 of 2 measures", "in some measures"),
+        ([(0.4, 0.6), (-0.2, -0.1)], "divided", "with more need or with less", "even in its sign"),
+        ([(-0.1, 0.9), (-0.2, -0.1)], "reversed", "needs less", "is reversed here"),
+        ([(-0.1, 0.9)] * 2, "open", "the claim is not shown here", "is not shown here"),
+        ([(-0.1, 0.9), None], "open", "the claim is not shown here", "is not shown here"),
+        ([(0.4, 0.6), None], "partly", "in 1 of 2 measures", "in some measures"),
+        ([None], "nothing", "nothing can be said", "cannot be tested"),
     ],
 )
-def test_the_claim_is_graded_by_the_variance_explained(rng, r, low, high, survives, reading):
+def test_the_claim_is_graded_by_intervals_that_hold_together(rng, ends, grade, survives, reading):
     _, _, result = study(rng, some(rng), lambda m: rng.integers(1, N, len(m)), n_permutations=20)
-    within = Interval(r, low, high, SAMPLES, 50, 0.95, "made")
-    result = replace(result, causal=[replace(result.causal[0], within=within)])
+
+    def made_up(need, bounds):
+        low, high = bounds or (np.nan, np.nan)
+        interval = Interval((low + high) / 2, low, high, SAMPLES, 50, 0.95, "made")
+        return replace(need, needing=interval, together=interval)
+
+    result = replace(result, needs=[made_up(need, one) for need, one in zip(result.needs, ends, strict=False)])
+    assert mass_report.grade_of(result.numbers()["needs"]) == grade
     text, reached = mass_report.survivors(result), mass_report.transfers(result)
-    assert survives in text and ("So the claim survives" in text) == (r == 0.5)
+    assert survives in text and ("So the claim survives" in text) == (grade == "predicts")
     assert reading in reached
-    share = "0.7 % [0.5, 1.0]"
-    assert (share in text, share in reached) == (r == 0.085, r == 0.085)
+
+
+def test_the_intervals_of_the_verdict_are_wider_than_those_shown(rng):
+    _, _, result = study(rng, some(rng), lambda m: np.round(2 + 60 * m))
+    for need in result.needs:
+        assert need.together.confidence == pytest.approx(1 - 0.05 / len(result.needs))
+        assert need.together.low < need.needing.low and need.needing.high < need.together.high
 
 
 def test_the_table_shows_intervals_beside_the_estimates(rng):
@@ -131,7 +189,8 @@ def test_the_table_shows_intervals_beside_the_estimates(rng):
 def test_columns_hold_every_step_and_prefill_has_no_need(rng):
     _, masses, result = study(rng, some(rng), lambda m: np.arange(1, len(m) + 1))
     assert np.allclose(result.columns["mass"], np.concatenate(masses), rtol=2e-3)
-    needed = result.columns[CAUSAL[0]].reshape(SAMPLES, STEPS)
+    needed = result.columns[needed_name(ANCHOR, 0.05)].reshape(SAMPLES, STEPS)
+    assert np.isnan(result.columns[BLIND].reshape(SAMPLES, STEPS)[:, 0]).all()
     assert np.isnan(needed[:, 0]).all() and np.array_equal(needed[0, 1:], np.arange(1, STEPS))
     assert result.enough[0.05].estimate == pytest.approx(3 / 39)  # 5 % of 64 patches are 3.2
     assert result.sample.tolist() == np.repeat(np.arange(SAMPLES), STEPS).tolist()
@@ -147,7 +206,7 @@ def test_a_count_that_never_varies_is_said_to_be_undefined(rng):
     assert "undefined at" in text or "is undefined" in text
     table = mass_report.paper_table(result)
     assert table.loc["r(mass, active count), its thresholds", "here"].startswith("undefined")
-    assert result.numbers()["steady"] is None and "patches needed" not in result.columns
+    assert result.numbers()["steady"] is None and BLIND not in result.columns
 
 
 def test_table_by_kind_takes_means_over_the_right_steps(rng):
@@ -171,11 +230,14 @@ def test_table_by_kind_takes_means_over_the_right_steps(rng):
 def test_figures_draw_with_and_without_causal_usage(rng):
     traces, _, full = study(rng, some(rng), lambda m: rng.integers(1, N, len(m)))
     without = mass_usage(traces, LAYER, n_resamples=50, n_permutations=20)
-    for result, panels in ((full, 3), (without, 2)):
+    for result, panels, rows in ((full, 4, 3), (without, 2, 2)):
         assert len(mass_figures.scatter_page(result).axes) == panels
         page = mass_figures.correlations_page(result)
+        assert len(page.axes) == 2 * rows
         names = [label.get_text() for label in page.axes[2].get_yticklabels()]
-        assert names == [r.name for r in result.shapes + result.causal]
+        assert names == [r.name for r in result.shapes]
+    drawn = [label.get_text() for label in mass_figures.correlations_page(full).axes[4].get_yticklabels()]
+    assert drawn == [need.name for need in full.needs]
 
 
 def test_wrong_input_is_refused(rng):
@@ -184,5 +246,8 @@ def test_wrong_input_is_refused(rng):
         mass_usage([], LAYER)
     with pytest.raises(ValueError, match="usage of all or none"):
         mass_usage(traces, LAYER, [usage_of(np.ones(3, np.int64))])
+    usage = [usage_of(np.ones(STEPS - 1)) for _ in traces]
+    with pytest.raises(ValueError, match="usage at different levels"):
+        mass_usage(traces, LAYER, [replace(usage[0], levels=(0.1, 0.3)), *usage[1:]])
     with pytest.raises(IndexError, match="layer 4 was not recorded"):
         mass_usage(traces, 4)

@@ -26,9 +26,11 @@ from visionpulse_analysis._clusters import aligned, cluster_codes, cluster_sums,
 from visionpulse_analysis._score import tango, wilson
 from visionpulse_analysis.correlations import correlation
 from visionpulse_analysis.nulls import (
+    ExchangeNull,
     McNemar,
     PermutationTest,
     ShapeNull,
+    exchange_null,
     mcnemar,
     permutation_test,
     shape_permutation_null,
@@ -36,6 +38,7 @@ from visionpulse_analysis.nulls import (
 from visionpulse_analysis.verdicts import Verdict, holm, judge
 
 __all__ = [
+    "ExchangeNull",
     "Interval",
     "McNemar",
     "Method",
@@ -44,6 +47,7 @@ __all__ = [
     "Verdict",
     "cluster_bootstrap",
     "correlation",
+    "exchange_null",
     "holm",
     "judge",
     "mcnemar",

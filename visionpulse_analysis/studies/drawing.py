@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from visionpulse_analysis import figures
-from visionpulse_analysis.statistics import Interval, ShapeNull
+from visionpulse_analysis.statistics import ExchangeNull, Interval, ShapeNull
 
 
-def draw_named(ax: Axes, named: Mapping[str, Interval], nulls: Sequence[ShapeNull | None] = (), **options) -> Axes:
+def draw_named(
+    ax: Axes, named: Mapping[str, Interval], nulls: Sequence[ShapeNull | ExchangeNull | None] = (), **options
+) -> Axes:
     """Draw one interval per row; a missing interval closes on its point, an undefined estimate leaves its row out.
 
     nulls : as many as intervals, or none; their bands become grey bars (none where undefined).
@@ -49,6 +52,29 @@ def show(interval: Interval | None, scale: float = 100.0, unit: str = " %", sign
     return f"{first} [{scale * interval.low:.1f}, {scale * interval.high:.1f}]"
 
 
+def share(interval: dict[str, Any]) -> str:
+    """An interval of shares in per cent: "21.3 % [20.6, 22.0]"."""
+    bounds = "" if interval["low"] is None else f" [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
+    return f"{100 * interval['estimate']:.1f} %{bounds}"
+
+
+def points(interval: dict[str, Any]) -> str:
+    """A difference of shares in percentage points: "21.3 points [20.6, 22.0]"."""
+    return share(interval).replace(" %", " points", 1)
+
+
+def plain(interval: dict[str, Any]) -> str:
+    """An interval as it is: "0.21 [0.20, 0.22]"."""
+    bounds = "" if interval["low"] is None else f" [{interval['low']:.2f}, {interval['high']:.2f}]"
+    return f"{interval['estimate']:.2f}{bounds}"
+
+
+def nats(interval: dict[str, Any]) -> str:
+    """A divergence in two digits, small ones as well: "0.00021 nats [0.00012, 0.00034]"."""
+    bounds = "" if interval["low"] is None else f" [{interval['low']:.2g}, {interval['high']:.2g}]"
+    return f"{interval['estimate']:.2g} nats{bounds}"
+
+
 def ends(intervals: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Estimates, lower and upper ends: three float64 [interval]."""
     estimate = np.array([interval.estimate for interval in intervals])
@@ -56,5 +82,5 @@ def ends(intervals: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray, np.ndar
     return estimate, np.where(np.isnan(low), estimate, low), np.where(np.isnan(high), estimate, high)
 
 
-def _band(null: ShapeNull | None, point: float) -> tuple[float, float]:
+def _band(null: ShapeNull | ExchangeNull | None, point: float) -> tuple[float, float]:
     return (point, point) if null is None or np.isnan(null.low) else (null.low, null.high)

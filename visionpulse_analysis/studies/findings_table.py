@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from visionpulse_analysis.figures import read_provenance
+from visionpulse_analysis.studies.drawing import nats, plain, points, share
 from visionpulse_analysis.studies.efficiency import times
+from visionpulse_analysis.studies.mass_report import about_need
 from visionpulse_analysis.studies.quickstart import trace_sentence
 
 ROOT = Path(__file__).parents[2]
@@ -31,29 +33,6 @@ HEADLINES = {
     "10_three_stages": "Are there three stages of depth: image skipped, read, no longer needed?",
     "11_prompt_awareness": "Keep what the question names, or what covers the image?",
 }
-
-
-def share(interval: dict[str, Any]) -> str:
-    """An interval of shares in per cent: "21.3 % [20.6, 22.0]"."""
-    bounds = "" if interval["low"] is None else f" [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
-    return f"{100 * interval['estimate']:.1f} %{bounds}"
-
-
-def points(interval: dict[str, Any]) -> str:
-    """A difference of shares in percentage points: "21.3 points [20.6, 22.0]"."""
-    return share(interval).replace(" %", " points", 1)
-
-
-def plain(interval: dict[str, Any]) -> str:
-    """An interval as it is: "0.21 [0.20, 0.22]"."""
-    bounds = "" if interval["low"] is None else f" [{interval['low']:.2f}, {interval['high']:.2f}]"
-    return f"{interval['estimate']:.2f}{bounds}"
-
-
-def nats(interval: dict[str, Any]) -> str:
-    """A divergence in two digits, small ones as well: "0.00021 nats [0.00012, 0.00034]"."""
-    bounds = "" if interval["low"] is None else f" [{interval['low']:.2g}, {interval['high']:.2g}]"
-    return f"{interval['estimate']:.2g} nats{bounds}"
 
 
 def found_00(n: dict[str, Any]) -> str:
@@ -77,8 +56,7 @@ def found_02(n: dict[str, Any]) -> str:
     null = relation["null"]["within"]
     return (
         f"Within samples r(mass, patches above 1/n) = {plain(relation['within'])}; the same shapes dealt out at random "
-        f"give {null['low']:.2f} to {null['high']:.2f}. With the patches that a step causally needs: r = "
-        f"{plain(n['r']['patches needed']['within'])}."
+        f"give {null['low']:.2f} to {null['high']:.2f}. {about_need(n)}"
     )
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from visionpulse_analysis.statistics import Interval
 from visionpulse_analysis.studies.anchors import Anchors
-from visionpulse_analysis.studies.findings_table import share
+from visionpulse_analysis.studies.drawing import share
 from visionpulse_analysis.studies.layers import LayerMaps
 
 WITHOUT_MODEL = "Stored traces: which anchors would do is found by replaying steps, which needs the model."

@@ -2,43 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from visionpulse_analysis import figures
 from visionpulse_analysis.figures.style import ACCENT
+from visionpulse_analysis.studies.causal_usage import ANCHOR, LATER, ORDERS
 from visionpulse_analysis.studies.drawing import draw_named
-from visionpulse_analysis.studies.mass_usage import CAUSAL, SHAPES, MassUsage, Relation
+from visionpulse_analysis.studies.mass_usage import SHAPES, MassUsage, Relation, needed_name
+
+NULL = "null: shapes exchanged (a, b), masses exchanged among like steps (e, f)"
 
 
 def correlations_page(result: MassUsage) -> Figure:
-    """Make the headline: r of mass and usage, counts above with their null, below what does not depend on scale."""
-    counts, scale_free = result.paper + result.multiples, result.shapes + result.causal
-    heights = [0.19 * len(part) + 0.75 for part in (counts, scale_free)]
-    fig, axes = figures.new_figure(figures.DOUBLE, sum(heights), 2, 2, height_ratios=heights, sharex=True)
+    """Make the headline: r of mass and usage. Counts with their null, what does not depend on scale, what is needed.
+
+    The last is split into all steps and those that need the image, within samples both.
+    """
+    rows = [result.paper + result.multiples, result.shapes, *([result.needs] if result.needs else [])]
+    heights = [0.19 * len(part) + 0.75 for part in rows]
+    fig, axes = figures.new_figure(figures.DOUBLE, sum(heights), len(rows), 2, height_ratios=heights, sharex=True)
     for column, kind in enumerate(("pooled", "within")):
-        _draw_relations(axes[0, column], counts, kind, null=True)
-        _draw_relations(axes[1, column], scale_free, kind, null=False)
+        _draw_relations(axes[0, column], rows[0], kind, null=True)
+        _draw_relations(axes[1, column], result.shapes, kind, null=False)
         axes[1, column].set_xlabel(f"Pearson r with mass, {'all steps' if column == 0 else 'within samples'}")
+        axes[1, column].tick_params(labelbottom=True)
+    for column, (over, words) in enumerate(
+        (("every", "all steps"), ("needing", "steps that need the image")) if result.needs else ()
+    ):
+        ax = axes[2, column]
+        known = [need for need in result.needs if np.isfinite(getattr(need, over).estimate)]
+        if not known:
+            nothing(ax, "too few steps need the image")
+            continue
+        draw_named(
+            ax,
+            {need.name: getattr(need, over) for need in known},
+            [getattr(need, f"{over}_null") for need in known],
+            reference=0.0,
+            null_label=NULL,
+        )
+        ax.set_xlim(-1, 1)
+        ax.set_xlabel(f"Pearson r with mass, within samples,\n{words}")
     for ax in axes[:, 1]:
         ax.tick_params(axis="y", labelleft=False)  # the same rows as on the left
-    for letter, ax in zip("abcd", axes.flat, strict=True):
+    for letter, ax in zip("abcdef", axes.flat, strict=False):
         ax.set_title(letter, loc="left", fontweight="bold")
     figures.draw_legend(axes)
     return fig
 
 
-def scatter_page(result: MassUsage, names: Sequence[str] = ("above 1/n", SHAPES[0], CAUSAL[0])) -> Figure:
-    """Draw three kinds of usage against the mass, one dot per step; those that were not measured are left out."""
-    known = [name for name in names if name in result.columns]
+def scatter_page(result: MassUsage) -> Figure:
+    """Draw kinds of usage against the mass, one dot per step; those that were not measured are left out.
+
+    What steps need is drawn for those that need the image.
+    """
+    needed = [needed_name(order, level) for level in result.levels[:1] for order in (ANCHOR, LATER)]
+    known = [name for name in ("above 1/n", SHAPES[0], *needed) if name in result.columns]
     fig, axes = figures.new_figure(figures.DOUBLE, 2.1, 1, len(known))
     for ax, name in zip(np.atleast_1d(axes), known, strict=True):
         x, y = result.columns["mass"], result.columns[name]
-        seen = np.isfinite(y)
+        seen = np.isfinite(y) & (y > 0 if name in needed else True)
         label = f"patches {name}" if name.startswith("above") else name
+        if name in needed:
+            label = f"needed at most,\n{next(order for order in ORDERS if order in name)}"
+        if not seen.any():
+            nothing(ax, "no step needs\nthe image")
+            continue
         figures.draw_scatter(ax, x[seen], y[seen], xlabel="visual attention mass", ylabel=label)
         ax.set(xlim=(0, 1), ylim=(0, None))
     return fig
@@ -70,8 +101,14 @@ def counts_page(result: MassUsage) -> Figure:
     return fig
 
 
+def nothing(ax: Axes, words: str) -> None:
+    """Say in a panel why nothing is drawn."""
+    ax.text(0.5, 0.5, words, ha="center", va="center", transform=ax.transAxes)
+    ax.set_axis_off()
+
+
 def _draw_relations(ax: Axes, relations: list[Relation], kind: str, *, null: bool) -> None:
     named = {relation.name: getattr(relation, kind) for relation in relations}
     bands = [getattr(relation, f"{kind}_null") for relation in relations] if null else []
-    draw_named(ax, named, bands, reference=0.0, null_label="same masses, shapes exchanged")
+    draw_named(ax, named, bands, reference=0.0, null_label=NULL)
     ax.set_xlim(-1, 1)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from visionpulse_analysis.measures import PAPER_THRESHOLDS
-from visionpulse_analysis.nulls import ShapeNull
+from visionpulse_analysis.nulls import ExchangeNull, ShapeNull
 from visionpulse_analysis.statistics import Interval
-from visionpulse_analysis.studies.findings_table import plain, share
-from visionpulse_analysis.studies.mass_usage import CAUSAL, SHAPES, MassUsage, Relation
+from visionpulse_analysis.studies.causal_usage import ANCHOR, LATER, ORDERS, TRUTH
+from visionpulse_analysis.studies.drawing import plain, share
+from visionpulse_analysis.studies.mass_usage import BLIND, SHAPES, MassUsage, Relation, needed_name
 from visionpulse_analysis.studies.object_attention import KINDS
 from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.testbed.truth import annotate
@@ -21,6 +22,10 @@ from visionpulse_analysis.traces import Trace
 PAPER_PATCHES = 1280  # the least for which its thresholds were chosen
 PAPER_R = (0.82, 0.95)  # arXiv 2605.31457: Pearson r(mass, active count) over its thresholds
 PREDICTS = 0.05  # share of variance explained, from which on more than the sign is claimed
+
+_IN = {ANCHOR: "in the anchor's order", LATER: "in the later layers' order", TRUTH: "with the named object first"}
+
+Grade = Literal["nothing", "predicts", "sign only", "partly", "divided", "reversed", "open"]
 
 
 def survivors(result: MassUsage) -> str:
@@ -37,19 +42,84 @@ def survivors(result: MassUsage) -> str:
             f"{_against_null(result, 'pooled')} over all steps, and {_against_null(result, 'within')} within samples."
         )
     text.append(_direction(result.shapes, "On the normalised rows, steps with more mass spread it over"))
-    if result.causal:
-        text.append(_direction(result.causal[:1], "What a step needs is the test: steps with more mass need"))
-        explained = _explained(result.causal[0])
-        endings = {
-            "predicts": f"So the claim survives: within a trace, mass explains {explained} of the variance of how many "
-            "patches the step needs.",
-            "sign only": "So the sign of the claim survives and the prediction does not: within a trace, mass "
-            f"explains {explained} of the variance of how many patches the step needs.",
-            "reversed": "So the claim does not survive here: steps with more mass need fewer patches.",
-            "open": "So the claim does not survive here: that steps with more mass need more patches is not shown.",
-        }
-        text.append(endings[_grade(result.causal[0])])
+    if result.needs:
+        text.append("What a step needs is the test. " + about_need(result.numbers()))
     return " ".join(text)
+
+
+def about_need(numbers: dict[str, Any]) -> str:
+    """Say whether mass tells what a step needs, from the numbers of a :class:`MassUsage`.
+
+    The verdict looks at the steps that need the image, in every measure, with intervals that hold together.
+    """
+    needs = numbers["needs"]
+    blind, level = needs[0], f"{numbers['levels'][0]:g}"
+    shown = [blind, *(need for need in needs[1:] if need["level"] == blind["level"])]
+    defined = [need for need in needs if need["together"]["low"] is not None]
+    of_steps = share(numbers["need_image"][level])
+    text = [
+        f"Seeing nothing moves {of_steps} of the steps after prefill by more than {level} nats: they need the image "
+        f"({blind['n_needing']:,} of {blind['n_every']:,}). Over these, within a trace, "
+        f"{_with_names(shown, _values(shown, 'needing'))}. Over all steps the same are "
+        f"{', '.join(_values(shown, 'every'))}, which also tells the steps that need the image from the rest: "
+        "exchanging masses only between steps that are alike in that leaves "
+        f"{_bands([need['every_null'] for need in shown])}."
+    ]
+    grade = grade_of(needs)
+    above = [need["name"] for need in defined if need["together"]["low"] > 0]
+    explained = [need["needing"]["estimate"] ** 2 for need in defined]
+    range_ = f"{100 * min(explained):.1f} to {100 * max(explained):.1f} %" if explained else ""
+    family = f"(intervals that hold for all {len(needs)} measures together)"
+    text.append(
+        {
+            "nothing": "So nothing can be said: too few steps need the image.",
+            "predicts": "So the claim survives: of two steps that need the image, the one with more mass needs more, "
+            f"in every measure {family}, and mass explains {range_} of the variance.",
+            "sign only": "So the sign of the claim survives and the prediction does not: of two steps that need the "
+            f"image, the one with more mass needs more, in every measure {family}, but mass explains {range_} of the "
+            "variance.",
+            "partly": "So what survives depends on how need is measured: more mass goes with more need in "
+            f"{len(above)} of {len(needs)} measures {family}, and in the others no relation is shown.",
+            "divided": "So the claim does not survive here: more mass goes with more need or with less, depending on "
+            f"how need is measured {family}.",
+            "reversed": "So the claim does not survive here: of two steps that need the image, the one with more mass "
+            f"needs less {family}.",
+            "open": "So the claim is not shown here: over the steps that need the image, in no measure more mass goes "
+            f"with more need {family}.",
+        }[grade]
+    )
+    return " ".join(text)
+
+
+def grade_of(needs: Sequence[dict[str, Any]]) -> Grade:
+    """What of the claim is left, over the steps that need the image; `needs` as in the numbers of a `MassUsage`."""
+    defined = [need for need in needs if need["together"]["low"] is not None]
+    above = sum(need["together"]["low"] > 0 for need in defined)
+    below = sum(need["together"]["high"] < 0 for need in defined)
+    if not defined:
+        return "nothing"
+    if below:
+        return "divided" if above else "reversed"
+    if above == len(needs):
+        predicts = all(need["needing"]["estimate"] ** 2 >= PREDICTS for need in needs)
+        return "predicts" if predicts else "sign only"
+    return "partly" if above else "open"
+
+
+def need_table(result: MassUsage) -> pd.DataFrame:
+    """One row per measure of what steps need: r with mass within samples, over all steps and those in need."""
+    rows = {
+        need.name: {
+            "steps": f"{need.n_every:,}",
+            "r, all steps": _shown(need.every.estimate, need.every),
+            "masses exchanged among like steps": _band_shown(need.every_null),
+            "steps that need the image": f"{need.n_needing:,}",
+            "r, these": _shown(need.needing.estimate, need.needing),
+            "masses exchanged": _band_shown(need.needing_null),
+        }
+        for need in result.needs
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def transfers(result: MassUsage) -> str:
@@ -61,21 +131,24 @@ def transfers(result: MassUsage) -> str:
         f"The size of the published correlation {size}: at {len(inside)} of {len(r)} thresholds r lies in the paper's "
         f"range. {_thresholds(result)}"
     ]
-    if result.causal:
-        explained = f"within a trace mass explains {_explained(result.causal[0])} of its variance"
+    if result.needs:
         found = {
-            "predicts": f"holds here too when use is what a step needs: {explained}.",
-            "sign only": f"holds here in its sign alone when use is what a step needs: {explained}.",
+            "predicts": "holds here too when use is what a step needs.",
+            "sign only": "holds here in its sign alone when use is what a step needs.",
+            "partly": "holds here in some measures of what a step needs and is not shown in others.",
+            "divided": "depends here on how need is measured, even in its sign.",
             "reversed": "is reversed here when use is what a step needs.",
             "open": "is not shown here when use is what a step needs.",
+            "nothing": "cannot be tested here: too few steps need the image.",
         }
-        text.append(f"Its reading, that steps with more mass use more patches, {found[_grade(result.causal[0])]}")
+        grade = grade_of(result.numbers()["needs"])
+        text.append(f"Its reading, that steps with more mass use more patches, {found[grade]}")
     return " ".join(text)
 
 
 def paper_table(result: MassUsage) -> pd.DataFrame:
     """What the paper reports beside what was measured here."""
-    level = f"{result.level:g} nats"
+    level = f"{result.levels[0]:g} nats" if result.levels else ""
     rows = {
         "patches per image": (f"{PAPER_PATCHES} or more", " to ".join(map(str, sorted({*_ends(result.n_patches)})))),
         f"r(mass, active count), {'its' if _of_the_paper(result) else 'chosen'} thresholds": (
@@ -88,8 +161,9 @@ def paper_table(result: MassUsage) -> pd.DataFrame:
         "the same with shapes exchanged, its null band": ("not reported", _null_range(result.multiples)),
         "r(mass, scale-free usage) within samples": ("not reported", _range([r.within for r in result.shapes])),
     }
-    for relation in result.causal[:1]:
-        rows["r(mass, patches needed) within samples"] = ("not reported", str(relation.within))
+    for need in (need for need in result.needs if need.level == result.levels[0]):
+        shown = _shown(need.needing.estimate, need.needing)
+        rows[f"r, steps that need the image: {need.order or 'KL of seeing nothing'}"] = ("not reported", shown)
     for kept, interval in result.enough.items():
         published = {0.05: "98.2 % of full accuracy", 0.1: "no loss of average accuracy"}.get(kept, "not reported")
         rows[f"{100 * kept:g} % of the patches are enough for one step"] = (
@@ -101,7 +175,8 @@ def paper_table(result: MassUsage) -> pd.DataFrame:
 
 def table_by_kind(result: MassUsage, traces: Sequence[Trace], samples: Sequence[Sample]) -> pd.DataFrame:
     """Mean mass and usage by kind of token; empty where no kinds are known."""
-    names = ["mass", *(name for name in (*SHAPES, *CAUSAL) if name in result.columns)]
+    needed = [needed_name(order, level) for level in result.levels[:1] for order in ORDERS]
+    names = ["mass", *(name for name in (*SHAPES, BLIND, *needed) if name in result.columns)]
     kinds = np.concatenate(
         [
             [t.kind for t in annotate(sample.scene, trace.tokens)] if sample.scene else [""] * len(trace)
@@ -157,19 +232,27 @@ def _sign(relation: Relation) -> int:
     return int(relation.within.low > 0) - int(relation.within.high < 0)
 
 
-def _grade(relation: Relation) -> Literal["predicts", "sign only", "reversed", "open"]:
-    """What of the claim is left: a positive r whose interval excludes 0 is still no prediction where r**2 is small."""
-    sign = _sign(relation)
-    if sign > 0:
-        return "predicts" if relation.within.estimate**2 >= PREDICTS else "sign only"
-    return "reversed" if sign < 0 else "open"
+def _values(needs: Sequence[dict[str, Any]], over: str) -> list[str]:
+    return ["undefined" if need[over]["estimate"] is None else plain(need[over]) for need in needs]
 
 
-def _explained(relation: Relation) -> str:
-    """r**2 within samples with its interval, for an r whose interval excludes 0."""
-    r = relation.within
-    low, high = sorted((r.low**2, r.high**2))
-    return share({"estimate": r.estimate**2, "low": low, "high": high})
+def _with_names(needs: Sequence[dict[str, Any]], values: Sequence[str]) -> str:
+    """The r of the measures at one level, the KL of seeing nothing first."""
+    orders = [f"{r} {_IN[need['order']]}" for r, need in zip(values[1:], needs[1:], strict=True)]
+    return (
+        f"r(mass, KL of seeing nothing) is {values[0]} and r(mass, patches needed at {needs[0]['level']:g} nats, an "
+        f"upper bound) {', '.join(orders)}"
+    )
+
+
+def _bands(nulls: Sequence[dict[str, Any]]) -> str:
+    """The null bands from the lowest end to the highest."""
+    known = [null for null in nulls if null["low"] is not None]
+    return f"{min(n['low'] for n in known):.2f} to {max(n['high'] for n in known):.2f}" if known else "nothing defined"
+
+
+def _band_shown(null: ExchangeNull) -> str:
+    return f"{null.low:.2f} to {null.high:.2f}" if np.isfinite(null.low) else "undefined"
 
 
 def _null_range(relations: Sequence[Relation]) -> str:

@@ -196,6 +196,15 @@ def mean_over_samples(columns: Iterable[np.ndarray], n_resamples: int = 1000, un
     return cluster_bootstrap(values[defined], owners[defined], n_resamples=n_resamples, unit=unit, method="studentized")
 
 
+def share_over_samples(columns: Iterable[np.ndarray], unit: str = "sample") -> Interval:
+    """The same for values that are 0 or 1, with an interval that also exists where all are alike."""
+    listed = [np.asarray(column, dtype=np.float64) for column in columns]
+    values = np.concatenate(listed)
+    owners = np.repeat(np.arange(len(listed)), [len(column) for column in listed])
+    defined = np.isfinite(values)
+    return cluster_bootstrap(values[defined], owners[defined], unit=unit)
+
+
 def _half_mass_share(mass: np.ndarray) -> float:
     """Smallest share of the steps that hold half of all mass, the last one in part; NaN without mass."""
     held = np.concatenate([[0.0], np.cumsum(np.sort(mass)[::-1])])
