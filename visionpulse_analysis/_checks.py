@@ -26,6 +26,16 @@ def whole_number(value: Any, name: str, least: int | None = None, most: int | No
     return number
 
 
+def plain_text(given: Any) -> Any:
+    """NumPy's text, and pandas' columns of it, as Python's own: a str, or lists of str; anything else as it is."""
+    given = given.to_numpy() if hasattr(given, "to_numpy") else given
+    if isinstance(given, np.ndarray) and given.dtype.kind in "UOT":
+        given = given.tolist()
+    if isinstance(given, list | tuple):
+        return type(given)([plain_text(one) for one in given]) if type(given) in (list, tuple) else given
+    return str(given) if isinstance(given, np.str_) else given
+
+
 def check_temperature(value: float, advice: str = "") -> None:
     """Raise ValueError unless softmax can be computed at this temperature."""
     low, high = TEMPERATURES

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_LEFT_BY_SYSTEMS = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "icon\r"}
+_APPLE_DOUBLE = b"\x00\x05\x16\x07"  # how a file that macOS leaves beside another begins
 _ADVICE = {
     errno.ENOENT: "make the folder first, or choose another",
     errno.ENOSPC: "free some space or choose a folder on another disk",
@@ -47,9 +49,30 @@ def written_whole(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
+def is_foreign(name: str) -> bool:
+    """Whether a file or folder of this name was left by another program (Finder, Explorer, an editor), or is hidden."""
+    return name.startswith((".", "@eaDir")) or name.endswith("~") or name.lower() in _LEFT_BY_SYSTEMS
+
+
+def is_apple_double(path: Path) -> bool:
+    """Whether a file is what macOS leaves beside another one on a disk that is not its own: ``._name``."""
+    if not path.name.startswith("._"):
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_APPLE_DOUBLE)) == _APPLE_DOUBLE
+
+
+def visible_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """The files of a folder that end in one of some suffixes (lower case), without those that are not the user's."""
+    found = (path for path in folder.iterdir() if path.suffix.lower() in suffixes and not is_foreign(path.name))
+    return [path for path in found if path.is_file()]
+
+
 def holds_more_than_drafts(folder: Path, name: str) -> bool:
-    """Whether a folder holds anything but drafts of the file ``name``, which a kill in `written_whole` leaves."""
-    return any(not entry.name.startswith(f".{name}.") for entry in folder.iterdir())
+    """Whether a folder holds more than drafts of the file ``name``, which a kill leaves, and what systems leave."""
+    mine = (entry for entry in folder.iterdir() if not entry.name.startswith(f".{name}."))
+    left = (*_LEFT_BY_SYSTEMS, ".ds_store", ".directory", "@eadir")
+    return any(entry.name.lower() not in left and not is_apple_double(entry) for entry in mine)
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -23,6 +23,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from visionpulse_analysis._interrupts import check_interrupt, interrupt_at_checks
+from visionpulse_analysis.torch_settings import own_settings
 
 NAME = "visionpulse"
 SUPPORTED = ("sdpa", NAME)
@@ -95,7 +96,7 @@ def route(model: PreTrainedModel, function: AttentionFunction) -> Iterator[None]
     """
     decoder: Any = model.get_decoder()
     modules = list(decoder.modules())
-    with interrupt_at_checks():
+    with interrupt_at_checks(), own_settings():
         with _lock:
             _check_free(decoder)
             _switch(decoder.config)
@@ -119,8 +120,8 @@ def _check_free(decoder: Any) -> None:
     implementation = decoder.config._attn_implementation
     if implementation not in SUPPORTED:
         raise ValueError(
-            f"the language model runs under {implementation!r} attention; recording needs 'sdpa': "
-            "load it with attn_implementation='sdpa'"
+            f"the language model runs under {implementation!r} attention; recording needs 'sdpa', as vpa.load sets it: "
+            "say model.set_attn_implementation('sdpa') before you decode (vlm.model is the model)"
         )
     routes = _routes.get(decoder)
     if routes and routes[-1][0] != get_ident():

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 ImageLike = Any  # a path, a PIL image, or a uint8 array [row_px, col_px, 3]
 
 # Not every format that PIL knows: for some (EPS) it starts another program to read the file.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
+TURNS = {  # by the value of the orientation tag; 1, and anything that is no orientation, is as it is
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def read_image(image: ImageLike) -> np.ndarray:
@@ -85,9 +96,25 @@ def pixels_of(picture: Image.Image, name: str) -> np.ndarray:
         raise ValueError(f"{name} has {picture.width} x {picture.height} pixels; it must have at least one")
     try:
         picture.load()
-        return _pixels(ImageOps.exif_transpose(picture))
+        return _pixels(_upright(picture))
     except Exception as error:  # as above; also a file that ends too early, found only while unpacking
         raise ValueError(f"{name} is not a readable image: {error}") from error
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """The picture turned as its orientation tag says, which is all that is read of its EXIF.
+
+    Viewers show a picture whose EXIF is broken, or whose other tags are odd; where the tag itself cannot be read they
+    do not turn it.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            orientation = picture.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # readers of broken tags raise nearly anything
+        return picture
+    turn = TURNS.get(orientation) if isinstance(orientation, int) else None
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _pixels(picture: Image.Image) -> np.ndarray:

@@ -28,6 +28,7 @@ from visionpulse_analysis.families.pieces import Decoder
 from visionpulse_analysis.families.processors import explain_own_code, load_image_processor, load_video_settings, quiet
 from visionpulse_analysis.families.weights import check_arrived
 from visionpulse_analysis.images import ImageLike
+from visionpulse_analysis.torch_settings import own_settings
 from visionpulse_analysis.traces.html import facts_table
 from visionpulse_analysis.videos import Video
 
@@ -123,6 +124,7 @@ class VLM:
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    @own_settings()
     def prompt(self, images: ImageLike | Video | Sequence[ImageLike | Video], question: str) -> Prompt:
         """Build the prompt of one question about one image or video or several; raises as :meth:`Family.prompt`.
 
@@ -200,6 +202,7 @@ def data_folder() -> Path:
     return Path(os.environ.get("VISIONPULSE_DATA", Path(__file__).parents[1] / "data"))
 
 
+@own_settings()
 def load(
     name: str,
     *,
@@ -243,7 +246,7 @@ def load(
     """
     if not isinstance(name, str | os.PathLike):
         raise ValueError(f"a model is named by a text: 'scenes', a folder or a hub id; got {name!r}")
-    name, dtype = os.fspath(name), _dtype(dtype)
+    name, dtype = str(os.fspath(name)), _dtype(dtype)
     device = usable_device(device) if device_map is None else _check_split(device)
     source = str(data_folder() / name) if name in BUNDLED else name
     if name in BUNDLED and not Path(source, "config.json").exists():

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from visionpulse_analysis._files import disk_error, holds_more_than_drafts, write_whole
+from visionpulse_analysis._files import disk_error, holds_more_than_drafts, is_apple_double, is_foreign, write_whole
 from visionpulse_analysis.patches import PatchGrid
 from visionpulse_analysis.traces import StoreVersionError, Trace, create_trace
 from visionpulse_analysis.traces.files import FORMAT_VERSION, check_format
@@ -96,10 +96,11 @@ class TraceStore:
     def _scan(self, finished: bool) -> Iterator[str]:
         with os.scandir(self.path) as entries:
             for entry in entries:
-                if finished and _ID.fullmatch(entry.name) and entry.is_dir():
+                if finished and _ID.fullmatch(entry.name) and entry.is_dir() and not is_foreign(entry.name):
                     yield entry.name
                 elif not finished and (journal := _JOURNAL.fullmatch(entry.name)):
-                    yield journal[1]
+                    if not is_apple_double(Path(entry.path)):
+                        yield journal[1]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.ids)
@@ -108,7 +109,7 @@ class TraceStore:
         return len(self.ids)
 
     def __contains__(self, id: object) -> bool:
-        named = isinstance(id, str) and _ID.fullmatch(id)
+        named = isinstance(id, str) and _ID.fullmatch(id) and not is_foreign(id)
         return bool(named) and (self._folder(str(id)).is_dir() or self._journal(str(id)).is_file())
 
     def __getitem__(self, id: str) -> Trace:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageSequence
 
+from visionpulse_analysis._files import visible_files
 from visionpulse_analysis.images import FORMATS, ImageLike, pixels_of, read_image, refuse_huge
 
 MOST_FRAMES = 768  # the most that the processors of the Qwen family take
@@ -134,7 +135,7 @@ def _source(frames: Any) -> Source:
     if isinstance(frames, str | Path):
         path = Path(frames)
         if path.is_dir():
-            files = sorted((one for one in path.iterdir() if one.suffix.lower() in SUFFIXES), key=_natural)
+            files = sorted(visible_files(path, SUFFIXES), key=_natural)
             return len(files), None, lambda numbers: [read_image(files[n]) for n in numbers]
         if not path.is_file():
             raise FileNotFoundError(f"no video at {path}")

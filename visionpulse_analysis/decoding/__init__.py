@@ -9,7 +9,7 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any, Literal
 
-from visionpulse_analysis._checks import whole_number
+from visionpulse_analysis._checks import plain_text, whole_number
 from visionpulse_analysis.attending import Execution
 from visionpulse_analysis.collecting import Record
 from visionpulse_analysis.decoding.batch import Batch
@@ -105,6 +105,7 @@ def decode(
     """
     if not isinstance(vlm, VLM):
         raise ValueError(f"vlm must be a model, as vpa.load gives one, got {vlm!r}")
+    image, question, ids = plain_text(image), plain_text(question), plain_text(ids)
     if isinstance(question, bytes) or not isinstance(question, Iterable):
         raise ValueError(f"question must be a text or a list of texts, got {question!r}")
     single = isinstance(question, str)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
+from visionpulse_analysis._checks import plain_text
 from visionpulse_analysis.families.cells import Medium, grid_of, read_medium
 from visionpulse_analysis.families.prompts import ANSWER, IMAGE, TEXT, VIDEO, Prompt, Shown, stack
 from visionpulse_analysis.images import ImageLike
@@ -134,6 +135,7 @@ class Family(ABC):
         FileNotFoundError
             If the path of an image or video does not exist.
         """
+        images, question = plain_text(images), plain_text(question)
         self._check(question)
         listed = list(images) if isinstance(images, list | tuple) else [images]
         if not listed:

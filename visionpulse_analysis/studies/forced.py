@@ -15,6 +15,7 @@ from visionpulse_analysis.prefilling import Prefill
 from visionpulse_analysis.pruners.base import Redirect, Selection
 from visionpulse_analysis.pruners.choosing import float64
 from visionpulse_analysis.pruners.view import Layout, View
+from visionpulse_analysis.torch_settings import own_settings
 
 Start = Callable[[Layout], Selection]
 
@@ -38,6 +39,7 @@ class Passages:
         The same in the padded batch.
     """
 
+    @own_settings()
     def __init__(self, vlm: VLM, prompts: Sequence[Prompt], queries: Sequence[Sequence[int] | np.ndarray]):
         self.vlm = vlm
         padding = vlm.tokenizer.pad_token_id

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from visionpulse_analysis._files import visible_files
 from visionpulse_analysis.images import read_image
 from visionpulse_analysis.testbed.questions import TASKS, Question, ask
 from visionpulse_analysis.testbed.scenes import Scene, generate
@@ -76,9 +77,9 @@ def image_samples(folder: str | Path, question: str) -> list[Sample]:
 
 
 def image_files(folder: str | Path) -> list[Path]:
-    """The images of a folder, sorted; raises FileNotFoundError when it holds none."""
+    """The images of a folder, sorted, hidden ones left out; raises FileNotFoundError when it holds none."""
     kinds = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-    found = sorted(path for path in Path(folder).glob("*") if path.suffix.lower() in kinds)
+    found = sorted(visible_files(Path(folder), kinds)) if Path(folder).is_dir() else []
     if not found:
         raise FileNotFoundError(f"no image ({', '.join(kinds)}) in {folder}")
     return found

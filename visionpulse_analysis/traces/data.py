@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from visionpulse_analysis._checks import plain_text
 from visionpulse_analysis.patches import PatchGrid
 
 GRID_COLUMNS = ("position", "image", "frame", "row", "col")
@@ -218,6 +219,7 @@ def json_copy(value: Any, name: str, only: type | None = None) -> Any:
     """A deep copy in plain JSON types; TypeError or ValueError naming the first key that is not JSON."""
     if only and not isinstance(value, only):
         raise TypeError(f"{name} must be {only.__name__}, got {type(value).__name__} {value!r}")
+    value = plain_text(value)
     if isinstance(value, Mapping):
         wrong = [key for key in value if not isinstance(key, str)]
         if wrong:

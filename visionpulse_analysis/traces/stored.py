@@ -13,6 +13,8 @@ import zarr
 from xarray.backends.common import BackendArray
 from xarray.core import indexing
 
+from visionpulse_analysis._files import is_foreign
+
 CODECS = {"bytes", "zstd"}
 
 
@@ -40,7 +42,8 @@ class StoredArray(BackendArray):
             codecs = {codec["name"] for codec in metadata["codecs"]}
             sizes = metadata["chunk_grid"]["configuration"]["chunk_shape"]
             counts = [-(-n // size) for n, size in zip(self.shape, sizes, strict=True)]
-            found = {file.name for file in folder.iterdir()} - {"zarr.json"}
+            # What other programs leave is no chunk, and hides no missing one.
+            found = {file.name for file in folder.iterdir() if not is_foreign(file.name)} - {"zarr.json"}
         except Exception as error:
             raise self._damaged(f"its zarr.json cannot be read: {error}") from error
         if not codecs <= CODECS:

@@ -1,0 +1,99 @@
+"""What a program sets in torch for all of itself changes no result."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+import visionpulse_analysis as vpa
+from visionpulse_analysis.studies.forced import Passages
+from visionpulse_analysis.torch_settings import own_settings
+
+QUESTIONS = ["where is the red circle ?", "how many ?"]
+
+
+@contextmanager
+def set_to(name, value):
+    if name == "dtype":
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(value)
+    elif name == "device":
+        torch.set_default_device(value)
+    elif name == "grad":
+        torch.set_grad_enabled(value)
+    elif name == "autocast":
+        torch.set_autocast_enabled("cpu", value)
+    else:
+        torch.use_deterministic_algorithms(value)
+    try:
+        yield
+    finally:
+        if name == "dtype":
+            assert torch.get_default_dtype() == value, "the user's setting is back"
+            torch.set_default_dtype(before)
+        elif name == "device":
+            assert torch.get_default_device().type == value
+            torch.set_default_device(None)
+        elif name == "grad":
+            torch.set_grad_enabled(True)
+        elif name == "autocast":
+            assert torch.is_autocast_enabled("cpu")
+            torch.set_autocast_enabled("cpu", False)
+        else:
+            torch.use_deterministic_algorithms(False)
+
+
+SETTINGS = [
+    ("dtype", torch.float64), ("dtype", torch.bfloat16), ("device", "meta"), ("grad", False),
+    ("deterministic", True), ("autocast", True),
+]  # fmt: skip
+
+
+def decoded(vlm, pictures, name):
+    kind = vpa.list_pruners()[name] if name else None
+    pruner = None if kind is None else vpa.make_pruner(name)
+    return vpa.decode(vlm, pictures[:2], QUESTIONS, max_new_tokens=3, layers="anchor", pruner=pruner, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def known(vlm, pictures):
+    return {name: decoded(vlm, pictures, name) for name in PRUNERS}
+
+
+PRUNERS = [None, *sorted(vpa.list_pruners())]
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_no_setting_changes_a_decode(vlm, pictures, known, setting):
+    # Each pruner under the settings that found most; one of them under the others.
+    names = PRUNERS if setting in SETTINGS[:3:2] else [None, "visionpulse", "oracle"]
+    for name in names:
+        with set_to(*setting):
+            found = decoded(vlm, pictures, name)
+        for one, other in zip(found, known[name], strict=True):
+            assert one.data_hash == other.data_hash, name
+
+
+def test_no_setting_changes_what_is_loaded_or_read_in_one_pass(scenes_folder, vlm, pictures):
+    prompt = vlm.prompt(pictures[0], QUESTIONS[0])
+    expected = Passages(vlm, [prompt], [[len(prompt.ids) - 1]]).read()[0]
+    for setting in SETTINGS[:3]:
+        with set_to(*setting):
+            loaded = vpa.load(str(scenes_folder), device="cpu")
+            passages = Passages(loaded, [loaded.prompt(pictures[0], QUESTIONS[0])], [[len(prompt.ids) - 1]])
+            found = passages.read()[0]
+        assert loaded.weights_hash == vlm.weights_hash and np.array_equal(found, expected)
+
+
+def test_threads_give_the_users_dtype_back():
+    with set_to("dtype", torch.float64):
+        first, second = own_settings(), own_settings()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert torch.get_default_dtype() == torch.float32
+        second.__exit__(None, None, None)
+        assert torch.get_default_dtype() == torch.float64
