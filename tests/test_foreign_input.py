@@ -57,7 +57,8 @@ def test_odd_tags_beside_an_orientation_change_nothing(tmp_path, kind, odd):
     plain = np.asarray(picture())
     turned = {
         0: plain, 1: plain, 9: plain, 2: plain[:, ::-1], 3: plain[::-1, ::-1], 4: plain[::-1],
-        5: plain.transpose(1, 0, 2), 6: np.rot90(plain, -1), 7: plain[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(plain),
+        5: plain.transpose(1, 0, 2), 6: np.rot90(plain, -1), 7: plain[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(plain),
     }  # fmt: skip
     for value, expected in turned.items():
         assert np.array_equal(read_image(saved(tmp_path / f"e.{kind}", oriented(value, odd))), expected), value

@@ -97,3 +97,13 @@ def test_threads_give_the_users_dtype_back():
         assert torch.get_default_dtype() == torch.float32
         second.__exit__(None, None, None)
         assert torch.get_default_dtype() == torch.float64
+
+
+def test_the_advice_for_another_attention_can_be_followed(scenes_folder, pictures):
+    vlm = vpa.load(str(scenes_folder))
+    vlm.model.set_attn_implementation("eager")
+    with pytest.raises(ValueError, match=r"under 'eager' attention; .* say (.*) before you decode") as refused:
+        vpa.decode(vlm, pictures[0], QUESTIONS[0], max_new_tokens=1)
+    advice = str(refused.value).partition("say ")[2].partition(" before")[0]
+    exec(advice, {"model": vlm.model})
+    assert len(vpa.decode(vlm, pictures[0], QUESTIONS[0], max_new_tokens=1)) == 1

@@ -248,20 +248,9 @@ def load(
         raise ValueError(f"a model is named by a text: 'scenes', a folder or a hub id; got {name!r}")
     name, dtype = str(os.fspath(name)), _dtype(dtype)
     device = usable_device(device) if device_map is None else _check_split(device)
-    source = str(data_folder() / name) if name in BUNDLED else name
-    if name in BUNDLED and not Path(source, "config.json").exists():
-        raise ValueError(f"the bundled model {name!r} is not at {source}; set VISIONPULSE_DATA to the data folder")
     # Left out, the library would ask at the terminal whether to run a model's own code, and wait for an answer.
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    try:
-        config = AutoConfig.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
-        explain_own_code(name, error)
-        raise ValueError(
-            f"no model {name!r}: expected {', '.join(map(repr, BUNDLED))}, a folder with config.json, or a hub id "
-            f"that can be reached or is in the local cache ({error})"
-        ) from error
-    check_supported(config, name)
+    source, config = find_model(name, **options)
     try:
         with quiet(name in BUNDLED):
             # Shapes that differ are told with everything else that does not fit.
@@ -287,6 +276,23 @@ def load(
         raise ValueError(f"{name!r} does not fit on its devices ({model.hf_device_map}): use more, or another dtype")
     parts = {"model": model.eval(), "tokenizer": tokenizer, "image_processor": image_processor, "settings": settings}
     return VLM(name, **parts, revision=getattr(config, "_commit_hash", None))
+
+
+def find_model(name: str, revision: str = "main", trust_remote_code: bool = False) -> tuple[str, Any]:
+    """Where a model is, and its configuration, without its weights; parameters and errors as of :func:`load`."""
+    source = str(data_folder() / name) if name in BUNDLED else name
+    if name in BUNDLED and not Path(source, "config.json").exists():
+        raise ValueError(f"the bundled model {name!r} is not at {source}; set VISIONPULSE_DATA to the data folder")
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        explain_own_code(name, error)
+        raise ValueError(
+            f"no model {name!r}: expected {', '.join(map(repr, BUNDLED))}, a folder with config.json, or a hub id "
+            f"that can be reached or is in the local cache ({error})"
+        ) from error
+    check_supported(config, name)
+    return source, config
 
 
 def usable_device(device: Any = None) -> Any:

@@ -46,6 +46,40 @@ def test_a_whole_file(tmp_path):
 SCENES = {"scenes": {"n": 2}}
 
 
+@pytest.mark.parametrize("label", ["no", "on", "null", "5", "0.05", "2026-01-02", "[a]", ""])
+def test_a_label_that_is_no_text_for_yaml_is_refused_and_quotes_make_it_one(label):
+    text = "{out: x, samples: {scenes: {n: 2}}, pruners: [{name: random, budget: 0.05, label: %s}]}"
+    with pytest.raises(ValueError, match=r"label must be text, got .*\); a text that YAML takes for .* needs quotes"):
+        SweepConfig.from_plain(read_yaml(text % label), folder=Path())
+    quoted = SweepConfig.from_plain(read_yaml(text % f"'{label or 'x'}'"), folder=Path())
+    assert [arm.label for arm in quoted.pruners] == [label or "x"]
+
+
+@pytest.mark.parametrize(
+    "part", ["models: [{name: scenes, label: no}]", "samples: {folder: {path: a, question: b, answer: yes}}", "out: 5"]
+)
+def test_other_texts_that_are_none_for_yaml_say_that_they_need_quotes(part):
+    given = {"out": "x", "samples": SCENES, **read_yaml(part)}
+    with pytest.raises(ValueError, match=r"expected text.* needs quotes"):
+        SweepConfig.from_plain(given, folder=Path())
+
+
+def test_paths_of_models_count_from_the_file(tmp_path, monkeypatch):
+    (tmp_path / "sweeps" / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "elsewhere" / "mine" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    names = ["mine/model", "./mine", "../model", "scenes", "owner/name", "../nothing", str(tmp_path / "model")]
+    models = [{"name": name, "label": f"m{number}"} for number, name in enumerate(names)]
+    config = SweepConfig.from_plain({"out": "x", "samples": SCENES, "models": models}, folder=tmp_path / "sweeps")
+    assert [model.name for model in config.models] == names  # as written: what a trace's id depends on
+    here = tmp_path / "sweeps" / "mine"
+    assert [config.source(model) for model in config.models] == [
+        *map(str, (here / "model", here, tmp_path / "model")), "scenes", "owner/name",
+        str(tmp_path / "nothing"), str(tmp_path / "model"),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -30,6 +30,20 @@ from visionpulse_analysis.sweeps.results import Sweep
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+def test_a_model_is_looked_for_where_the_file_lies_before_any_worker_starts(
+    sweep, plain, scenes_folder, tmp_path, monkeypatch
+):
+    (tmp_path / "near").symlink_to(scenes_folder)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    plain |= {"models": [{"name": "./near", "label": "tiny"}], "pruners": ["dense"]}
+    plain["samples"]["scenes"]["n"] = 2
+    assert sweep(plain).finished == 2
+    monkeypatch.setattr(running, "connect", lambda *given: pytest.fail("workers were started"))
+    with pytest.raises(worker.SweepError, match=r"the model '/.*/nothing' cannot be loaded: ValueError: no model"):
+        sweep(plain | {"models": ["./nothing"]})
+
+
 def test_every_trace_is_that_of_decode_and_its_row_says_what_it_holds(sweep, plain, vlm, tmp_path):
     summary = sweep(plain)
     assert (summary.planned, summary.finished, summary.before, summary.failed) == (12, 12, 0, 0)

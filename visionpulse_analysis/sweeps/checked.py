@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 T = TypeVar("T")
+QUOTES = "a text that YAML takes for something else (no, yes, on, off, null, a number, a date) needs quotes"
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -82,7 +83,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if inner is not None and not (value is None and type(None) in get_args(hint)):
         return from_plain(inner, value, where)  # pyright: ignore[reportArgumentType]
     if not fits(value, hint):
-        raise ValueError(f"{where}: expected {_name(hint)}, got {value!r} ({type(value).__name__})")
+        text = str in (hint, *get_args(hint)) and not isinstance(value, str | list | Mapping)
+        advice = f"; {QUOTES}" if text else ""
+        raise ValueError(f"{where}: expected {_name(hint)}, got {value!r} ({type(value).__name__}){advice}")
     return value
 
 

@@ -14,10 +14,11 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+from visionpulse_analysis.models import BUNDLED
 from visionpulse_analysis.pruners import list_pruners, make_pruner
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.sampling import Sample as Sampling
-from visionpulse_analysis.sweeps.checked import check_keys, fits, from_plain, read_yaml
+from visionpulse_analysis.sweeps.checked import QUOTES, check_keys, fits, from_plain, read_yaml
 from visionpulse_analysis.testbed.questions import TASKS
 
 
@@ -70,7 +71,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Model:
-    """What `load` takes, and the name it has in the table."""
+    """What `load` takes, and the name it has in the table; the path of a folder counts from the YAML file."""
 
     name: str
     label: str = ""
@@ -155,6 +156,13 @@ class SweepConfig:
             **{name: getattr(plain, name) for name in ("samples", "seeds", "decode", "retries", "table", "modules")},
         )
 
+    def source(self, model: Model) -> str:
+        """What `load` is given for a model: a folder by its whole path, relative names counted from ``folder``."""
+        if model.name in BUNDLED:
+            return model.name
+        place = self.folder / Path(model.name).expanduser()
+        return str(place.resolve()) if place.is_dir() or _is_path(model.name) else model.name
+
     def recipe(self, model: Model, arm: Arm) -> dict[str, Any]:
         """Everything but sample and seed that decides what a trace holds, JSON-ready."""
         decode = {name: value for name, value in asdict(self.decode).items() if name != "batch_size"}
@@ -215,15 +223,20 @@ def import_modules(modules: Sequence[str], folder: Path, where: str) -> None:
             raise ValueError(f"{where}: modules: {module!r} cannot be imported ({error!r})") from error
 
 
+def _is_path(name: str) -> bool:
+    """Whether a model's name can only be meant as a folder; a hub id is ``owner/name`` or ``name``."""
+    return name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name
+
+
 def _arm(given: Any, where: str) -> Arm:
     options = {"name": given} if isinstance(given, str) else given
     if not isinstance(options, Mapping) or not isinstance(options.get("name"), str):
         raise ValueError(f"{where}: expected a pruner's name, or name: and its parameters")
     parameters = {key: value for key, value in options.items() if key not in ("name", "label")}
-    name = options["name"]
-    label = options.get("label") or " ".join([name, *(f"{key}={value}" for key, value in parameters.items())])
+    name, label = options["name"], options.get("label", "")
     if not isinstance(label, str):
-        raise ValueError(f"{where}: label must be text, got {label!r}")
+        raise ValueError(f"{where}: label must be text, got {label!r} ({type(label).__name__}); {QUOTES}")
+    label = label or " ".join([name, *(f"{key}={value}" for key, value in parameters.items())])
     if name == "dense":
         check_keys(parameters, (), where)
         return Arm(label, None)

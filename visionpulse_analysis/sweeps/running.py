@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from distributed import Future, KilledWorker, as_completed
 from tqdm.auto import tqdm
 
+from visionpulse_analysis.models import find_model
 from visionpulse_analysis.sweeps.cluster import connect, watched
 from visionpulse_analysis.sweeps.config import SweepConfig
 from visionpulse_analysis.sweeps.folder import SweepFolder
@@ -85,6 +87,7 @@ def run(
             report(f"{state.others} traces made with other settings stay in the store, and are not in the table")
         try:
             if state.closed < len(jobs):
+                _find_models(config, {job.model.label for job in jobs if state.is_open(job)}, scheduler)
                 with connect(scheduler, workers) as client:
                     report(f"dask dashboard: {'none' if workers == 0 else client.dashboard_link}")
                     going = _Run(client, config, folder, state, table, report)
@@ -98,6 +101,20 @@ def run(
             path = table.write()
     counts = {"planned": len(jobs), "finished": len(state.finished), "before": before, "failed": len(state.failed)}
     return Summary(str(folder.path), str(path), **counts, seconds=time.perf_counter() - started)
+
+
+def _find_models(config: SweepConfig, labels: Collection[str], scheduler: str | None) -> None:
+    """Raise SweepError for a model that is not there, before any worker starts and looks for it.
+
+    What is not a folder here may be known to the workers of an existing cluster alone.
+    """
+    for model in config.models:
+        source = config.source(model)
+        if model.label in labels and (scheduler is None or Path(source).is_dir()):
+            try:
+                find_model(source, model.revision, model.trust_remote_code)
+            except ValueError as error:
+                raise SweepError(f"the model {source!r} cannot be loaded: {type(error).__name__}: {error}") from error
 
 
 @dataclass
@@ -186,7 +203,7 @@ class _Run:
             "token": self.folder.token,
             "modules": self.config.modules,
             "module_folder": str(self.config.folder),
-            "model": asdict(model),
+            "model": {**asdict(model), "name": self.config.source(model)},
             "weights": self.state.weights.get(model.label),
             "run": self.word,
             "pruner": arm.pruner and arm.pruner.to_dict(),
