@@ -3,6 +3,7 @@
 # make test-floor      run the tests that touch transformers on the oldest version allowed
 # make test-torchvision run the tests of families that compare with torchvision or, on the oldest transformers, need it
 # make test-triton     run the tests of the GPU kernels: in Triton's interpreter, and compiled for GPUs that are not there
+# make test-trained   run the tests on a language model with trained weights, SmolLM2-135M in a small SmolVLM (minutes)
 # make family-table    run the tests of all families on the oldest and newest transformers, write their table into the README
 # make lab             open JupyterLab in notebooks/
 # make lint            ruff, pyright, import-linter
@@ -14,13 +15,14 @@ BIN := $(VENV)/bin
 FLOOR := $(VENV)/floor
 TORCHVISION := $(VENV)/torchvision
 TRITON := $(VENV)/triton
+TRAINED := $(VENV)/trained
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable
 INTO := $(BIN)/python -m pip install --disable-pip-version-check --no-deps --target
 
 # Everything bundled works without network; say HF_HUB_OFFLINE=0 to load a model from the hub.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: figures test test-floor test-torchvision test-triton family-table lab lint clean
+.PHONY: figures test test-floor test-torchvision test-triton test-trained family-table lab lint clean
 
 figures: $(VENV)/.installed
 	$(BIN)/visionpulse figures $(NAME) $(if $(filter-out 0,$(FAST)),--fast)
@@ -38,6 +40,9 @@ test-torchvision: $(FLOOR)/.installed $(TORCHVISION)/.installed
 
 test-triton: $(TRITON)/.installed
 	PYTHONPATH=$(TRITON) TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_fused.py
+
+test-trained: $(TRAINED)/.installed
+	PYTHONPATH=$(TRAINED) $(BIN)/python -m pytest tests/trained
 
 family-table: $(FLOOR)/.installed $(TORCHVISION)/.installed
 	PYTHONPATH=$(FLOOR) FAMILY_TABLE=write $(BIN)/python -m pytest tests/families
@@ -75,6 +80,11 @@ $(TORCHVISION)/.installed: constraints-torchvision.txt $(VENV)/.installed
 $(TRITON)/.installed: constraints-triton.txt $(VENV)/.installed
 	rm -rf $(TRITON)
 	$(INTO) $(TRITON) --requirement constraints-triton.txt
+	touch $@
+
+$(TRAINED)/.installed: constraints-trained.txt $(VENV)/.installed
+	rm -rf $(TRAINED)
+	$(INTO) $(TRAINED) --requirement constraints-trained.txt
 	touch $@
 
 $(BIN)/python:

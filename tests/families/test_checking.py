@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import visionpulse_analysis as vpa
 from visionpulse_analysis.attending import Recorder
 from visionpulse_analysis.attending.gathering import Gathered
-from visionpulse_analysis.checking import checks, forward
+from visionpulse_analysis.checking import checks, forward, vision
 from visionpulse_analysis.cli import app
 from visionpulse_analysis.decoding import Batch
 from visionpulse_analysis.families.cells import Cells
@@ -67,6 +67,30 @@ def test_a_gathering_that_reads_the_wrong_keys(vlm, monkeypatch):
     assert failed(vlm) == ["masked equals gathered"]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("units", "passes"), [(1, True), (60, False)])
+def test_bounds_follow_from_the_noise_of_the_model(vlm, monkeypatch, dtype, units, passes):
+    """A gathering that is off by one unit of rounding a layer passes, one that is off by dozens does not."""
+    right = forward.forced
+
+    def off(*given, execution="masked", **options):
+        noise = {"witness": forward.OneUnitOff(7, units)} if execution == "gathered" else {}
+        return right(*given, execution="masked", **options, **noise)
+
+    monkeypatch.setattr(checks, "forced", off)
+    model = deepcopy(vlm.model).to(getattr(torch, dtype))
+    assert checks._gathered(checks._Subject(replace(vlm, model=model))).passed is passes
+
+
+def test_light_is_measured_by_the_way_gone_not_by_its_length(vlm):
+    """Half the light must never outshine all of it, whatever the tower does with either."""
+    pictures = [np.full((64, 64, 3), value, np.uint8) for value in (60, 158, 255)]
+    dark, half, bright = (vlm.prompt(picture, "What?") for picture in pictures)
+    patches = dark.grid.position
+    ways = [vision.lit(vlm, dark, after, bright)[patches] for after in (dark, half, bright)]
+    assert (ways[0] == 0).all() and (ways[2] == 1).all() and ((ways[1] > 0) & (ways[1] < 1)).all()
+
+
 def test_a_budget_that_drops_a_patch(vlm, monkeypatch):
     monkeypatch.setattr(checks, "VisionPulse", lambda budget: vpa.VisionPulse(budget=min(budget, 0.9)))
     assert failed(vlm) == ["keeping every patch equals dense"]
@@ -86,7 +110,7 @@ def test_rows_and_columns_swapped(vlm, monkeypatch):
 
 def test_a_geometry_of_which_no_cell_was_tried(vlm, monkeypatch):
     monkeypatch.setattr(checks, "np", SimpleNamespace(**{**vars(np), "flatnonzero": lambda chosen: np.empty(0, int)}))
-    assert checks._geometry(vlm).passed is False
+    assert checks._geometry(checks._Subject(vlm)).passed is False
 
 
 def test_a_padding_mask_that_gets_lost(vlm, monkeypatch):
@@ -98,8 +122,8 @@ def test_a_padding_mask_that_gets_lost(vlm, monkeypatch):
 
 
 def test_a_model_that_is_left_changed(vlm, monkeypatch):
-    def meddling(vlm):
-        vlm.model.train()
+    def meddling(subject):
+        subject.vlm.model.train()
         return checks.Finding("", True)
 
     monkeypatch.setattr(checks, "_padding", meddling)

@@ -50,8 +50,8 @@ def test_logits_and_rows_are_those_of_a_cpu(family, photos, dtype, pruner):
     for device in ("cpu", KIND):
         vlm = on(family.vlm, device, dtype)
         prompt = vlm.prompt(photos[1:], QUESTION)
-        logits, rows = forced(vlm, prompt, ANSWER, layers=range(vlm.n_layers), pruner=pruner)
-        found.append((torch.log_softmax(logits, dim=1).cpu(), rows.cpu()))
+        run = forced(vlm, prompt, ANSWER, layers=range(vlm.n_layers), pruner=pruner)
+        found.append((torch.log_softmax(run.logits, dim=1).cpu(), run.rows.cpu()))
     (logits, rows), (logits_there, rows_there) = found
     assert float((logits - logits_there).abs().max()) <= allowed * float(logits.abs().max())
     assert float((rows - rows_there).abs().max()) <= (allowed + 2**-11) * float(rows.max())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -16,6 +18,15 @@ from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.pruners.logits import newest_logits
 
 
+@dataclass(frozen=True)
+class Forced:
+    """Of each step; step 0 is prefill. logits float32 [step, word], rows [step, layer, patch], mass [step, layer]."""
+
+    logits: torch.Tensor
+    rows: torch.Tensor
+    mass: torch.Tensor
+
+
 @torch.inference_mode()
 def forced(
     vlm: VLM,
@@ -26,28 +37,32 @@ def forced(
     pruner: Pruner | None = None,
     execution: Execution = "masked",
     witness: Callable[[Callable], Callable] = lambda attend: attend,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Forced:
     """Decode with given tokens in place of chosen ones, so that runs are compared on the same sequence.
 
-    Returns
-    -------
-    logits, rows : float32 [step, word] and [step, layer, patch]
-        Step 0 is prefill; there is one step more than tokens.
+    There is one step more than tokens.
     """
     options = Options(list(layers), None, pruner, execution, max_new_tokens=len(tokens) + 1)
     batch = Batch(vlm, [Record(vlm, prompt, 0, {}, layers=list(layers))], options)
-    logits, rows = [], []
+    logits, rows, masses = [], [], []
     with route(vlm.model, witness(batch.attend)):
         for token in [None, *tokens]:
             if token is not None:
                 batch.tokens = torch.tensor([token], device=vlm.model.device)
             logits.append((batch.prefill() if token is None else batch.step())[0])
-            rows.append(batch.recorder.take()[0][0].float().cpu())
-    return torch.stack(logits), torch.stack(rows)
+            row, mass = batch.recorder.take()
+            rows.append(row[0].float().cpu())
+            masses.append(mass[0].float().cpu())
+    return Forced(torch.stack(logits), torch.stack(rows), torch.stack(masses))
 
 
 class RowsTimesValues:
-    """Looks on at attention: how far is the recorded row times the values from what the kernel put out?"""
+    """Looks on at attention: how far is the recorded row times the values from what the kernel put out?
+
+    In units of rounding (`worst`): one of the output's dtype, relative to the largest output of the head, and one of
+    float32, in which kernels add up: relative to the largest value, times the depth of the sum over the keys (log2),
+    and times the largest logit, because a logit that is off by so much of itself moves its weight by as many units.
+    """
 
     def __init__(self):
         self.worst = 0.0
@@ -59,12 +74,41 @@ class RowsTimesValues:
         def watched(module, query, key, value, mask, *, scaling=None, **options):
             scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
             output, weights = attend(module, query, key, value, mask, scaling=scaling, **options)
-            rows = torch.softmax(newest_logits(query, key, mask, scaling), dim=-1)  # [row, head, key]
+            logits = newest_logits(query.float(), key.float(), mask, scaling)  # [row, head, key]
+            rows = torch.softmax(logits, dim=-1)
             values = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).float()
             expected = torch.matmul(rows[:, :, None], values)[:, :, 0]
             kernel = output[:, -1].float().view_as(expected)
-            self.worst = max(self.worst, float((kernel - expected).abs().max() / expected.abs().max()))
+            steepest = 1 + logits.masked_fill(logits.isinf(), 0).abs().amax(dim=-1)  # [row, head]
+            unit = torch.finfo(output.dtype).eps * expected.abs().amax(dim=-1)
+            depth = math.log2(2 + key.shape[2])
+            unit += torch.finfo(torch.float32).eps * depth * steepest * values.abs().amax(dim=(2, 3))
+            off = (kernel - expected).abs().amax(dim=-1)
+            self.worst = max(self.worst, float((off / unit.clamp(min=torch.finfo(torch.float32).tiny)).max()))
             self.layers.add(module.layer_idx)
             return output, weights
 
         return watched
+
+
+class OneUnitOff:
+    """Moves every attention output by up to one unit of rounding of its dtype, relative to the largest of its head.
+
+    No two ways of computing the same attention can be told to agree better than that: sums in another order, another
+    kernel or other shapes of a batch differ by about so much. What it does to rows and logits further on is the noise
+    floor of this model, whatever its depth, width and weights.
+    """
+
+    def __init__(self, seed: int, units: float = 1.0):
+        self.random, self.units = torch.Generator().manual_seed(seed), units
+
+    def __call__(self, attend: Callable) -> Callable:
+        """Wrap an attention function."""
+
+        def noisy(*given, **options):
+            output, weights = attend(*given, **options)  # [row, query, head, dim]
+            unit = self.units * torch.finfo(output.dtype).eps * output.float().abs().amax(dim=-1, keepdim=True)
+            sides = 2 * torch.rand(output.shape, generator=self.random) - 1
+            return (output.float() + unit * sides.to(output.device)).to(output.dtype), weights
+
+        return noisy

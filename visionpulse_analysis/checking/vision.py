@@ -69,6 +69,18 @@ def changes(vlm: VLM, before: Prompt, after: Prompt) -> np.ndarray:
     return (one - other).norm(dim=1).numpy()
 
 
+def lit(vlm: VLM, dark: Prompt, after: Prompt, bright: Prompt) -> np.ndarray:
+    """How far each token has gone from how it looks in a dark picture to how it looks in a bright one.
+
+    float32 [token] in [0, 1], of three prompts of one layout; 0 where the two look alike. The way gone, and not its
+    length: a tower with few or random weights may answer to half the light of a patch with a longer step than to all.
+    """
+    with local_vision(vlm):
+        here, there, now = (embeddings(vlm, prompt) for prompt in (dark, bright, after))
+    gone, left = (now - here).norm(dim=1), (there - now).norm(dim=1)
+    return (gone / (gone + left).clamp(min=torch.finfo(torch.float32).tiny)).numpy()
+
+
 def brighten(picture: np.ndarray, box: np.ndarray) -> np.ndarray:
     """A copy of a picture uint8 [row_px, col_px, 3] with the inside of a box white."""
     left, top, right, bottom = np.clip(box, 0, [picture.shape[1], picture.shape[0]] * 2)
