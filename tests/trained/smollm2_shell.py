@@ -69,6 +69,6 @@ def save_shell(folder: Path) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     pictures = pil_class("SmolVLMImageProcessor")(
-        size={"longest_edge": 4 * TILE}, max_image_size={"longest_edge": TILE}
+        size={"longest_edge": 2 * TILE}, max_image_size={"longest_edge": TILE}
     )
     pictures.save_pretrained(folder)
