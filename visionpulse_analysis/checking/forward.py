@@ -36,7 +36,7 @@ def forced(
     layers: Sequence[int] = (),
     pruner: Pruner | None = None,
     execution: Execution = "masked",
-    witness: Callable[[Callable], Callable] = lambda attend: attend,
+    witness: Callable[[Batch], Callable] = lambda batch: batch.attend,
 ) -> Forced:
     """Decode with given tokens in place of chosen ones, so that runs are compared on the same sequence.
 
@@ -45,7 +45,7 @@ def forced(
     options = Options(list(layers), None, pruner, execution, max_new_tokens=len(tokens) + 1)
     batch = Batch(vlm, [Record(vlm, prompt, 0, {}, layers=list(layers))], options)
     logits, rows, masses = [], [], []
-    with route(vlm.model, witness(batch.attend)):
+    with route(vlm.model, witness(batch)):
         for token in [None, *tokens]:
             if token is not None:
                 batch.tokens = torch.tensor([token], device=vlm.model.device)
@@ -57,32 +57,40 @@ def forced(
 
 
 class RowsTimesValues:
-    """Looks on at attention: how far is the recorded row times the values from what the kernel put out?
+    """Looks on at attention: how far is what it put out from softmax rows times values, written out in float32?
 
-    In units of rounding (`worst`): one of the output's dtype, relative to the largest output of the head, and one of
-    float32, in which kernels add up: relative to the largest value, times the depth of the sum over the keys (log2),
-    and times the largest logit, because a logit that is off by so much of itself moves its weight by as many units.
+    Where a pruner hides patches, they are hidden from the rows. In units of rounding (`worst`): one of the output's
+    dtype, relative to the largest output of the head and to the root of the summed squares of what is added up, since
+    weights may be rounded too; and one of float32, in which kernels add up, relative to the largest value, times the
+    depth of the sum over the keys (log2), and times the largest logit, because a logit that is off by so much of itself
+    moves its weight by as many units.
     """
 
     def __init__(self):
         self.worst = 0.0
         self.layers: set[int] = set()
 
-    def __call__(self, attend: Callable) -> Callable:
-        """Wrap an attention function."""
+    def __call__(self, batch: Batch) -> Callable:
+        """The attention function of a batch, watched."""
 
         def watched(module, query, key, value, mask, *, scaling=None, **options):
             scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-            output, weights = attend(module, query, key, value, mask, scaling=scaling, **options)
+            output, weights = batch.attend(module, query, key, value, mask, scaling=scaling, **options)
             logits = newest_logits(query.float(), key.float(), mask, scaling)  # [row, head, key]
+            for group in batch.groups:
+                kept = group.shown[module.layer_idx]
+                if kept is not None:
+                    hidden = group.layout.keys_of(~kept, key.shape[2]).to(logits.device)
+                    logits = logits.masked_fill(hidden[:, None], -torch.inf)
             rows = torch.softmax(logits, dim=-1)
             values = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).float()
-            expected = torch.matmul(rows[:, :, None], values)[:, :, 0]
+            added = rows[..., None] * values  # [row, head, key, dim]
+            expected = added.sum(dim=2)
             kernel = output[:, -1].float().view_as(expected)
-            steepest = 1 + logits.masked_fill(logits.isinf(), 0).abs().amax(dim=-1)  # [row, head]
-            unit = torch.finfo(output.dtype).eps * expected.abs().amax(dim=-1)
-            depth = math.log2(2 + key.shape[2])
-            unit += torch.finfo(torch.float32).eps * depth * steepest * values.abs().amax(dim=(2, 3))
+            of_dtype = expected.abs().amax(dim=-1) + added.square().sum(dim=2).sqrt().amax(dim=-1)
+            steepest = 1 + logits.masked_fill(logits.isinf(), 0).abs().amax(dim=-1)
+            of_sum = math.log2(2 + key.shape[2]) * steepest * values.abs().amax(dim=(2, 3))
+            unit = torch.finfo(output.dtype).eps * of_dtype + torch.finfo(torch.float32).eps * of_sum
             off = (kernel - expected).abs().amax(dim=-1)
             self.worst = max(self.worst, float((off / unit.clamp(min=torch.finfo(torch.float32).tiny)).max()))
             self.layers.add(module.layer_idx)
@@ -99,15 +107,15 @@ class OneUnitOff:
     floor of this model, whatever its depth, width and weights.
     """
 
-    def __init__(self, seed: int, units: float = 1.0):
-        self.random, self.units = torch.Generator().manual_seed(seed), units
+    def __init__(self, seed: int):
+        self.random = torch.Generator().manual_seed(seed)
 
-    def __call__(self, attend: Callable) -> Callable:
-        """Wrap an attention function."""
+    def __call__(self, batch: Batch) -> Callable:
+        """The attention function of a batch, with noise."""
 
         def noisy(*given, **options):
-            output, weights = attend(*given, **options)  # [row, query, head, dim]
-            unit = self.units * torch.finfo(output.dtype).eps * output.float().abs().amax(dim=-1, keepdim=True)
+            output, weights = batch.attend(*given, **options)  # [row, query, head, dim]
+            unit = torch.finfo(output.dtype).eps * output.float().abs().amax(dim=-1, keepdim=True)
             sides = 2 * torch.rand(output.shape, generator=self.random) - 1
             return (output.float() + unit * sides.to(output.device)).to(output.dtype), weights
 
