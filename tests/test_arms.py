@@ -8,6 +8,7 @@ import pytest
 import visionpulse_analysis as vpa
 from visionpulse_analysis.sampling import Sample as Sampling
 from visionpulse_analysis.studies import arms
+from visionpulse_analysis.studies.kept import cache_folder
 from visionpulse_analysis.studies.samples import scene_samples
 
 
@@ -61,18 +62,17 @@ def test_overlap_is_the_mean_jaccard_index_of_consecutive_kept_sets(vlm, samples
     assert found["pulse"][0][0].overlap == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_second_call_reads_and_a_new_arm_decodes_only_itself(vlm, samples, monkeypatch):
+def test_a_second_call_reads_and_a_new_arm_decodes_only_itself(vlm, samples):
+    def kept():
+        return {path.name: path.stat().st_mtime_ns for path in cache_folder().iterdir()}
+
     first = arms.decode_arms(vlm, samples, {"dense": None}, max_new_tokens=5)
-    branched = []
-    branch = arms.Trunk.branch
-    monkeypatch.setattr(
-        arms.Trunk, "branch", lambda self, pruner, *a: branched.append(pruner) or branch(self, pruner, *a)
-    )
+    [(name, written)] = kept().items()
     assert arms.decode_arms(vlm, samples, {"dense": None}, max_new_tokens=5) == first
-    assert branched == []
+    assert kept() == {name: written}
     both = arms.decode_arms(vlm, samples, {"dense": None, "random": ARMS["random"]}, max_new_tokens=5)
     assert both["dense"] == first["dense"]
-    assert branched == [ARMS["random"]]
+    assert len(kept()) == 2 and kept()[name] == written
 
 
 @pytest.mark.parametrize("empty", ["samples", "arms", "seeds"])

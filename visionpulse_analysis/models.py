@@ -27,6 +27,7 @@ from visionpulse_analysis.families.generation import Generation
 from visionpulse_analysis.families.pieces import Decoder
 from visionpulse_analysis.families.processors import explain_own_code, load_image_processor, load_video_settings, quiet
 from visionpulse_analysis.families.weights import check_arrived
+from visionpulse_analysis.fingerprints.tensors import bytes_of, every_byte
 from visionpulse_analysis.images import ImageLike
 from visionpulse_analysis.torch_settings import own_settings
 from visionpulse_analysis.traces.html import facts_table
@@ -55,6 +56,7 @@ class VLM:
     image_processor: Any
     revision: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    _hashed: tuple[str, str] = field(default=("", ""), init=False, repr=False, compare=False)
 
     @property
     def family(self) -> Family:
@@ -114,15 +116,22 @@ class VLM:
         """Turns tokens into the pieces of a text."""
         return Decoder(self.tokenizer)
 
-    @cached_property
+    @property
     def weights_hash(self) -> str:
-        """First 16 hex digits of the sha256 over all parameters, in name order."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            # Flattened first: a number without an axis has no bytes to view.
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """First 16 hex digits of the sha256 over all parameters, in name order, as they are now.
+
+        Weights are edited in place, also behind torch's back: every byte is read at each use, and the sha256, which
+        takes longer, is taken again where they differ.
+        """
+        named = [pair for pair in sorted(self.model.state_dict().items()) if isinstance(pair[1], torch.Tensor)]
+        quick = f"{[name for name, _ in named]} {every_byte(value for _, value in named)}"
+        if self._hashed[0] != quick:
+            digest = hashlib.sha256()
+            for name, value in named:
+                digest.update(name.encode())
+                digest.update(bytes_of(value))
+            self._hashed = quick, digest.hexdigest()[:16]
+        return self._hashed[1]
 
     @own_settings()
     def prompt(self, images: ImageLike | Video | Sequence[ImageLike | Video], question: str) -> Prompt:

@@ -122,8 +122,9 @@ def decode(
     if batch_size > 1:
         vlm.family.check_together(prompts)
     shared: Any = {"layers": options.layers, "heads": options.heads, "pruned": pruner is not None}
+    weights = vlm.weights_hash
     records = [
-        Record(vlm, prompt, row_seed, _meta(vlm, prompt, options, row_seed, name), **shared, store=store,
+        Record(vlm, prompt, row_seed, _meta(vlm, weights, prompt, options, row_seed, name), **shared, store=store,
                overwrite=overwrite)
         for prompt, row_seed, name in zip(prompts, seeds, names, strict=True)
     ]  # fmt: skip
@@ -142,20 +143,22 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{package: version(package) for package in packages}}
 
 
-def _meta(vlm: VLM, prompt: Prompt, options: Options, seed: int, name: str | None) -> dict[str, Any]:
+def _meta(vlm: VLM, weights: str, prompt: Prompt, options: Options, seed: int, name: str | None) -> dict[str, Any]:
     asked = vlm.generation
     return {
         **({} if name is None else {"id": name}),
         "question": prompt.question,
         **({"videos": prompt.videos} if prompt.videos else {}),
-        **provenance(vlm, options, seed, options.max_new_tokens),
+        **provenance(vlm, options, seed, options.max_new_tokens, weights),
         **({"generation": asked.applied} if asked.applied else {}),
         **({"generation_left_out": asked.left_out} if asked.left_out else {}),
         "end_tokens": [vlm.decoder([token]) for token in sorted(end_ids(vlm))],
     }
 
 
-def provenance(vlm: VLM, options: Options, seed: int, max_new_tokens: int | None) -> dict[str, Any]:
+def provenance(
+    vlm: VLM, options: Options, seed: int, max_new_tokens: int | None, weights: str | None = None
+) -> dict[str, Any]:
     """What every trace says of where it comes from, JSON-ready.
 
     Parameters
@@ -164,10 +167,12 @@ def provenance(vlm: VLM, options: Options, seed: int, max_new_tokens: int | None
         With which the row was decoded.
     max_new_tokens : int, optional
         At which it would have stopped.
+    weights : str, optional
+        The model's hash, where the caller has just taken it.
     """
     return {
         "model": vlm.name,
-        "model_hash": vlm.weights_hash,
+        "model_hash": vlm.weights_hash if weights is None else weights,
         "revision": vlm.revision,
         "dtype": str(vlm.model.dtype).removeprefix("torch."),
         "attention": "sdpa",

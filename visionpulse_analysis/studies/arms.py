@@ -5,26 +5,23 @@ Arms share what prefill they can (`trunk`); the tokens are those of :func:`decod
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from visionpulse_analysis._files import written_whole
 from visionpulse_analysis.costs import costs_of
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.pruners.oracle import Oracle
 from visionpulse_analysis.sampling import Sample as Sampling
-from visionpulse_analysis.studies.collect import cache_folder, key_of
+from visionpulse_analysis.studies.collect import key_of
+from visionpulse_analysis.studies.kept import cache_folder, keep, part_of_key, recall, say_once, state_of
 from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.studies.trunk import Trunk
 from visionpulse_analysis.traces import Trace
-
-VERSION = 3  # of the kept files
 
 
 @dataclass(frozen=True)
@@ -43,10 +40,13 @@ class Outcome:
     finished: bool
     retention: float
     overlap: float
-    kept_by_layer: Sequence[float] = ()
+    kept_by_layer: tuple[float, ...] = ()
     flops: float = float("nan")
     kv_bytes_read: float = float("nan")
     peak_kv_bytes: float = float("nan")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kept_by_layer", tuple(self.kept_by_layer))  # JSON gives a list
 
 
 def decode_arms(
@@ -81,19 +81,28 @@ def decode_arms(
     """
     if not samples or not arms or not seeds:
         raise ValueError(f"expected samples, arms and seeds, got {len(samples)}, {len(arms)} and {len(seeds)} of them")
-    base = key_of(vlm, samples, {"outcomes": VERSION, "max_new_tokens": max_new_tokens})
-    files = {(arm, seed): _file(base, pruner, seed, sample) for arm, pruner in arms.items() for seed in seeds}
-    missing = [job for job, path in files.items() if not path.exists()]
-    fresh: dict[tuple[str, int], list[Outcome]] = {job: [] for job in missing}
+    ran = (_outcome, Trunk, sample)
+    state = state_of(vlm, *ran)
+    base = key_of(vlm, samples, {"max_new_tokens": max_new_tokens}, state)
+    files = {(arm, seed): _file(base, pruner, seed) for arm, pruner in arms.items() for seed in seeds}
+    found = {job: None if path is None else recall(path) for job, path in files.items()}
+    missing = [job for job, outcomes in found.items() if outcomes is None]
+    fresh: dict[tuple[str, int], list[Any]] = {job: [] for job in missing}
     for start in range(0, len(samples) if missing else 0, batch_size):
         part = samples[start : start + batch_size]
         trunk = Trunk(vlm, part, max_new_tokens)
         for arm, seed in missing:
             row_seeds = [seed * 1_000_003 + start + i for i in range(len(part))]
-            fresh[arm, seed] += map(_outcome, trunk.branch(arms[arm], sample, row_seeds))
-    for job, outcomes in fresh.items():
-        _write(files[job], outcomes)
-    return {arm: [_read(files[arm, seed]) for seed in seeds] for arm in arms}
+            fresh[arm, seed] += [asdict(_outcome(trace)) for trace in trunk.branch(arms[arm], sample, row_seeds)]
+    same = bool(missing) and base is not None and state_of(vlm, *ran) == state
+    for (arm, seed), outcomes in fresh.items():
+        path = files[arm, seed]
+        if path is not None and same and _file(base, arms[arm], seed) == path:
+            keep(path, outcomes)
+        elif path is not None:
+            say_once("results are not kept: what they depend on changed while they were made")
+    found |= fresh
+    return {arm: [[Outcome(**one) for one in found[arm, seed] or ()] for seed in seeds] for arm in arms}
 
 
 def first_choices(
@@ -134,7 +143,7 @@ def _outcome(trace: Trace) -> Outcome:
     both, either = (kept[1:] & kept[:-1]).sum(1), (kept[1:] | kept[:-1]).sum(1)
     same = np.where(either == 0, 1.0, both / np.maximum(either, 1))  # two empty sets are the same set
     overlap = float(same.mean()) if len(kept) > 1 else 1.0
-    layers = kept_by_layer(trace).tolist()
+    layers = tuple(kept_by_layer(trace).tolist())
     return Outcome(trace.tokens, trace.meta["finished"], float(kept.mean()), overlap, layers, *spent)
 
 
@@ -151,17 +160,7 @@ def kept_by_layer(trace: Trace) -> np.ndarray:
     return shares
 
 
-def _file(base: str, pruner: Pruner | None, seed: int, sample: Sampling | None) -> Path:
-    options = [None if given is None else given.to_dict() for given in (pruner, sample)]
-    digest = hashlib.sha256(json.dumps([base, seed, options]).encode())
-    return cache_folder() / f"outcomes-{digest.hexdigest()[:24]}.json"
-
-
-def _write(path: Path, outcomes: list[Outcome]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as draft:
-        draft.write_text(json.dumps([asdict(outcome) for outcome in outcomes]))
-
-
-def _read(path: Path) -> list[Outcome]:
-    return [Outcome(**fields) for fields in json.loads(path.read_text())]
+def _file(base: str | None, pruner: Pruner | None, seed: int) -> Path | None:
+    """Where the outcomes of one arm are kept; None where it cannot be told what they depend on."""
+    key = None if base is None else part_of_key([base, seed, pruner])
+    return None if key is None else cache_folder() / f"outcomes-{key[:24]}.json"

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
+import shutil
 import tempfile
 from collections.abc import Sequence
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from visionpulse_analysis import decoding
 from visionpulse_analysis.attending import Execution
 from visionpulse_analysis.decoding import decode, end_ids
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.sampling import Sample as Sampling
 from visionpulse_analysis.store import TraceStore
+from visionpulse_analysis.studies.kept import (
+    cache_folder,
+    folder_of_this_process,
+    is_whole,
+    part_of_key,
+    say_once,
+    seal,
+    state_of,
+)
 from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.traces import Trace
-
-CODE = (
-    "attention", "attending", "cache", "collecting", "decoding", "families", "hooks", "images", "models", "patches",
-    "prefilling", "prompt_text", "pruners", "relevance", "sampling",
-)  # fmt: skip
-
-
-def cache_folder() -> Path:
-    """Where kept traces lie: ``.cache/traces`` of the project, or ``VISIONPULSE_CACHE``."""
-    return Path(os.environ.get("VISIONPULSE_CACHE", Path(__file__).parents[2] / ".cache" / "traces"))
 
 
 def collect(
@@ -47,8 +44,10 @@ def collect(
 ) -> list[Trace]:
     """Decode every sample, or read the traces of an earlier run with the same inputs.
 
-    The key is a hash over the weights and configuration, every prompt as the model sees it, every option of
-    the decode, the library versions and the decoding code: what a change touches is decoded again.
+    The key is a hash over what runs: the weights as they are now, hooks and configurations, every prompt as the model
+    sees it, every option of the decode, the loaded code of `decode` and of the pruner with all that they reach, and
+    the settings of the process. What a change touches is decoded again; what cannot be told is not kept, and neither
+    is what changed while it ran (see `kept`).
 
     Parameters
     ----------
@@ -68,16 +67,20 @@ def collect(
     if len({one.id for one in samples}) != len(samples):
         raise ValueError(f"{len(samples)} samples share ids; give each its own")
     options = {
-        "pruner": None if pruner is None else pruner.to_dict(),
-        "sample": None if sample is None else sample.to_dict(),
+        "pruner": pruner,
+        "sample": sample,
         "seed": seed,
         "layers": layers,
         "heads": heads,
         "execution": execution,
         "max_new_tokens": max_new_tokens,
     }
-    folder = cache_folder() / key_of(vlm, samples, options)
-    if not folder.exists():
+    # `decode` by its home, so that a stand-in here that counts the calls, as tests have one, is no other code.
+    ran = (decoding.decode, pruner, sample)
+    state = state_of(vlm, *ran)
+    key = key_of(vlm, samples, options, state)
+    folder = folder_of_this_process() / "traces" if key is None else cache_folder() / key
+    if not is_whole(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         # The folder gets its name when it is whole: what a killed run leaves is never found.
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unfinished-") as unfinished:
@@ -100,11 +103,17 @@ def collect(
                 )
                 for one, trace in zip(part, traces, strict=True):
                     store.add(trace.with_meta({**trace.meta, "id": one.id}))
-            try:
-                store.path.rename(folder)
-            except OSError:
-                if not folder.exists():  # else another process was faster with the same traces
-                    raise
+            if key is not None and state_of(vlm, *ran) != state:
+                say_once("results are not kept: what they depend on changed while they were made")
+                folder = folder_of_this_process() / "traces"
+                shutil.move(store.path, folder)
+            else:
+                seal(store.path)
+                try:
+                    store.path.rename(folder)
+                except OSError:
+                    if not folder.exists():  # else another process was faster with the same traces
+                        raise
     store = TraceStore(folder)
     return [store[s.id] for s in samples]
 
@@ -114,28 +123,13 @@ def traces_hash(traces: Sequence[Trace]) -> str:
     return hashlib.sha256("".join(trace.data_hash for trace in traces).encode()).hexdigest()
 
 
-def key_of(vlm: VLM, samples: Sequence[Sample], options: dict[str, Any]) -> str:
-    """Hash of everything that decoding these samples with these options depends on: 24 hex digits."""
-    versions = {name: version(name) for name in ("torch", "transformers")}
-    model = [vlm.name, vlm.weights_hash, vlm.model.device, vlm.default_anchor, vlm.model.config.to_dict()]
-    ends = sorted(end_ids(vlm))
-    # Samples are keyed as the model sees them: a changed template or image processor changes the prompt.
-    digest = hashlib.sha256(json.dumps([model, ends, options, versions, _code_hash()], default=str).encode())
-    for sample in samples:
-        prompt = vlm.prompt(sample.image, sample.question)
-        digest.update(f"{sample.id}\0{sample.question}\0{list(prompt.inputs)}\0".encode())
-        for array in (prompt.ids.numpy(), *(value.numpy() for value in prompt.inputs.values()), *prompt.images):
-            digest.update(f"{array.shape}".encode() + array.tobytes())
-    return digest.hexdigest()[:24]
+def key_of(vlm: VLM, samples: Sequence[Sample], options: dict[str, Any], state: str | None) -> str | None:
+    """Hash of a `state_of`, the options, and the samples as the model sees them: 24 hex digits; None without a state.
 
-
-@cache
-def _code_hash() -> str:
-    """Hash of the source files that decide what a trace holds."""
-    package = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for name in CODE:
-        target = package / name
-        for path in sorted(target.rglob("*.py")) if target.is_dir() else [target.with_suffix(".py")]:
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
+    A changed template or image processor changes a prompt, and so does a picture that was changed in place.
+    """
+    if state is None:
+        return None
+    asked = [(sample.id, vars(vlm.prompt(sample.image, sample.question))) for sample in samples]
+    found = part_of_key([state, vlm.default_anchor, sorted(end_ids(vlm)), options, asked])
+    return None if found is None else found[:24]

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import subprocess
+import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from visionpulse_analysis.models import load
-from visionpulse_analysis.studies.collect import _code_hash, cache_folder
+from visionpulse_analysis.studies.kept import (
+    cache_folder,
+    folder_of_this_process,
+    is_sealed,
+    is_whole,
+    part_of_key,
+    seal,
+    state_of,
+)
 from visionpulse_analysis.sweeps.config import SweepConfig
 from visionpulse_analysis.sweeps.results import Sweep
 from visionpulse_analysis.sweeps.running import run
+from visionpulse_analysis.sweeps.worker import run_batch
 
 
 def example_sweep(
@@ -50,9 +58,26 @@ def example_sweep(
         "pruners": ["dense", *arms],
         "decode": {"layers": "anchor", "max_new_tokens": max_new_tokens, "batch_size": batch_size},
     }
-    weights = load(model, trust_remote_code=trust_remote_code).weights_hash
-    made_with = [weights, version("torch"), version("transformers"), _code_hash()]
-    key = hashlib.sha256(json.dumps([plain, made_with]).encode()).hexdigest()[:16]
-    out = cache_folder() / f"sweep-{key}"
-    run(SweepConfig.from_plain({**plain, "out": str(out)}, folder=Path()), workers=workers, progress=False)
+    state = (_state_elsewhere if workers else _state)(model, trust_remote_code)
+    key = None if state is None else part_of_key([plain, state])
+    out = folder_of_this_process() / "sweep" if key is None else cache_folder() / f"sweep-{key[:16]}"
+    # A folder without a seal is an interrupted call's, and is gone on with.
+    if not (is_sealed(out) and is_whole(out)):
+        run(SweepConfig.from_plain({**plain, "out": str(out)}, folder=Path()), workers=workers, progress=False)
+        if key is not None:
+            seal(out)
     return Sweep(out)
+
+
+def _state(model: str, trust_remote_code: bool) -> str | None:
+    return state_of(load(model, trust_remote_code=trust_remote_code), run, run_batch)
+
+
+def _state_elsewhere(model: str, trust_remote_code: bool) -> str | None:
+    """What a new process, as the workers are, would run: its files may have changed since this one loaded them."""
+    asked = f"from {__name__} import _state; print(_state({model!r}, {trust_remote_code!r}))"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"a new process cannot load {model!r}, so workers cannot either:\n{done.stderr[-2000:]}")
+    told = done.stdout.split()[-1]
+    return None if told == "None" else told

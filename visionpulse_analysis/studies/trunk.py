@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from visionpulse_analysis._files import written_whole
 from visionpulse_analysis.attention import route
 from visionpulse_analysis.collecting import Record
 from visionpulse_analysis.decoding import Batch, Options, Run
@@ -22,7 +21,8 @@ from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners.base import Pruner, Selection
 from visionpulse_analysis.pruners.view import Layout, View
 from visionpulse_analysis.sampling import Sample as Sampling
-from visionpulse_analysis.studies.collect import cache_folder, key_of
+from visionpulse_analysis.studies.collect import key_of
+from visionpulse_analysis.studies.kept import cache_folder, keep, recall, state_of
 from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.traces import Trace
 
@@ -35,7 +35,8 @@ class Trunk:
         self.prompts = [vlm.prompt(one.image, one.question) for one in samples]
         self.views: list[View] = []
         self.hindsight: dict[tuple[Any, ...], torch.Tensor] = {}  # what the dense traces attended to, see _Rows
-        self.base = key_of(vlm, samples, {"max_new_tokens": max_new_tokens})
+        self.samples = samples
+        self.state = state_of(vlm, _Rows, Trunk)
         self.batch = Batch(vlm, self.records([0] * len(samples)), self.options(_Witness(self.views), None))
         with torch.inference_mode(), route(vlm.model, self.batch.attend):
             self.logits = self.batch.prefill()
@@ -120,13 +121,16 @@ class _Rows(Batch):
         return self.trunk.hindsight[key]
 
     def _relevance(self, tokens: int) -> torch.Tensor:
-        path = cache_folder() / f"relevance-{self.trunk.base}-{tokens}.npy"
-        if not path.exists():
-            found = super()._relevance(tokens).cpu().numpy()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with written_whole(path) as draft, draft.open("wb") as file:
-                np.save(file, found)
-        return torch.from_numpy(np.load(path, allow_pickle=False)).to(self.vlm.model.device)
+        vlm, options = self.vlm, {"relevance": tokens, "max_new_tokens": self.trunk.max_new_tokens}
+        key = key_of(vlm, self.trunk.samples, options, self.trunk.state)
+        path = None if key is None else cache_folder() / f"relevance-{key}.json"
+        found = None if path is None else recall(path)
+        if found is None:
+            before = state_of(vlm)  # in the middle of a run, whose attention is routed
+            found = super()._relevance(tokens).cpu().tolist()
+            if path is not None and state_of(vlm) == before:
+                keep(path, found)
+        return torch.tensor(found, dtype=torch.float32, device=self.vlm.model.device)
 
 
 class _Branch(Run):
