@@ -139,7 +139,7 @@ def test_what_a_decode_does_once_is_not_timed_with_a_step(tiny, small_reading, m
         return 1.0
 
     monkeypatch.setattr(decode, "random_language_model", lambda *given: tiny)
-    monkeypatch.setattr(decode, "_seconds", seconds)
+    monkeypatch.setattr(decode, "seconds", seconds)
     variants = ("stock", "eager", "dense", "masked_5")
     decode.bench_decode((64,), (1,), size="tiny", rounds=2, device="cpu", variants=variants)
     # Three rounds with the one that warms up; stock and the reading; choosing is timed in two steps more.

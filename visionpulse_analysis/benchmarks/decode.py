@@ -94,7 +94,7 @@ def bench_decode(
     left_out = []
     for count in visual_tokens:
         for batch in batches:
-            if _bytes_at_once(vlm, count, batch) > free_memory(device):
+            if bytes_at_once(vlm, count, batch) > free_memory(device):
                 left_out.append({"visual_tokens": count, "batch": batch})
                 continue
             report(f"{count:,} visual tokens, batch {batch}")
@@ -165,7 +165,7 @@ def _selection_share(way: Way, rounds: int, device: str) -> float:
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*given: Any) -> Any:
             found: list[Any] = []
-            spent[name] = spent.get(name, 0.0) + _seconds(lambda: found.append(function(*given)), device)
+            spent[name] = spent.get(name, 0.0) + seconds(lambda: found.append(function(*given)), device)
             return found[0]
 
         return call
@@ -178,12 +178,12 @@ def _selection_share(way: Way, rounds: int, device: str) -> float:
     ):
         for _ in range(rounds):
             spent.clear()
-            taken = _seconds(way.step, device)
+            taken = seconds(way.step, device)
             shares.append((spent["decide"] - spent.get("logits", 0.0)) / taken)
     return spread(shares)["median"]
 
 
-def _bytes_at_once(vlm: VLM, count: int, batch: int) -> float:
+def bytes_at_once(vlm: VLM, count: int, batch: int) -> float:
     """The library's cache, ours with its room to grow, and, of one layer, copies and what eager attention expands."""
     whole, text = cache_bytes(vlm, count, batch), vlm.model.config.get_text_config()
     shared = text.num_attention_heads / text.num_key_value_heads
@@ -203,13 +203,14 @@ def _rounds(run: dict[str, Way], rounds: int, device: str) -> dict[str, list[flo
     for turn in range(rounds + 1):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             with run[name].around():
-                taken = _seconds(run[name].step, device)
+                taken = seconds(run[name].step, device)
             if turn:  # the first round warms up
                 seconds[name].append(taken)
     return seconds
 
 
-def _seconds(function: Callable[[], Any], device: str) -> float:
+def seconds(function: Callable[[], Any], device: str) -> float:
+    """How long a call takes; a GPU is waited for before and after."""
     if device == "cuda":
         torch.cuda.synchronize()
     started = time.perf_counter()

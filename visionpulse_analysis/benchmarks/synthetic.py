@@ -163,12 +163,22 @@ class Steps:
         return cache
 
     def _record(self) -> Record:
-        image, text = self.vlm.model.config.image_token_id, 9
-        ids = torch.tensor([text] * BEFORE + [image] * self.visual_tokens + [text] * AFTER)
-        positions = range(BEFORE, BEFORE + self.visual_tokens)
-        grid = PatchGrid.from_grid(positions, rows=32, cols=self.visual_tokens // 32, image_sizes=[(256, 256)])
-        prompt = Prompt("what ?", ids, (ids == image).long(), grid, {}, [])
-        return Record(self.vlm, prompt, 0, {}, layers=[])
+        return synthetic_record(self.vlm, BEFORE, self.visual_tokens, AFTER)
+
+
+def synthetic_record(vlm: VLM, before: int, visual_tokens: int, after: int) -> Record:
+    """The record of a prompt of so many tokens of text, of an image, and of text; nothing is recorded.
+
+    Raises ValueError unless `visual_tokens` is a multiple of 32.
+    """
+    if visual_tokens % 32:
+        raise ValueError(f"visual_tokens must be a multiple of 32, got {visual_tokens}")
+    image, text = vlm.model.config.image_token_id, 9
+    ids = torch.tensor([text] * before + [image] * visual_tokens + [text] * after)
+    positions = range(before, before + visual_tokens)
+    grid = PatchGrid.from_grid(positions, rows=32, cols=visual_tokens // 32, image_sizes=[(256, 256)])
+    prompt = Prompt("what ?", ids, (ids == image).long(), grid, {}, [])
+    return Record(vlm, prompt, 0, {}, layers=[])
 
 
 @contextmanager

@@ -44,6 +44,43 @@ def bench_decode(
     _finish(context, result, decode.format_rows(result), save, as_json)
 
 
+@command(bench, "end-to-end")
+def bench_end_to_end(
+    context: typer.Context,
+    visual_tokens: Annotated[
+        list[int] | None, typer.Option(min=1, help="Lengths of the image; 8192, 16384 and 32768 by default.")
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Rows; 8 by default.")] = None,
+    text_tokens: Count = 256,
+    steps: Count = 1024,
+    block_size: Annotated[int, typer.Option(min=1, help="Of the pruned variant, visionpulse:block.")] = 64,
+    prefill_chunk: Annotated[int, typer.Option(min=0, help="Tokens that prefill reads at once; 0: all.")] = 1024,
+    size: Annotated[str, typer.Option(help='"tiny", "small" or "qwen3-vl-4b".')] = "qwen3-vl-4b",
+    rounds: Count = 2,
+    device: Annotated[str | None, typer.Option(help='"cpu" or "cuda"; CUDA where there is one.')] = None,
+    variant: Annotated[list[str] | None, typer.Option(help="Only these; stock, dense and block by default.")] = None,
+    save: Save = None,
+    as_json: Json = False,
+) -> None:
+    """What a whole answer costs, prefill and all steps, at the settings of the paper's authors."""
+    from visionpulse_analysis.benchmarks import end_to_end
+
+    result = end_to_end.bench_end_to_end(
+        visual_tokens or end_to_end.VISUAL_TOKENS,
+        batch or (8,),
+        text_tokens=text_tokens,
+        steps=steps,
+        block_size=block_size,
+        prefill_chunk=prefill_chunk,
+        size=size,
+        rounds=rounds,
+        device=device,
+        variants=variant or end_to_end.VARIANTS,
+        report=lambda line: typer.echo(line, err=True),
+    )
+    _finish(context, result, end_to_end.format_rows(result), save, as_json)
+
+
 @command(bench, "batch")
 def bench_batch(
     context: typer.Context,
