@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 
+from .fonts import with_fonts
+
 SINGLE = 3.25  # inches: one column of a journal page
 DOUBLE = 6.75  # inches: the full width of a journal page
 
@@ -38,6 +40,14 @@ def style() -> Iterator[None]:
 
 class PaperFigure(Figure):
     """A figure that pyplot does not know (nothing to close, no window) and that notebooks still show."""
+
+    def draw(self, renderer: Any) -> None:
+        with with_fonts(self):
+            super().draw(renderer)
+
+    def get_tightbbox(self, *given: Any, **options: Any) -> Any:
+        with with_fonts(self):
+            return super().get_tightbbox(*given, **options)
 
     def _repr_png_(self) -> bytes:
         buffer = BytesIO()

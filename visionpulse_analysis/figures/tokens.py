@@ -1,15 +1,15 @@
 """Tokens as labels, and a strip of tokens shaded by a value."""
 
 from collections.abc import Collection, Sequence
-from functools import cache
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
 from .checks import check_count, check_limits, check_vector
+from .fonts import families_for, is_drawn
 from .style import ACCENT, INK, LIGHT_GREY, TOKEN_CMAP, laid_out_points, style
 
 _LINE = 13.5  # points from one row of tokens to the next
@@ -20,7 +20,7 @@ def token_label(token: str, longest: int = 14) -> str:
     """Return a token as it can be printed in a figure.
 
     Spaces around it are dropped; a token of nothing but space shows as ``␣``, a line break as ``⏎``, a tab as
-    ``⇥``, a character that the font lacks as ``□``; a longer one ends in ``…``.
+    ``⇥``, a character that no font of the machine has as ``□``; a longer one ends in ``…``.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def token_label(token: str, longest: int = 14) -> str:
     """
     text = token.strip(" ") or "␣" * min(len(token), 1)
     text = text.replace("\n", "⏎").replace("\t", "⇥")
-    text = "".join(letter if ord(letter) in _known_characters() else "□" for letter in text)
+    text = "".join(letter if letter.isprintable() and is_drawn(letter) else "□" for letter in text)
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
@@ -173,7 +173,8 @@ def text_colour(background: np.ndarray) -> str:
 
 def label_width(label: str, size: float = 8) -> float:
     """Width in points of a label in the font of the figures."""
-    width, _, _ = text_to_path.get_text_width_height_descent(label, _font(size), False)
+    font = FontProperties(family=families_for(label), size=size)
+    width, _, _ = text_to_path.get_text_width_height_descent(label, font, False)
     return width
 
 
@@ -187,12 +188,3 @@ def _lay_out(tokens: Sequence[str], width: float) -> list[tuple[float, int]]:
         places.append((x, row))
         x += needed
     return places
-
-
-def _font(size: float) -> FontProperties:
-    return FontProperties(family="DejaVu Sans", size=size)
-
-
-@cache
-def _known_characters() -> frozenset[int]:
-    return frozenset(get_font(findfont(_font(8))).get_charmap())
