@@ -33,7 +33,9 @@ class SlowPyramid(Rule):
         layers = self.pruner.layers or (2, 4, 6)
         if layer.number not in layers:
             return layer.patches
-        k = max(1, int(len(layer.inputs.places) * self.pruner.ratio ** (layers.index(layer.number) + 1)))
+        boundary = layers.index(layer.number)
+        share = self.pruner.ratios[boundary] if self.pruner.ratios else self.pruner.ratio ** (boundary + 1)
+        k = max(1, int(len(layer.inputs.places) * share))
         return best(layer.weights()[:, -1][:, layer.at].mean(0), layer.patches, k)
 
 

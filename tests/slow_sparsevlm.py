@@ -43,7 +43,7 @@ class SlowSparseVLM(Rule):
             sizes = torch.linalg.svdvals(weights)
             rank = int((sizes > weights.shape[1] * 1.2e-7 * sizes[0]).sum())
             lost = int(pruner.scale * (len(alive) - rank))
-            k = int(pruner.scale * rank) if pruner.amount == "rank" else len(alive) - lost
+            k = int(pruner.scale * rank + pruner.bias) if pruner.amount == "rank" else len(alive) - lost
             k = len(alive) if rank == len(alive) else max(0, min(len(alive) - 1, k))
         kept = best(scores, alive, k)
         dropped = [patch for patch in alive if patch not in kept]

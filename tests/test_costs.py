@@ -49,6 +49,32 @@ def test_prefill_with_fewer_patches_at_each_layer(model):
     assert costs.flops[0] == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
+def test_the_formula_of_authors_is_a_stated_part_of_ours():
+    """One layer of LLaVA-1.5-7B, and the shares that they report: 4 n d^2 + 2 n^2 d + 2 n d m."""
+    d, m, layers, text = 4096, 11008, 32, 64
+    shape = ModelShape(d, 32, 32, 128, 32000, (m,) * layers, (0,) * layers)
+
+    def theirs(n, matrices):
+        return 4 * n * d**2 + 2 * n**2 * d + matrices * n * d * m
+
+    def ours(patches):
+        costs = count_costs(shape, np.full((1, layers), patches), text=text, patches=patches)
+        return (costs.flops[0] - 2 * d * shape.vocabulary) / layers
+
+    assert ours(576) == 2 * theirs(640, 3)
+    assert ours(576) / theirs(640, 2) == pytest.approx(2.55, abs=0.01)
+    assert ours(56) / ours(576) == pytest.approx(theirs(120, 2) / theirs(640, 2), abs=0.002)
+
+
+def test_other_tokens_of_a_picture_count_where_patches_are_visible(model):
+    shape, k = ModelShape.of(model.config), np.zeros((3, ModelShape.of(model.config).layers), int)
+    k[:, :2] = 40
+    parted = count_costs(shape, k, text=30, patches=40, others=5, frozen_layers=[1])
+    as_patches = count_costs(shape, np.where(k, 45, 0), text=30, patches=45, frozen_layers=[1])
+    for name in ("flops", "kv_bytes_read", "kv_bytes_held"):
+        assert np.array_equal(getattr(parted, name), getattr(as_patches, name))
+
+
 def test_a_frozen_layer_makes_keys_and_values_of_patches_and_nothing_else(model):
     text, patches, shape = 30, 400, ModelShape.of(model.config)
     layer = model.model.language_model.layers[0]

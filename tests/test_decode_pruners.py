@@ -153,7 +153,8 @@ def test_lookm_merges_what_it_cuts_into_its_most_similar_kept_key():
     keys, values = (torch.from_numpy(rng.normal(size=(3, 2, batch.width, 8))).float() for _ in range(2))
     chance = torch.from_numpy(rng.random(layout.patches.shape))
     cut, gone = layout.patches & (chance < 0.6), layout.patches & (chance > 0.9)
-    new = merge_cut(keys, values, layout, layout.patches & ~cut & ~gone, cut)
+    away_keys, cut_keys = layout.keys_of(cut | gone, batch.width), layout.keys_of(cut, batch.width)
+    new = merge_cut(keys, values, layout.real(batch.width) & ~away_keys, cut_keys)
     for row, head in product(range(3), range(2)):
         away = set(layout.places[row][(cut | gone)[row]].tolist())
         stay = [at for at in range(int(layout.starts[row]), batch.width) if at not in away]
@@ -183,7 +184,8 @@ def test_lookm_merges_the_cache_that_its_steps_read(vlm, pictures, monkeypatch):
     for number, (old, new) in enumerate(zip(before, after, strict=True)):
         stay = group.selection.per_layer[number]
         keys, values = old
-        expected = merge_cut(keys, values, group.layout, stay, group.layout.patches & ~stay)
+        cut = group.layout.keys_of(~stay, keys.shape[2])
+        expected = merge_cut(keys, values, group.layout.real(keys.shape[2]) & ~cut, cut)
         assert all(torch.equal(a, b) for a, b in zip(expected, new, strict=True))
         assert not torch.equal(old[0], new[0])
     assert not np.array_equal(traces[0][0].logprobs[1:], traces[1][0].logprobs[1:])

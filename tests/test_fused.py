@@ -56,7 +56,7 @@ def drawn(batch, shape, dtype, rng, steps=5):
     columns = batch.width + steps
     mask = (torch.arange(columns, device=DEVICE)[None] >= layout.starts[:, None])[:, None, None]
     text, widest = TextColumns.of(layout), int(kept.sum(dim=1).max())
-    gathered = text.gather(kept, widest, False, mask if layout.starts.any() else None, columns)
+    gathered = text.gather(kept, widest, -1, mask if layout.starts.any() else None, columns)
     return states(heads, 1), layer.keys, layer.values, gathered
 
 

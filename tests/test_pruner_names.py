@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -19,9 +19,21 @@ from slow_pruners import (
 )
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.pruners import FixedShare, KeepAll, LastStepOnly, PrefillOnce, Random, Uniform, VisionPulse
+from visionpulse_analysis.pruners import (
+    FixedShare,
+    KeepAll,
+    LastStepOnly,
+    PrefillOnce,
+    PyramidDrop,
+    Random,
+    Uniform,
+    VisionPulse,
+    freezing,
+)
 from visionpulse_analysis.pruners.base import KNOWN
 from visionpulse_analysis.pruners.combined import parse
+from visionpulse_analysis.pruners.freezing import ShortV
+from visionpulse_analysis.pruners.sparsevlm import SparseVLM
 
 
 @pytest.mark.parametrize(
@@ -64,6 +76,40 @@ def test_an_anchor_beyond_the_model_is_refused_before_decoding():
 
 
 class TestNames:
+    def test_rivals_have_the_lists_of_their_authors(self):
+        frozen = {*range(17, 32), 0, 2, 3, 12}
+        assert set(ShortV.published().layers) == frozen and len(frozen) == 19
+        assert {name: len(ShortV.published(name).layers) for name in freezing.PUBLISHED} == {
+            "llava-1.5-7b": 19,
+            "llava-1.5-13b": 24,
+            "llava-next-7b": 19,
+            "llava-next-13b": 24,
+        }
+        assert SparseVLM.published() == SparseVLM()
+        for tokens in (192, 128, 96, 64):  # means over 2, 4, 10 and 16 layers, as the authors count them
+            first, second, third = (576 * share for share in SparseVLM.published(tokens).shares)
+            assert (2 * 576 + 4 * first + 10 * second + 16 * third) / 32 == pytest.approx(tokens, rel=0.04)
+        layout = random_batch(np.random.default_rng(0)).layout()
+        listed = PyramidDrop(ratios=(0.5, 0.25, 0.125)).start(layout)
+        assert listed.ratios == PyramidDrop().start(layout).ratios
+        with pytest.raises(ValueError, match="give layers as well"):
+            PyramidDrop(ratios=(0.5, 0.25, 0.125)).start(replace(layout, n_layers=2))
+
+    @pytest.mark.parametrize(
+        ("make", "said"),
+        [
+            (lambda: ShortV.published("qwen"), "llava-1.5-7b"),
+            (lambda: SparseVLM.published(100), "192, 128, 96, 64"),
+            (lambda: SparseVLM(bias=-1.0), "bias >= 0"),
+            (lambda: PyramidDrop(ratios=(0.5, 0.25)), "3 falling ratios"),
+            (lambda: PyramidDrop((2,), ratios=(1.5,)), "ratios"),
+            (lambda: PyramidDrop((2, 4), ratios=(0.2, 0.5)), "2 falling ratios"),
+        ],
+    )
+    def test_a_list_that_there_is_not_is_refused(self, make, said):
+        with pytest.raises(ValueError, match=said):
+            make()
+
     def test_presets_are_those_of_the_paper(self):
         five, ten = VisionPulse.five_percent(), VisionPulse.ten_percent(17)
         assert (five.temperature, five.budget_min, five.budget_max, five.anchor_layer) == (0.1, 0.01, 0.05, None)

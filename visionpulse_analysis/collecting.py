@@ -173,10 +173,10 @@ class Record:
 
     def end(self) -> None:
         """Make the trace; a streamed one is completed on disk."""
-        text_tokens = len(self.prompt.ids) - len(self.prompt.grid)
+        tokens = {"text": len(self.prompt.text_at), "others": len(self.prompt.others)}
         try:
             shape = ModelShape.of(self.vlm.model.config, self.vlm.model.dtype.itemsize)
-            costs = {"shape": shape.to_dict(), "text": text_tokens, **self.account}
+            costs = {"shape": shape.to_dict(), **tokens, **self.account}
         except ValueError as error:  # the trace is good without; costs_of says why it has none
             costs = {"unknown": str(error)}
         known_now = {"finished": self.finished, "text": self.text, "costs": costs, **self._special_tokens()}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from visionpulse_analysis.pruners.base import Selection
-from visionpulse_analysis.pruners.view import Layout, View
+from visionpulse_analysis.pruners.view import Layout, View, marked
 
 
 class Prefill:
@@ -36,15 +36,16 @@ class Prefill:
         self.states, self.block = states, block
 
     def leave(self, layer: int, states: torch.Tensor) -> torch.Tensor | None:
-        """Freeze or rewrite the patches among the states that leave a layer."""
+        """Freeze pictures, or rewrite patches, among the states that leave a layer."""
         before, self.states, self.block = self.states, None, None
+        layout = self.layout.on(states.device)
         if layer in self.selection.frozen_layers:
-            new = None if before is None else self.layout.at_patches(before.to(self.layout.device))
-        else:
-            new = self.selection.rewrite(layer, self.layout.at_patches(states.to(self.layout.device)))
+            is_image = layout.image_keys(states.shape[1])[..., None]
+            return None if before is None else torch.where(is_image, before.to(states.device), states)
+        new = self.selection.rewrite(layer, self.layout.at_patches(states.to(self.layout.device)))
         if new is None:
             return None
-        layout, new = self.layout.on(states.device), new.to(states.device, states.dtype)
+        new = new.to(states.device, states.dtype)
         rows, patches = layout.patches.nonzero(as_tuple=True)
         changed = states.clone()
         changed[rows, layout.places[rows, patches]] = new[rows, patches]
@@ -66,7 +67,7 @@ class Prefill:
         """The model's mask without what ``choose`` has dropped: bool [row, 1, q, key], or the model's own."""
         if self.shown is None:
             return view.mask
-        return prefill_mask(view.mask, self.layout.keys_of(~self.shown, view.key.shape[2]).to(view.key.device))
+        return prefill_mask(view.mask, self.layout.hidden_keys(self.shown, view.key.shape[2]).to(view.key.device))
 
     def attend(self, view: View, attend: Callable[[torch.Tensor], tuple[torch.Tensor, Any]]) -> tuple[Any, ...]:
         """Attention of one layer of prefill, after ``choose``; ``attend`` is the kernel under `mask`, given values."""
@@ -78,22 +79,24 @@ class Prefill:
         if redirect.text is not None:
             self.redirects[view.layer] = redirect.text
         shown = self.layout.patches if self.shown is None else self.shown
-        self.read[view.layer] = [sources(source, shown) for source in (redirect.text, redirect.patches)]
+        self.read[view.layer] = [sources(*given, shown, self.layout) for given in redirect.readers()]
         layout = self.layout.on(query.device)
-        is_patch = layout.keys_of(layout.patches, query.shape[2])
+        is_image = layout.image_keys(query.shape[2])
         mixed = output[0]
-        for source, rows in ((redirect.text, ~is_patch), (redirect.patches, is_patch)):
+        for (source, others), rows in zip(redirect.readers(), (~is_image, is_image), strict=True):
             if source is not None:
-                other = attend(redirected(value, source.to(query.device), layout))[0]
+                other = attend(redirected(value, source.to(query.device), others, layout))[0]
                 mixed = torch.where(rows[..., None, None], other, mixed)
         return mixed, *output[1:]
 
     def readers(self, row: int) -> dict[str, list[int]]:
-        """How many patches text and patches attended to at each layer of a row, where any layer was redirected."""
+        """How many tokens of pictures text and pictures read at each layer of a row, where any layer was redirected."""
         if not self.read:
             return {}
         everything = [self.layout.patches if kept is None else kept for kept in self.kept]
-        per_layer = [self.read.get(layer, [kept.sum(dim=1)] * 2) for layer, kept in enumerate(everything)]
+        per_layer = [
+            self.read.get(layer, [sources(None, None, kept, self.layout)] * 2) for layer, kept in enumerate(everything)
+        ]
         names = ("read_by_text", "read_by_patches")
         return {name: [int(counts[i][row]) for counts in per_layer] for i, name in enumerate(names)}
 
@@ -119,22 +122,33 @@ def prefill_mask(mask: torch.Tensor | None, dropped: torch.Tensor) -> torch.Tens
     return allowed & (~dropped[:, None, None] | eye)
 
 
-def redirected(value: torch.Tensor, source: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """Values [row, kv_head, key, dim] in which each patch has that of ``source`` int64 [row, patch], or 0 for -1."""
+def redirected(value: torch.Tensor, source: torch.Tensor, others: torch.Tensor | None, layout: Layout) -> torch.Tensor:
+    """Values [row, kv_head, key, dim] in which each patch has that of ``source`` int64 [row, patch], or 0 for -1.
+
+    Of the other tokens of pictures only ``others``, bool [row, other], keep theirs, or none.
+    """
     rows, patches = layout.patches.nonzero(as_tuple=True)
     read = source[rows, patches]
     new = value[rows, :, layout.places[rows, read.clamp(min=0)]] * (read >= 0)[:, None, None]
     changed = value.clone()
     changed[rows, :, layout.places[rows, patches]] = new
-    return changed
+    lost = layout.others if others is None else layout.others & ~others.to(layout.device)
+    return changed.masked_fill(marked(layout.other_places, lost, value.shape[2])[:, None, :, None], 0)
 
 
-def sources(source: torch.Tensor | None, shown: torch.Tensor) -> torch.Tensor:
-    """How many patches are read, int64 [row], when each of ``shown`` bool [row, patch] is read as ``source`` says."""
+def sources(
+    source: torch.Tensor | None, others: torch.Tensor | None, shown: torch.Tensor, layout: Layout
+) -> torch.Tensor:
+    """How many tokens of pictures are read, int64 [row], when ``shown`` bool [row, patch] are, as in `redirected`.
+
+    All that are visible, where ``source`` is None.
+    """
+    there = layout.others_with(shown)
     if source is None:
-        return shown.sum(dim=1)
+        return shown.sum(dim=1) + there.sum(dim=1)
     reads = shown & (source >= 0)
-    return torch.zeros_like(source).scatter_add_(1, source.clamp(min=0), reads.long()).gt(0).sum(dim=1)
+    patches = torch.zeros_like(source).scatter_add_(1, source.clamp(min=0), reads.long()).gt(0).sum(dim=1)
+    return patches if others is None else patches + (there & others).sum(dim=1)
 
 
 def redirected_weights(weights: torch.Tensor, source: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ def question_tokens(tokenizer: Any, prompt: Prompt) -> np.ndarray:
 
     Where the template changed the wording, so that the question is not found, all text after the last patch counts.
     """
-    text_at = np.setdiff1d(np.arange(len(prompt.ids)), prompt.grid.position)
+    text_at = prompt.text_at
     ids = prompt.ids.numpy()[text_at].tolist()
     text, question = tokenizer.decode(ids), prompt.question.strip()
     begin = text.rfind(question)

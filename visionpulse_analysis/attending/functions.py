@@ -44,7 +44,7 @@ class PrefillAttention:
         output = prefill.attend(view, lambda v: stock(module, query, key, v, mask, scaling=scaling, **options))
         if logits is not None:
             if kept is not None:
-                logits = logits.masked_fill(layout.keys_of(~kept, key.shape[2])[:, None], -torch.inf)
+                logits = logits.masked_fill(layout.hidden_keys(kept, key.shape[2])[:, None], -torch.inf)
             self.recorder.put(layer, logits, prefill.redirects.get(layer))
         return output
 

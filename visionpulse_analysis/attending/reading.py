@@ -30,6 +30,7 @@ class Readings:
     def __init__(self, layout: Layout, execution: Execution, most: int | None = None):
         self.layout, self.execution, self.most = layout, execution, most
         self.text = TextColumns.of(layout) if execution == "gathered" else None
+        self.bare: TextColumns | None = None  # without the other tokens of pictures, for steps that see no patch
         self.known: list[tuple[torch.Tensor, torch.Tensor | None, int, Masked | Gathered | None]] = []
 
     def of(self, kept: torch.Tensor, mask: torch.Tensor | None, n_keys: int) -> Masked | Gathered | None:
@@ -62,9 +63,12 @@ class Readings:
         else:
             widest, narrowest = bound, -1
         if self.text is None:
-            visible = ~self.layout.keys_of(~kept, n_keys)
+            visible = ~self.layout.hidden_keys(kept, n_keys)
             return Masked(visible if mask is None else visible & mask[:, 0, -1])
-        return self.text.gather(kept, widest, narrowest == widest, mask, n_keys)
+        text = self.text
+        if widest == 0 and self.layout.others.shape[1]:
+            text = self.bare = self.bare or TextColumns.of(self.layout, others=False)
+        return text.gather(kept, widest, narrowest, mask, n_keys)
 
 
 @dataclass

@@ -17,6 +17,8 @@ VIEWS = 3  # stretches of text inside the prompt that are read where they lie; s
 class TextColumns:
     """Which columns of the cache hold text, and how they are read.
 
+    What is no patch counts as text here: the other tokens of pictures are hidden from rows that see no patch.
+
     views : stretches (first, end) of columns where some row has text; the last has no end: it grows with the answer.
     copied : int64 [row, token], text outside of them; real : bool [row, token], False where a row has less of it.
     own : bool [row, column], where each row has text itself. uniform : whether all rows have it in the same columns.
@@ -30,13 +32,15 @@ class TextColumns:
     uniform: bool
 
     @classmethod
-    def of(cls, layout: Layout) -> TextColumns:
-        """Find the text of a batch."""
+    def of(cls, layout: Layout, others: bool = True) -> TextColumns:
+        """Find the text of a batch, with or without the ``others`` of its pictures."""
         places, present, starts = (t.cpu().numpy() for t in (layout.places, layout.patches, layout.starts))
-        width = int(max(places[present].max(initial=-1) + 1, starts.max()))
+        rows, numbers = np.nonzero(layout.others.cpu().numpy())
+        other_places = layout.other_places.cpu().numpy()[rows, numbers]
+        width = int(max(places[present].max(initial=-1) + 1, other_places.max(initial=-1) + 1, starts.max()))
         own = np.arange(width)[None] >= starts[:, None]
-        rows, _ = np.nonzero(present)
-        own[rows, places[present]] = False
+        own[np.nonzero(present)[0], places[present]] = False
+        own[rows, other_places] &= others
         some = own.any(axis=0)
         edges = np.flatnonzero(np.diff(some, prepend=False, append=False))
         inner = [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
@@ -52,18 +56,22 @@ class TextColumns:
         on_device = (torch.from_numpy(array).to(layout.places.device) for array in (copied, real, own))
         return cls(layout, [*viewed, (last, None)], *on_device, uniform=bool((own == some).all()))
 
-    def gather(self, kept: torch.Tensor, width: int, even: bool, mask: torch.Tensor | None, n_keys: int) -> Gathered:
-        """Read the kept patches, bool [row, patch], of which no row has more than ``width``; ``even``: all have that.
+    def gather(self, kept: torch.Tensor, width: int, fewest: int, mask: torch.Tensor | None, n_keys: int) -> Gathered:
+        """Read the kept patches, bool [row, patch], of which each row has ``fewest`` to ``width``; -1 if not known.
 
         mask : the model's own, bool [row, 1, 1, key], or None.
         """
+        even, own, real = fewest == width, self.own, self.real
+        if fewest == 0 < width and self.layout.others.shape[1]:
+            hidden = self.layout.hidden_keys(kept, own.shape[1])
+            own, real = own & ~hidden, real & ~hidden.gather(1, self.copied)
         patches, filled = _numbers(kept, width, even)
         index = torch.cat([self.layout.places.gather(1, patches), self.copied], dim=1)
         views = [(first, n_keys if end is None else end) for first, end in self.views]
         views = [(first, end) for first, end in views if end > first]
         hidden = None
         if not even or mask is not None or not self.uniform:
-            shown = [torch.cat([filled, self.real], dim=1), *(self._own(first, end) for first, end in views)]
+            shown = [torch.cat([filled, real], dim=1), *(_columns(own, first, end) for first, end in views)]
             if mask is not None:
                 given = mask[:, 0, -1]
                 masks = [given.gather(1, index), *(given[:, first:end] for first, end in views)]
@@ -71,10 +79,11 @@ class TextColumns:
             hidden = ~torch.cat(shown, dim=1)[:, None, None]
         return Gathered(patches, index, views, hidden)
 
-    def _own(self, first: int, end: int) -> torch.Tensor:
-        """Which rows have text in a stretch of columns: bool [row, column]; behind the prompt, all."""
-        known = self.own[:, first:end]
-        return torch.nn.functional.pad(known, (0, end - first - known.shape[1]), value=True)
+
+def _columns(own: torch.Tensor, first: int, end: int) -> torch.Tensor:
+    """Which rows have text of their ``own`` in a stretch of columns: bool [row, column]; behind the prompt, all."""
+    known = own[:, first:end]
+    return torch.nn.functional.pad(known, (0, end - first - known.shape[1]), value=True)
 
 
 def _numbers(kept: torch.Tensor, width: int, even: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,7 +16,7 @@ from visionpulse_analysis.cache import GrowingLayer, grows_in_place, make_cache
 from visionpulse_analysis.collecting import Record
 from visionpulse_analysis.decoding.options import Options
 from visionpulse_analysis.decoding.tokens import end_ids, pad_id
-from visionpulse_analysis.families import Prompt
+from visionpulse_analysis.families import Prompt, in_columns
 from visionpulse_analysis.families.generation import Rules
 from visionpulse_analysis.hooks import watch_layers
 from visionpulse_analysis.models import VLM
@@ -25,6 +25,7 @@ from visionpulse_analysis.pruners.view import Layout
 from visionpulse_analysis.relevance import relevance
 from visionpulse_analysis.sampling import Chooser
 
+COLUMNS = ("places", "other_places", "starts")  # of a layout: what moves with the columns of the cache
 ROOM = 256  # columns for which the padding mask is made beforehand
 
 
@@ -63,19 +64,20 @@ class Batch:
 
     def _layout(self, prompts: list[Prompt]) -> Layout:
         vlm, rows = self.vlm, len(prompts)
-        places = torch.zeros(rows, max(len(prompt.grid) for prompt in prompts), dtype=torch.int64)
-        present = torch.zeros(places.shape, dtype=torch.bool)
         question = torch.zeros(rows, self.width, dtype=torch.bool)
-        for row, (start, prompt) in enumerate(zip(self.starts, prompts, strict=True)):
-            places[row, : len(prompt.grid)] = torch.from_numpy(prompt.grid.position + start)
-            present[row, : len(prompt.grid)] = True
-            if self.options.pruner is not None:
+        if self.options.pruner is not None:
+            for row, (start, prompt) in enumerate(zip(self.starts, prompts, strict=True)):
                 question[row, start + question_tokens(vlm.tokenizer, prompt)] = True
-        device, starts = vlm.model.device, torch.tensor(self.starts)
-        present, places, starts, question = (tensor.to(device) for tensor in (present, places, starts, question))
-        seeds = [record.seed for record in self.records]
-        model = vlm.n_layers, vlm.default_anchor
-        return Layout(present, places, starts, *model, seeds, question, self._relevance, self._hindsight)
+        layout = Layout(
+            **in_columns(prompts, self.starts),
+            n_layers=vlm.n_layers,
+            default_anchor=vlm.default_anchor,
+            seeds=[record.seed for record in self.records],
+            question=question,
+            relevance=self._relevance,
+            hindsight=self._hindsight,
+        )
+        return layout.on(vlm.model.device)
 
     def _dense(self, options: Options) -> tuple[Batch, torch.Tensor]:
         """The same rows after a dense prefill, for what is chosen in hindsight, and logits of their first tokens."""
@@ -255,8 +257,8 @@ class Batch:
         self.starts = [max(0, start + columns) for start in self.starts]
         for group in self.groups:
             group.first += columns
-        places = (self.layout.places + columns).clamp(min=0)
-        self._rearranged(replace(self.layout, places=places, starts=(self.layout.starts + columns).clamp(min=0)))
+        moved = {name: (getattr(self.layout, name) + columns).clamp(min=0) for name in COLUMNS}
+        self._rearranged(replace(self.layout, **moved))
 
     def _leave(self, rows: Sequence[int]) -> None:
         for group in self.groups:
@@ -270,19 +272,16 @@ class Batch:
 
 def _joined(layout: Layout, rows: torch.Tensor, other: Layout, shift: int) -> Layout:
     """The layout of a batch in which ``other``, its columns moved by ``shift``, takes the places of ``rows``."""
-    width = max(layout.patches.shape[1], other.patches.shape[1])
-
-    def widened(values: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.pad(values, (0, width - values.shape[1]))
-
-    patches, places, starts = widened(layout.patches), widened(layout.places), layout.starts.clone()
-    patches[rows], places[rows], starts[rows] = (
-        widened(other.patches),
-        widened(other.places + shift),
-        other.starts + shift,
-    )
+    joined = {}
+    for name in ("patches", "others", *COLUMNS):
+        mine, new = getattr(layout, name), getattr(other, name)
+        new = new + shift if name in COLUMNS else new
+        if mine.ndim == 2:
+            width = max(mine.shape[1], new.shape[1])
+            mine, new = (torch.nn.functional.pad(values, (0, width - values.shape[1])) for values in (mine, new))
+        joined[name] = mine.index_copy(0, rows, new)
     seeds = list(layout.seeds)
     for row, seed in zip(rows.tolist(), other.seeds, strict=True):
         seeds[row] = seed
     # Only prefill asks where the question stands.
-    return replace(layout, patches=patches, places=places, starts=starts, seeds=seeds, question=patches[:, :0])
+    return replace(layout, **joined, seeds=seeds, question=layout.patches[:, :0])

@@ -102,6 +102,18 @@ class Family(ABC):
             kinds[ids == self.video_id] = VIDEO
         return kinds
 
+    def marks(self, shown: Sequence[Shown]) -> list[int]:
+        """Ids of the tokens that belong to pictures though the model puts no feature there: they are no text.
+
+        The tokens of their own (of no word) that are written in the place of a picture: breaks, numbers of tiles, begin
+        and end. So count them the library's processors (``image_token_ids``) and the authors of pruners, whose image
+        runs from its first token to its last. Line feeds and words among them ("Frame 1:", times, Gemma 3's sentence
+        about crops) are of the ordinary vocabulary and text; so is what a chat template writes around a picture.
+        """
+        own = {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.content.strip()}
+        written = self.tokenizer("".join(one.text for one in shown), add_special_tokens=False).input_ids
+        return sorted(set(written) & set(own))
+
     def token_inputs(self, kinds: torch.Tensor) -> dict[str, torch.Tensor]:
         """Inputs with one value per token that the model takes at prefill; kinds int64 [row, token]."""
         return {}
@@ -144,14 +156,18 @@ class Family(ABC):
         shown = self.shows(media)
         ids = self._ids(self.text(media, question), media, [one.text for one in shown])
         kinds = self.kinds(ids)
+        features = kinds.numpy() > 0
+        grid = grid_of(np.flatnonzero(features), shown, media)
+        of_pictures = np.flatnonzero(features | np.isin(ids.numpy(), self.marks(shown)))
         prompt = Prompt(
             question,
             ids,
             kinds,
-            grid_of(np.flatnonzero(kinds.numpy()), shown, media),
+            grid,
             stack([one.inputs for one in shown]),
             [picture for one in media for picture in (one.frames if isinstance(one, Clip) else [one])],
             [one.about(i, shown[i].merged) for i, one in enumerate(media) if isinstance(one, Clip)],
+            np.setdiff1d(of_pictures, grid.position),
         )
         self.check_together([prompt])
         return prompt

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from visionpulse_analysis.families.cells import Cells
 from visionpulse_analysis.patches import PatchGrid
@@ -35,7 +36,8 @@ class Shown:
 class Prompt:
     """One question about one picture or more, ready for the model.
 
-    ids int64 [token]; kinds int64 [token], 0 text, 1 image, 2 video, 3 answer; grid : which tokens are image patches;
+    ids int64 [token]; kinds int64 [token], 0 text, 1 image, 2 video, 3 answer, as the model is told; grid : which
+    tokens are image patches; others : int64 [other], positions of the other tokens of pictures, which are no patches;
     inputs : what the model takes beside the tokens, as in `Shown`; images : the original pictures and frames, uint8;
     videos : for the images that are videos their number, and of what the frames are: rate and numbers in the source.
     """
@@ -47,11 +49,32 @@ class Prompt:
     inputs: dict[str, torch.Tensor]
     images: list[np.ndarray] = field(repr=False)
     videos: list[dict[str, Any]] = field(default_factory=list)
+    others: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @property
+    def text_at(self) -> np.ndarray:
+        """Positions of the tokens that belong to no picture, those of an answer among them: int64 [text token]."""
+        return np.setdiff1d(np.arange(len(self.ids)), np.concatenate([self.grid.position, self.others]))
 
     def answered(self, ids: torch.Tensor) -> Prompt:
         """The prompt followed by the tokens ``ids`` int64 [token] of an answer."""
         kinds = torch.cat([self.kinds, torch.full_like(ids, ANSWER)])
         return replace(self, ids=torch.cat([self.ids, ids]), kinds=kinds)
+
+
+def in_columns(prompts: Sequence[Prompt], starts: Sequence[int]) -> dict[str, torch.Tensor]:
+    """Where the tokens of pictures are in a padded batch whose rows begin in the columns ``starts``, as in `Layout`."""
+    patches, places = _in_rows([prompt.grid.position + start for prompt, start in zip(prompts, starts, strict=True)])
+    others, other_places = _in_rows([prompt.others + start for prompt, start in zip(prompts, starts, strict=True)])
+    where = {"patches": patches, "places": places, "others": others, "other_places": other_places}
+    return {**where, "starts": torch.tensor(starts)}
+
+
+def _in_rows(rows: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers of each row side by side: bool [row, n], False where a row has fewer, and int64 [row, n]."""
+    numbers = pad_sequence([torch.from_numpy(row.astype(np.int64)) for row in rows], batch_first=True)
+    counts = torch.tensor([len(row) for row in rows])
+    return torch.arange(numbers.shape[1])[None] < counts[:, None], numbers
 
 
 def stack(parts: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -27,12 +27,20 @@ class Redirect:
     Parameters
     ----------
     text, patches : int64 [row, patch], optional
-        For the queries that are text and for those that are patches: the patch whose value is read in place of each, or
-        -1 for nothing, so that this part of the attention is lost. None changes nothing.
+        For the queries that are text and for those of a picture: the patch whose value is read in place of each, or -1
+        for nothing, so that this part of the attention is lost. None changes nothing. Queries of a kind that is given
+        read none of the other tokens of pictures.
+    others : bool [row, other], optional
+        Other tokens of pictures that text reads nevertheless.
     """
 
     text: torch.Tensor | None = None
     patches: torch.Tensor | None = None
+    others: torch.Tensor | None = None
+
+    def readers(self) -> list[tuple[torch.Tensor | None, torch.Tensor | None]]:
+        """For text and for pictures: whose values are read in place of patches, and which other tokens are read."""
+        return [(self.text, self.others), (self.patches, None)]
 
 
 class Selection:
@@ -42,8 +50,8 @@ class Selection:
     recorded, and so is what was really visible. None where there is nothing to say. A new choice is a new tensor, never
     a change of the old one.
 
-    ``frozen_layers`` : layers of prefill that leave the hidden states of the patches as they were, though queries
-    still read the patches there. ``forgets`` : whether what a decode step hides in a layer is gone from it for good.
+    ``frozen_layers`` : layers of prefill that leave the hidden states of pictures as they were, though queries still
+    read them there. ``forgets`` : whether what a decode step hides in a layer is gone from it for good.
     ``most`` : no row ever keeps more patches than this at a decode step, where that is known beforehand.
 
     Parameters

@@ -1,7 +1,7 @@
 """Choosing whole blocks of the sequence, as the authors' GPU code of VisionPulse does (their ``visionpulse/triton``).
 
-The sequence of a row, without its padding, is cut into blocks of ``size`` tokens. Only blocks that consist of patches
-can be dropped; blocks that mix text and image are always kept.
+The sequence of a row, without its padding, is cut into blocks of ``size`` tokens. Only blocks that consist of image
+tokens can be dropped (of which the patches then are); blocks that mix text and image are always kept.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Blocks:
     """The blocks of a batch at one step.
 
     shares : float32 [row, head, block], softmax over all blocks of the largest logit inside each, at a temperature.
-    prunable : bool [row, block], blocks that consist of patches.
+    prunable : bool [row, block], blocks that consist of patches, and perhaps other tokens of pictures.
     owner : int64 [row, patch], the block that each patch is in.
     """
 
@@ -38,9 +38,7 @@ class Blocks:
         n_blocks = -(-logits.shape[2] // size)
         largest = logits.new_full((*logits.shape[:2], n_blocks), -torch.inf)
         largest.scatter_reduce_(2, block[:, None].expand_as(logits), logits, "amax")
-        patches = torch.zeros_like(largest[:, 0], dtype=torch.int64)
-        patches.scatter_add_(1, owner, layout.patches.long())
-        return cls(torch.softmax(largest / temperature, dim=-1), patches == size, owner, size)
+        return cls(torch.softmax(largest / temperature, dim=-1), _pure(layout, owner, size, n_blocks), owner, size)
 
     @property
     def mass(self) -> torch.Tensor:
@@ -54,7 +52,7 @@ class Blocks:
         owner = ((layout.places - layout.starts[:, None]) // size).clamp(min=0)
         inside = torch.zeros(len(owner), int(owner.max()) + 1, dtype=torch.int64, device=owner.device)
         inside.scatter_add_(1, owner, layout.patches.long())
-        mixed = int((inside * (inside != size)).sum(dim=1).max())
+        mixed = int((inside * ~_pure(layout, owner, size, inside.shape[1])).sum(dim=1).max())
         return blocks, min(layout.patches.shape[1], blocks * size + mixed)
 
     def keep(
@@ -80,3 +78,12 @@ class Blocks:
         wanted = torch.minimum(wanted, self.prunable.sum(dim=1))
         best = top_k(scores.masked_fill(~self.prunable, -torch.inf), wanted, most)
         return (best | ~self.prunable).gather(1, self.owner) & layout.patches
+
+
+def _pure(layout: Layout, owner: torch.Tensor, size: int, n_blocks: int) -> torch.Tensor:
+    """Which blocks consist of tokens of pictures and have patches, given each patch's ``owner``: bool [row, block]."""
+    patches, images = (torch.zeros(len(owner), n_blocks, dtype=torch.int64, device=owner.device) for _ in range(2))
+    patches.scatter_add_(1, owner, layout.patches.long())
+    others = ((layout.other_places - layout.starts[:, None]) // size).clamp(0, n_blocks - 1)
+    images.scatter_add_(1, others, layout.others.long())
+    return (patches > 0) & (patches + images == size)

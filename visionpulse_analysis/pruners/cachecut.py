@@ -79,7 +79,9 @@ class _LookMSelection(Selection):
         old_text = layout.text & (torch.arange(width, device=recent.device) < width - recent[:, None])
         late = layout.patches & (layout.places >= width - recent[:, None])
         early = layout.patches & ~late
-        room = heavy - old_text.sum(dim=1)
+        # The other tokens of pictures stay as long as a patch does, and take their part of what text leaves.
+        others = layout.others & (layout.other_places < width - recent[:, None])
+        room = heavy - old_text.sum(dim=1) - others.sum(dim=1)
         if self.pruner.budget is not None:
             room = nearest_k(self.pruner.budget, layout.counts) - late.sum(dim=1)
         room = torch.minimum(room.clamp(min=0), early.sum(dim=1))
@@ -92,37 +94,35 @@ class _LookMSelection(Selection):
     def settle(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor, left: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        cut = left & ~self.per_layer[layer]
-        return merge_cut(keys, values, self.layout, left & ~cut, cut) if bool(cut.any()) else None
+        stay, length = left & self.per_layer[layer], keys.shape[2]
+        kept = self.layout.real(length) & ~self.layout.hidden_keys(stay, length)
+        cut = self.layout.real(length) & ~self.layout.hidden_keys(left, length) & ~kept
+        return merge_cut(keys, values, kept.to(keys.device), cut.to(keys.device)) if bool(cut.any()) else None
 
     def visible(self, view: View) -> torch.Tensor | None:
         return self.per_layer[view.layer]
 
 
 def merge_cut(
-    keys: torch.Tensor, values: torch.Tensor, layout: Layout, stay: torch.Tensor, cut: torch.Tensor
+    keys: torch.Tensor, values: torch.Tensor, kept: torch.Tensor, cut: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Merge the patches ``cut`` into text and the patches that ``stay``, both bool [row, patch].
+    """Merge the positions ``cut`` into those that are ``kept``, both bool [row, key].
 
     keys and values [row, kv_head, key, dim], as returned. Of equally similar positions the lower one is taken. 1024
-    patches at a time, since all pairs take much memory.
+    positions at a time, since all pairs take much memory.
     """
-    layout, stay, cut = layout.on(keys.device), stay.to(keys.device), cut.to(keys.device)
-    kept = (layout.text | layout.keys_of(stay, keys.shape[2]))[:, None]
     units = normalize(keys.float(), dim=-1)
     sums = [held.to(torch.float32, copy=True) for held in (keys, values)]
     counts = torch.ones_like(keys[..., :1], dtype=torch.float32)
-    for start in range(0, cut.shape[1], 1024):
-        taken = cut[:, None, start : start + 1024, None].float()
-        at = layout.places[:, None, start : start + 1024, None].expand(-1, keys.shape[1], -1, keys.shape[3])
-        similar = (units.gather(2, at) @ units.transpose(2, 3)).masked_fill(~kept[:, :, None], -torch.inf)
-        # A patch that is not cut, or not there, adds nothing to whatever it is most similar to.
+    for columns in cut.any(dim=0).nonzero()[:, 0].split(1024):
+        taken = cut[:, None, columns, None].float()
+        similar = (units[:, :, columns] @ units.transpose(2, 3)).masked_fill(~kept[:, None, None], -torch.inf)
+        # A position that is not cut in this row adds nothing to whatever it is most similar to.
         pivot = similar.argmax(dim=-1, keepdim=True)
         counts.scatter_add_(2, pivot, taken.expand_as(pivot).contiguous())
         for total, old in zip(sums, (keys, values), strict=True):
             wide = pivot.expand(-1, -1, -1, old.shape[3])
-            own = at[..., :1].expand_as(wide)
-            pairs = (old.gather(2, own).float() + old.gather(2, wide).float()) / 2
+            pairs = (old[:, :, columns].float() + old.gather(2, wide).float()) / 2
             total.scatter_add_(2, wide, pairs * taken)
     return (sums[0] / counts).to(keys.dtype), (sums[1] / counts).to(values.dtype)
 

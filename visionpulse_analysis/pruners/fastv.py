@@ -16,8 +16,9 @@ from visionpulse_analysis.pruners.view import Layout, View
 class FastV(Pruner):
     """Keep the patches that the last token attends to most in layer ``layer - 1``, from ``layer`` on.
 
-    FastV, arXiv 2403.06764, section 4. The score of a patch is the softmax weight of the last prompt token at the layer
-    before, mean over heads; ``round(budget * n)`` patches stay, all text stays, positions stay as they were.
+    FastV, arXiv 2403.06764, section 4. The score of a patch is the softmax weight that the last prompt token gives it,
+    in the layer before, mean over heads, as in the authors' code; their paper speaks of the mean over all tokens.
+    ``round(budget * n)`` patches stay, all text stays, positions stay as they were.
 
     Parameters
     ----------

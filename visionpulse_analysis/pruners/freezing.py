@@ -11,6 +11,14 @@ from visionpulse_analysis.pruners.base import FirstTokens, Pruner, Selection
 from visionpulse_analysis.pruners.choosing import check_layer, kl
 from visionpulse_analysis.pruners.view import Layout
 
+# In the authors' order, the layer that contributes least first.
+PUBLISHED = {
+    "llava-1.5-7b": (31, 29, 30, 28, 0, 26, 27, 25, 24, 22, 23, 21, 2, 3, 20, 18, 17, 12, 19),
+    "llava-1.5-13b": (39, 32, 28, 36, 27, 37, 29, 30, 1, 38, 25, 31, 2, 26, 23, 34, 0, 33, 35, 22, 24, 21, 20, 17),
+    "llava-next-7b": (31, 29, 30, 28, 26, 27, 22, 24, 21, 23, 25, 20, 19, 17, 18, 15, 12, 0, 2),
+    "llava-next-13b": (39, 32, 29, 36, 27, 30, 37, 23, 25, 31, 26, 2, 28, 22, 33, 35, 34, 24, 38, 21, 20, 18, 1, 17),
+}
+
 
 @dataclass(frozen=True)
 class ShortV(Pruner):
@@ -24,7 +32,8 @@ class ShortV(Pruner):
     ----------
     layers : tuple of int, optional
         Zero-based frozen layers; () freezes none. Left out, the last 19 of 32 layers: the authors' orders begin with
-        the deepest layers, but their choice is calibrated, and ``calibrate`` finds one that is.
+        the deepest layers, but their choice is calibrated, and ``calibrate`` finds one that is. `published` knows the
+        authors' own lists, for LLaVA-1.5-7B 0, 2, 3, 12 and 17 to 31.
 
     Raises
     ------
@@ -40,6 +49,27 @@ class ShortV(Pruner):
         super().__post_init__()
         if self.layers is not None:
             object.__setattr__(self, "layers", tuple(sorted(self.layers)))
+
+    @classmethod
+    def published(cls, model: str = "llava-1.5-7b") -> ShortV:
+        """The layers that the authors freeze in a model (README of their code).
+
+        Parameters
+        ----------
+        model : "llava-1.5-7b", "llava-1.5-13b", "llava-next-7b" or "llava-next-13b"
+
+        Returns
+        -------
+        ShortV
+
+        Raises
+        ------
+        ValueError
+            The authors give no list for that model.
+        """
+        if model not in PUBLISHED:
+            raise ValueError(f"the authors give lists for {', '.join(PUBLISHED)}, got {model!r}; calibrate others")
+        return cls(PUBLISHED[model])
 
     @classmethod
     def calibrated(

@@ -14,7 +14,7 @@ from visionpulse_analysis.pruners.view import Layout, View
 
 
 def prompt_states(view: View, layout: Layout, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings of the prompt's words: float32 [row, token, width], and which tokens count, bool [row, token]."""
+    """Embeddings of the prompt's tokens: float32 [row, token, width], and which of them count, bool [row, token]."""
     return view.states().float(), layout.question if prompt == "question" else layout.text
 
 

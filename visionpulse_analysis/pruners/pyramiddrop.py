@@ -14,7 +14,7 @@ from visionpulse_analysis.pruners.view import Layout, View
 
 @dataclass(frozen=True)
 class PyramidDrop(Pruner):
-    """Keep ``floor(ratio ** i * n)`` patches from the i-th boundary on: those that the last prompt token weighs most.
+    """Keep ``floor(ratio_i * n)`` patches from the i-th boundary on: those that the last prompt token weighs most.
 
     PyramidDrop, arXiv 2410.17247, section 3. At each boundary the first layer after it scores what is left by the
     last token's softmax weights among the survivors, mean over heads, and works without the dropped ones itself.
@@ -27,7 +27,11 @@ class PyramidDrop(Pruner):
         Zero-based first layer after each boundary, rising. The paper's 8, 16 and 24 of 32 layers if left out: a
         quarter, half and three quarters of the model.
     ratio : float
-        lambda of the paper, in (0, 1]: the share that each boundary keeps of what the one before kept.
+        lambda of the paper, in (0, 1]: the share that each boundary keeps of what the one before kept, so that
+        ``ratio_i`` is its i-th power.
+    ratios : tuple of float, optional
+        In its place, as the code takes them (``image_token_ratio_list``): for each boundary the share of the whole
+        image, in (0, 1], none larger than the one before; 0.5, 0.25 and 0.125 in the code.
 
     Raises
     ------
@@ -39,6 +43,7 @@ class PyramidDrop(Pruner):
 
     layers: tuple[int, ...] | None = None
     ratio: float = 0.5
+    ratios: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,6 +52,13 @@ class PyramidDrop(Pruner):
             object.__setattr__(self, "layers", tuple(self.layers))
             if list(self.layers) != sorted(set(self.layers)) or not self.layers:
                 raise ValueError(f"layers are rising layer indices, got {self.layers}")
+        if self.ratios is not None:
+            object.__setattr__(self, "ratios", tuple(self.ratios))
+            for share in self.ratios:
+                check_share("every one of ratios", share)
+            count = 3 if self.layers is None else len(self.layers)
+            if len(self.ratios) != count or list(self.ratios) != sorted(self.ratios, reverse=True):
+                raise ValueError(f"expected {count} falling ratios, one for each boundary, got {self.ratios}")
 
     def boundaries(self, n_layers: int) -> tuple[int, ...]:
         """First layer after each boundary, in a model of ``n_layers``."""
@@ -59,15 +71,21 @@ class PyramidDrop(Pruner):
 class _PyramidDropSelection(Selection):
     def __init__(self, pruner: PyramidDrop, layout: Layout):
         super().__init__(layout)
-        self.layers, self.ratio = pruner.boundaries(layout.n_layers), pruner.ratio
+        self.layers = pruner.boundaries(layout.n_layers)
         for layer in self.layers:
             check_layer("layer", layer, layout)
+        powers = tuple(pruner.ratio**times for times in range(1, len(self.layers) + 1))
+        self.ratios = powers if pruner.ratios is None else pruner.ratios
+        if len(self.ratios) != len(self.layers):
+            raise ValueError(
+                f"a model of {layout.n_layers} layers has the boundaries {self.layers}, but there are "
+                f"{len(self.ratios)} ratios; give layers as well"
+            )
 
     def visible_prefill(self, view: View) -> torch.Tensor | None:
         if view.layer not in self.layers:
             return None
-        share = self.ratio ** (self.layers.index(view.layer) + 1)
-        budget = share_of_each(share, self.layout.counts)
+        budget = share_of_each(self.ratios[self.layers.index(view.layer)], self.layout.counts)
         # Dropped patches weigh nothing; -1 ranks the places without a patch below them.
         scores = view.patch_weights().mean(dim=1).masked_fill(~self.layout.patches, -1.0)
         self.kept = top_k(scores, budget_to_k(budget, self.layout.counts))

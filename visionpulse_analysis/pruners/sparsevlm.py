@@ -12,6 +12,9 @@ from visionpulse_analysis.pruners.choosing import check_layer, top_k
 from visionpulse_analysis.pruners.clustering import cluster
 from visionpulse_analysis.pruners.view import Layout, View
 
+# Patches kept after layers 2, 6 and 15, by the mean number that a layer sees (`score.py` of the code, version 1.5).
+SHARES_OF_576 = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}
+
 
 @dataclass(frozen=True)
 class SparseVLM(Pruner):
@@ -34,13 +37,16 @@ class SparseVLM(Pruner):
         Zero-based layers after which patches go; the code's 2, 6 and 15 of 32 if left out, scaled (version
         1.0 prunes after 19 as well).
     amount : "shares", "rank" or "paper"
-        "shares" keeps a fixed number (1.5); "rank" ``floor(scale * rank)`` (1.0: scale 13.5), where rank is that of
-        the matrix of weights [rater, patch]; "paper" drops ``floor(scale * (patches - rank))``. The last two never keep
+        "shares" keeps a fixed number (1.5); "rank" ``floor(scale * rank + bias)`` (1.0), where rank is that of the
+        matrix of weights [rater, patch]; "paper" drops ``floor(scale * (patches - rank))``. The last two never keep
         all, and do nothing where the rank is full.
     shares : tuple of float
-        One per layer: share of the image kept, the code's 300, 200 and 110 of 576.
+        One per layer: share of the image kept, the code's 300, 200 and 110 of 576, which make 192 tokens a layer on
+        average; `published` knows its other lists.
     scale : float
-        For "rank" and "paper".
+        For "rank" and "paper". Version 1.0 has 13.5 for 192 tokens on average, 9 with a bias of 6 for 128.
+    bias : float
+        For "rank": patches added to ``scale * rank``, in patches, 0 or above.
     recycled : float
         Share of the dropped patches that is recycled, in 0..1; 0.3 in the code. 0 recycles nothing.
 
@@ -56,6 +62,7 @@ class SparseVLM(Pruner):
     amount: Literal["shares", "rank", "paper"] = "shares"
     shares: tuple[float, ...] = (300 / 576, 200 / 576, 110 / 576)
     scale: float = 13.5
+    bias: float = 0.0
     recycled: float = 0.3
 
     def __post_init__(self) -> None:
@@ -65,12 +72,36 @@ class SparseVLM(Pruner):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.amount not in ("shares", "rank", "paper"):
             raise ValueError(f"amount must be 'shares', 'rank' or 'paper', got {self.amount!r}")
-        if not all(0 < share <= 1 for share in self.shares) or not 0 <= self.recycled <= 1 or self.scale < 0:
-            raise ValueError(f"expected shares in (0, 1], recycled in 0..1 and scale >= 0, got {self}")
+        if not all(0 < share <= 1 for share in self.shares) or not 0 <= self.recycled <= 1:
+            raise ValueError(f"expected shares in (0, 1] and recycled in 0..1, got {self}")
+        if self.scale < 0 or self.bias < 0:
+            raise ValueError(f"expected scale >= 0 and bias >= 0, got {self.scale} and {self.bias}")
         if self.layers is not None and list(self.layers) != sorted(set(self.layers)):
             raise ValueError(f"layers are rising layer indices, got {self.layers}")
         if self.amount == "shares" and len(self.shares) != (3 if self.layers is None else len(self.layers)):
             raise ValueError(f"expected one share per layer, got {self.shares} for {self.layers or 'three layers'}")
+
+    @classmethod
+    def published(cls, tokens: int = 192) -> SparseVLM:
+        """The shares of version 1.5 of the code for LLaVA-1.5 and its 576 patches.
+
+        Parameters
+        ----------
+        tokens : 192, 128, 96 or 64
+            Patches that a layer sees on average.
+
+        Returns
+        -------
+        SparseVLM
+
+        Raises
+        ------
+        ValueError
+            There is no list for that number.
+        """
+        if tokens not in SHARES_OF_576:
+            raise ValueError(f"the authors give shares for {', '.join(map(str, SHARES_OF_576))} tokens, got {tokens!r}")
+        return cls(shares=tuple(kept / 576 for kept in SHARES_OF_576[tokens]))
 
     def pruning_layers(self, n_layers: int) -> tuple[int, ...]:
         """Layers after which patches go, in a model of ``n_layers``."""
@@ -125,7 +156,9 @@ class _SparseVLMSelection(Selection):
         rank = int(torch.linalg.matrix_rank(weights.float())) if n else 0
         if rank == n:
             return n
-        kept = int(pruner.scale * rank) if pruner.amount == "rank" else n - int(pruner.scale * (n - rank))
+        if pruner.amount == "rank":
+            return max(0, min(n - 1, int(pruner.scale * rank + pruner.bias)))
+        kept = n - int(pruner.scale * (n - rank))
         return max(0, min(n - 1, kept))
 
     def rewrite(self, layer: int, states: torch.Tensor) -> torch.Tensor | None:
@@ -150,6 +183,7 @@ class _SparseVLMSelection(Selection):
 def find_raters(view: View, layout: Layout) -> torch.Tensor:
     """The words that speak of the image, all of them where none stands out: bool [row, token]; a view of layer 0."""
     states, width = view.states().float(), layout.text.shape[1]
+    # What ends a picture behind its last patch is no text, so this is the end of the whole image.
     last = layout.places.masked_fill(~layout.patches, -1).amax(dim=1, keepdim=True)
     words = layout.text & (torch.arange(width, device=last.device) > last)
     logits = (view.patch_states() @ states.transpose(1, 2)).masked_fill(~words[:, None], -torch.inf)

@@ -16,6 +16,11 @@ from visionpulse_analysis.pruners.logits import newest_logits, project
 class Layout:
     """What a pruner knows of a left-padded batch before decoding.
 
+    A prompt has three kinds of position: text; patches; and the other tokens of a picture, which are neither: line
+    breaks, class tokens, marks of tiles, begin and end (`families.Family.marks` says which). A method chooses among
+    patches, and where it speaks of text, the others are none. They are visible wherever any patch of their row is, and
+    go with the last one.
+
     Parameters
     ----------
     patches : bool [row, patch], False where a row has fewer patches than the widest one.
@@ -26,6 +31,9 @@ class Layout:
     seeds : one per row, for pruners that draw.
     question : bool [row, token] over the padded prompt, True at the words of the question itself (no image, no chat
         template).
+    others : bool [row, other], the other tokens of pictures, False where a row has fewer than the widest one; none if
+        left out.
+    other_places : int64 [row, other], their key positions.
     relevance : given a number of tokens, how much the first so many of the model's own dense greedy answer depend on
         each patch, float32 [row, patch]; decodes that answer first. For the oracle, before the run begins.
     hindsight : given a layer, its head-mean attention to each patch, mean over the steps after prefill of the row's own
@@ -41,6 +49,13 @@ class Layout:
     question: torch.Tensor
     relevance: Callable[[int], torch.Tensor] | None = None
     hindsight: Callable[[int], torch.Tensor] | None = None
+    others: torch.Tensor = None  # pyright: ignore[reportAssignmentType]
+    other_places: torch.Tensor = None  # pyright: ignore[reportAssignmentType]
+
+    def __post_init__(self) -> None:
+        if self.others is None:
+            object.__setattr__(self, "others", self.patches[:, :0])
+            object.__setattr__(self, "other_places", self.places[:, :0])
 
     @property
     def counts(self) -> torch.Tensor:
@@ -56,16 +71,41 @@ class Layout:
 
     @property
     def text(self) -> torch.Tensor:
-        """Prompt tokens that are neither image patches nor padding: bool [row, token]."""
+        """Prompt tokens that belong to no picture and are no padding: bool [row, token]."""
         width = self.question.shape[1]
-        real = torch.arange(width, device=self.starts.device)[None] >= self.starts[:, None]
-        return real & ~self.keys_of(self.patches, width)
+        return self.real(width) & ~self.image_keys(width)
+
+    def real(self, n_keys: int) -> torch.Tensor:
+        """Key positions that are no padding: bool [row, `n_keys`]."""
+        return torch.arange(n_keys, device=self.starts.device)[None] >= self.starts[:, None]
 
     def keys_of(self, patches: torch.Tensor, n_keys: int) -> torch.Tensor:
         """Mark the key positions of some `patches`: bool [row, patch] -> bool [row, `n_keys`]."""
-        # Absent patches share places with real tokens, so the marks are counted rather than scattered.
-        marks = torch.zeros(len(patches), n_keys, dtype=torch.int32, device=patches.device)
-        return marks.scatter_add_(1, self.places, (self.patches & patches).int()) > 0
+        return marked(self.places, self.patches & patches, n_keys)
+
+    def image_keys(self, n_keys: int) -> torch.Tensor:
+        """Mark the key positions of whole pictures, patches and others: bool [row, `n_keys`]."""
+        return self.keys_of(self.patches, n_keys) | marked(self.other_places, self.others, n_keys)
+
+    def others_with(self, shown: torch.Tensor) -> torch.Tensor:
+        """The other tokens of pictures that are visible with the patches `shown`, bool [row, patch]: bool [row, other].
+
+        All of them, or none where no patch is.
+        """
+        return self.others & (self.patches & shown).any(dim=1, keepdim=True)
+
+    def hidden_keys(self, shown: torch.Tensor, n_keys: int) -> torch.Tensor:
+        """Mark what pictures hide where the patches `shown`, bool [row, patch], are visible: bool [row, `n_keys`]."""
+        hidden = self.keys_of(~shown, n_keys)
+        if self.others.shape[1] == 0:
+            return hidden
+        return hidden | marked(self.other_places, self.others & ~self.others_with(shown), n_keys)
+
+    @cached_property
+    def patch_before(self) -> torch.Tensor:
+        """The patch before each other token of a picture, or the first one: int64 [row, other]."""
+        earlier = self.patches[:, None] & (self.places[:, None] < self.other_places[..., None])
+        return (earlier.sum(dim=2) - 1).clamp(min=0)
 
     def at_patches(self, states: torch.Tensor) -> torch.Tensor:
         """Pick the patches out of `states` [row, token, width]: [row, patch, width], zero where there is no patch."""
@@ -79,13 +119,23 @@ class Layout:
 
     def on(self, device: torch.device) -> Layout:
         """The same on another `device`."""
-        moved = {name: getattr(self, name).to(device) for name in ("patches", "places", "starts", "question")}
+        moved = {name: getattr(self, name).to(device) for name in _PER_ROW}
         return self if device == self.device else replace(self, **moved)
 
     def take(self, rows: torch.Tensor) -> Layout:
         """Only these `rows`, int64 [remaining]."""
-        per_row = {name: getattr(self, name)[rows] for name in ("patches", "places", "starts", "question")}
+        per_row = {name: getattr(self, name)[rows] for name in _PER_ROW}
         return replace(self, **per_row, seeds=[self.seeds[i] for i in rows.tolist()])
+
+
+_PER_ROW = ("patches", "places", "starts", "question", "others", "other_places")
+
+
+def marked(places: torch.Tensor, present: torch.Tensor, n_keys: int) -> torch.Tensor:
+    """Mark the key positions `places`, int64 [row, n], of those `present`, bool [row, n]: bool [row, n_keys]."""
+    # What is absent shares places with real tokens, so the marks are counted rather than scattered.
+    marks = torch.zeros(len(places), n_keys, dtype=torch.int32, device=places.device)
+    return marks.scatter_add_(1, places, present.int()) > 0
 
 
 class View:
@@ -237,5 +287,5 @@ class View:
         """Mask what prefill dropped: float32 [row, head, (q,) key]."""
         if self.shown is None:
             return logits
-        dropped = self.layout.keys_of(~self.shown, logits.shape[-1])
+        dropped = self.layout.hidden_keys(self.shown, logits.shape[-1])
         return logits.masked_fill(dropped[:, None] if logits.ndim == 3 else dropped[:, None, None], -torch.inf)

@@ -46,8 +46,8 @@ class VisionPulse(Pruner):
         "block" is the authors' GPU variant, best as its preset, since tau is another there: whole blocks of the
         sequence (counted from the row's first real token; the authors count from the first column of a padded batch)
         are scored by the softmax over blocks, at tau, of the largest logit inside each; the mass sums the blocks that
-        consist of patches; ``ceil(b n / block_size)`` of these are kept, ranked by head-mean share. Blocks that mix
-        text and image are always kept, and the anchor layer itself stays dense.
+        consist of image tokens; ``ceil(b n / block_size)`` of these are kept, ranked by head-mean share. Blocks that
+        mix text and image are always kept, and the anchor layer itself stays dense.
     reuse_previous : bool
         Not in the paper. The layers below the anchor see the set that the previous step chose (prefill's last query, at
         the first step) instead of everything; the anchor and later layers see the fresh one, which is the one recorded.

@@ -30,7 +30,9 @@ class VisiPruner(Pruner):
       layer; from the next one on only patches with ``||c|| > token_threshold`` stay. If no layer is, all stay; if no
       patch is above, none does.
     - *deep*, after the filter layer: a layer where ``cos(o - c, o) >= exit_threshold`` for every patch left is at rest;
-      at the ``exit_after``-th such layer the rest go as well.
+      at the ``exit_after``-th such layer the rest go as well. Where every patch has passed ``token_threshold``, the
+      released code never gets to its exit, since the branch asks for a prompt that has become shorter; here such a row
+      exits like any other, which is the idea of the paper.
 
     Every row of a batch finds its own layers. Survivors keep their positions.
 
@@ -123,8 +125,8 @@ class _VisiPrunerSelection(Selection):
             order = drawn(self.layout, 0) if self.pruner.first_layer == "random" else own
             one = order.masked_fill(~self.layout.patches, order.shape[1]).argmin(dim=1, keepdim=True)
             return Redirect(one.expand_as(nothing), nothing)
-        half = torch.where(own < self.layout.counts[:, None] // 2, nothing, own)
-        return Redirect(half, nothing)
+        middle = self.layout.counts[:, None] // 2
+        return Redirect(torch.where(own < middle, nothing, own), nothing, self.layout.patch_before >= middle)
 
     def visible_prefill(self, view: View) -> torch.Tensor | None:
         now = self.left

@@ -22,9 +22,10 @@ class VTW(Pruner):
     Parameters
     ----------
     layer : int, optional
-        K of the paper (15 or 16 of LLaVA's 32), zero-based, the first layer without patches; the number of layers
-        withdraws nothing. Half of the layers if left out, as 16 of 32 is the default of the authors' command line;
-        ``calibrate`` finds the one that the paper's search would.
+        K of the paper, zero-based, the first layer without patches; the number of layers withdraws nothing. Half of
+        the layers if left out; ``calibrate`` finds the one that the paper's search would. The authors' code has 15 for
+        LLaVA-1.5-7B in its evaluation and 16 in its chat (``VTW(15)``, ``VTW(16)``), 20 of 40 for 13B, and 16 for
+        Video-LLaVA.
 
     Raises
     ------

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from visionpulse_analysis.attention import route, stock
-from visionpulse_analysis.families import Prompt
+from visionpulse_analysis.families import Prompt, in_columns
 from visionpulse_analysis.hooks import watch_layers
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.prefilling import Prefill
@@ -48,14 +48,14 @@ class Passages:
         width, device = self.inputs["input_ids"].shape[1], vlm.model.device
         starts = torch.tensor([width - len(prompt.ids) for prompt in prompts], device=device)
         self.queries = torch.as_tensor(np.array(queries), device=device) + starts[:, None]
-        places = torch.zeros(len(prompts), max(len(prompt.grid) for prompt in prompts), dtype=torch.int64)
-        present = torch.zeros(places.shape, dtype=torch.bool)
-        for row, prompt in enumerate(prompts):
-            places[row, : len(prompt.grid)] = torch.from_numpy(prompt.grid.position + int(starts[row]))
-            present[row, : len(prompt.grid)] = True
-        seeds, unasked = list(range(len(prompts))), torch.zeros(len(prompts), width, dtype=torch.bool, device=device)
-        anchor = vlm.default_anchor
-        self.layout = Layout(present.to(device), places.to(device), starts, vlm.n_layers, anchor, seeds, unasked)
+        where = Layout(
+            **in_columns(prompts, starts.tolist()),
+            n_layers=vlm.n_layers,
+            default_anchor=vlm.default_anchor,
+            seeds=list(range(len(prompts))),
+            question=torch.zeros(len(prompts), width, dtype=torch.bool),
+        )
+        self.layout = where.on(device)
 
     @torch.inference_mode()
     def read(self, start: Start = Selection) -> tuple[np.ndarray, Selection, Prefill]:

@@ -79,6 +79,7 @@ class Replay:
         self.n_prompt = len(prompt.ids)
         self._tokens = torch.from_numpy(np.array(trace.token_ids[:-1])).to(device)
         self.places = torch.from_numpy(prompt.grid.position.copy()).to(device)
+        self.others = torch.from_numpy(prompt.others).to(device)  # visible wherever a patch is
         self.keys: dict[int, torch.Tensor] = {}
         self.values: dict[int, torch.Tensor] = {}
         asked = vlm.to_device(vlm.family.batch([prompt], padding=0))
@@ -187,6 +188,7 @@ class _OneStep:
             scores = newest_logits(one_by_one, patch_keys, None, scaling).mean(dim=1)
             self.kept = self.choose(scores)
             self.visible[:, replay.places] = self.kept
+            self.visible[:, replay.others] = self.kept.any(dim=1, keepdim=True)
         key = torch.cat([replay.keys[layer], key], dim=2)
         value = torch.cat([replay.values[layer], value], dim=2)
         return stock(module, query, key, value, self.visible[None, None], scaling=scaling, **options)
