@@ -18,7 +18,8 @@ class Inputs:
     """What enters layer 0 for one unpadded prompt and the answer so far, and what the layers need beside it.
 
     states [token, width]; cos, sin [token, dim]; deepstack: each [patch, width], added after the first layers; places:
-    int64 [patch]; prompt: number of prompt tokens; question: int64, places of the question's words.
+    int64 [patch]; prompt: number of prompt tokens; pictures: int64 [patch], which one each is of; question: int64,
+    places of the question's words.
     """
 
     states: torch.Tensor
@@ -27,6 +28,7 @@ class Inputs:
     deepstack: list[torch.Tensor]
     places: torch.Tensor
     prompt: int
+    pictures: torch.Tensor
     question: torch.Tensor
 
 
@@ -119,7 +121,8 @@ def inputs_of(vlm, picture, question: str, answer: list[int], words: list[int]) 
     listed = prompt.ids.tolist()
     start = max(at for at in range(len(listed)) if listed[at : at + len(words)] == words)
     spoken = torch.arange(start, start + len(words))
-    return Inputs(states, cos[0], sin[0], list(vision.deepstack_features), places, len(listed), spoken)
+    pictures = torch.tensor(prompt.grid.image)
+    return Inputs(states, cos[0], sin[0], list(vision.deepstack_features), places, len(listed), pictures, spoken)
 
 
 @torch.inference_mode()

@@ -73,7 +73,7 @@ class BeforeModel(Rule):
         inputs = layer.inputs
         text = [t for t in range(inputs.prompt) if t not in inputs.places]
         words = inputs.question if getattr(self.pruner, "prompt", "") == "question" else torch.tensor(text)
-        n = len(layer.at)
+        n, self.pictures = len(layer.at), inputs.pictures.tolist()
         return self.choose(layer.states[layer.at], layer.states[words], max(1, round(self.pruner.budget * n)))
 
 
@@ -99,7 +99,7 @@ class SlowZSPAPrune(BeforeModel):
 
 
 class SlowCDPruner(BeforeModel):
-    """The greedy choice by determinants themselves."""
+    """The greedy choice by determinants themselves, picture by picture."""
 
     def choose(self, patches, words, k):
         units, spoken = torch.stack(directions(patches)), directions(words)
@@ -107,11 +107,14 @@ class SlowCDPruner(BeforeModel):
         like = -like if self.pruner.flip else like
         like = (like - like.min() + 1e-6) / (like.max() - like.min() + 1e-6)
         kernel = like[:, None] * (units @ units.T) * like[None]
-        chosen = []
-        while len(chosen) < k:
-            rest = [i for i in range(len(units)) if i not in chosen]
+        return sorted(i for picture in set(self.pictures) for i in self.of_one(picture, kernel))
+
+    def of_one(self, picture, kernel):
+        own, chosen = [i for i, one in enumerate(self.pictures) if one == picture], []
+        while len(chosen) < max(1, round(self.pruner.budget * len(own))):
+            rest = [i for i in own if i not in chosen]
             chosen.append(max(rest, key=lambda i: float(torch.logdet(kernel[[*chosen, i]][:, [*chosen, i]]))))
-        return sorted(chosen)
+        return chosen
 
 
 def directions(states: torch.Tensor) -> list[torch.Tensor]:

@@ -6,6 +6,7 @@ from itertools import pairwise, product
 
 import numpy as np
 import pytest
+import slow_prefill as slow
 import torch
 from slow_pruners import (
     LAYERS,
@@ -16,13 +17,14 @@ from slow_pruners import (
     run,
     slow_dycoke,
     slow_st3,
-    slow_top,
     slow_weights,
 )
+from slow_rules import SlowFastV
 
 import visionpulse_analysis as vpa
+from visionpulse_analysis.costs import ModelShape, costs_of, count_costs
 from visionpulse_analysis.decoding import Batch
-from visionpulse_analysis.pruners import FastV
+from visionpulse_analysis.pruners import DivPrune, FastV
 from visionpulse_analysis.pruners.annealing import ST3
 from visionpulse_analysis.pruners.cachecut import LookM, merge_cut
 from visionpulse_analysis.pruners.dycoke import DyCoke
@@ -95,15 +97,52 @@ def test_st3_never_brings_back_what_it_deleted(random_run):
             assert not (after & ~before).any()
 
 
-def test_fastv_per_step_follows_each_newest_token(random_run):
-    batch, layout, logits = random_run
-    made = run(FastV(3, 0.25, per_step=True), layout, logits)
-    for step, layers in enumerate(logits[1:]):
-        for row, places in enumerate(batch.places):
-            weights = slow_weights(row_logits(layers[2], batch, row), places)
-            expected = slow_top(list(weights), max(1, round(0.25 * len(places))))
-            seen = made[step]["seen"]
-            assert seen[:3] == [None] * 3 and all(as_sets(kept)[row] == expected for kept in seen[3:])
+def test_fastv_per_step_is_a_prefill_of_its_own_at_every_step(vlm, pictures):
+    """The authors' run without a cache: what FastV does with prompt and answer as one long prompt."""
+    questions, pruner = [QUESTION, "how many ?"], FastV(3, 0.25, per_step=True)
+    images = [pictures[0], [pictures[0], pictures[0]]]
+    made = vpa.decode(vlm, images, questions, pruner=pruner, max_new_tokens=4)
+    once = vpa.decode(vlm, images, questions, pruner=FastV(3, 0.25), max_new_tokens=4)
+    assert any(not np.array_equal(a.kept.values, b.kept.values) for a, b in zip(made, once, strict=True))
+    for trace, other, image, question in zip(made, once, images, questions, strict=True):
+        assert trace.token_ids[0] == other.token_ids[0] and trace.logprobs[0] == other.logprobs[0]
+        words = vlm.tokenizer(question, add_special_tokens=False).input_ids
+        for step in range(len(trace)):
+            inputs = slow.inputs_of(vlm, image, question, trace.token_ids[:step].tolist(), words)
+            logprobs, ran, rows = slow.slow_forward(vlm, inputs, SlowFastV(FastV(3, 0.25), 0))
+            assert np.flatnonzero(trace.kept.values[step]).tolist() == ran[-1]
+            assert trace.k_per_layer.values[step].tolist() == [len(kept) for kept in ran]
+            assert logprobs[trace.token_ids[step]].item() == pytest.approx(trace.logprobs[step], abs=1e-4)
+            assert np.abs(trace.attention.values[step] - rows).max() < 1e-3
+        alone = vpa.decode(vlm, image, question, pruner=pruner, max_new_tokens=4)
+        assert alone.tokens == trace.tokens and np.allclose(alone.logprobs, trace.logprobs, atol=1e-4)
+
+
+def test_fastv_per_step_costs_a_prefill_a_step_and_no_cache(vlm, pictures):
+    trace = vpa.decode(vlm, pictures[0], QUESTION, pruner=FastV(3, 0.25, per_step=True), max_new_tokens=3)
+    found, shape = costs_of(trace), ModelShape(**trace.meta["costs"]["shape"])
+    text, patches = trace.meta["costs"]["text"], len(trace.grid)
+    for step in range(3):
+        k = trace.k_per_layer.values[step : step + 1]
+        assert found.flops[step] == count_costs(shape, k, text=text + step, patches=patches).flops[0]
+    assert not found.kv_bytes_read.any() and not found.kv_bytes_held.any()
+
+
+def test_fastv_per_step_with_everything_is_dense(vlm, pictures):
+    whole, plain = (
+        vpa.decode(vlm, pictures[:2], [QUESTION] * 2, pruner=pruner, max_new_tokens=5)
+        for pruner in (FastV(budget=1.0, per_step=True), None)
+    )
+    for a, b in zip(whole, plain, strict=True):
+        assert a.tokens == b.tokens and np.allclose(a.logprobs, b.logprobs, atol=1e-4)
+
+
+def test_a_run_without_a_cache_takes_no_pruner_of_decode_steps(vlm, pictures):
+    both = DivPrune(0.5) | FastV(3, 0.25, per_step=True)
+    trace = vpa.decode(vlm, pictures[0], QUESTION, pruner=both, max_new_tokens=2)
+    assert trace.k_per_layer.values[:, 0].tolist() == [round(0.5 * len(trace.grid))] * 2
+    with pytest.raises(ValueError, match="mvw acts at decode steps"):
+        vpa.decode(vlm, pictures[0], QUESTION, pruner=FastV(per_step=True) | MVW(1), max_new_tokens=2)
 
 
 def test_mvw_lets_go_after_its_tokens(vlm, pictures):

@@ -117,7 +117,6 @@ KEEPING = [
     "lookm(heavy=0.0, recent=1.0, merge='none')",
     "fastv(layer=0, budget=1.0)",
     "fastv(budget=1.0, rope=False)",
-    "fastv(budget=1.0, per_step=True)",
     "dycoke(budget=1.0, unpruned_when_steady=False)",
     "zspaprune(budget=1.0, core=0.0, similarity='sum')",
     "fastv(budget=1.0) | visionpulse(budget=1.0)",

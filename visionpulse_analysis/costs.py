@@ -178,6 +178,7 @@ def count_costs(
     read_by_patches: Sequence[int] | None = None,
     scored_layers: Sequence[int] = (),
     forgets: bool = False,
+    recomputes: bool = False,
 ) -> Costs:
     """Cost of every step of one decode.
 
@@ -197,6 +198,7 @@ def count_costs(
         Layers at which a decode step reads the keys of all patches that prefill left, in order to choose; nothing more
         than is visible where the others are forgotten.
     forgets : bool, whether a decode step deletes what it hides, so that it need not be held
+    recomputes : bool, whether every step reads prompt and answer anew, as prefill does, and holds no cache
 
     Returns
     -------
@@ -214,10 +216,20 @@ def count_costs(
         raise ValueError(f"expected 0 to {patches} patches and some text, got {k.min()} to {k.max()} and {text} tokens")
     layers = np.arange(shape.layers)
     k = k + others * (k > 0)  # from here on, tokens of pictures
-    updated = np.where(np.isin(layers, frozen_layers), 0, k[0])
-    by_text, by_patches = (k[0] if given is None else np.asarray(given) for given in (read_by_text, read_by_patches))
-    pairs = text * (text + by_text) + updated * (text + by_patches)
-    flops, read, held = [shape.flops(text + updated, text + k[0], pairs)], [0.0], [shape.kv_bytes(text + k[0])]
+
+    def whole(step: int) -> float:
+        """FLOPs of reading the prompt and all tokens of the answer up to a step at once."""
+        words = text + step
+        updated = np.where(np.isin(layers, frozen_layers), 0, k[step])
+        given = (k[step] if few is None else np.asarray(few) for few in (read_by_text, read_by_patches))
+        by_text, by_patches = given
+        pairs = words * (words + by_text) + updated * (words + by_patches)
+        return shape.flops(words + updated, words + k[step], pairs)
+
+    if recomputes:
+        nothing = np.zeros(len(k))
+        return Costs(np.array([whole(step) for step in range(len(k))]), nothing, nothing)
+    flops, read, held = [whole(0)], [0.0], [shape.kv_bytes(text + k[0])]
     scored = np.isin(layers, [] if forgets else scored_layers)
     for step in range(1, len(k)):
         n = text + step

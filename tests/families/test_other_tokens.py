@@ -95,9 +95,10 @@ def test_raters_and_means_of_the_prompt_are_of_text_alone(endless, photo, monkey
 class Statement:
     """What a method does at a layer of one pass over prompt and answer: to weights, and to what leaves the layer."""
 
-    def __init__(self, prompt, length):
-        self.image = torch.zeros(length, dtype=torch.bool)
-        self.image[np.concatenate([prompt.grid.position, prompt.others])] = True
+    def __init__(self, vlm, prompt, length):
+        found = vlm.tokenizer.convert_ids_to_tokens(prompt.ids.tolist())
+        known = set().union(*OTHERS.values(), [vlm.family.image_token])
+        self.image = torch.tensor([token in known for token in found] + [False] * (length - len(found)))
         self.patches = torch.tensor(prompt.grid.position)
         self.answered = torch.arange(length) >= len(prompt.ids)
 
@@ -185,7 +186,7 @@ def test_all_of_a_picture_goes_with_its_patches(endless, photo, pruner, statemen
     prompt = vlm.prompt(photo, QUESTION)
     for step in (0, 2):
         passage = prompt.answered(torch.from_numpy(trace.token_ids[:step].astype(np.int64)))
-        logprobs = stated(vlm, passage, statement(prompt, len(passage.ids)))
+        logprobs = stated(vlm, passage, statement(vlm, prompt, len(passage.ids)))
         assert logprobs[trace.token_ids[step]].item() == pytest.approx(trace.logprobs[step], abs=2e-3)
 
 
@@ -216,10 +217,34 @@ def test_rows_of_which_only_some_have_lost_their_picture(endless, photo):
 
 def test_costs_count_what_goes_with_the_patches(endless, photo):
     """Bytes of the cache are those of the tokens that a step can read."""
-    trace, prompt = vpa.decode(endless, photo, QUESTION, pruner=VTW(2), max_new_tokens=3), None
+    trace = vpa.decode(endless, photo, QUESTION, pruner=VTW(2), max_new_tokens=3)
     prompt = endless.prompt(photo, QUESTION)
     shape = ModelShape.of(endless.model.config, endless.model.dtype.itemsize)
     whole, text = len(prompt.ids), len(prompt.text_at)
     for step in (1, 2):
         keys = [whole + step] * 2 + [text + step] * (shape.layers - 2)
         assert costs_of(trace).kv_bytes_read[step] == shape.kv_bytes(keys)
+
+
+def test_each_tile_and_each_picture_is_a_piece(family, photo):
+    """What the vision tower reads by itself: as many pieces as there are frames of the grid, or tiles in them."""
+    one, two = family.vlm.prompt(photo, QUESTION), family.vlm.prompt([photo, photo], QUESTION)
+    tiles = int(one.pieces.max()) + 1
+    first, second = (two.pieces[two.grid.image == image] for image in (0, 1))
+    assert len(one.pieces) == len(one.grid) and second.min() == first.max() + 1
+    if family.name != "llava_onevision":  # reads several pictures as overviews alone
+        assert np.array_equal(first, one.pieces) and np.array_equal(second, one.pieces + tiles)
+    for piece in range(tiles):  # a piece is a rectangle of one frame
+        rows, cols = one.grid.row[one.pieces == piece], one.grid.col[one.pieces == piece]
+        assert len(set(one.grid.frame[one.pieces == piece])) == 1
+        assert len(rows) == len(set(rows)) * len(set(cols))
+    tiled = {"aya_vision", "llava_next", "idefics3", "smolvlm"} | {name for name in BUILDERS if "internvl" in name}
+    assert (tiles > 1) == (family.name in tiled | {"llava_onevision"})
+
+
+def test_cdpruner_keeps_the_same_number_of_each_tile(endless, photo):
+    trace = vpa.decode(endless, [photo, photo], QUESTION, pruner=CDPruner(0.25), max_new_tokens=1)
+    pieces = endless.prompt([photo, photo], QUESTION).pieces
+    for piece in range(pieces.max() + 1):
+        own = pieces == piece
+        assert trace.kept.values[0][own].sum() == max(1, round(0.25 * own.sum()))

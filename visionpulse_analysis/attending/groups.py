@@ -86,6 +86,8 @@ class Group:
     def account(self, number: int) -> dict[str, Any]:
         """What the costs of the group's row ``number`` depend on beside the patches visible: see `count_costs`."""
         facts = {"frozen_layers": sorted(self.selection.frozen_layers), "forgets": self.selection.forgets}
+        if self.selection.recomputes:
+            facts["recomputes"] = True
         # The list of scored layers goes on growing as the steps ask.
         return {**facts, **self.prefill.readers(number), "scored_layers": self.scored}
 

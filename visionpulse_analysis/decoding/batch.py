@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from visionpulse_analysis.attending import Group, PrefillAttention, Recorder, StepAttention
@@ -57,6 +58,7 @@ class Batch:
         self.cache = make_cache(vlm.model)
         self.recorder = Recorder(self.layout, options.layers, options.heads)
         self.attention: PrefillAttention | StepAttention | None = None
+        self.answers: list[torch.Tensor] = []  # int64 [row] per step, where there is no cache
         self.tokens = self.position = torch.zeros(0, dtype=torch.int64)
         # A model whose layers all see the whole past takes the mask as it is; others make one per kind of layer.
         self.takes_mask = grows_in_place(self.cache) and vlm.sees_everything
@@ -137,7 +139,10 @@ class Batch:
 
     def prefill(self) -> torch.Tensor:
         """Read the prompts: logits float32 [row, word] of the first token."""
-        inputs = self.vlm.to_device(self.vlm.family.batch([r.prompt for r in self.records], pad_id(self.vlm)))
+        return self._read([record.prompt for record in self.records])
+
+    def _read(self, prompts: list[Prompt]) -> torch.Tensor:
+        inputs = self.vlm.to_device(self.vlm.family.batch(prompts, pad_id(self.vlm)))
         position = self.vlm.family.positions(self.vlm.model, inputs)
         ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
         self.position = position.view(-1, *ids.shape)[:, :, -1].amax(dim=0) + 1
@@ -149,8 +154,29 @@ class Batch:
             group.settle(self.cache)
         return logits
 
+    @property
+    def recomputes(self) -> bool:
+        """Whether every step reads the whole sequence anew."""
+        return any(group.selection.recomputes for group in self.groups)
+
+    def _read_again(self) -> torch.Tensor:
+        """Read prompts and answers so far as one long prompt: logits float32 [row, word] of the next tokens."""
+        [group], pruner = self.groups, self.options.pruner
+        if pruner is None:
+            raise RuntimeError("a batch without a pruner has a cache")
+        self.answers.append(self.tokens)
+        answers = torch.stack(self.answers, dim=1).cpu()
+        self.width += 1
+        self.layout = replace(self.layout, question=pad(self.layout.question, (0, 1)))
+        again = Group(self.layout, pruner.start(self.layout))
+        again.step, self.groups = group.step + 1, [again]
+        self.cache = make_cache(self.vlm.model)
+        return self._read([r.prompt.answered(ids) for r, ids in zip(self.records, answers, strict=True)])
+
     def step(self) -> torch.Tensor:
         """Read ``tokens``: logits float32 [row, word] of the next ones."""
+        if self.recomputes:
+            return self._read_again()
         if not isinstance(self.attention, StepAttention):
             self.attention = StepAttention(self.recorder, self.groups, self.options.execution)
         for group in self.groups:
@@ -273,12 +299,12 @@ class Batch:
 def _joined(layout: Layout, rows: torch.Tensor, other: Layout, shift: int) -> Layout:
     """The layout of a batch in which ``other``, its columns moved by ``shift``, takes the places of ``rows``."""
     joined = {}
-    for name in ("patches", "others", *COLUMNS):
+    for name in ("patches", "pieces", "others", *COLUMNS):
         mine, new = getattr(layout, name), getattr(other, name)
         new = new + shift if name in COLUMNS else new
         if mine.ndim == 2:
             width = max(mine.shape[1], new.shape[1])
-            mine, new = (torch.nn.functional.pad(values, (0, width - values.shape[1])) for values in (mine, new))
+            mine, new = (pad(values, (0, width - values.shape[1])) for values in (mine, new))
         joined[name] = mine.index_copy(0, rows, new)
     seeds = list(layout.seeds)
     for row, seed in zip(rows.tolist(), other.seeds, strict=True):

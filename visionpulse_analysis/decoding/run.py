@@ -75,7 +75,7 @@ class Run:
                 return None
             batch = self._begin(self.batch_size)
         over = batch.over
-        if not grows_in_place(batch.cache):
+        if batch.recomputes or not grows_in_place(batch.cache):
             return batch
         if self.waiting and len(over) >= min(len(self.waiting), -(-self.batch_size // 8)):
             new = self._begin(len(over))

@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import pad
 
 from visionpulse_analysis._checks import plain_text
-from visionpulse_analysis.families.cells import Medium, grid_of, read_medium
+from visionpulse_analysis.families.cells import Cells, Medium, grid_of, read_medium
 from visionpulse_analysis.families.prompts import ANSWER, IMAGE, TEXT, VIDEO, Prompt, Shown, stack
 from visionpulse_analysis.images import ImageLike
 from visionpulse_analysis.videos import Clip, Video
@@ -156,7 +156,7 @@ class Family(ABC):
         shown = self.shows(media)
         ids = self._ids(self.text(media, question), media, [one.text for one in shown])
         kinds = self.kinds(ids)
-        features = kinds.numpy() > 0
+        features, whole = kinds.numpy() > 0, Cells.join(*(one.cells for one in shown))
         grid = grid_of(np.flatnonzero(features), shown, media)
         of_pictures = np.flatnonzero(features | np.isin(ids.numpy(), self.marks(shown)))
         prompt = Prompt(
@@ -168,6 +168,7 @@ class Family(ABC):
             [picture for one in media for picture in (one.frames if isinstance(one, Clip) else [one])],
             [one.about(i, shown[i].merged) for i, one in enumerate(media) if isinstance(one, Clip)],
             np.setdiff1d(of_pictures, grid.position),
+            whole.piece[whole.row >= 0].astype(np.int64),
         )
         self.check_together([prompt])
         return prompt

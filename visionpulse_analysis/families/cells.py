@@ -31,13 +31,15 @@ class Cells:
     """The image tokens of one picture, in the order in which the model reads them.
 
     frame, row, col : int [token], row -1 for a token that is no patch (a line break, a class token);
-    box : float [token, 4], left, top, right, bottom in pixels of the original picture.
+    box : float [token, 4], left, top, right, bottom in pixels of the original picture;
+    piece : int [token], which of the pieces that the vision tower reads one by one: tiles, an overview, frames.
     """
 
     frame: np.ndarray
     row: np.ndarray
     col: np.ndarray
     box: np.ndarray
+    piece: np.ndarray
 
     @classmethod
     def block(cls, rows: int, cols: int, region: Region, frame: int = 0, at: tuple[int, int] = (0, 0)) -> Cells:
@@ -46,7 +48,8 @@ class Cells:
         left, top, right, bottom = region
         width, height = (right - left) / cols, (bottom - top) / rows
         box = np.stack([col * width, row * height, (col + 1) * width, (row + 1) * height], axis=1)
-        return cls(np.full(rows * cols, frame), row + at[0], col + at[1], box + np.array([left, top, left, top]))
+        box = box + np.array([left, top, left, top])
+        return cls(np.full(rows * cols, frame), row + at[0], col + at[1], box, np.zeros(rows * cols, int))
 
     @classmethod
     def blocks(cls, count: int, rows: int, cols: int, region: Region) -> Cells:
@@ -56,19 +59,24 @@ class Cells:
     @classmethod
     def breaks(cls, count: int = 1) -> Cells:
         """Image tokens that are no patches."""
-        return cls(np.zeros(count, int), np.full(count, -1), np.full(count, -1), np.zeros((count, 4)))
+        nowhere = np.full(count, -1)
+        return cls(np.zeros(count, int), nowhere, nowhere, np.zeros((count, 4)), nowhere)
 
     @classmethod
     def join(cls, *parts: Cells) -> Cells:
-        """One after the other."""
-        return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("frame", "row", "col", "box")))
+        """One after the other; the pieces of each are counted on from those before it."""
+        counts = [part.piece.max(initial=-1) + 1 for part in parts]
+        first = np.cumsum([0, *counts[:-1]])
+        piece = [np.where(part.piece < 0, -1, part.piece + at) for part, at in zip(parts, first, strict=True)]
+        columns = (np.concatenate([getattr(part, name) for part in parts]) for name in ("frame", "row", "col", "box"))
+        return cls(*columns, np.concatenate(piece))
 
     def with_line_breaks(self) -> Cells:
         """One token that is no patch after each row of a block."""
         ends = np.flatnonzero(np.diff(self.row, append=-1)) + 1
         gap = np.insert(np.arange(len(self)), ends, -1)
-        row, col = (np.where(gap < 0, -1, column[gap]) for column in (self.row, self.col))
-        return Cells(self.frame[gap], row, col, np.where(gap[:, None] < 0, 0, self.box[gap]))
+        row, col, piece = (np.where(gap < 0, -1, column[gap]) for column in (self.row, self.col, self.piece))
+        return Cells(self.frame[gap], row, col, np.where(gap[:, None] < 0, 0, self.box[gap]), piece)
 
     def extents(self) -> list[tuple[int, int, int]]:
         """Frame, rows and columns of every frame that has patches."""
@@ -81,7 +89,8 @@ class Cells:
 
     def take(self, chosen: np.ndarray) -> Cells:
         """Some of the tokens, in the order given."""
-        return Cells(self.frame[chosen], self.row[chosen], self.col[chosen], self.box[chosen])
+        columns = (self.frame, self.row, self.col, self.box, self.piece)
+        return Cells(*(column[chosen] for column in columns))
 
     def in_reading_order(self) -> Cells:
         """Row after row."""
@@ -89,7 +98,7 @@ class Cells:
 
     def from_zero(self) -> Cells:
         """Rows and columns counted from the first that is left."""
-        return Cells(self.frame, self.row - self.row.min(), self.col - self.col.min(), self.box)
+        return Cells(self.frame, self.row - self.row.min(), self.col - self.col.min(), self.box, self.piece)
 
     def __len__(self) -> int:
         return len(self.row)

@@ -38,6 +38,7 @@ class Prompt:
 
     ids int64 [token]; kinds int64 [token], 0 text, 1 image, 2 video, 3 answer, as the model is told; grid : which
     tokens are image patches; others : int64 [other], positions of the other tokens of pictures, which are no patches;
+    pieces : int64 [patch], which picture, tile or frame (what the vision tower reads by itself) each patch is of;
     inputs : what the model takes beside the tokens, as in `Shown`; images : the original pictures and frames, uint8;
     videos : for the images that are videos their number, and of what the frames are: rate and numbers in the source.
     """
@@ -50,6 +51,7 @@ class Prompt:
     images: list[np.ndarray] = field(repr=False)
     videos: list[dict[str, Any]] = field(default_factory=list)
     others: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    pieces: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def text_at(self) -> np.ndarray:
@@ -66,7 +68,8 @@ def in_columns(prompts: Sequence[Prompt], starts: Sequence[int]) -> dict[str, to
     """Where the tokens of pictures are in a padded batch whose rows begin in the columns ``starts``, as in `Layout`."""
     patches, places = _in_rows([prompt.grid.position + start for prompt, start in zip(prompts, starts, strict=True)])
     others, other_places = _in_rows([prompt.others + start for prompt, start in zip(prompts, starts, strict=True)])
-    where = {"patches": patches, "places": places, "others": others, "other_places": other_places}
+    pieces = _in_rows([prompt.pieces for prompt in prompts])[1]
+    where = {"patches": patches, "places": places, "pieces": pieces, "others": others, "other_places": other_places}
     return {**where, "starts": torch.tensor(starts)}
 
 

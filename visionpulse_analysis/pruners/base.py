@@ -52,6 +52,8 @@ class Selection:
 
     ``frozen_layers`` : layers of prefill that leave the hidden states of pictures as they were, though queries still
     read them there. ``forgets`` : whether what a decode step hides in a layer is gone from it for good.
+    ``recomputes`` : whether the run has no cache: every step reads prompt and answer anew, a prefill of its own with a
+    selection of its own.
     ``most`` : no row ever keeps more patches than this at a decode step, where that is known beforehand.
 
     Parameters
@@ -62,6 +64,7 @@ class Selection:
 
     frozen_layers: frozenset[int] = frozenset()
     forgets: bool = False
+    recomputes: bool = False
     most: int | None = None
 
     def __init__(self, layout: Layout):

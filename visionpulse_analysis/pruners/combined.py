@@ -29,7 +29,14 @@ class Combined(Pruner):
     second: Pruner
 
     def start(self, layout: Layout) -> Selection:
-        return _CombinedSelection(layout, [self.first.start(layout), self.second.start(layout)])
+        parts = [self.first.start(layout), self.second.start(layout)]
+        for part, other, pruner in zip(parts, reversed(parts), (self.second, self.first), strict=True):
+            if part.recomputes and not other.recomputes and type(other).visible is not Selection.visible:
+                raise ValueError(
+                    f"{pruner.name} acts at decode steps on a cache, which a run that computes everything anew has not "
+                    "(fastv with per_step=True); leave one of them out"
+                )
+        return _CombinedSelection(layout, parts)
 
     def to_dict(self) -> dict[str, Any]:
         """A name that `make_pruner` takes apart again."""
@@ -41,6 +48,7 @@ class _CombinedSelection(Selection):
         super().__init__(layout)
         self.parts = parts
         self.frozen_layers = frozenset().union(*(part.frozen_layers for part in parts))
+        self.recomputes = any(part.recomputes for part in parts)
         # A part that does nothing at decode steps has nothing to hold on to there.
         self.forgets = all(part.forgets or type(part).visible is Selection.visible for part in parts)
 

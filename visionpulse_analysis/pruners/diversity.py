@@ -35,7 +35,7 @@ class BeforeModel(Pruner):
         super().__post_init__()
 
     def keep(self, view: View, layout: Layout, k: torch.Tensor) -> torch.Tensor:
-        """The patches of `layout` to keep, bool [row, patch], exactly `k` int64 [row] of them; `view` is of layer 0."""
+        """The patches of `layout` to keep, bool [row, patch], `k` int64 [row] of them; `view` is of layer 0."""
         raise NotImplementedError
 
     def start(self, layout: Layout) -> Selection:
@@ -65,7 +65,9 @@ class DivPrune(BeforeModel):
     """Keep the patches whose smallest cosine distance to one another is largest, greedily (max-min diversity).
 
     DivPrune, arXiv 2503.02175, section 3. The first patch is the one farthest from its nearest neighbour; each
-    next one is the farthest from all chosen so far. No prompt, no attention.
+    next one is the farthest from all chosen so far. No prompt, no attention. All patches of all pictures and tiles are
+    one set; the authors' code does so for the tiles of a picture, their line breaks among the candidates, and leaves
+    every picture after the first as it is.
 
     Parameters
     ----------

@@ -27,9 +27,11 @@ class FastV(Pruner):
     budget : float
         Share kept in (0, 1], 1 - R of the paper (R = 0.5).
     per_step : bool
-        Choose again at every decode step by the newest token, with a dense prefill, as the paper's own evaluation did
-        by running without a cache; here the cached states of earlier tokens are not recomputed. False chooses once, in
-        prefill, as every implementation with a cache does.
+        Run without a cache, as the authors' evaluation does (``use_cache=False``): every step reads prompt and answer
+        anew and chooses by its newest token, so that what one step drops a later one may see, and earlier tokens are
+        computed again without what it drops. A step then costs a whole prefill. False chooses once, in prefill, as
+        every implementation with a cache does. (With a cache and a dense prefill, ``DyCoke(threshold=2.0)`` chooses at
+        every step.)
     rope : bool
         False scores with queries and keys before rotary embedding, without the pull to the bottom of the image
         (FEATHER, arXiv 2412.13180).
@@ -37,7 +39,7 @@ class FastV(Pruner):
     Raises
     ------
     ValueError
-        A parameter is out of range, or ``rope=False`` is asked for per step or of layer 0.
+        A parameter is out of range, or ``rope=False`` is asked for of layer 0.
     """
 
     name: ClassVar[str] = "fastv"
@@ -50,37 +52,27 @@ class FastV(Pruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share("budget", self.budget)
-        if not self.rope and (self.per_step or self.layer == 0):
-            raise ValueError("rope=False needs the scores of prefill: leave per_step False and layer above 0")
+        if not self.rope and self.layer == 0:
+            raise ValueError("rope=False needs the scores of a layer before: layer must be above 0")
 
     def start(self, layout: Layout) -> Selection:
         check_layer("layer", self.layer, layout)
-        return _FastVPerStep(self, layout) if self.per_step else _FastVOnce(self, layout)
+        selection = _FastVSelection(self, layout)
+        selection.recomputes = self.per_step
+        return selection
 
 
-class _FastV(Selection):
+class _FastVSelection(Selection):
     def __init__(self, pruner: FastV, layout: Layout):
         super().__init__(layout)
         self.pruner, self.k = pruner, nearest_k(pruner.budget, layout.counts)
 
-    def choose(self, view: View) -> None:
-        """Rank at the layer before the first pruned one; every layer may ask."""
-        if self.pruner.layer == 0 and view.layer == 0:
-            scores = drawn(self.layout, view.step)
-        elif view.layer == self.pruner.layer - 1:
-            scores = view.patch_weights(rope=self.pruner.rope).mean(dim=1)
-        else:
-            return
-        self.kept = top_k(scores.masked_fill(~self.layout.patches, -torch.inf), self.k)
-
-
-class _FastVOnce(_FastV):
     def visible_prefill(self, view: View) -> torch.Tensor | None:
-        self.choose(view)
+        if self.pruner.layer == 0 and view.layer == 0:
+            self._choose(drawn(self.layout, view.step))
+        elif view.layer == self.pruner.layer - 1:
+            self._choose(view.patch_weights(rope=self.pruner.rope).mean(dim=1))
         return self.kept if view.layer == self.pruner.layer else None
 
-
-class _FastVPerStep(_FastV):
-    def visible(self, view: View) -> torch.Tensor | None:
-        self.choose(view)
-        return self.kept if view.layer >= self.pruner.layer else None
+    def _choose(self, scores: torch.Tensor) -> None:
+        self.kept = top_k(scores.masked_fill(~self.layout.patches, -torch.inf), self.k)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch.nn.functional import normalize
 
-from visionpulse_analysis.pruners.choosing import float64, top_k
+from visionpulse_analysis.pruners.choosing import float64, nearest_k, top_k
 from visionpulse_analysis.pruners.diversity import BeforeModel, farthest, spread
 from visionpulse_analysis.pruners.view import Layout, View
 
@@ -81,12 +81,13 @@ class CDPruner(BeforeModel):
     CDPruner, arXiv 2506.10967, section 3. Kernel ``r_i S_ij r_j``: S the cosines of the patches' embeddings, r
     their relevance scaled to (0, 1]. The authors' relevance comes from CLIP's paired text tower, with its sign
     flipped; a language model has none, so relevance here is the mean cosine with the embeddings of the prompt's
-    words, not flipped.
+    words, not flipped. As in their code, every picture, tile or frame that the vision tower reads by itself has a
+    process of its own with the same share of its patches, while relevance is scaled over all of them.
 
     Parameters
     ----------
     budget : float
-        Share kept in (0, 1], ``round(budget * n)`` patches.
+        Share kept in (0, 1], ``round(budget * n)`` of the n patches of each picture or tile, at least one.
     prompt : "question" or "text"
         Words compared with: those of the question, or all text of the prompt with its template.
     flip : bool
@@ -115,7 +116,11 @@ class CDPruner(BeforeModel):
         relevance = (units @ pooled[..., None])[..., 0] * (-1 if self.flip else 1)
         low = relevance.masked_fill(~layout.patches, torch.inf).amin(dim=1, keepdim=True)
         high = relevance.masked_fill(~layout.patches, -torch.inf).amax(dim=1, keepdim=True)
-        return most_probable(units, (relevance - low + 1e-6) / (high - low + 1e-6), k, layout.patches)
+        weights, kept = (relevance - low + 1e-6) / (high - low + 1e-6), torch.zeros_like(layout.patches)
+        for piece in range(int(layout.pieces.max()) + 1):
+            own = layout.patches & (layout.pieces == piece)
+            kept |= most_probable(units, weights, nearest_k(self.budget, own.sum(dim=1)), own)
+        return kept
 
 
 def most_probable(units: torch.Tensor, weights: torch.Tensor, k: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:

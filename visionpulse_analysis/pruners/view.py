@@ -34,6 +34,8 @@ class Layout:
     others : bool [row, other], the other tokens of pictures, False where a row has fewer than the widest one; none if
         left out.
     other_places : int64 [row, other], their key positions.
+    pieces : int64 [row, patch], which picture, tile or frame (what the vision tower reads by itself) each patch is of,
+        counted within its row; one for all if left out.
     relevance : given a number of tokens, how much the first so many of the model's own dense greedy answer depend on
         each patch, float32 [row, patch]; decodes that answer first. For the oracle, before the run begins.
     hindsight : given a layer, its head-mean attention to each patch, mean over the steps after prefill of the row's own
@@ -51,11 +53,14 @@ class Layout:
     hindsight: Callable[[int], torch.Tensor] | None = None
     others: torch.Tensor = None  # pyright: ignore[reportAssignmentType]
     other_places: torch.Tensor = None  # pyright: ignore[reportAssignmentType]
+    pieces: torch.Tensor = None  # pyright: ignore[reportAssignmentType]
 
     def __post_init__(self) -> None:
         if self.others is None:
             object.__setattr__(self, "others", self.patches[:, :0])
             object.__setattr__(self, "other_places", self.places[:, :0])
+        if self.pieces is None:
+            object.__setattr__(self, "pieces", torch.zeros_like(self.places))
 
     @property
     def counts(self) -> torch.Tensor:
@@ -128,7 +133,7 @@ class Layout:
         return replace(self, **per_row, seeds=[self.seeds[i] for i in rows.tolist()])
 
 
-_PER_ROW = ("patches", "places", "starts", "question", "others", "other_places")
+_PER_ROW = ("patches", "places", "starts", "question", "others", "other_places", "pieces")
 
 
 def marked(places: torch.Tensor, present: torch.Tensor, n_keys: int) -> torch.Tensor:
