@@ -13,17 +13,21 @@ import torch
 
 from visionpulse_analysis.pruners.base import Selection
 from visionpulse_analysis.pruners.view import Layout, View, marked
+from visionpulse_analysis.renumbering import positions_of, ranks
 
 
 class Prefill:
     """Carries out what a selection decides in prefill.
 
     ``kept`` bool [row, patch] or None for all, per layer: what prefill leaves to every later step.
+    ``renumbers`` : whether what is left is counted anew, see `renumbering`.
     ``redirects`` : per layer, which patch each patch's weight goes to for the newest query; -1 loses it.
     """
 
-    def __init__(self, layout: Layout, selection: Selection):
-        self.layout, self.selection = layout, selection
+    def __init__(self, layout: Layout, selection: Selection, renumbers: bool = False):
+        self.layout, self.selection, self.renumbers = layout, selection, renumbers
+        self.entered: torch.Tensor | None = None  # what was shown when the layer now running was entered
+        self.runs_again = False
         self.kept: list[torch.Tensor | None] = [None] * layout.n_layers
         self.redirects: dict[int, torch.Tensor] = {}
         self.read: dict[int, list[torch.Tensor]] = {}
@@ -34,10 +38,26 @@ class Prefill:
     def enter(self, layer: int, block: Any, states: torch.Tensor) -> None:
         """Take the states [row, token, width] that enter a layer."""
         self.states, self.block = states, block
+        if self.renumbers:
+            known = self.selection.left_before(layer)
+            if known is not None:
+                self._narrow(known)
+            self.entered = self.shown
+
+    def positions(self, layer: int) -> torch.Tensor | None:
+        """Where the tokens of the prompt stand in a layer: int64 [row, token], None for where the model has them."""
+        if self.shown is None or self.states is None:
+            return None
+        return positions_of(self.layout, self.shown, self.selection.moved, self.states.shape[1])
+
+    def ran_with_old(self, layer: int) -> bool:
+        """Whether a layer has chosen while it ran, so that it has to run again without what it dropped."""
+        self.runs_again = self.shown is not self.entered
+        return self.runs_again
 
     def leave(self, layer: int, states: torch.Tensor) -> torch.Tensor | None:
         """Freeze pictures, or rewrite patches, among the states that leave a layer."""
-        before, self.states, self.block = self.states, None, None
+        before, self.states, self.block, self.runs_again = self.states, None, None, False
         layout = self.layout.on(states.device)
         if layer in self.selection.frozen_layers:
             is_image = layout.image_keys(states.shape[1])[..., None]
@@ -53,21 +73,31 @@ class Prefill:
 
     def choose(self, view: View) -> torch.Tensor | None:
         """The patches that this layer and all later ones see: bool [row, patch], None for all."""
-        self.selection.observe_prefill(view)
-        new = self.selection.visible_prefill(view)
-        if new is not None:
-            new = new & self.layout.patches if self.shown is None else new & self.shown
-            # Equal choices are one object: layers that share it share the work.
-            if not torch.equal(new, self.layout.patches if self.shown is None else self.shown):
-                self.shown = new
+        if not self.runs_again:
+            self.selection.observe_prefill(view)
+            new = self.selection.visible_prefill(view)
+            if new is not None:
+                self._narrow(new)
         self.kept[view.layer] = self.shown
         return self.shown
+
+    def _narrow(self, new: torch.Tensor) -> None:
+        """Show only what is in ``new`` as well, bool [row, patch]."""
+        new = new & self.layout.patches if self.shown is None else new & self.shown
+        # Equal choices are one object: layers that share it share the work.
+        if not torch.equal(new, self.layout.patches if self.shown is None else self.shown):
+            self.shown = new
 
     def mask(self, view: View) -> torch.Tensor | None:
         """The model's mask without what ``choose`` has dropped: bool [row, 1, q, key], or the model's own."""
         if self.shown is None:
             return view.mask
-        return prefill_mask(view.mask, self.layout.hidden_keys(self.shown, view.key.shape[2]).to(view.key.device))
+        n_keys, device = view.key.shape[2], view.key.device
+        mask = prefill_mask(view.mask, self.layout.hidden_keys(self.shown, n_keys).to(device))
+        if self.renumbers and self.selection.moved is not None:
+            mask = in_order(mask, ranks(self.layout, self.selection.moved, n_keys).to(device))
+        return mask
+
 
     def attend(self, view: View, attend: Callable[[torch.Tensor], tuple[torch.Tensor, Any]]) -> tuple[Any, ...]:
         """Attention of one layer of prefill, after ``choose``; ``attend`` is the kernel under `mask`, given values."""
@@ -120,6 +150,17 @@ def prefill_mask(mask: torch.Tensor | None, dropped: torch.Tensor) -> torch.Tens
     eye = torch.eye(n, dtype=torch.bool, device=dropped.device)
     allowed = eye.new_ones(n, n).tril() if mask is None else mask
     return allowed & (~dropped[:, None, None] | eye)
+
+
+def in_order(mask: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """The mask, bool [row, 1, q, key], where tokens that stand elsewhere by ``order`` int64 [row, token] see as there.
+
+    Whatever passed them in the order sees them no more, and they see what they have passed.
+    """
+    places = torch.arange(order.shape[1], device=order.device)
+    later, was_later = order[:, :, None] > order[:, None], places[:, None] > places
+    there = mask[:, :, -1:]  # the last token sees whatever exists
+    return (mask & ~(was_later & ~later)[:, None]) | ((later & ~was_later)[:, None] & there)
 
 
 def redirected(value: torch.Tensor, source: torch.Tensor, others: torch.Tensor | None, layout: Layout) -> torch.Tensor:

@@ -25,6 +25,8 @@ class Group:
     layout : Layout
         Of these rows, prefilled together.
     selection : Selection
+    renumbers : bool
+        Whether positions are counted anew without what prefill drops.
 
     Attributes
     ----------
@@ -34,9 +36,9 @@ class Group:
         whose logits decode steps asked for in order to choose.
     """
 
-    def __init__(self, layout: Layout, selection: Selection):
+    def __init__(self, layout: Layout, selection: Selection, renumbers: bool = False):
         self.layout, self.selection = layout, selection
-        self.prefill = Prefill(layout, selection)
+        self.prefill = Prefill(layout, selection, renumbers)
         self.rows, self.first, self.step = list(range(len(layout.patches))), 0, 0
         self._index: tuple[list[int], dict[torch.device, torch.Tensor]] = ([], {})
         self.shown: list[torch.Tensor | None] = [None] * layout.n_layers
@@ -70,6 +72,13 @@ class Group:
             kept = self._joined[2]
         self.shown[batch.layer] = kept
         return kept
+
+    def gone(self, n_tokens: int) -> torch.Tensor | None:
+        """How far what follows a prompt of ``n_tokens`` moves up: int64 [row, model_layer]; None where it stays."""
+        if not self.prefill.renumbers:
+            return None
+        shown = [self.layout.patches if kept is None else kept for kept in self.prefill.kept]
+        return torch.stack([self.layout.hidden_keys(kept, n_tokens).sum(dim=1) for kept in shown], dim=1)
 
     def settle(self, cache: Any) -> None:
         """Let the pruner change what prefill has cached; raises ValueError for a cache that cannot be changed."""

@@ -20,6 +20,7 @@ from visionpulse_analysis.families import Prompt
 from visionpulse_analysis.images import ImageLike
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners.base import Pruner
+from visionpulse_analysis.renumbering import check_one_dimensional
 from visionpulse_analysis.sampling import Sample
 from visionpulse_analysis.store import TraceStore
 
@@ -118,6 +119,8 @@ def decode(
     batch_size, seeds = whole_number(batch_size, "batch_size", least=1), seeds_of(seed, len(questions))
     names = _names(ids, len(questions), store, overwrite)
     options = Options(layers_of(vlm, layers), heads_of(vlm, heads), pruner, execution, sample, max_new_tokens)
+    if pruner is not None and pruner.renumbers:
+        check_one_dimensional(vlm.name, vlm.model, vlm.family.mrope, vlm.windowed_layers)
     prompts = [vlm.prompt(i, q) for i, q in zip(images, questions, strict=True)]
     if batch_size > 1:
         vlm.family.check_together(prompts)

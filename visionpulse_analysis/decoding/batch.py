@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from visionpulse_analysis.models import VLM
 from visionpulse_analysis.prompt_text import question_tokens
 from visionpulse_analysis.pruners.view import Layout
 from visionpulse_analysis.relevance import relevance
+from visionpulse_analysis.renumbering import check_one_dimensional, renumbered
 from visionpulse_analysis.sampling import Chooser
 
 COLUMNS = ("places", "other_places", "starts")  # of a layout: what moves with the columns of the cache
@@ -52,12 +53,19 @@ class Batch:
         self.chosen = [0] * len(self.records)  # tokens, per row
         self.layout = self._layout([record.prompt for record in self.records])
         pruner = options.pruner
-        self.groups = [] if pruner is None else [Group(self.layout, pruner.start(self.layout))]
+        self.groups = [] if pruner is None else [Group(self.layout, pruner.start(self.layout), pruner.renumbers)]
         self.chooser = Chooser(options.sample, self.layout.seeds)
         self.rules = self._rules()
         self.cache = make_cache(vlm.model)
+        if pruner is not None and pruner.renumbers:
+            check_one_dimensional(vlm.name, vlm.model, vlm.family.mrope, vlm.windowed_layers)
+            if not grows_in_place(self.cache):
+                raise ValueError(
+                    f"{vlm.name} needs a cache of its own kind, which cannot be changed; say renumber=False"
+                )
         self.recorder = Recorder(self.layout, options.layers, options.heads)
         self.attention: PrefillAttention | StepAttention | None = None
+        self.gone: torch.Tensor | None = None  # int64 [row, model_layer], see Group.gone
         self.answers: list[torch.Tensor] = []  # int64 [row] per step, where there is no cache
         self.tokens = self.position = torch.zeros(0, dtype=torch.int64)
         # A model whose layers all see the whole past takes the mask as it is; others make one per kind of layer.
@@ -148,11 +156,27 @@ class Batch:
         self.position = position.view(-1, *ids.shape)[:, :, -1].amax(dim=0) + 1
         group = self.groups[0] if self.groups else None
         self.attention = PrefillAttention(self.recorder, group)
-        with nullcontext() if group is None else watch_layers(self.vlm.model, group.prefill):
+        with ExitStack() as hooks:
+            if group is not None:
+                hooks.enter_context(watch_layers(self.vlm.model, group.prefill))
+                if group.prefill.renumbers:
+                    # All families of such positions count all rows from the same number.
+                    hooks.enter_context(self._counted_anew(group, int(position[0, self.starts[0]])))
             logits = self.forward(ids, mask, position, **inputs)
         if group is not None:
             group.settle(self.cache)
+            self.gone = group.gone(ids.shape[1])
         return logits
+
+    def _counted_anew(self, group: Group, first: int) -> AbstractContextManager[None]:
+        """Positions of a prefill whose first token stands at ``first``."""
+        prefill = group.prefill
+
+        def positions(layer: int) -> torch.Tensor | None:
+            found = prefill.positions(layer)
+            return None if found is None else found + first
+
+        return renumbered(self.vlm.model, positions, prefill.ran_with_old)
 
     @property
     def recomputes(self) -> bool:
@@ -168,7 +192,7 @@ class Batch:
         answers = torch.stack(self.answers, dim=1).cpu()
         self.width += 1
         self.layout = replace(self.layout, question=pad(self.layout.question, (0, 1)))
-        again = Group(self.layout, pruner.start(self.layout))
+        again = Group(self.layout, pruner.start(self.layout), pruner.renumbers)
         again.step, self.groups = group.step + 1, [again]
         self.cache = make_cache(self.vlm.model)
         return self._read([r.prompt.answered(ids) for r, ids in zip(self.records, answers, strict=True)])
@@ -182,7 +206,13 @@ class Batch:
         for group in self.groups:
             group.step += 1
         self.width += 1
-        logits = self.forward(self.tokens[:, None], self._mask(), self.position[:, None])
+        gone, position = self.gone, self.position
+        # Whatever prefill dropped in a layer has left its place to what comes behind.
+        closed = (
+            nullcontext() if gone is None else renumbered(self.vlm.model, lambda n: (position - gone[:, n])[:, None])
+        )
+        with closed:
+            logits = self.forward(self.tokens[:, None], self._mask(), position[:, None])
         self.position = self.position + 1
         return logits
 
@@ -241,6 +271,7 @@ class Batch:
         for name in ("records", "starts", "chosen"):
             setattr(self, name, [getattr(self, name)[row] for row in rows])
         self.tokens, self.position = self.tokens[chosen], self.position[chosen]
+        self.gone = None if self.gone is None else self.gone[chosen]
         self.cache.batch_select_indices(chosen)
         self.chooser.drop_rows(chosen)
         self._rearranged(self.layout.take(chosen))
@@ -255,6 +286,8 @@ class Batch:
         for mine, others in zip(self._layers, other._layers, strict=True):
             mine.put_rows(chosen, others)
         self.tokens[chosen], self.position[chosen] = other.tokens, other.position
+        if self.gone is not None:
+            self.gone[chosen] = other.gone
         for place, row in enumerate(rows):
             self.records[row], self.chosen[row] = other.records[place], other.chosen[place]
             self.starts[row] = other.starts[place] + shift

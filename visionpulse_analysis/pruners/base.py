@@ -54,6 +54,8 @@ class Selection:
     read them there. ``forgets`` : whether what a decode step hides in a layer is gone from it for good.
     ``recomputes`` : whether the run has no cache: every step reads prompt and answer anew, a prefill of its own with a
     selection of its own.
+    ``moved`` : int64 [row, patch], where it matters: 0 for patches in their places, 1, 2 .. for those that code which
+    takes tokens out of the sequence puts behind the image, in that order.
     ``most`` : no row ever keeps more patches than this at a decode step, where that is known beforehand.
 
     Parameters
@@ -65,6 +67,7 @@ class Selection:
     frozen_layers: frozenset[int] = frozenset()
     forgets: bool = False
     recomputes: bool = False
+    moved: torch.Tensor | None = None
     most: int | None = None
 
     def __init__(self, layout: Layout):
@@ -81,6 +84,9 @@ class Selection:
 
         None drops nothing here. A dropped patch never comes back: at later layers only what is left counts.
         """
+
+    def left_before(self, layer: int) -> torch.Tensor | None:
+        """Patches that stay from a `layer` on, where that is known before it runs: bool [row, patch]; else None."""
 
     def redirect(self, view: View) -> Redirect | None:
         """Values that this layer of prefill (`view`) reads in place of others; None for its own."""
@@ -136,6 +142,11 @@ class Pruner:
 
     name: ClassVar[str] = ""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    @property
+    def renumbers(self) -> bool:
+        """Whether positions are counted anew without what prefill drops: ``renumber``, of those that have it."""
+        return bool(getattr(self, "renumber", False))
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

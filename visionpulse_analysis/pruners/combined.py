@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import re
 from dataclasses import dataclass
+from functools import reduce
+from operator import and_
 from typing import Any
 
 import torch
@@ -27,6 +29,10 @@ class Combined(Pruner):
 
     first: Pruner
     second: Pruner
+
+    @property
+    def renumbers(self) -> bool:
+        return self.first.renumbers or self.second.renumbers
 
     def start(self, layout: Layout) -> Selection:
         parts = [self.first.start(layout), self.second.start(layout)]
@@ -66,6 +72,14 @@ class _CombinedSelection(Selection):
 
     def visible_prefill(self, view: View) -> torch.Tensor | None:
         return self._narrow([part.visible_prefill for part in self.parts], view)
+
+    def left_before(self, layer: int) -> torch.Tensor | None:
+        known = [left for part in self.parts if (left := part.left_before(layer)) is not None]
+        return reduce(and_, known) if known else None
+
+    @property
+    def moved(self) -> torch.Tensor | None:
+        return next((part.moved for part in self.parts if part.moved is not None), None)
 
     def redirect(self, view: View) -> Redirect | None:
         first, second = (part.redirect(view) for part in self.parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -18,17 +18,20 @@ from visionpulse_analysis.pruners.view import Layout, View
 class BeforeModel(Pruner):
     """Base of pruners that choose ``round(budget * n)`` patches by their embeddings, before the language model.
 
-    A subclass says which, in ``keep``. Dropped patches are never seen by any layer or step, survivors keep their
-    positions (where the authors re-pack the sequence, positions become contiguous, which has no meaning for
-    two-dimensional positions).
+    A subclass says which, in ``keep``. Dropped patches are never seen by any layer or step.
 
     Parameters
     ----------
     budget : float
         Share kept, in (0, 1]; ValueError for any other.
+    renumber : bool
+        Count positions anew without the dropped patches, as the authors' code does, which published numbers come from;
+        False keeps every token where the model put it. For models with one-dimensional positions that see the whole
+        prompt in every layer; others raise ValueError when they decode.
     """
 
     budget: float = 0.1
+    renumber: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         check_share("budget", self.budget)
@@ -73,6 +76,10 @@ class DivPrune(BeforeModel):
     ----------
     budget : float
         Share kept, in (0, 1]; the authors' 0.098 by default.
+    renumber : bool
+        Count positions anew without the dropped patches, as the authors' code does, which published numbers come from;
+        False keeps every token where the model put it. For models with one-dimensional positions that see the whole
+        prompt in every layer; others raise ValueError when they decode.
 
     Raises
     ------

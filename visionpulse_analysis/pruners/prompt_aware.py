@@ -43,6 +43,10 @@ class ZSPAPrune(BeforeModel):
         Words pooled: those of the question, or all text of the prompt with its template.
     similarity : "largest" or "sum"
         Of the cosines of a patch with the kept ones: the largest (max-min distance), or their sum.
+    renumber : bool
+        Count positions anew without the dropped patches, as code does that takes tokens out of the sequence;
+        False keeps every token where the model put it. For models with one-dimensional positions that see the whole
+        prompt in every layer; others raise ValueError when they decode.
 
     Raises
     ------
@@ -92,6 +96,10 @@ class CDPruner(BeforeModel):
         Words compared with: those of the question, or all text of the prompt with its template.
     flip : bool
         Turn the sign of the relevance, as the authors do for CLIP.
+    renumber : bool
+        Count positions anew without the dropped patches, as the authors' code does, which published numbers come from;
+        False keeps every token where the model put it. For models with one-dimensional positions that see the whole
+        prompt in every layer; others raise ValueError when they decode.
 
     Raises
     ------

@@ -18,8 +18,6 @@ class PyramidDrop(Pruner):
 
     PyramidDrop, arXiv 2410.17247, section 3. At each boundary the first layer after it scores what is left by the
     last token's softmax weights among the survivors, mean over heads, and works without the dropped ones itself.
-    Survivors keep their positions; the authors' code numbers them anew, which has no meaning for two-dimensional
-    positions.
 
     Parameters
     ----------
@@ -32,6 +30,10 @@ class PyramidDrop(Pruner):
     ratios : tuple of float, optional
         In its place, as the code takes them (``image_token_ratio_list``): for each boundary the share of the whole
         image, in (0, 1], none larger than the one before; 0.5, 0.25 and 0.125 in the code.
+    renumber : bool
+        Count positions anew without the dropped patches, as the authors' code does, which published numbers come from;
+        False keeps every token where the model put it. For models with one-dimensional positions that see the whole
+        prompt in every layer; others raise ValueError when they decode.
 
     Raises
     ------
@@ -44,6 +46,7 @@ class PyramidDrop(Pruner):
     layers: tuple[int, ...] | None = None
     ratio: float = 0.5
     ratios: tuple[float, ...] | None = None
+    renumber: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,8 +24,8 @@ class SparseVLM(Pruner):
     image whose share, ``softmax over text of E_v E_t`` of the input embeddings, mean over patches, is above average. A
     pruning layer runs as usual; a patch's score is its softmax weight, mean over heads and raters. Of the dropped
     patches, the best ``floor(recycled * dropped) + 1`` are gathered in ``floor(that / 10) + 1`` clusters (DPC-kNN on
-    hidden states) and come back as one token each: the mean, at the place of the cluster's centre (the code appends
-    them behind the image and numbers all positions anew, which has no meaning for two-dimensional positions).
+    hidden states) and come back as one token each: the mean, at the place of the cluster's centre. The code appends
+    them behind the image and numbers all positions anew: so does ``renumber=True``.
 
     Version 2.0 ("SparseVLM+") is left out: it divides the weights by those of queries and keys of ones under rotary
     embedding, for positions in one dimension, and counts the 14 of LLaVA's 32 heads with the most weight from text to
@@ -49,6 +49,11 @@ class SparseVLM(Pruner):
         For "rank": patches added to ``scale * rank``, in patches, 0 or above.
     recycled : float
         Share of the dropped patches that is recycled, in 0..1; 0.3 in the code. 0 recycles nothing.
+    renumber : bool
+        Count positions anew without the dropped patches, and put what is recycled behind the image, as versions 1.0
+        and 1.5 of the code do, which published numbers come from; False keeps every token where the model put it. For
+        models with one-dimensional positions that see the whole prompt in every layer; others raise ValueError when
+        they decode.
 
     Raises
     ------
@@ -64,6 +69,7 @@ class SparseVLM(Pruner):
     scale: float = 13.5
     bias: float = 0.0
     recycled: float = 0.3
+    renumber: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -121,8 +127,12 @@ class _SparseVLMSelection(Selection):
             check_layer("layer", layer, layout)
         self.raters: torch.Tensor | None = None  # bool [row, token]
         self.left = layout.patches
+        self.moved = torch.zeros_like(layout.places)
         self.dropped: torch.Tensor | None = None  # by the layer that is just running
         self.scores: torch.Tensor | None = None
+
+    def left_before(self, layer: int) -> torch.Tensor | None:
+        return self.left
 
     def visible_prefill(self, view: View) -> torch.Tensor | None:
         if view.layer == 0:
@@ -164,7 +174,7 @@ class _SparseVLMSelection(Selection):
     def rewrite(self, layer: int, states: torch.Tensor) -> torch.Tensor | None:
         if layer not in self.layers or self.dropped is None or self.scores is None or self.pruner.recycled == 0:
             return None
-        states, left = states.clone(), self.left.clone()
+        states, left, moved = states.clone(), self.left.clone(), self.moved.clone()
         for row in range(len(states)):
             dropped = self.dropped[row].nonzero()[:, 0]
             if len(dropped) == 0:
@@ -176,7 +186,8 @@ class _SparseVLMSelection(Selection):
             for number, centre in enumerate(centres.tolist()):
                 states[row, members[centre]] = states[row, members[owner == number]].float().mean(0).to(states.dtype)
             left[row, members[centres]] = True
-        self.left = left
+            moved[row, members[centres]] = moved[row].max() + 1 + torch.arange(len(centres), device=moved.device)
+        self.left, self.moved = left, moved
         return states
 
 
