@@ -98,7 +98,6 @@ class Prefill:
             mask = in_order(mask, ranks(self.layout, self.selection.moved, n_keys).to(device))
         return mask
 
-
     def attend(self, view: View, attend: Callable[[torch.Tensor], tuple[torch.Tensor, Any]]) -> tuple[Any, ...]:
         """Attention of one layer of prefill, after ``choose``; ``attend`` is the kernel under `mask`, given values."""
         query, value = view.query, view.value

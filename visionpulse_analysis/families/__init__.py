@@ -9,12 +9,21 @@ from visionpulse_analysis.families.base import Family, Prompt
 from visionpulse_analysis.families.idefics3 import Idefics3
 from visionpulse_analysis.families.internvl import AyaVision, InternVL
 from visionpulse_analysis.families.pixtral import Pixtral
-from visionpulse_analysis.families.prompts import in_columns
+from visionpulse_analysis.families.prompts import in_columns, in_rows
 from visionpulse_analysis.families.qwen import Glm4v, Glm46v, Qwen3, Qwen25, QwenGrid
 from visionpulse_analysis.families.smolvlm import SmolVLM
 from visionpulse_analysis.families.square import DeepseekVL, Gemma3, Llava, PaliGemma
 
-__all__ = ["FAMILIES", "Family", "Prompt", "UnsupportedModelError", "check_supported", "family_class", "in_columns"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Prompt",
+    "UnsupportedModelError",
+    "check_supported",
+    "family_class",
+    "in_columns",
+    "in_rows",
+]
 
 FAMILIES: dict[str, type[Family]] = {
     "aya_vision": AyaVision,

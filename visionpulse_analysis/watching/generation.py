@@ -22,6 +22,7 @@ from visionpulse_analysis.attention import Call
 from visionpulse_analysis.collecting import Choice, Record, choice_of
 from visionpulse_analysis.decoding import Options
 from visionpulse_analysis.decoding.transfer import Arriving
+from visionpulse_analysis.families import in_rows
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.patches import PatchGrid
 from visionpulse_analysis.pruners.view import Layout
@@ -282,19 +283,17 @@ class Generation:
         """Where the image tokens of each row are in its sequence; every prompt has the same number of rows."""
         prompts, device = self.prompts, self.vlm.model.device
         share, self.grids = rows // len(prompts.ids), [prompts.grid(prompt) for prompt in range(len(prompts.ids))]
-        counts = np.array([len(grid) for grid in self.grids])
-        present = np.arange(counts.max(initial=0))[None] < counts[:, None]
-        places = np.zeros(present.shape, np.int64)
-        places[present] = np.concatenate(
-            [grid.position + start for grid, start in zip(self.grids, prompts.starts, strict=True)]
-        )
-        present, places, starts = (
-            torch.from_numpy(array).repeat_interleave(share, dim=0).to(device)
-            for array in (present, places, prompts.starts)
+        own = [grid.position + start for grid, start in zip(self.grids, prompts.starts, strict=True)]
+        # Image tokens that the map gives no place: line breaks and the like.
+        others = [np.setdiff1d(np.flatnonzero(image), at) for image, at in zip(prompts.image, own, strict=True)]
+        present, places, other, other_places, starts = (
+            values.repeat_interleave(share, dim=0).to(device)
+            for values in (*in_rows(own), *in_rows(others), torch.from_numpy(prompts.starts))
         )
         unknown = torch.zeros(rows, prompts.length, dtype=torch.bool, device=device)
         seeds = [seed for seed in self.seeds for _ in range(share)]
-        return Layout(present, places, starts, self.vlm.n_layers, self.vlm.default_anchor, seeds, unknown)
+        sizes = self.vlm.n_layers, self.vlm.default_anchor
+        return Layout(present, places, starts, *sizes, seeds, unknown, others=other, other_places=other_places)
 
     # What becomes of all of them.
 

@@ -44,8 +44,12 @@ class MaskedPruning:
                 f"{pruner.name} compares patches with the words of the question, and which tokens of a prompt these "
                 f"are is not known inside generate: set prompt='text', which takes all its text, or {ELSEWHERE} tell"
             )
+        if pruner.renumbers:
+            raise ValueError(f"{pruner.name} counts positions anew, and generate counts its own: set renumber=False")
         self.group = Group(layout, pruner.start(layout))
         selection = self.group.selection
+        if selection.recomputes:
+            raise ValueError(f"{pruner.name} runs without a cache, which generate keeps: set per_step=False")
         if selection.settles:
             raise ValueError(f"{pruner.name} edits the cache after prefill, and inside generate it is not its own; "
                              f"{ELSEWHERE}")  # fmt: skip
@@ -143,7 +147,7 @@ class MaskedPruning:
         dropped, most = self.layout.patches & ~kept, self.group.most
         # The device is not waited for where the pruner says that it always hides something.
         some = (most is not None and most < dropped.shape[1]) or bool(dropped.any())
-        hidden = self.layout.keys_of(dropped, total) if some else None
+        hidden = self.layout.hidden_keys(kept, total) if some else None
         self._hidden.append((kept, hidden))
         return hidden
 
