@@ -363,7 +363,8 @@ def _prompt(vlm: VLM, prompts: Prompts, number: int, grid: PatchGrid) -> Prompt:
     image, video, ids = (array[number, start:] for array in (prompts.image, prompts.video, prompts.ids))
     kinds = np.where(video, VIDEO, np.where(image, IMAGE, TEXT))
     words = vlm.tokenizer.decode(ids[~image].tolist(), skip_special_tokens=True).strip()
-    return Prompt(words, torch.from_numpy(ids.copy()), torch.from_numpy(kinds), grid, {}, [])
+    others = np.setdiff1d(np.flatnonzero(kinds), grid.position)
+    return Prompt(words, torch.from_numpy(ids.copy()), torch.from_numpy(kinds), grid, {}, [], others=others)
 
 
 def _configuration(part: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
