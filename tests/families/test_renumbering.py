@@ -99,7 +99,7 @@ def llava(tmp_path_factory):
     folder = tmp_path_factory.mktemp("llava")
     build("llava").save(folder)
     model = vpa.load(str(folder))
-    model.model.generation_config.eos_token_id = -1
+    model.model.generation_config.eos_token_id = 10_000
     return model
 
 

@@ -32,6 +32,7 @@ class Family(ABC):
     """
 
     mrope = False  # positions with a time, a row and a column
+    written_marks = r"(?!)"  # pattern of the tokens that `marks` explains; here none
 
     def __init__(self, config: Any, tokenizer: Any, image_processor: Any, settings: dict[str, Any]):
         self.config, self.tokenizer, self.image_processor, self.settings = config, tokenizer, image_processor, settings
@@ -102,17 +103,18 @@ class Family(ABC):
             kinds[ids == self.video_id] = VIDEO
         return kinds
 
-    def marks(self, shown: Sequence[Shown]) -> list[int]:
+    @property
+    def marks(self) -> list[int]:
         """Ids of the tokens that belong to pictures though the model puts no feature there: they are no text.
 
         The tokens of their own (of no word) that are written in the place of a picture: breaks, numbers of tiles, begin
         and end. So count them the library's processors (``image_token_ids``) and the authors of pruners, whose image
         runs from its first token to its last. Line feeds and words among them ("Frame 1:", times, Gemma 3's sentence
-        about crops) are of the ordinary vocabulary and text; so is what a chat template writes around a picture.
+        about crops) are of the ordinary vocabulary and text; so is what a chat template writes around a picture, as
+        ``<|vision_start|>`` of Qwen, which its models give a place in the text.
         """
-        own = {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.content.strip()}
-        written = self.tokenizer("".join(one.text for one in shown), add_special_tokens=False).input_ids
-        return sorted(set(written) & set(own))
+        own = self.tokenizer.added_tokens_decoder.items()
+        return [number for number, token in own if re.fullmatch(self.written_marks, token.content)]
 
     def token_inputs(self, kinds: torch.Tensor) -> dict[str, torch.Tensor]:
         """Inputs with one value per token that the model takes at prefill; kinds int64 [row, token]."""
@@ -158,7 +160,7 @@ class Family(ABC):
         kinds = self.kinds(ids)
         features, whole = kinds.numpy() > 0, Cells.join(*(one.cells for one in shown))
         grid = grid_of(np.flatnonzero(features), shown, media)
-        of_pictures = np.flatnonzero(features | np.isin(ids.numpy(), self.marks(shown)))
+        of_pictures = np.flatnonzero(features | np.isin(ids.numpy(), self.marks))
         prompt = Prompt(
             question,
             ids,

@@ -11,6 +11,8 @@ from visionpulse_analysis.families.cells import Cells
 class Idefics3(Family):
     """Frame 0 is the grid of all tiles, frame 1 the overview; a small picture is an overview alone, frame 0."""
 
+    written_marks = r"<fake_token_around_image>|<row_\d+_col_\d+>|<global-img>"
+
     @property
     def side(self) -> int:
         """Patches along one side of a tile, after merging."""

@@ -14,6 +14,8 @@ from visionpulse_analysis.videos import Clip
 class InternVL(Family):
     """InternVL 2.5, 3 and 3.5. Frame 0 of a still is the grid of all tiles, frame 1 the overview."""
 
+    written_marks = r"</?img>"
+
     def show(self, picture: np.ndarray) -> Shown:
         processor = self.image_processor
         pixels = self.process(picture, crop_to_patches=True)["pixel_values"]
@@ -69,6 +71,7 @@ class AyaVision(InternVL):
     """Aya Vision, stills only: every tile behind its number, the overview behind a mark of its own."""
 
     show_video, video_placeholder = Family.show_video, Family.video_placeholder
+    written_marks = r"<\|(START|END)_OF_IMG\|>|TILE_(\d+|GLOBAL)"
 
     @property
     def placeholder(self) -> str:

@@ -12,7 +12,9 @@ from visionpulse_analysis.families.cells import Cells
 
 
 class Pixtral(Family):
-    """Break tokens are words of their own, not image tokens."""
+    """Break tokens are tokens of their own, not those that features replace."""
+
+    written_marks = r"\[IMG_(BREAK|END)\]"
 
     def show(self, picture: np.ndarray) -> Shown:
         height, width = picture.shape[:2]

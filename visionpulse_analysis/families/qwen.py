@@ -28,10 +28,6 @@ class QwenGrid(Family):
         **CLIP, **PATCHES, "patch_size": 14, "size": {"shortest_edge": 128 * 28**2, "longest_edge": 768 * 28**2},
     }  # fmt: skip
 
-    def marks(self, shown: Sequence[Shown]) -> list[int]:
-        # What surrounds a still is written by the chat template, and the model gives it a place in the text.
-        return []
-
     def show(self, picture: np.ndarray) -> Shown:
         features = self.process(picture)
         merge = self.image_processor.merge_size

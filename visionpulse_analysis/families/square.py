@@ -99,6 +99,8 @@ class PaliGemma(Family):
 class Gemma3(Family):
     """Gemma 3: the picture squeezed into a square; with pan and scan, crops of it follow the whole."""
 
+    written_marks = r"<(start|end)_of_image>"
+
     @property
     def placeholder(self) -> str:
         return self.tokenizer.boi_token

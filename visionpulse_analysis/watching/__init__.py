@@ -29,7 +29,7 @@ from visionpulse_analysis.store import TraceStore
 from visionpulse_analysis.traces import Trace
 from visionpulse_analysis.watching.generation import Generation
 from visionpulse_analysis.watching.hooks import tell
-from visionpulse_analysis.watching.prompts import Locate, Prompts
+from visionpulse_analysis.watching.prompts import Locate, Prompts, marks_of
 from visionpulse_analysis.watching.rows import SelfCheckError
 
 __all__ = ["Locate", "SelfCheckError", "Watch", "watch"]
@@ -363,7 +363,7 @@ def _prompt(vlm: VLM, prompts: Prompts, number: int, grid: PatchGrid) -> Prompt:
     image, video, ids = (array[number, start:] for array in (prompts.image, prompts.video, prompts.ids))
     kinds = np.where(video, VIDEO, np.where(image, IMAGE, TEXT))
     words = vlm.tokenizer.decode(ids[~image].tolist(), skip_special_tokens=True).strip()
-    others = np.setdiff1d(np.flatnonzero(kinds), grid.position)
+    others = np.setdiff1d(np.flatnonzero(image | np.isin(ids, marks_of(vlm))), grid.position)
     return Prompt(words, torch.from_numpy(ids.copy()), torch.from_numpy(kinds), grid, {}, [], others=others)
 
 

@@ -26,7 +26,7 @@ from visionpulse_analysis.families import in_rows
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.patches import PatchGrid
 from visionpulse_analysis.pruners.view import Layout
-from visionpulse_analysis.watching.prompts import Prompts, Scatters
+from visionpulse_analysis.watching.prompts import Prompts, Scatters, marks_of
 from visionpulse_analysis.watching.pruning import MaskedPruning
 from visionpulse_analysis.watching.rows import Query, RowReader
 
@@ -284,8 +284,9 @@ class Generation:
         prompts, device = self.prompts, self.vlm.model.device
         share, self.grids = rows // len(prompts.ids), [prompts.grid(prompt) for prompt in range(len(prompts.ids))]
         own = [grid.position + start for grid, start in zip(self.grids, prompts.starts, strict=True)]
-        # Image tokens that the map gives no place: line breaks and the like.
-        others = [np.setdiff1d(np.flatnonzero(image), at) for image, at in zip(prompts.image, own, strict=True)]
+        # Tokens of pictures that the map gives no place: line breaks and the like.
+        of_pictures = prompts.image | np.isin(prompts.ids, marks_of(self.vlm))
+        others = [np.setdiff1d(np.flatnonzero(image), at) for image, at in zip(of_pictures, own, strict=True)]
         present, places, other, other_places, starts = (
             values.repeat_interleave(share, dim=0).to(device)
             for values in (*in_rows(own), *in_rows(others), torch.from_numpy(prompts.starts))

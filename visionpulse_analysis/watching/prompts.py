@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
+from visionpulse_analysis.families import FAMILIES
+from visionpulse_analysis.models import VLM
 from visionpulse_analysis.patches import PatchGrid
 
 IMAGES = ("image_token_id", "image_token_index", "image_patch_id")
@@ -147,3 +149,8 @@ def line(positions: np.ndarray) -> PatchGrid:
 def _ids(config: Any, names: tuple[str, ...]) -> list[int]:
     found = (getattr(config, name, None) for name in names)
     return [number for number in found if isinstance(number, int)]
+
+
+def marks_of(vlm: VLM) -> list[int]:
+    """`Family.marks` of a model whose family is known; none for others."""
+    return vlm.family.marks if vlm.model.config.model_type in FAMILIES else []
