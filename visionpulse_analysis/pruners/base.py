@@ -39,7 +39,10 @@ class Redirect:
     others: torch.Tensor | None = None
 
     def readers(self) -> list[tuple[torch.Tensor | None, torch.Tensor | None]]:
-        """For text and for pictures: whose values are read in place of patches, and which other tokens are read."""
+        """For text and for pictures: whose values replace those of patches, and which other tokens are read.
+
+        int64 [row, patch] and bool [row, other], or None.
+        """
         return [(self.text, self.others), (self.patches, None)]
 
 
