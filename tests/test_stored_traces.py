@@ -109,7 +109,7 @@ class TestPictures:
         for ax, level in zip(pictures, np.repeat([25, 50, 75], 4), strict=True):
             step = int(ax.get_title().split()[1])
             scores = trace.attention.values[step, 0].reshape(3, 4)
-            black = ax.images[1].get_array()[..., 3] == 1
+            black = np.asarray(ax.images[1].get_array())[..., 3] == 1
             assert np.array_equal(black, scores <= np.percentile(scores, level))
         for steps, levels in (([9], [50]), ([], [50]), ([1], [])):
             with pytest.raises(ValueError, match="step"):

@@ -199,14 +199,14 @@ def _needs(gathered: bool, batch: Batch) -> dict[str, Any]:
 
 def _rounds(run: dict[str, Way], rounds: int, device: str) -> dict[str, list[float]]:
     """Seconds of a step of each way in every round, one after the other; the order turns from round to round."""
-    names, seconds = list(run), {name: [] for name in run}
+    names, timed = list(run), {name: [] for name in run}
     for turn in range(rounds + 1):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             with run[name].around():
                 taken = seconds(run[name].step, device)
             if turn:  # the first round warms up
-                seconds[name].append(taken)
-    return seconds
+                timed[name].append(taken)
+    return timed
 
 
 def seconds(function: Callable[[], Any], device: str) -> float:
