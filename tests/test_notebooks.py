@@ -14,6 +14,7 @@ import visionpulse_analysis as vpa
 from visionpulse_analysis import notebooks
 from visionpulse_analysis.cli import app
 from visionpulse_analysis.figures import read_provenance
+from visionpulse_analysis.figures.provenance import drawn_hash
 from visionpulse_analysis.notebook_parameters import read_parameters
 
 OURS = sorted(notebooks.FOLDER.glob("*.ipynb"))
@@ -122,6 +123,9 @@ def check_provenance(notebook, folder):
         found = read_provenance(figure)
         assert not told - set(found["parameters"]), f"{figure.name} does not say these parameters"
         assert found["seed"] is not None and found["data_hash"], figure.name
+        assert found["drawn"] == drawn_hash(np.asarray(Image.open(figure).convert("RGBA"))), figure.name
+        assert found["made_by"]["notebook"] == notebook.stem
+    assert len({read_provenance(figure)["drawn"] for figure in drawn}) == len(drawn), "one hash, two pictures"
 
 
 @pytest.mark.slow

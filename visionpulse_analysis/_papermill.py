@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,8 +24,12 @@ class NotebookError(RuntimeError):
     """A cell of a notebook raised, or its kernel died; the message names the cell and the partial copy."""
 
 
-def execute(source: Path, target: Path, parameters: Mapping[str, Any], cwd: Path) -> None:
+def execute(
+    source: Path, target: Path, parameters: Mapping[str, Any], cwd: Path, environment: Mapping[str, str] | None = None
+) -> None:
     """Run ``source`` with ``parameters`` and keep the executed copy as ``target``.
+
+    ``environment`` : variables that the kernel has beside those of this process.
 
     Raises
     ------
@@ -35,7 +40,7 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any], cwd: Path
     partial = target.with_suffix(".failed.ipynb")
     partial.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _only_our_own_name_check():
+        with _only_our_own_name_check(), _with_environment(environment or {}):
             papermill.execute_notebook(
                 _as_template(source),
                 _as_template(partial),
@@ -99,6 +104,21 @@ def _only_our_own_name_check() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _with_environment(environment: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for the kernels that start meanwhile."""
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _as_template(path: Path) -> str:

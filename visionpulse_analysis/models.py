@@ -22,6 +22,7 @@ from transformers import (
     ProcessorMixin,
 )
 
+from visionpulse_analysis._ledger import note_object
 from visionpulse_analysis.families import Family, Prompt, check_supported, family_class
 from visionpulse_analysis.families.generation import Generation
 from visionpulse_analysis.families.pieces import Decoder
@@ -284,7 +285,20 @@ def load(
     elif any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError(f"{name!r} does not fit on its devices ({model.hf_device_map}): use more, or another dtype")
     parts = {"model": model.eval(), "tokenizer": tokenizer, "image_processor": image_processor, "settings": settings}
-    return VLM(name, **parts, revision=getattr(config, "_commit_hash", None))
+    vlm = VLM(name, **parts, revision=getattr(config, "_commit_hash", None))
+    note_object("models", vlm, _facts)
+    return vlm
+
+
+def _facts(vlm: VLM) -> dict[str, Any]:
+    """What a figure says of a model beside the hash of its weights: what is chosen when it is loaded."""
+    return {
+        "name": Path(vlm.name).name,
+        "revision": vlm.revision,
+        "dtype": str(vlm.model.dtype).removeprefix("torch."),
+        "device": str(vlm.model.device.type),
+        "image_processor": hashlib.sha256(vlm.image_processor.to_json_string().encode()).hexdigest()[:16],
+    }
 
 
 def find_model(name: str, revision: str = "main", trust_remote_code: bool = False) -> tuple[str, Any]:

@@ -5,6 +5,7 @@
 """
 
 import difflib
+import json
 import os
 import re
 import time
@@ -17,6 +18,7 @@ import nbformat
 
 from visionpulse_analysis._papermill import NotebookError, execute, trust
 from visionpulse_analysis._side_by_side import available_cores, call_each
+from visionpulse_analysis.figures.provenance import RUNNING
 from visionpulse_analysis.notebook_parameters import check_parameters, read_parameters
 
 __all__ = ["Executed", "NotebookError", "find", "list_notebooks", "run", "run_all", "trust"]
@@ -215,5 +217,8 @@ def _plan(
 
 def _execute(plan: _Plan) -> Executed:
     start = time.perf_counter()
-    execute(plan.source, plan.target, plan.parameters, plan.cwd)
+    # Figures say which notebook drew them, with which parameters; where they are written changes nothing in them.
+    told = {name: value for name, value in plan.parameters.items() if name != "out"}
+    running = json.dumps({"notebook": plan.source.stem, "parameters": told}, default=str)
+    execute(plan.source, plan.target, plan.parameters, plan.cwd, {RUNNING: running})
     return Executed(plan.source.stem, plan.target, plan.parameters, time.perf_counter() - start)

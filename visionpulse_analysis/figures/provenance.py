@@ -1,9 +1,13 @@
 """What a figure carries inside its file: where it comes from and the numbers it shows."""
 
+import hashlib
 import json
+import os
 import platform
 import re
+import shlex
 import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from functools import cache
@@ -14,7 +18,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from visionpulse_analysis._ledger import noted
+
 KEY = "visionpulse_analysis"  # PNG keyword, and the start of the text by which the other formats know it
+RUNNING = "VISIONPULSE_NOTEBOOK"  # variable of the environment by which a kernel knows what it runs
 _PACKAGE = Path(__file__).resolve().parents[1]
 _LIBRARIES = ("visionpulse_analysis", "numpy", "matplotlib", "torch", "transformers")
 
@@ -25,6 +32,7 @@ def describe(
     seed: int | None,
     data_hash: str | None,
     numbers: Mapping[str, Any] | None,
+    drawn: str | None = None,
 ) -> str:
     """Return the provenance of a figure as one line of JSON in ASCII: the same input gives the same text.
 
@@ -39,8 +47,11 @@ def describe(
         "seed": seed,
         "data_hash": data_hash,
         "numbers": dict(numbers or {}),
+        "drawn": drawn,
         "versions": _versions(),
         "commit": _commit(),
+        "process": _process(),
+        "made_by": _made_by(),
     }
     try:
         text = json.dumps({KEY: record}, sort_keys=True, allow_nan=False, default=_plain)
@@ -63,7 +74,9 @@ def read_provenance(path: str | Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        With the keys figure, parameters, seed, data_hash, numbers, versions and commit.
+        With the keys figure, parameters, seed, data_hash, numbers, versions and commit; of figures since format 2 also
+        drawn (sha256 of the pixels), process (threads, what it had loaded and read) and made_by (the notebook and all
+        its parameters, where one drew it).
 
     Raises
     ------
@@ -134,18 +147,62 @@ def _versions() -> dict[str, str | None]:
     return versions
 
 
-@cache
 def _commit() -> str | None:
-    """Commit of this package's own repository, with "-modified" if its code differs; None outside of one."""
-    # Only the code counts as modified: figures may be tracked, and writing one must not change the next.
+    """Commit of this package's own repository, with "-modified" if code or notebooks differ; None outside of one."""
+    # Only code and notebooks count: figures may be tracked, and writing one must not change the next.
     try:
         commit, top = _git("rev-parse", "HEAD", "--show-toplevel").stdout.split("\n")[:2]
         if Path(top).resolve() != _PACKAGE.parent:
             return None  # installed into somebody else's repository
-        modified = _git("diff", "--quiet", "HEAD", "--", str(_PACKAGE)).returncode != 0
+        changed = _git("status", "--porcelain", "--untracked-files=all", "--", str(_PACKAGE), *_beside()).stdout
     except (OSError, ValueError):
         return None
-    return f"{commit}-modified" if modified else commit
+    return f"{commit}-modified" if changed.strip() else commit
+
+
+def _beside() -> list[str]:
+    return [str(folder) for folder in (_PACKAGE.parent / "notebooks", _PACKAGE.parent / "data") if folder.is_dir()]
+
+
+def _process() -> dict[str, Any]:
+    """What of this process changes digits, and what it has used."""
+    torch = sys.modules.get("torch")  # not imported for this: then nothing was computed with it
+    return {"threads": None if torch is None else torch.get_num_threads(), **noted()}
+
+
+def _made_by() -> dict[str, Any] | None:
+    """The notebook that runs, as the runner tells its kernel."""
+    told = os.environ.get(RUNNING)
+    return None if told is None else json.loads(told)
+
+
+def command_for(record: Mapping[str, Any]) -> str | None:
+    """The command that draws a figure again, from its provenance alone; None where no notebook of ours drew it.
+
+    Parameters
+    ----------
+    record : mapping
+        As `read_provenance` gives it.
+
+    Returns
+    -------
+    str
+        For a shell, in the project's folder, at the commit that the record names.
+    """
+    made = record.get("made_by")
+    if not made:
+        return None
+    threads = (record.get("process") or {}).get("threads")
+    words = [f"OMP_NUM_THREADS={threads}"] if threads else []
+    words += ["visionpulse", "figures", made["notebook"]]
+    for name, value in made["parameters"].items():
+        words += ["-p", shlex.quote(f"{name}={value if isinstance(value, str) else repr(value)}")]
+    return " ".join([*words, "--out", "again"])
+
+
+def drawn_hash(pixels: np.ndarray) -> str:
+    """sha256 (hex) of a picture, uint8 [row_px, col_px, channel]."""
+    return hashlib.sha256(f"{pixels.shape}".encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
 def _git(*words: str) -> subprocess.CompletedProcess[str]:

@@ -6,14 +6,17 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase, SubFigure
+from matplotlib.image import imsave
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.transforms import Bbox
+from PIL import Image
 
 from visionpulse_analysis._files import write_whole
 
-from .provenance import KEY, describe
+from .provenance import KEY, describe, drawn_hash
 from .style import style
 
 _DPI = 300
@@ -65,13 +68,7 @@ def save(
         raise ValueError(f"figure name {name!r}: expected letters, digits, '-', '_', '.'; the folder is folder=...")
     if name.lower().endswith((".png", ".pdf", ".svg")):
         raise ValueError(f"figure name {name!r} has an ending: leave it out, all three formats are written")
-    text = describe(name, parameters, seed, data_hash, numbers)
-    # No dates; matplotlib adds its own version, which is part of what makes the bytes.
-    embedded: dict[str, dict[str, Any]] = {
-        "png": {KEY: text},
-        "pdf": {"Keywords": text, "CreationDate": None},
-        "svg": {"Description": text, "Date": None},
-    }
+    describe(name, parameters, seed, data_hash, numbers)  # raises before anything is drawn
     folder = Path(folder)
     contents: dict[Path, bytes] = {}
     with style():
@@ -79,6 +76,16 @@ def save(
         _settle_layout(fig)
         fig.set_layout_engine("none")  # so that all three formats get this layout
         try:
+            pixels = _pixels(fig)
+            text = describe(name, parameters, seed, data_hash, numbers, drawn_hash(pixels))
+            buffer = BytesIO()
+            imsave(buffer, pixels, format="png", dpi=_DPI, metadata={KEY: text})
+            contents[folder / f"{name}.png"] = buffer.getvalue()
+            # No dates; matplotlib adds its own version, which is part of what makes the bytes.
+            embedded: dict[str, dict[str, Any]] = {
+                "pdf": {"Keywords": text, "CreationDate": None},
+                "svg": {"Description": text, "Date": None},
+            }
             for ending, data in embedded.items():
                 buffer = BytesIO()
                 fig.savefig(buffer, format=ending, dpi=_DPI, metadata=data)
@@ -89,6 +96,14 @@ def save(
     for path, content in contents.items():
         write_whole(path, content)
     return list(contents)
+
+
+def _pixels(fig: Figure) -> np.ndarray:
+    """The figure as it is printed, uint8 [row_px, col_px, 4]: drawn once, hashed, then written."""
+    buffer = BytesIO()
+    fig.savefig(buffer, format="png", dpi=_DPI, pil_kwargs={"compress_level": 0})
+    with Image.open(buffer) as image:
+        return np.asarray(image.convert("RGBA"))
 
 
 def _settle_layout(fig: Figure) -> None:

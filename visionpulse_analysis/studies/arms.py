@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from visionpulse_analysis._ledger import note
 from visionpulse_analysis.costs import costs_of
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners.base import Pruner
@@ -81,6 +82,7 @@ def decode_arms(
     """
     if not samples or not arms or not seeds:
         raise ValueError(f"expected samples, arms and seeds, got {len(samples)}, {len(arms)} and {len(seeds)} of them")
+    note("batch_size", "decoded together", batch_size)
     ran = (_outcome, Trunk, sample)
     state = state_of(vlm, *ran)
     base = key_of(vlm, samples, {"max_new_tokens": max_new_tokens}, state)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from visionpulse_analysis import decoding
+from visionpulse_analysis._ledger import note
 from visionpulse_analysis.attending import Execution
 from visionpulse_analysis.decoding import decode, end_ids
 from visionpulse_analysis.models import VLM
@@ -75,6 +76,7 @@ def collect(
         "execution": execution,
         "max_new_tokens": max_new_tokens,
     }
+    note("batch_size", "decoded together", batch_size)
     # `decode` by its home, so that a stand-in here that counts the calls, as tests have one, is no other code.
     ran = (decoding.decode, pruner, sample)
     state = state_of(vlm, *ran)

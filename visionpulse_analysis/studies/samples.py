@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from visionpulse_analysis._files import visible_files
+from visionpulse_analysis._ledger import note
 from visionpulse_analysis.images import read_image
 from visionpulse_analysis.testbed.questions import TASKS, Question, ask
 from visionpulse_analysis.testbed.scenes import Scene, generate
@@ -82,7 +84,16 @@ def image_files(folder: str | Path) -> list[Path]:
     found = sorted(visible_files(Path(folder), kinds)) if Path(folder).is_dir() else []
     if not found:
         raise FileNotFoundError(f"no image ({', '.join(kinds)}) in {folder}")
+    _note_content(Path(folder), found)
     return found
+
+
+def _note_content(place: Path, files: Sequence[Path]) -> None:
+    """Figures say what pictures of one's own held: their paths stay the same when they are changed."""
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    note("images", place.name, digest.hexdigest())
 
 
 def one_sample(image: str = "", question: str = "", *, seed: int = 0, task: str = "find") -> Sample:
@@ -95,7 +106,9 @@ def one_sample(image: str = "", question: str = "", *, seed: int = 0, task: str 
     if image:
         if not question.strip():
             raise ValueError(f"the image {image} comes without a question; ask something")
-        return Sample("own-image", read_image(image), question)
+        own = Sample("own-image", read_image(image), question)
+        _note_content(Path(image), [Path(image)])
+        return own
     scene_seed = FIRST_STUDY_SEED + 1_000_000 * seed
     scene = generate(scene_seed)
     if question.strip():
