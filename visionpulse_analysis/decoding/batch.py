@@ -286,7 +286,7 @@ class Batch:
         for mine, others in zip(self._layers, other._layers, strict=True):
             mine.put_rows(chosen, others)
         self.tokens[chosen], self.position[chosen] = other.tokens, other.position
-        if self.gone is not None:
+        if self.gone is not None and other.gone is not None:
             self.gone[chosen] = other.gone
         for place, row in enumerate(rows):
             self.records[row], self.chosen[row] = other.records[place], other.chosen[place]

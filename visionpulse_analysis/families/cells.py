@@ -68,8 +68,10 @@ class Cells:
         counts = [part.piece.max(initial=-1) + 1 for part in parts]
         first = np.cumsum([0, *counts[:-1]])
         piece = [np.where(part.piece < 0, -1, part.piece + at) for part, at in zip(parts, first, strict=True)]
-        columns = (np.concatenate([getattr(part, name) for part in parts]) for name in ("frame", "row", "col", "box"))
-        return cls(*columns, np.concatenate(piece))
+        frame, row, col, box = (
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("frame", "row", "col", "box")
+        )
+        return cls(frame, row, col, box, np.concatenate(piece))
 
     def with_line_breaks(self) -> Cells:
         """One token that is no patch after each row of a block."""

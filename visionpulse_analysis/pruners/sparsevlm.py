@@ -127,7 +127,6 @@ class _SparseVLMSelection(Selection):
             check_layer("layer", layer, layout)
         self.raters: torch.Tensor | None = None  # bool [row, token]
         self.left = layout.patches
-        self.moved = torch.zeros_like(layout.places)
         self.dropped: torch.Tensor | None = None  # by the layer that is just running
         self.scores: torch.Tensor | None = None
 
@@ -174,7 +173,8 @@ class _SparseVLMSelection(Selection):
     def rewrite(self, layer: int, states: torch.Tensor) -> torch.Tensor | None:
         if layer not in self.layers or self.dropped is None or self.scores is None or self.pruner.recycled == 0:
             return None
-        states, left, moved = states.clone(), self.left.clone(), self.moved.clone()
+        states, left = states.clone(), self.left.clone()
+        moved = torch.zeros_like(self.layout.places) if self.moved is None else self.moved.clone()
         for row in range(len(states)):
             dropped = self.dropped[row].nonzero()[:, 0]
             if len(dropped) == 0:
