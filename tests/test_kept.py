@@ -1,5 +1,6 @@
 """What is kept is found only where the same thing would run: whatever takes part and changes is decoded again."""
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -570,3 +571,15 @@ def test_two_processes_that_loaded_other_things_agree(scenes_folder, tmp_path):
         words = [sys.executable, "-c", asked, str(scenes_folder), *loaded]
         said.append(subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout)
     assert said[0] == said[1] and "None" not in said[0]
+
+
+@contextlib.contextmanager
+def within(number):
+    yield number
+
+
+def test_a_context_manager_that_decorates_is_told_by_what_makes_it():
+    def made(number):
+        return within(number)(len)
+
+    assert fingerprint(made(1)) == fingerprint(made(1)) != fingerprint(made(2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import enum
 import functools
 import hashlib
@@ -175,6 +176,9 @@ class _Walk:
             self.put(kind, self.part(value.func, where), *(self.part(one, where) for one in value.args), *said)
         elif hasattr(value, "__wrapped__") and hasattr(value, "cache_info"):  # functools.cache
             self.put("cache", self.part(value.__wrapped__, where))
+        elif isinstance(value, contextlib._GeneratorContextManager):  # used as a decorator: made anew at every call
+            self.put(kind, *(self.part(one, where) for one in (value.func, value.args)))
+            self.put("options", *self.parts(value.kwds.items(), where))
         elif isinstance(value, list | set | deque) and type(value).__module__ in ("builtins", "collections"):
             listed = [self.part(one, f"{where}[{n}]") for n, one in enumerate(value)]
             self.put(kind, *(sorted(listed) if isinstance(value, set) else listed))
