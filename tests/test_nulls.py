@@ -99,6 +99,22 @@ def test_shape_null_equals_a_slow_loop_over_the_same_permutations():
     assert result.p == pytest.approx(min(1, 2 * (extreme + 1) / 51))
 
 
+def test_shape_null_is_that_of_all_orders_there_are():
+    samples = traces(np.random.default_rng(18), n_samples=2, n_steps=4)
+    rows, mass = np.concatenate(samples), np.concatenate(samples).sum(1)
+    both = itertools.product(itertools.permutations(range(4)), itertools.permutations(range(4, 8)))
+    orders = [(*first, *second) for first, second in both]
+    count = [[(rows[j] / mass[j] * mass[i] > 0.01).sum() for i, j in enumerate(order)] for order in orders]
+    null = np.array([stats.pearsonr(mass, one)[0] for one in count])
+    result = shape_permutation_null(samples, 0.01, n_permutations=20_000)
+    assert result.r == pytest.approx(null[0])  # every shape in its own place
+    assert [result.mean, result.low, result.high] == pytest.approx(
+        [null.mean(), *np.quantile(null, [0.025, 0.975])], abs=0.02
+    )
+    tail = min((null >= null[0] - 1e-12).mean(), (null <= null[0] + 1e-12).mean())
+    assert result.p == pytest.approx(min(1, 2 * tail), abs=4 * np.sqrt(tail / 20_000) + 1e-3)
+
+
 @pytest.mark.parametrize("kind", ["pooled", "within"])
 @pytest.mark.parametrize("relative", [False, True])
 def test_shape_null_observes_the_correlation_of_mass_and_active_count(kind, relative):

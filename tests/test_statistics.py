@@ -3,6 +3,7 @@
 The seeds were fixed before the results were looked at. Monte-Carlo errors are stated where a rate is claimed.
 """
 
+import inspect
 import json
 
 import interval_coverage
@@ -118,6 +119,28 @@ def test_studentized_follows_skewness_where_percentiles_do_not():
 def test_intervals_hold_the_truth_with_twelve_clusters_of_unequal_size(case):
     # 500 simulations: Monte-Carlo standard error 0.012 at 0.92.
     assert interval_coverage.coverage(case, 12, 500) >= 0.90
+
+
+def test_the_docstring_tells_what_the_script_measured():
+    told = [line.split() for line in inspect.getdoc(cluster_bootstrap).splitlines() if line.lstrip()[:1].isalpha()]
+    rows = {" ".join(row[:-6]): row[-6:] for row in told if len(row) > 6 and row[-1].startswith(".")}
+    assert set(rows) == set(interval_coverage.CASES)
+    for case in ("lognormal", "rare events"):
+        found = interval_coverage.coverage(case, 12, 400, "expanded")
+        assert found == pytest.approx(float(rows[case][3]), abs=4 * 0.025)
+
+
+def test_bca_of_unequal_clusters_agrees_with_scipy():
+    rng = np.random.default_rng(24)
+    values, codes = clustered(rng, 11)
+    values = np.exp(values)
+    ours = cluster_bootstrap(values, codes, method="bca", seed=1)
+    sums, counts = np.bincount(codes, values), np.bincount(codes).astype(float)
+    theirs = stats.bootstrap(
+        (sums, counts), lambda s, n: s.sum() / n.sum(), paired=True, vectorized=False, method="BCa",
+        n_resamples=2000, rng=1,
+    ).confidence_interval  # fmt: skip
+    assert bounds(ours) == pytest.approx([theirs.low, theirs.high])
 
 
 def coverage(n_clusters, n_simulations, seed, method: Method = "auto", naive=False):

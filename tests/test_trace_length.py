@@ -143,17 +143,23 @@ def test_counts_are_grouped_by_how_many_there_are():
     assert by_question.question_groups([replace(SAMPLES[0], truth=None), SAMPLES[1]]) is None
 
 
-def test_the_sentence_by_question_follows_the_intervals(arms):
+def test_the_sentence_by_question_follows_tests_and_intervals(arms):
     change = compare(*arms)
 
-    def with_ratio(low, high):
-        ratio = replace(change.truth.ratio, low=low, high=high)
-        return replace(change, truth=replace(change.truth, ratio=ratio))
+    def with_ratio(low, high, p=1.0):
+        truth = change.truth
+        ratio, lost = replace(truth.ratio, low=low, high=high), replace(truth.change, estimate=-0.4)
+        return replace(change, truth=replace(truth, ratio=ratio, change=lost, p=p))
 
-    said = by_question.where_accuracy_goes(
-        {"find": with_ratio(0.99, 1.0), "compare": with_ratio(0.9, 1.0), "count, 3": with_ratio(0.5, 0.6)}
+    groups = {
+        "find": with_ratio(0.99, 1.0),
+        "compare": with_ratio(0.9, 0.97, p=0.02),  # alone it would be lost, among nine tests it is not
+        "count, 3": with_ratio(0.5, 0.6, p=0.001),
+    }
+    assert (
+        by_question.where_accuracy_goes(groups) == "Kept (at least 98 % of dense): find. Lost: count, 3. Open: compare."
     )
-    assert said == "Kept (at least 98 % of dense): find. Lost: count, 3. Open: compare."
+    assert by_question.group_table(groups).loc["compare", "p, accuracy"] == "0.02, adjusted 0.16"
 
 
 def test_pairs_need_the_same_shape(arms):
@@ -198,32 +204,63 @@ def test_the_hash_knows_every_array(arms):
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "right", "words", "agrees"),
+    ("change", "p", "lost", "words", "agrees"),
     [
-        (-0.2, -0.1, 1.0, "traces get shorter", True),
-        (-0.2, -0.1, 0.9, "traces get shorter", False),  # short and wrong is not the finding
-        (0.1, 0.2, 1.0, "traces get longer", False),
-        (-0.1, 0.1, 1.0, "no change of length can be told", False),
+        (-0.15, 0.001, False, "traces get shorter", True),
+        (-0.15, 0.001, True, "traces get shorter", False),  # short and wrong is not the finding
+        (0.15, 0.001, False, "traces get longer", False),
+        (-0.15, 0.03, False, "no change of length is shown", False),  # alone it would be, among three tests it is not
     ],
 )
-def test_the_sentence_follows_the_interval(arms, low, high, right, words, agrees):
-    change = compare(*arms)
-    shown = replace(
-        change,
-        length=replace(change.length, estimate=(low + high) / 2, low=low, high=high),
-        truth=replace(change.truth, ratio=replace(change.truth.ratio, estimate=right, low=right, high=right)),
-    )
-    sentence = report.verdicts({"greedy": {"VisionPulse 5 %": shown}}, "greedy")[0]
+def test_the_sentence_follows_the_adjusted_test(arms, change, p, lost, words, agrees):
+    found = compare(*arms)
+    truth = replace(found.truth, p=0.001 if lost else 1.0, change=replace(found.truth.change, estimate=-0.3))
+    interval = replace(found.length, estimate=change, low=change - 0.05, high=change + 0.05)
+    shown = {"greedy": {"VisionPulse 5 %": replace(found, length=interval, p=p, truth=truth)}}
+    sentence, *_, family = report.verdicts(shown, "greedy")
     assert words in sentence.split("(")[0]
     assert (", as the paper reports" in sentence) == agrees
+    assert "3 of them" in family
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "words"),
-    [(0.985, 1.01, "Accuracy is kept"), (0.8, 0.9, "Accuracy is lost"), (0.9, 1.0, "is open")],
+    ("low", "p", "words"),
+    [
+        (0.985, 1.0, "Accuracy is kept"),
+        (0.8, 0.001, "Accuracy falls"),
+        (0.9, 1.0, "is open"),
+        (0.9, 0.03, "No change of accuracy is shown"),  # the exact test among its family, not the interval
+        (0.985, 0.001, "at least 98 % of dense are kept"),  # a small loss is both
+    ],
 )
-def test_the_verdict_on_accuracy_follows_the_interval(arms, low, high, words):
+def test_the_verdict_on_accuracy_follows_test_and_interval(arms, low, p, words):
     change = compare(*arms)
-    truth = replace(change.truth, ratio=replace(change.truth.ratio, low=low, high=high))
+    lost = replace(change.truth.change, estimate=-0.1, low=-0.2, high=-0.01)
+    truth = replace(change.truth, change=lost, p=p, ratio=replace(change.truth.ratio, low=low, high=0.99))
     shown = {"greedy": {"VisionPulse 5 %": replace(change, truth=truth)}}
     assert words in report.verdicts(shown, "greedy")[0]
+
+
+def test_cut_off_traces_stand_apart_everywhere(arms):
+    dense, pruned = arms
+    everything = np.ones_like(dense.finished)
+    ended = everything.copy()
+    ended[:, :5] = False
+    length = np.where(ended, dense.length, dense.length + 90)  # traces that end are as long as dense ones
+    cut = trace_length.Arm(length, pruned.retention, ended, pruned.truth)
+    change = compare(trace_length.Arm(dense.length, dense.retention, everything, dense.truth), cut)
+    shown = {"greedy": {"at prefill 5 %": change}}
+    sentence = report.verdicts(shown, "greedy")[0]
+    assert "no trace that ended changed its length; the paper reports longer traces." in sentence
+    assert "Cut off at the limit: 10 of 24 traces, densely 0 (no difference is shown;" in sentence
+    assert "Only here 10, longer by at least 90 tokens; only densely 0." in sentence
+    row = report.table(shown).iloc[0]
+    assert (row["cut off"], row["cut off, dense"], row["pairs that ended"]) == ("10 of 24", "0 of 24", "14 of 24")
+    assert "change of cut-offs (points)" in [ax.get_xlabel() for ax in report.headline(shown).axes]
+    assert report.numbers(shown)["greedy"]["at prefill 5 %"]["judged"]["cut off"]["size"] == 3
+    none = replace(pruned, finished=np.zeros_like(ended))
+    nothing = {"greedy": {"at prefill 5 %": compare(dense, none)}}
+    assert "not known: no pair ended within the limit both times" in report.verdicts(nothing, "greedy")[0]
+    assert report.reasons(nothing["greedy"]) is None and report.headline(nothing) and len(report.table(nothing)) == 1
+    figure = by_question.spread(dense, {"at prefill 5 %": none}, None)
+    assert [ax.get_title() for ax in figure.axes] == ["no pair ended within the limit"]

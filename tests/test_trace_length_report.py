@@ -54,9 +54,9 @@ def test_nothing_is_said_of_detours_that_are_not_missed(pair, name):
 @pytest.mark.parametrize(
     ("n", "after", "words", "group"),
     [
-        (300, True, "Accuracy is kept (100.0 % [98.7, 100.0] of dense)", "Kept"),
+        (300, True, "Accuracy is kept (100.0 % [98.7, 100.0] of dense: ", "Kept"),
         (96, True, "is open (100.0 % [96.2, 100.0])", "Open"),
-        (96, False, "Accuracy is lost (0.0 % [0.0, 3.8] of dense)", "Lost"),
+        (96, False, "Accuracy falls (-100.0 points [-100.0, -92.3]; 0.0 % [0.0, 3.8] of dense)", "Lost"),
     ],
 )
 def test_all_right_or_all_wrong_still_has_an_interval(n, after, words, group):
@@ -76,7 +76,7 @@ def test_the_same_answers_right_count_only_those_that_could_be_lost():
 def test_no_trace_changed_its_length():
     same = compare(arm(SOME, 9), arm(SOME, 9))
     sentence = report.verdicts({"greedy": {NAME: same}}, "greedy")[0]
-    assert sentence.startswith(f"{NAME}: no trace changed its length; the paper reports shorter traces. Whether")
+    assert sentence.startswith(f"{NAME}: no trace changed its length; the paper reports shorter traces. No")
     assert report.table({"greedy": {NAME: same}})["length"].item() == "no trace changed its length"
     assert by_question.group_table({"find": same})["length"].item() == "no trace changed its length"
     swapped = compare(arm(0, SOME), arm(0, SOME[::-1]))  # as many longer as shorter
@@ -88,7 +88,7 @@ def test_how_much_of_the_change_is_spent_on_detours():
     sentence = report.verdicts({"greedy": {NAME: change}}, "greedy")[0]
     assert "Detours per trace go from 1.0 to 0.3 (-0.7 [" in sentence
     assert "of the change of -4.9 [" in sentence and "] tokens, -5.8 [" in sentence  # -4.875 and -5.85
-    assert "] are spent on detours, or 120 %. Whether" in sentence
+    assert "] are spent on detours, or 120 %. No" in sentence
     row = report.table({"greedy": {NAME: change}}).iloc[0]
     shown = [row[name].split(" ")[0] for name in ("dense detours", "detours", "change of detours")]
     assert shown == ["1.0", "0.3", "-0.7"]

@@ -118,8 +118,15 @@ def cluster_bootstrap(
     "expanded" are percentiles at those wider levels (Hesterberg 2015), "percentile" at the plain ones, "bca" corrects
     bias and skewness (Efron 1987, JASA 82:171). All three are too narrow where clusters are few and unequal.
 
-    ``python tests/interval_coverage.py`` measures how often 95 % intervals hold the truth, with clusters of 5 to 500
-    values.
+    How often 95 % intervals hold the truth, with clusters of 5 to 500 values whose sizes spread evenly over the
+    logarithm (``python tests/interval_coverage.py``; a refused interval counts as a miss)::
+
+              clusters  auto, 12  auto, 30  auto, 300  expanded, 12  expanded, 30  expanded, 300
+                normal       .95       .96        .97           .92           .94            .97
+    values follow size       .93       .96        .96           .72           .87            .94
+             lognormal       .92       .92        .93           .84           .87            .93
+           rare events       .99       .99        .96           .41           .59            .92
+         common events       .94       .96        .95           .91           .94            .95
 
     Examples
     --------

@@ -1,11 +1,14 @@
 """The report of notebook 08, on tables and arrays made by hand."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
 
 from visionpulse_analysis import measures
+from visionpulse_analysis.statistics import Interval, judge
 from visionpulse_analysis.studies import sweep_report
 
 
@@ -17,11 +20,12 @@ def table():
         for seed in range(2):
             right = (sample + seed) % 2 == 0 or sample < 2
             base = {"model": "m", "sample": f"s{sample}", "seed": seed, "status": "done", "kept": 1.0}
+            base["finished"] = True
             rows.append({**base, "pruner": "dense", "right": right, "tokens": 10 + sample})
             halved = {"right": right and sample % 2 == 0, "tokens": 8 + sample, "kept": 0.5}
             rows.append({**base, "pruner": "half", **halved})
-    rows[-1] |= {"status": "failed", "right": pd.NA, "tokens": pd.NA}
-    return pd.DataFrame(rows).astype({"right": "boolean", "tokens": "Int64"})
+    rows[-1] |= {"status": "failed", "right": pd.NA, "tokens": pd.NA, "finished": pd.NA}
+    return pd.DataFrame(rows).astype({"right": "boolean", "tokens": "Int64", "finished": "boolean"})
 
 
 def test_arms_are_paired_by_sample_and_seed(table):
@@ -30,22 +34,22 @@ def test_arms_are_paired_by_sample_and_seed(table):
         results = sweep_report.compare_pruners(given)
         dense, half = results["dense"], results["half"]
         assert (dense.n, dense.failed, half.n, half.failed) == (8, 0, 7, 1)
-        assert dense.change_of_length is None and dense.accuracy.estimate == 6 / 8 and half.kept == 0.5
+        assert dense.lengths is None and dense.accuracy.estimate == 6 / 8 and half.kept == 0.5
         # The failed trace leaves its pair out: seven pairs remain.
         pairs = table[(table["pruner"] == "dense")].iloc[:7]
-        assert half.change_of_length.estimate == pytest.approx(-14 / pairs["tokens"].sum())
+        assert half.lengths.length.estimate == pytest.approx(-14 / pairs["tokens"].sum())
         right = table[table["pruner"] == "half"]["right"].iloc[:7]
-        assert half.change_of_accuracy.estimate == pytest.approx(right.mean() - pairs["right"].mean())
-        assert half.change_of_accuracy.n_clusters == 4
+        assert half.right.change.estimate == pytest.approx(right.mean() - pairs["right"].mean())
+        assert half.right.change.n_clusters == 4
     text = sweep_report.results_table(results).loc["half", "length against dense"]
-    assert text.startswith(f"{100 * half.change_of_length.estimate:+.1f} %")
+    assert text.startswith(f"{100 * half.lengths.length.estimate:+.1f} %")
 
 
 def test_unknown_answers_give_no_accuracy(table):
     table.loc[1, "right"] = pd.NA
     results = sweep_report.compare_pruners(table)
-    assert results["half"].accuracy is None and results["half"].change_of_accuracy is None
-    assert results["dense"].accuracy is not None and results["half"].change_of_length is not None
+    assert results["half"].accuracy is None and results["half"].right is None
+    assert results["dense"].accuracy is not None and results["half"].lengths is not None
     assert "accuracy cannot be compared" in sweep_report.verdicts(results)
 
 
@@ -56,23 +60,50 @@ def test_two_models_are_not_mixed(table):
         sweep_report.compare_pruners(table[table["status"] == "failed"])
 
 
-def interval(low, estimate, high):
-    from visionpulse_analysis.statistics import Interval
+def test_cut_off_traces_stand_apart(table):
+    half = table["pruner"] == "half"
+    never_ends = half & (table["sample"] == "s1")
+    table.loc[never_ends, ["finished", "tokens"]] = [False, 99]
+    results = sweep_report.compare_pruners(table)
+    arm = results["half"]
+    assert (arm.n_cut_off, arm.lengths.n_both, arm.lengths.n_pairs) == (2, 5, 7)
+    ended = table[half & ~never_ends & (table["status"] == "done")]
+    assert arm.length.estimate == pytest.approx(ended["tokens"].mean())
+    assert arm.lengths.tokens.estimate == -2  # all pairs together would say that traces became longer
+    row = sweep_report.results_table(results).loc["half"]
+    assert (row["cut off"], row["pairs that ended"]) == ("2 of 7", "5 of 7")
+    said = sweep_report.verdicts(results)
+    assert "over the 5 of 7 pairs that ended" in said and "Cut off at the limit: 2 of 7 traces, densely 0" in said
+    assert "Only here 2, longer by at least 88 tokens" in said and "3 of them" in said
+    assert "cut off (%)" in [ax.get_xlabel() for ax in sweep_report.pruners_page(results).axes]
+    with pytest.raises(ValueError, match="finished"):
+        sweep_report.compare_pruners(table.drop(columns="finished"))
 
-    return Interval(estimate, low, high, 5, 5, 0.95, "expanded")
+
+def test_a_sweep_in_which_nothing_ended_is_reported(table):
+    table["finished"] = False
+    results = sweep_report.compare_pruners(table)
+    assert "length cannot be compared" in sweep_report.verdicts(results)
+    assert len(sweep_report.pruners_page(results).axes) == 2 and len(sweep_report.results_table(results)) == 2
+    json.dumps({name: arm.numbers() for name, arm in results.items()}, allow_nan=False)
+
+
+def interval(low, estimate, high):
+    return Interval(estimate, low, high, 5, 5, 0.95, "made up")
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "p", "sentence"),
     [
-        ((-0.3, -0.2, -0.1), "loses 20.0 points [-30.0, -10.0]"),
-        ((0.1, 0.2, 0.3), "gains 20.0 points [10.0, 30.0]"),
-        ((-0.1, 0.1, 0.3), "no change of accuracy can be told (+10.0 points [-10.0, 30.0])"),
-        ((np.nan, 0.0, np.nan), "no accuracy differs"),
+        ((-0.3, -0.2, -0.1), 0.001, "loses 20.0 points [-30.0, -10.0]"),
+        ((0.1, 0.2, 0.3), 0.001, "gains 20.0 points [10.0, 30.0]"),
+        ((-0.3, -0.2, -0.1), 0.04, "no change of accuracy is shown (-20.0 points [-30.0, -10.0])"),
+        ((np.nan, 0.0, np.nan), 1.0, "no change of accuracy is shown (+0.0 points)"),
     ],
 )
-def test_sentences_follow_their_intervals(change, sentence):
-    arm = sweep_report.ArmResult(5, 0, 0.1, interval(1, 2, 3), None, None, interval(*change))
+def test_sentences_follow_tests_adjusted_together(change, p, sentence):
+    judged = judge({"accuracy": (interval(*change), p), "length": (interval(-1, 0, 1), 1.0)}, "made up")
+    arm = sweep_report.ArmResult(5, 0, 0, 0.1, interval(0, 0, 0.4), interval(1, 2, 3), None, judged=judged)
     assert sentence in sweep_report.verdicts({"p": arm})
 
 

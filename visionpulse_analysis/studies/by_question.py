@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 
 from visionpulse_analysis import figures
 from visionpulse_analysis.figures import DOUBLE
+from visionpulse_analysis.statistics import Verdict
 from visionpulse_analysis.studies.drawing import draw_named
 from visionpulse_analysis.studies.samples import Sample
-from visionpulse_analysis.studies.trace_length import DENSE, Change, compare
-from visionpulse_analysis.studies.trace_length_report import percent, show, show_length
+from visionpulse_analysis.studies.trace_length import DENSE, Change, compare, judge_changes
+from visionpulse_analysis.studies.trace_length_report import KEPT, cut_off_columns, percent, show, show_length, show_p
 from visionpulse_analysis.studies.trace_measures import Arm
 from visionpulse_analysis.testbed.questions import TASKS
 
@@ -43,44 +44,57 @@ def compare_groups(measured: Mapping[str, Arm], groups: Sequence[str], name: str
 
 def group_table(by_group: Mapping[str, Change]) -> pd.DataFrame:
     """One row per group of questions."""
-    rows = {}
+    rows, found = {}, _judged(by_group)
     for group, c in by_group.items():
         if c.truth is not None:
             rows[group] = {
                 "pairs": c.n_pairs,
                 "kept": f"{100 * c.retention:.1f} %",
+                **cut_off_columns(c),
                 "length": show_length(c),
+                "p, length": show_p(found[group]["length"]),
                 "dense accuracy": show(c.truth.dense_accuracy, sign=False),
                 "share of dense accuracy": show(c.truth.ratio, sign=False),
+                "p, accuracy": show_p(found[group]["accuracy"]),
                 "change of detours": show(c.truth.detour_change, 1, ""),
             }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def _judged(by_group: Mapping[str, Change]) -> dict[str, dict[str, Verdict]]:
+    return judge_changes(by_group, "length, cut-offs and accuracy of one arm by group of questions")
+
+
 def where_accuracy_goes(by_group: Mapping[str, Change]) -> str:
-    """Which groups of questions keep 98 % of the dense accuracy, which lose it, and which stay open."""
-    ratios = {group: c.truth.ratio for group, c in by_group.items() if c.truth is not None}
-    kept = [g for g, ratio in ratios.items() if ratio.low >= 0.98]
-    lost = [g for g, ratio in ratios.items() if ratio.high < 0.98]
-    rest = [g for g in ratios if g not in kept and g not in lost]
+    """Which groups of questions lose accuracy, by tests adjusted together; keep 98 % of it, by intervals; stay open."""
+    scored = {group: c.truth for group, c in by_group.items() if c.truth is not None}
+    found = _judged(by_group)
+    lost = [g for g in scored if found[g]["accuracy"].decision == "falls"]
+    kept = [g for g, truth in scored.items() if truth.ratio.low >= KEPT and g not in lost]
+    rest = [g for g in scored if g not in kept and g not in lost]
     parts = [
         f"{what}: {'; '.join(groups)}."
-        for what, groups in (("Kept (at least 98 % of dense)", kept), ("Lost", lost), ("Open", rest))
+        for what, groups in ((f"Kept (at least {100 * KEPT:g} % of dense)", kept), ("Lost", lost), ("Open", rest))
         if groups
     ]
     return " ".join(parts)
 
 
 def spread(dense: Arm, arms: Mapping[str, Arm], by_group: Mapping[str, Change] | None) -> Figure:
-    """How the paired change of length is distributed; length and accuracy by question where questions are known."""
+    """How the change of length is distributed over the pairs that ended; length and accuracy by known question."""
     fig, axes = figures.new_figure(DOUBLE, 2.4, 1, 1 if by_group is None else 3)
     first, *rest = np.atleast_1d(axes)
-    change = {name: (arm.length - dense.length).ravel() for name, arm in arms.items()}
-    reach = max(1, max(int(np.abs(values).max()) for values in change.values()))
-    bins = np.linspace(-reach - 0.5, reach + 0.5, 30)
-    figures.draw_histogram(first, change, bins, xlabel="pruned minus dense (tokens)", ylabel="pairs", reference=0)
-    first.set_yscale("symlog", linthresh=10)
-    figures.draw_legend(first)
+    change = {name: (arm.length - dense.length)[arm.finished & dense.finished] for name, arm in arms.items()}
+    change = {name: values for name, values in change.items() if len(values)}
+    if change:
+        reach = max(1, *(int(np.abs(values).max()) for values in change.values()))
+        bins = np.linspace(-reach - 0.5, reach + 0.5, 30)
+        figures.draw_histogram(first, change, bins, xlabel="pruned minus dense (tokens)", ylabel="pairs", reference=0)
+        first.set_yscale("symlog", linthresh=10)
+        figures.draw_legend(first)
+    else:
+        with figures.style():
+            first.set_title("no pair ended within the limit")
     if by_group is not None:
         lengths = {group: c.length for group, c in by_group.items()}
         shares = {group: c.truth.ratio for group, c in by_group.items() if c.truth is not None}

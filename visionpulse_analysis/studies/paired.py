@@ -7,7 +7,7 @@ outcome of its own, and lengths are compared over the pairs in which both traces
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -204,13 +204,26 @@ def paired_right(
     )
 
 
+def mean_of_ended(tokens: np.ndarray, finished: np.ndarray, clusters: np.ndarray, *, unit: str = "sample") -> Interval:
+    """Mean length of the traces that ended, int [trace] and bool [trace]; NaN where none did."""
+    ended = np.asarray(finished, bool)
+    if not ended.any():
+        return replace(nothing_ended(unit), refused="no trace ended within the limit")
+    lengths = np.asarray(tokens, float)[ended]
+    return cluster_bootstrap(lengths, np.asarray(clusters)[ended], unit=unit, method="studentized")
+
+
+def nothing_ended(unit: str = "sample") -> Interval:
+    """What is known about the pairs that ended both times where there is none."""
+    why = "no pair ended within the limit both times"
+    return Interval(np.nan, np.nan, np.nan, 0, 0, 0.95, "none", unit, why)
+
+
 def _compare_ended(a: np.ndarray, b: np.ndarray, whose: np.ndarray, unit: str) -> dict[str, Any]:
     """What of `PairedLengths` is about the pairs that ended both times."""
     intervals = ("dense_length", "arm_length", "length", "tokens", "shorter", "equal", "longer")
     if len(a) == 0:
-        why = "no pair ended within the limit both times"
-        nothing = Interval(np.nan, np.nan, np.nan, 0, 0, 0.95, "none", unit, why)
-        return {**dict.fromkeys(intervals, nothing), "p": np.nan}
+        return {**dict.fromkeys(intervals, nothing_ended(unit)), "p": np.nan}
     # "studentized": lengths are counts, also where all happen to be 0 or 1.
     return {
         "dense_length": cluster_bootstrap(a, whose, unit=unit, method="studentized"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,17 @@ from matplotlib.figure import Figure
 
 from visionpulse_analysis import figures
 from visionpulse_analysis.figures import DOUBLE
-from visionpulse_analysis.statistics import Interval, cluster_bootstrap, paired_difference
+from visionpulse_analysis.statistics import Interval, Verdict, cluster_bootstrap, judge, proportion_interval
 from visionpulse_analysis.studies.drawing import draw_curve, draw_named, scaled, show
+from visionpulse_analysis.studies.paired import (
+    PairedLengths,
+    PairedRight,
+    mean_of_ended,
+    paired_lengths,
+    paired_right,
+    plain,
+)
+from visionpulse_analysis.studies.trace_length_report import about_cut_off, show_p
 
 DENSE = "dense"
 
@@ -24,24 +33,27 @@ DENSE = "dense"
 class ArmResult:
     """One pruner of a sweep; intervals resample samples.
 
-    kept : mean share of the patches visible. accuracy and its change are None where no answer is known, changes
-    (pruned minus dense, of length relative to dense, over pairs of equal sample and seed) where there is no dense arm.
+    n, failed, n_cut_off : traces done, failed, and cut off at the limit of tokens. kept : mean share of the patches
+    visible. cut_off : share of the traces cut off. length : mean tokens of those that ended, NaN where none did.
+    accuracy : None where an answer is not known.
+    lengths, right : against dense, over pairs of equal sample and seed; None without a pair, and `right` without known
+    answers. judged : "length", "cut off" and "accuracy" -> their verdicts among all pruners of the sweep.
     """
 
     n: int
     failed: int
+    n_cut_off: int
     kept: float
+    cut_off: Interval
     length: Interval
     accuracy: Interval | None
-    change_of_length: Interval | None
-    change_of_accuracy: Interval | None
+    lengths: PairedLengths | None = None
+    right: PairedRight | None = None
+    judged: dict[str, Verdict] = field(default_factory=dict)
 
     def numbers(self) -> dict[str, Any]:
         """JSON-ready."""
-        intervals = ("length", "accuracy", "change_of_length", "change_of_accuracy")
-        return {"n": self.n, "failed": self.failed, "kept": self.kept} | {
-            name: None if (interval := getattr(self, name)) is None else interval.to_dict() for name in intervals
-        }
+        return plain(vars(self))
 
 
 def compare_pruners(table: Any, dense: str = DENSE) -> dict[str, ArmResult]:
@@ -57,8 +69,10 @@ def compare_pruners(table: Any, dense: str = DENSE) -> dict[str, ArmResult]:
     Raises
     ------
     ValueError
-        Rows of several models, or no finished row.
+        Rows of several models, no finished row, or no column that says which traces were cut off.
     """
+    if "finished" not in table:
+        raise ValueError('the table has no column "finished", which says which traces were cut off; give `Sweep.table`')
     models = table["model"].unique().tolist()
     if len(models) > 1:
         raise ValueError(f"rows of {len(models)} models ({', '.join(models)}); choose those of one")
@@ -67,52 +81,87 @@ def compare_pruners(table: Any, dense: str = DENSE) -> dict[str, ArmResult]:
         raise ValueError("no finished trace in this table")
     failed = table.loc[table["status"] == "failed", "pruner"].value_counts()
     reference = done[done["pruner"] == dense]
-    return {
+    found = {
         name: _result(rows, int(failed.get(name, 0)), None if name == dense else reference)
         for name, rows in done.groupby("pruner", sort=False)
     }
+    return _judged(found)
 
 
 def _result(rows: Any, failed: int, dense: Any) -> ArmResult:
+    samples, ended = rows["sample"].to_numpy(), rows["finished"].to_numpy(bool)
     known = rows["right"].notna().all()
     pairs: Any = pd.DataFrame() if dense is None else dense.merge(rows, on=["sample", "seed"], suffixes=("_a", "_b"))
-    change: dict[str, Interval | None] = {"tokens": None, "right": None}
-    for column in change:
-        if len(pairs) and (column == "tokens" or pairs[["right_a", "right_b"]].notna().all(axis=None)):
-            before, after = (pairs[f"{column}_{side}"].to_numpy(float) for side in "ab")
-            change[column] = paired_difference(before, after, pairs["sample"], relative=column == "tokens")
+    lengths = right = None
+    if len(pairs):
+        columns = (pairs[name].to_numpy(float) for name in ("tokens_a", "tokens_b", "finished_a", "finished_b"))
+        lengths = paired_lengths(*columns, pairs["sample"])
+        if pairs[["right_a", "right_b"]].notna().all(axis=None):
+            answers = (pairs[name].to_numpy(float) for name in ("right_a", "right_b"))
+            right = paired_right(*answers, pairs["sample"])
     return ArmResult(
         n=len(rows),
         failed=failed,
+        n_cut_off=int((~ended).sum()),
         kept=float(rows["kept"].mean()),
-        length=cluster_bootstrap(rows["tokens"].to_numpy(float), rows["sample"]),
-        accuracy=cluster_bootstrap(rows["right"].to_numpy(float), rows["sample"]) if known else None,
-        change_of_length=change["tokens"],
-        change_of_accuracy=change["right"],
+        cut_off=proportion_interval(~ended, samples),
+        length=mean_of_ended(rows["tokens"].to_numpy(float), ended, samples),
+        accuracy=proportion_interval(rows["right"].to_numpy(float), samples) if known else None,
+        lengths=lengths,
+        right=right,
     )
+
+
+def _judged(results: dict[str, ArmResult]) -> dict[str, ArmResult]:
+    """The same with verdicts: length, cut-offs and accuracy of all pruners are one family of tests."""
+    tests: dict[tuple[str, str], tuple[Interval, float]] = {}
+    for name, arm in results.items():
+        if arm.lengths is not None:
+            tests[name, "length"] = arm.lengths.length, arm.lengths.p
+            tests[name, "cut off"] = arm.lengths.cut_off.change, arm.lengths.cut_off.p
+        if arm.right is not None:
+            tests[name, "accuracy"] = arm.right.change, arm.right.p
+    found = judge(tests, "length, cut-offs and accuracy of every pruner of the sweep")
+    return {
+        name: replace(arm, judged={what: verdict for (whose, what), verdict in found.items() if whose == name})
+        for name, arm in results.items()
+    }
 
 
 def results_table(results: Mapping[str, ArmResult]) -> pd.DataFrame:
     """One row per pruner, as text with intervals."""
     rows = {}
     for name, arm in results.items():
-        rows[name] = {"traces": arm.n, "failed": arm.failed, "kept": f"{100 * arm.kept:.1f} %"}
-        rows[name] |= {
-            "tokens": show(arm.length, 1, "", sign=False),
-            "length against dense": show(arm.change_of_length),
+        lengths, right = arm.lengths, arm.right
+        rows[name] = {
+            "traces": arm.n,
+            "failed": arm.failed,
+            "kept": f"{100 * arm.kept:.1f} %",
+            "cut off": f"{arm.n_cut_off} of {arm.n}",
+            "tokens, ended": show(arm.length, 1, "", sign=False),
+            "pairs that ended": "" if lengths is None else f"{lengths.n_both} of {lengths.n_pairs}",
+            "length against dense": show(lengths and lengths.length),
+            "p, length": show_p(arm.judged.get("length")),
             "accuracy": show(arm.accuracy, sign=False),
-            "accuracy against dense": show(arm.change_of_accuracy, unit=" points"),
+            "accuracy against dense": show(right and right.change, unit=" points"),
+            "p, accuracy": show_p(arm.judged.get("accuracy")),
         }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def pruners_page(results: Mapping[str, ArmResult], dense: str = DENSE) -> Figure:
-    """Draw accuracy (where answers are known), length and share kept, one row per pruner; dashed: dense."""
+    """Draw accuracy (where answers are known), length of the traces that ended and, where some were not, cut-offs.
+
+    One row per pruner; dashed: dense.
+    """
     panels: dict[str, dict[str, Interval]] = {}
     known = {name: scaled(arm.accuracy) for name, arm in results.items() if arm.accuracy is not None}
     if known:
         panels["accuracy (%)"] = known
-    panels["tokens"] = {name: arm.length for name, arm in results.items()}
+    if any(arm.n_cut_off < arm.n for arm in results.values()):
+        panels["tokens of traces that ended"] = {name: arm.length for name, arm in results.items()}
+    if any(arm.n_cut_off for arm in results.values()):
+        panels["cut off (%)"] = {name: scaled(arm.cut_off) for name, arm in results.items()}
     fig, axes = figures.new_figure(DOUBLE, 0.26 * len(results) + 0.7, 1, len(panels), sharey=True)
     for ax, (label, intervals) in zip(np.atleast_1d(axes), panels.items(), strict=True):
         reference = intervals[dense].estimate if dense in intervals else None
@@ -174,7 +223,8 @@ def step_curves(values: xr.DataArray) -> dict[str, tuple[np.ndarray, list[Interv
         intervals = []
         for step in steps:
             there = ~np.isnan(rows[:, step])
-            intervals.append(cluster_bootstrap(rows[there, step], samples[mine][there], n_resamples=500))
+            mean = cluster_bootstrap(rows[there, step], samples[mine][there], n_resamples=500, method="studentized")
+            intervals.append(mean)
         curves[name] = (steps, intervals)
     return curves
 
@@ -191,25 +241,34 @@ def steps_page(panels: Mapping[str, Mapping[str, tuple[np.ndarray, list[Interval
 
 
 def verdicts(results: Mapping[str, ArmResult], dense: str = DENSE) -> str:
-    """What was found, one sentence per pruner, chosen by its intervals; Markdown."""
+    """What was found, one sentence per pruner, chosen by its tests among all of the sweep; Markdown."""
     lines = []
     for name, arm in results.items():
         if name == dense:
             continue
-        said = [_about(arm.change_of_accuracy, "accuracy", "points", "loses", "gains")]
-        said.append(_about(arm.change_of_length, "length", "%", "shortens traces by", "lengthens traces by"))
-        lines.append(f"- **{name}** (keeps {100 * arm.kept:.1f} %): {'; '.join(said)}.")
+        said = [_about(arm.judged.get("accuracy"), "accuracy", "points", "loses", "gains")]
+        length = _about(arm.judged.get("length"), "length", "%", "shortens traces by", "lengthens traces by")
+        cut = ""
+        if arm.lengths and arm.lengths.n_both < arm.lengths.n_pairs:
+            length += f" over the {arm.lengths.n_both} of {arm.lengths.n_pairs} pairs that ended"
+            cut = about_cut_off(arm.lengths, arm.judged)
+        lines.append(f"- **{name}** (keeps {100 * arm.kept:.1f} %): {'; '.join([*said, length])}.{cut}")
+    sizes = {verdict.size for arm in results.values() for verdict in arm.judged.values()}
+    if sizes:
+        lines.append(
+            f"\nGains and losses are told by exact tests adjusted together (Holm), {sizes.pop()} of them: length, "
+            "cut-offs and, where answers are known, accuracy of every pruner. Intervals are those of each alone."
+        )
     return "\n".join(lines) or f"There is no pruner beside {dense!r} to compare."
 
 
-def _about(change: Interval | None, what: str, unit: str, less: str, more: str) -> str:
-    if change is None or np.isnan(change.estimate):
+def _about(verdict: Verdict | None, what: str, unit: str, less: str, more: str) -> str:
+    if verdict is None or np.isnan(verdict.effect.estimate):
         return f"{what} cannot be compared"
-    if np.isnan(change.low):
-        return f"no {what} differs" if change.estimate == 0 else f"{what} {show(change, unit=f' {unit}')}, no interval"
-    if change.low <= 0 <= change.high:
-        return f"no change of {what} can be told ({show(change, unit=f' {unit}')})"
-    return f"{less if change.high < 0 else more} {show(change, unit=f' {unit}').lstrip('+-')}"
+    shown = show(verdict.effect, unit=f" {unit}")
+    if verdict.decision == "not shown":
+        return f"no change of {what} is shown ({shown})"
+    return f"{less if verdict.decision == 'falls' else more} {shown.lstrip('+-')}"
 
 
 def table_hash(table: pd.DataFrame) -> str:

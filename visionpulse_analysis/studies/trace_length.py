@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners import VisionPulse, make_pruner
 from visionpulse_analysis.pruners.base import Pruner
-from visionpulse_analysis.statistics import Interval, cluster_bootstrap, paired_difference, proportion_interval
+from visionpulse_analysis.statistics import (
+    Interval,
+    Verdict,
+    cluster_bootstrap,
+    judge,
+    paired_difference,
+    proportion_interval,
+)
 from visionpulse_analysis.studies.arms import decode_arms
 from visionpulse_analysis.studies.named_objects import named_arm
-from visionpulse_analysis.studies.paired import PairedLengths, PairedRight, paired_lengths, paired_right
+from visionpulse_analysis.studies.paired import PairedLengths, PairedRight, nothing_ended, paired_lengths, paired_right
 from visionpulse_analysis.studies.samples import Sample
-from visionpulse_analysis.studies.trace_measures import PURPOSES, Arm, measure
+from visionpulse_analysis.studies.trace_measures import PURPOSES, Arm, Scored, measure
 
 DENSE = "dense"
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -29,8 +37,8 @@ class ScoredChange(PairedRight):
     is, or none is: resamples never differ there.
     length_both_right : relative change of length over the `n_both_right` pairs that ended and are right both times;
     None without such a pair.
-    detours : per trace of this arm; detour_change : against dense. words : change of tokens by purpose, over the pairs
-    that ended both times, adding up to the change of length in tokens.
+    dense_detours, detours : per trace, dense and in this arm; detour_change : of the two. words : change of tokens by
+    purpose, adding up to the change of length in tokens. All four over the pairs that ended both times.
     """
 
     ratio: Interval
@@ -101,6 +109,33 @@ def measure_ways(
     return measured
 
 
+def judge_changes(changes: Mapping[Key, Change], family: str) -> dict[Key, dict[str, Verdict]]:
+    """Judge length, accuracy (where known) and cut-offs of several comparisons as one family of tests.
+
+    Parameters
+    ----------
+    changes : mapping of anything to Change
+        All that are compared for one purpose, not only those that look different.
+    family : str
+        What they are, for the reader.
+
+    Returns
+    -------
+    dict
+        key -> one of "length", "cut off", "accuracy" -> Verdict; its effects are those of the `Change`.
+    """
+    tests: dict[tuple[Key, str], tuple[Interval, float]] = {}
+    for key, c in changes.items():
+        tests[key, "length"] = c.length, c.p
+        tests[key, "cut off"] = c.cut_off.change, c.cut_off.p
+        if c.truth is not None:
+            tests[key, "accuracy"] = c.truth.change, c.truth.p
+    found: dict[Key, dict[str, Verdict]] = {key: {} for key in changes}
+    for (key, outcome), verdict in judge(tests, family).items():
+        found[key][outcome] = verdict
+    return found
+
+
 def compare(dense: Arm, arm: Arm, only: np.ndarray | None = None) -> Change:
     """Compare an arm with dense decoding of the same samples and seeds.
 
@@ -138,32 +173,38 @@ def _compare_scored(
     ended = (flat(dense.finished) == 1) & (flat(arm.finished) == 1)
     both = ended & (a == 1) & (b == 1)
     before, after = flat(dense.length)[both], flat(arm.length)[both]
-    detours = flat(first.detours), flat(second.detours)
     return ScoredChange(
         **vars(paired_right(a, b, clusters)),
         ratio=_share_of_dense(a, b, clusters),
         length_both_right=paired_difference(before, after, clusters[both], relative=True) if both.any() else None,
         n_both_right=int(both.sum()),
-        dense_detours=cluster_bootstrap(detours[0], clusters, method="studentized"),
-        detours=cluster_bootstrap(detours[1], clusters, method="studentized"),
-        detour_change=paired_difference(*detours, clusters, method="studentized"),
-        words=_words(first.words, second.words, flat, ended, clusters),
+        **_why(first, second, flat, ended, clusters),
     )
 
 
-def _words(
-    before: np.ndarray,
-    after: np.ndarray,
+def _why(
+    before: Scored,
+    after: Scored,
     flat: Callable[[np.ndarray], np.ndarray],
     ended: np.ndarray,
     clusters: np.ndarray,
-) -> dict[str, Interval]:
-    """Change of tokens by purpose over the pairs that ended both times; empty without one."""
-    if not ended.any():
-        return {}
+) -> dict[str, Any]:
+    """What of `ScoredChange` is about detours and words."""
+    whose = clusters[ended]
+    a, b = flat(before.detours)[ended], flat(after.detours)[ended]
+    if len(whose) == 0:
+        names = ("dense_detours", "detours", "detour_change")
+        return {**dict.fromkeys(names, nothing_ended()), "words": dict.fromkeys(PURPOSES, nothing_ended())}
     return {
-        name: paired_difference(flat(before[i])[ended], flat(after[i])[ended], clusters[ended], method="studentized")
-        for i, name in enumerate(PURPOSES)
+        "dense_detours": cluster_bootstrap(a, whose, method="studentized"),
+        "detours": cluster_bootstrap(b, whose, method="studentized"),
+        "detour_change": paired_difference(a, b, whose, method="studentized"),
+        "words": {
+            name: paired_difference(
+                flat(before.words[i])[ended], flat(after.words[i])[ended], whose, method="studentized"
+            )
+            for i, name in enumerate(PURPOSES)
+        },
     }
 
 

@@ -72,7 +72,8 @@ def evaluate(
     Returns
     -------
     dict
-        ``tasks``: task -> accuracy, low, high (95 % Wilson), n, mean_tokens. ``sizes``: the same by number of
+        ``tasks``: task -> accuracy, low, high (95 % Wilson), n, mean_tokens (of the traces that
+        ended, None without one), and cut_off, how many reached the limit instead. ``sizes``: the same by number of
         patches, and ``untrained`` for sizes that no training scene had. ``named``: share right of the n places where
         traces name colours, shapes, positions and presences, and the Wilson interval (low, high) of the share of the
         scenes whose places are all right. ``control_noise``, ``control_other_scene``: see :func:`image_control`.
@@ -126,8 +127,10 @@ def untrained_scores(vlm: VLM, sizes: dict[int, int], **options: Any) -> dict[st
     return found
 
 
-def _score(right: np.ndarray, traces: list[Trace]) -> dict[str, float]:
-    return {**_interval(right), "mean_tokens": float(np.mean([len(trace.tokens) for trace in traces]))}
+def _score(right: np.ndarray, traces: list[Trace]) -> dict[str, Any]:
+    ended = [len(trace.tokens) for trace in traces if trace.meta["finished"]]
+    mean = float(np.mean(ended)) if ended else None
+    return {**_interval(right), "mean_tokens": mean, "cut_off": len(traces) - len(ended)}
 
 
 def _interval(right: np.ndarray) -> dict[str, float]:
@@ -198,6 +201,13 @@ def random_control(
     }
 
 
+def mean_tokens(score: dict[str, Any]) -> str:
+    """The length of a task's traces as text, and how many were cut off, where one was."""
+    mean, cut = score["mean_tokens"], score.get("cut_off", 0)
+    said = "no trace ended" if mean is None else f"{mean:.1f} tokens"
+    return f"{said}, {cut} cut off" if cut else said
+
+
 def format_report(result: dict[str, Any]) -> str:
     """The result of :func:`evaluate` as text for a terminal."""
     lines = [f"model {result['model']} (weights {result['weights']})", ""]
@@ -205,7 +215,7 @@ def format_report(result: dict[str, Any]) -> str:
         for task, s in scores.items():
             lines.append(
                 f"{patches:>5} patches  {task:8} {s['accuracy']:.3f} [{s['low']:.3f}, {s['high']:.3f}]  n {s['n']}"
-                f"  {s['mean_tokens']:.1f} tokens"
+                f"  {mean_tokens(s)}"
             )
     for patches, scores in result.get("untrained", {}).items():
         lines += [
