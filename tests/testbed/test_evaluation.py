@@ -18,7 +18,9 @@ MODEL = SimpleNamespace(name="made", weights_hash="0", n_layers=4, default_ancho
 
 
 def trace_of(words):
-    return SimpleNamespace(tokens=words, answer=" ".join(words[words.index("</think>") + 1 : -1]))
+    """A trace that ends, unless its words do not."""
+    meta = {"finished": words[-1] == "<|im_end|>"}
+    return SimpleNamespace(tokens=words, answer=" ".join(words[words.index("</think>") + 1 : -1]), meta=meta)
 
 
 @pytest.fixture
@@ -46,6 +48,25 @@ def test_true_traces_score_one_everywhere(answering):
     assert {name: share["share"] for name, share in result["named"].items()} == dict.fromkeys(result["named"], 1.0)
     lengths = [len(true_words(item, "find")) for item in ITEMS[6:]]
     assert result["tasks"]["find"]["mean_tokens"] == np.mean(lengths)
+    assert result["tasks"]["find"]["cut_off"] == 0 and "cut off" not in evaluation.format_report(result)
+
+
+def test_traces_that_were_cut_off_are_counted_and_lengthen_nothing(answering):
+    longest = max(ITEMS[6:], key=lambda item: len(true_words(item, "find")))
+
+    def cut(item, task):
+        words = true_words(item, task)
+        return words if task != "find" or item is not longest else words[:-1] * 9
+
+    answering(cut)
+    result = evaluation.evaluate(MODEL, ITEMS, cells=6, controls=False)
+    find, ended = result["tasks"]["find"], [item for item in ITEMS[6:] if item is not longest]
+    assert find["cut_off"] == 1 and find["mean_tokens"] == np.mean([len(true_words(item, "find")) for item in ended])
+    assert f"tokens {find['mean_tokens']:.1f} (1 cut off)" in evaluation.format_report(result)
+    answering(lambda item, task: true_words(item, task)[:-1])
+    nothing = evaluation.evaluate(MODEL, ITEMS, cells=6, controls=False)
+    assert nothing["tasks"]["find"]["mean_tokens"] is None
+    assert "none ended (5 cut off)" in evaluation.format_report(nothing)
 
 
 def test_wrong_answers_and_places_are_counted_as_wrong(answering):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from visionpulse_analysis.testbed.evaluation import length_told
 from visionpulse_analysis.testbed.evaluation_set import SIZES, VALIDATION_SEED
 from visionpulse_analysis.testbed.plan import FIRST_TRAINING_SEED, FIRST_VISION_SEED, TRAINED_CELLS, VISION_STEPS
 from visionpulse_analysis.testbed.scenes import MAX_CELLS
@@ -108,7 +109,7 @@ def _stage_row(stage: dict[str, Any]) -> str:
 
 def _scores(by_patches: dict[str, Any]) -> list[str]:
     return [
-        f"| {patches} | {task} | {s['accuracy']:.3f} | [{s['low']:.3f}, {s['high']:.3f}] | {s['n']} | {s['mean_tokens']:.1f} |"
+        f"| {patches} | {task} | {s['accuracy']:.3f} | [{s['low']:.3f}, {s['high']:.3f}] | {s['n']} | {length_told(s)} |"
         for patches, tasks in by_patches.items()
         for task, s in tasks.items()
     ]

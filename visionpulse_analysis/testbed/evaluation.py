@@ -201,11 +201,10 @@ def random_control(
     }
 
 
-def mean_tokens(score: dict[str, Any]) -> str:
-    """The length of a task's traces as text, and how many were cut off, where one was."""
+def length_told(score: dict[str, Any]) -> str:
+    """The mean length of a task's traces that ended, in tokens, and how many were cut off, where one was."""
     mean, cut = score["mean_tokens"], score.get("cut_off", 0)
-    said = "no trace ended" if mean is None else f"{mean:.1f} tokens"
-    return f"{said}, {cut} cut off" if cut else said
+    return ("none ended" if mean is None else f"{mean:.1f}") + (f" ({cut} cut off)" if cut else "")
 
 
 def format_report(result: dict[str, Any]) -> str:
@@ -215,7 +214,7 @@ def format_report(result: dict[str, Any]) -> str:
         for task, s in scores.items():
             lines.append(
                 f"{patches:>5} patches  {task:8} {s['accuracy']:.3f} [{s['low']:.3f}, {s['high']:.3f}]  n {s['n']}"
-                f"  {mean_tokens(s)}"
+                f"  tokens {length_told(s)}"
             )
     for patches, scores in result.get("untrained", {}).items():
         lines += [
