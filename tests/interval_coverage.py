@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from visionpulse_analysis.statistics import METHODS, Method, cluster_bootstrap
+from visionpulse_analysis._clusters import Kind
+from visionpulse_analysis.statistics import METHODS, Method, cluster_bootstrap, correlation
 
 Values = tuple[np.ndarray, np.ndarray]  # values [value], cluster [value]
 CLUSTERS = (12, 30, 300)
@@ -73,6 +74,18 @@ def coverage(case: str, n: int, simulations: int, method: Method = "auto", seed:
     return hits / simulations
 
 
+def correlation_coverage(kind: Kind, n: int, simulations: int, seed: int = 20260601) -> float:
+    """The same of `correlation`: within a sample r is 0.6; samples differ in x and y, unrelated, so pooled r is 0.3."""
+    rng, hits, codes = np.random.default_rng(seed), 0, np.repeat(np.arange(n), 10)
+    for simulation in range(simulations):
+        step = rng.normal(size=10 * n)
+        x = rng.normal(size=n)[codes] + step
+        y = rng.normal(size=n)[codes] + 0.6 * step + 0.8 * rng.normal(size=10 * n)
+        interval = correlation(x, y, codes, kind=kind, n_resamples=499, seed=simulation)
+        hits += interval.low <= {"pooled": 0.3, "within": 0.6}[kind] <= interval.high
+    return hits / simulations
+
+
 def table(simulations: dict[int, int] = SIMULATIONS, methods: tuple[Method, ...] = ("auto", "expanded")) -> str:
     """One row per case, per method its coverage with `CLUSTERS` clusters."""
     rows = [["clusters", *(f"{method}, {n}" for method in methods for n in CLUSTERS)]]
@@ -88,3 +101,6 @@ def table(simulations: dict[int, int] = SIMULATIONS, methods: tuple[Method, ...]
 if __name__ == "__main__":
     wanted = tuple(method for method in METHODS if method in sys.argv[1:]) or ("auto", "expanded")
     print(table(methods=wanted))
+    for kind in ("pooled", "within"):
+        shares = ", ".join(f"{n} samples {correlation_coverage(kind, n, 4000):.3f}" for n in (12, 20, 40, 60))
+        print(f"correlation, {kind}: {shares}")

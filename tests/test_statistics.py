@@ -166,15 +166,7 @@ def test_step_resampling_and_the_plain_percentile_fail_the_same_check():
 
 @pytest.mark.parametrize("kind", ["pooled", "within"])
 def test_correlation_interval_covers_within_two_points_of_nominal(kind):
-    # Within a sample r is 0.6. Samples differ in x and in y, unrelated, as much as steps: pooled r is 0.3.
-    rng, hits, codes = np.random.default_rng(20260601), 0, np.repeat(np.arange(60), 10)
-    for simulation in range(4000):
-        step = rng.normal(size=600)
-        x = rng.normal(size=60)[codes] + step
-        y = rng.normal(size=60)[codes] + 0.6 * step + 0.8 * rng.normal(size=600)
-        interval = correlation(x, y, codes, kind=kind, n_resamples=499, seed=simulation)
-        hits += interval.low <= {"pooled": 0.3, "within": 0.6}[kind] <= interval.high
-    assert abs(hits / 4000 - 0.95) <= 0.02
+    assert abs(interval_coverage.correlation_coverage(kind, 60, 4000) - 0.95) <= 0.02
 
 
 # ---- pairs and proportions ----
@@ -310,3 +302,66 @@ def test_invalid_options_are_refused():
             shape_permutation_null(bad, 0.1)
     with pytest.raises(ValueError, match="threshold"):
         shape_permutation_null(samples, 0.0)
+
+
+def slow_score(lost, won, n, difference):
+    """The score statistic of a true difference: the likelihood is maximised over a fine grid."""
+    least, most = max(0.0, -difference), (1 - difference) / 2
+    share = np.linspace(least, most, 200_001)[1:-1]  # of lost pairs; won pairs are as many and the difference
+    rest = 1 - 2 * share - difference
+    likelihood = n * lost * np.log(share) + n * won * np.log(share + difference) + n * (1 - lost - won) * np.log(rest)
+    best = share[np.argmax(likelihood)]
+    return (won - lost - difference) / np.sqrt((2 * best + difference - difference**2) / n)
+
+
+@pytest.mark.parametrize(("lost", "won"), [(6, 3), (5, 0), (1, 9), (0, 2)])
+def test_the_interval_of_paired_shares_is_where_its_score_test_just_rejects(lost, won):
+    a, b = np.ones(36), np.ones(36)
+    b[:lost], a[lost : lost + won] = 0, 0
+    found = paired_difference(a, b)
+    assert found.estimate == pytest.approx((won - lost) / 36)
+    for bound in bounds(found):
+        assert abs(slow_score(lost / 36, won / 36, 36, bound)) == pytest.approx(stats.norm.ppf(0.975), rel=1e-3)
+
+
+def test_shares_have_an_interval_where_nothing_happened():
+    nothing, codes = np.zeros(60), np.repeat(np.arange(12), 5)
+    z = stats.norm.ppf(0.975)
+    assert bounds(cluster_bootstrap(nothing, codes)) == pytest.approx([0, z**2 / (12 + z**2)])  # 12 samples, not 60
+    assert bounds(cluster_bootstrap(nothing + 1, codes)) == pytest.approx([12 / (12 + z**2), 1])
+    unchanged = paired_difference(nothing, nothing, codes)
+    assert bounds(unchanged) == pytest.approx([-(z**2) / (12 + z**2), z**2 / (12 + z**2)])
+    assert proportion_interval(nothing, codes) == cluster_bootstrap(nothing, codes)
+    counts = cluster_bootstrap(nothing, codes, method="studentized")  # of events there may be more than one
+    assert np.isnan(counts.low) and counts.refused
+
+
+def test_values_of_a_cluster_that_differ_narrow_the_interval_of_a_share():
+    codes = np.repeat(np.arange(12), 50)
+    apart = np.random.default_rng(25).integers(0, 2, 600)  # about half of every cluster
+    alike = (codes % 2).astype(float)  # half of the clusters
+    narrow, wide = cluster_bootstrap(apart, codes), cluster_bootstrap(alike, codes)
+    assert narrow.high - narrow.low < 0.2 < 0.4 < wide.high - wide.low
+    assert bounds(wide) == pytest.approx(bounds(proportion_interval(np.arange(12) % 2)))
+
+
+def test_an_interval_is_refused_where_too_few_clusters_tell_how_far_one_can_differ():
+    values = np.r_[np.zeros(33), 40.0, 50.0, 60.0]
+    found = paired_difference(values * 0, values)
+    assert np.isnan(found.low) and "too few of the 36 samples differ" in found.refused
+    assert np.isfinite(paired_difference(values * 0, np.r_[values[8:], np.arange(8)]).low)
+
+
+def test_methods_are_refused_where_they_mean_nothing():
+    values, codes = np.arange(12.0), np.arange(12)
+    for options, message in (
+        ({"method": "score"}, "0 or 1"),
+        ({"method": "score", "statistic": np.median}, "mean of one array"),
+        ({"method": "studentized", "statistic": np.median}, "mean of one array"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cluster_bootstrap(values, codes, **options)
+    for options in ({"method": "score"}, {"method": "score", "relative": True}):
+        with pytest.raises(ValueError, match="score"):
+            paired_difference(values, values + 1, **options)
+    assert cluster_bootstrap(values, codes, np.median).method.endswith("expanded")

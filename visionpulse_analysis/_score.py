@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from scipy import stats
 from scipy.optimize import brentq
@@ -32,6 +35,11 @@ def tango(lost: float, won: float, n: float, confidence: float) -> tuple[float, 
         return distance / np.sqrt(max(variance, 1e-300) / n) if distance else 0.0
 
     found, edge = won - lost, 1 - 1e-12
-    low = -1.0 if found <= -edge or score(-edge) < z else brentq(lambda d: score(d) - z, -edge, found)
-    high = 1.0 if found >= edge or score(edge) > -z else brentq(lambda d: score(d) + z, found, edge)
-    return float(low), float(high)
+    low = -1.0 if found <= -edge or score(-edge) < z else _root(lambda d: score(d) - z, -edge, found)
+    high = 1.0 if found >= edge or score(edge) > -z else _root(lambda d: score(d) + z, found, edge)
+    return low, high
+
+
+def _root(function: Callable[[float], float], low: float, high: float) -> float:
+    found: Any = brentq(function, low, high)
+    return float(found)

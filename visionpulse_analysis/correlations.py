@@ -50,8 +50,9 @@ def correlation(
         Spearman ranks all values again in every resample (pooled), or inside each sample, divided by its
         length (within).
     interval : "expanded", "percentile" or "bca"
-        As in `cluster_bootstrap`. Pooled r with strong differences between samples needs about 40 samples:
-        its 95 % interval covers 90 % with 20, 94 % with 40 (within: 94 % and 95 %).
+        As in `cluster_bootstrap`. Where samples differ as much as steps, 95 % intervals of pooled r hold the truth in
+        91 % of cases with 12 samples, 92 % with 20 and 93 % with 40 (within: 94, 93 and 95 %;
+        ``python tests/interval_coverage.py``).
     n_resamples : int, >= 2
         Draws of as many clusters as there are, with replacement.
     confidence : float in (0, 1)

@@ -94,11 +94,13 @@ def _result(rows: Any, failed: int, dense: Any) -> ArmResult:
     pairs: Any = pd.DataFrame() if dense is None else dense.merge(rows, on=["sample", "seed"], suffixes=("_a", "_b"))
     lengths = right = None
     if len(pairs):
-        columns = (pairs[name].to_numpy(float) for name in ("tokens_a", "tokens_b", "finished_a", "finished_b"))
-        lengths = paired_lengths(*columns, pairs["sample"])
-        if pairs[["right_a", "right_b"]].notna().all(axis=None):
-            answers = (pairs[name].to_numpy(float) for name in ("right_a", "right_b"))
-            right = paired_right(*answers, pairs["sample"])
+        a, b = (
+            [pairs[f"{name}_{side}"].to_numpy(float, na_value=np.nan) for name in ("tokens", "finished", "right")]
+            for side in "ab"
+        )
+        lengths = paired_lengths(a[0], b[0], a[1], b[1], pairs["sample"])
+        if np.isfinite([a[2], b[2]]).all():
+            right = paired_right(a[2], b[2], pairs["sample"])
     return ArmResult(
         n=len(rows),
         failed=failed,
