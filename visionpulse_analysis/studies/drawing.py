@@ -43,12 +43,12 @@ def scaled(interval: Interval, factor: float = 100.0) -> Interval:
 
 
 def show(interval: Interval | None, scale: float = 100.0, unit: str = " %", sign: bool = True) -> str:
-    """An interval as text, such as ``-11.2 % [-14.0, -8.1]``."""
+    """An interval as text, such as ``-11.2 % [-14.0, -8.1]``, or that there is none where it was refused."""
     if interval is None or np.isnan(interval.estimate):
         return "not known"
     first = f"{scale * interval.estimate:{'+' if sign else ''}.1f}{unit}"
     if np.isnan(interval.low):
-        return first
+        return f"{first}, no interval" if interval.refused else first
     return f"{first} [{scale * interval.low:.1f}, {scale * interval.high:.1f}]"
 
 
