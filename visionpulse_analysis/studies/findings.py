@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from visionpulse_analysis.statistics import Interval
+from visionpulse_analysis.studies.fixed_set_report import about_sets
+from visionpulse_analysis.studies.fixed_sets import FixedSets
 from visionpulse_analysis.studies.object_attention import ObjectAttention
 from visionpulse_analysis.studies.step_dependence import StepDependence
 
 
-def step_findings(study: StepDependence, truth: ObjectAttention | None) -> str:
-    """Say what was found, as Markdown; without ``truth`` the sentences about named objects are left out, and say so."""
+def step_findings(study: StepDependence, truth: ObjectAttention | None, fixed: FixedSets | None = None) -> str:
+    """Say what was found, as Markdown.
+
+    Without ``truth`` the sentences about named objects are left out, and say so; without ``fixed`` those on fixed sets.
+    """
     words = list(study.words)
     top = f"{100 * study.fraction:g} %"
     lines = [
@@ -42,6 +47,11 @@ def step_findings(study: StepDependence, truth: ObjectAttention | None) -> str:
             "of the naming steps name something that is not in the scene and are left out."
         )
         lines += _by_kind(truth)
+    if fixed is not None:
+        lines.append(
+            "- The step's own set holds the most mass by construction, so mass cannot tell whether one set would do. "
+            + about_sets(fixed.numbers())
+        )
     return "\n".join(lines)
 
 
@@ -56,9 +66,12 @@ def _by_kind(truth: ObjectAttention) -> list[str]:
     return [f"- By kind of token, the named object draws {shown}{left}."]
 
 
-def step_numbers(study: StepDependence, truth: ObjectAttention | None) -> dict[str, Any]:
+def step_numbers(
+    study: StepDependence, truth: ObjectAttention | None, fixed: FixedSets | None = None
+) -> dict[str, Any]:
     """All headline numbers in one mapping, JSON-ready."""
-    return {**study.numbers(), "objects": None if truth is None else truth.numbers()}
+    parts = {"objects": truth, "fixed": fixed}
+    return {**study.numbers(), **{name: None if part is None else part.numbers() for name, part in parts.items()}}
 
 
 def _of(interval: Interval) -> str:

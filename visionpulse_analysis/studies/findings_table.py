@@ -13,6 +13,7 @@ from typing import Any
 from visionpulse_analysis.figures import read_provenance
 from visionpulse_analysis.studies.drawing import nats, plain, points, share
 from visionpulse_analysis.studies.efficiency import times
+from visionpulse_analysis.studies.fixed_set_report import conclusions
 from visionpulse_analysis.studies.mass_report import about_need
 from visionpulse_analysis.studies.quickstart import trace_sentence
 
@@ -44,10 +45,11 @@ def found_01(n: dict[str, Any]) -> str:
     hits = sorted(objects["hit_by_kind"].items(), key=lambda item: -item[1]["estimate"])
     by_kind = ", ".join(f"{kind} {share(hit)}" for kind, hit in hits)
     return (
-        f"Yes. The top 5 % of one step and of the next overlap by {plain(n['consecutive_overlap'])} (Jaccard; random "
-        f"sets {n['null_overlap']:.3f}). The prefill's top 5 % holds {share(n['later_coverage'])} of a later step's "
-        f"image mass, the step's own {share(n['later_own'])}. The strongest patch lies on the object that a step names "
-        f"in {share(objects['hit_named'])} of the steps (chance {100 * objects['chance']:.1f} %): {by_kind}."
+        f"The top {100 * n['fraction']:g} % of one step and of the next overlap by {plain(n['consecutive_overlap'])} "
+        f"(Jaccard; random sets {n['null_overlap']:.3f}); prefill's holds {share(n['later_coverage'])} of a later "
+        f"step's image mass, the step's own {share(n['later_own'])}. Would one set do for a whole trace? "
+        f"{conclusions(n['fixed'])} The strongest patch lies on the object that a step names in "
+        f"{share(objects['hit_named'])} of the steps (chance {100 * objects['chance']:.1f} %): {by_kind}."
     )
 
 

@@ -13,6 +13,8 @@ from visionpulse_analysis import figures
 from visionpulse_analysis.figures import DOUBLE, SINGLE
 from visionpulse_analysis.figures.style import GREY
 from visionpulse_analysis.statistics import Interval
+from visionpulse_analysis.studies.fixed_set_report import draw_same_word
+from visionpulse_analysis.studies.fixed_sets import FixedSets
 from visionpulse_analysis.studies.object_attention import ObjectAttention, named_objects
 from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.studies.step_dependence import StepDependence, masses_of, rows_of
@@ -156,8 +158,17 @@ def draw_kinds(ax: Axes, truth: ObjectAttention, text_below: float) -> Axes:
     return _intervals(ax, by_mass, xlabel="visual attention mass", reference=text_below)
 
 
-def headline(trace: Trace, sample: Sample, study: StepDependence, truth: ObjectAttention | None) -> Figure:
-    """Make the page of the question: one trace's pictures and mass curve, and the answers over all samples."""
+def headline(
+    trace: Trace,
+    sample: Sample,
+    study: StepDependence,
+    truth: ObjectAttention | None,
+    fixed: FixedSets | None = None,
+) -> Figure:
+    """Make the page of the question: one trace's pictures and mass curve, and the answers over all samples.
+
+    Where nothing was replayed, the mass on sets by step stands in the place of what the steps say with each set.
+    """
     steps = steps_to_show(trace, sample, study.layer)
     height, width = picture_of(trace).shape[:2]
     fig, (top, middle, bottom) = figures.new_page(DOUBLE, [1.05 * height / width + 0.85, 2.5, 2.3])
@@ -166,7 +177,10 @@ def headline(trace: Trace, sample: Sample, study: StepDependence, truth: ObjectA
         axes += [middle.subplots(), *bottom.subplots(1, 3)]
     draw_mass(axes[1], trace, study.layer, steps, study.text_below)
     draw_overlap(axes[2], study)
-    draw_coverage(axes[3], study)
+    if fixed is not None and any(one.same_word is not None for one in fixed.sets.values()):
+        draw_same_word(axes[3], fixed)
+    else:
+        draw_coverage(axes[3], study)
     if truth is None:
         draw_words(axes[4], study, 10)
     else:
