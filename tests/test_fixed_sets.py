@@ -17,6 +17,7 @@ from visionpulse_analysis.studies.fixed_sets import NAMED as OBJECTS_NAMED
 from visionpulse_analysis.studies.replay import Replay, keep_exactly
 from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.studies.step_dependence import step_dependence
+from visionpulse_analysis.studies.trace_measures import Arm, Scored
 
 EVERY = [OWN, BEFORE, PREFILL, HINDSIGHT, OBJECTS_NAMED, AFRESH, ONCE]
 
@@ -118,8 +119,8 @@ def test_one_fixed_set_that_does_is_told_from_one_that_does_not(rng):
     assert report.about_sets(numbers) in step_findings(whole, truth, study)
     assert report.sets_table(study).loc[HINDSIGHT, "set"] == "one"
     assert [ax.get_xlabel() for ax in report.sets_page(study).axes] == [
-        "image mass on the set (%)",
-        "object named kept whole (%)",
+        "image mass\non the set (%)",
+        "object named\nkept whole (%)",
     ]
     page = step_figures.headline(traces[0], sample_of(), whole, truth, study)  # nothing was replayed
     assert any(ax.get_xlabel() == "step" for ax in page.axes)
@@ -133,3 +134,19 @@ def test_bad_input_is_one_clear_error(rng, given, message):
     samples = given.pop("samples", [sample_of(str(i)) for i in range(3)])
     with pytest.raises(ValueError, match=message):
         fixed_sets(random_traces(rng, 3), samples, 2, **given)
+
+
+@pytest.mark.parametrize(
+    ("hindsight", "named", "says"),
+    [(20, 20, "each does worse"), (40, 20, "Prefill is the wrong moment"), (40, 40, "named objects (0.0 points")],
+)
+def test_arms_are_compared_by_accuracy(hindsight, named, says):
+    def arm(right):
+        scored = Scored(np.arange(40)[None] < right, np.zeros((1, 40), int), np.ones((4, 1, 40), int))
+        return Arm(np.full((1, 40), 4), np.full((1, 40), 0.05), np.ones((1, 40), bool), scored)
+
+    arms = {"VisionPulse 5 %": arm(40), "at prefill 5 %": arm(10), "hindsight 5 %": arm(hindsight), "named": arm(named)}
+    fixed = {PREFILL: "at prefill 5 %", HINDSIGHT: "hindsight 5 %", OBJECTS_NAMED: "named"}
+    assert says in report.about_arms(arms, "VisionPulse 5 %", fixed)
+    without = {PREFILL: "another"}
+    assert "is not tested: that takes known answers" in report.about_arms(arms, "VisionPulse 5 %", without)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from visionpulse_analysis import figures
-from visionpulse_analysis.statistics import Interval, Verdict
+from visionpulse_analysis.statistics import Interval, Verdict, judge
 from visionpulse_analysis.studies.drawing import draw_named, points, scaled, share, show
 from visionpulse_analysis.studies.fixed_sets import FIXED, HINDSIGHT, NAMED, ONCE, OWN, PREFILL, FixedSets
+from visionpulse_analysis.studies.trace_length import compare
+from visionpulse_analysis.studies.trace_measures import Arm
 
 WORDS = {
     OWN: "the step's own set",
@@ -95,21 +97,30 @@ def conclusion(decisions: Mapping[str, str], changes: Mapping[str, str]) -> str:
     hold = [name for name in decisions if name not in lose]
     held = " and ".join(f"{name} ({changes[name]})" for name in hold)
     lost = " and ".join(f"{name} ({changes[name]})" for name in lose)
+    is_ = _verb(hold, "is", "are")
     if not hold:
         return f"Here what matters depends on the step, as far as fixed sets were tried: each does worse, {lost}."
     if not lose:
         return f"That what matters depends on the step is not shown by this: no fixed set does worse, {held}."
     if PREFILL not in lose:
         return (
-            f"That what matters depends on the step is not shown by this: {held} is not shown to do worse, though "
-            f"{lost} does."
+            f"That what matters depends on the step is not shown by this: {held} {is_} not shown to do worse, though "
+            f"{lost} {_verb(lose, 'does', 'do')}."
         )
     others = [name for name in lose if name != PREFILL]
-    also = f"; {' and '.join(f'{name} ({changes[name]})' for name in others)} does worse, too" if others else ""
+    also = (
+        f"; {' and '.join(f'{name} ({changes[name]})' for name in others)} {_verb(others, 'does', 'do')} worse, too"
+        if others
+        else ""
+    )
     return (
         f"Prefill is the wrong moment ({changes[PREFILL]}), but that no fixed set would do is not shown by this: "
-        f"{held} is not shown to do worse than choosing at each step{also}."
+        f"{held} {is_} not shown to do worse than choosing at each step{also}."
     )
+
+
+def _verb(names: Sequence[str], one: str, several: str) -> str:
+    return one if len(names) == 1 else several
 
 
 def sets_table(study: FixedSets) -> pd.DataFrame:
@@ -148,13 +159,13 @@ def draw_same_word(ax: Axes, study: FixedSets) -> Axes:
 def sets_page(study: FixedSets) -> Figure:
     """Draw for every set the image mass on it, and where known the steps unharmed and the objects kept whole."""
     panels = {
-        "image mass on the set (%)": {name: one.mass for name, one in study.sets.items()},
-        "steps in need, unharmed (%)": {name: one.unharmed for name, one in study.sets.items()},
-        "steps in need, same word (%)": {name: one.same_word for name, one in study.sets.items()},
-        "object named kept whole (%)": {name: one.named for name, one in study.sets.items()},
+        "image mass\non the set (%)": {name: one.mass for name, one in study.sets.items()},
+        "steps in need,\nunharmed (%)": {name: one.unharmed for name, one in study.sets.items()},
+        "steps in need,\nsame word (%)": {name: one.same_word for name, one in study.sets.items()},
+        "object named\nkept whole (%)": {name: one.named for name, one in study.sets.items()},
     }
     drawn = {label: values for label, values in panels.items() if all(one is not None for one in values.values())}
-    fig, axes = figures.new_figure(figures.DOUBLE, 0.22 * len(study.sets) + 0.6, 1, len(drawn), sharey=True)
+    fig, axes = figures.new_figure(figures.DOUBLE, 0.22 * len(study.sets) + 0.75, 1, len(drawn), sharey=True)
     for ax, (label, values) in zip(np.atleast_1d(axes), drawn.items(), strict=True):
         draw_named(ax, _percent({name: one for name, one in values.items() if one is not None}), xlabel=label)
         ax.set_xlim(0, 104)
@@ -163,3 +174,23 @@ def sets_page(study: FixedSets) -> Figure:
 
 def _percent(named: Mapping[str, Interval]) -> dict[str, Interval]:
     return {name: scaled(one) for name, one in named.items()}
+
+
+def about_arms(arms: Mapping[str, Arm], step: str, fixed: Mapping[str, str]) -> str:
+    """Say by accuracy whether a fixed set would do, from arms of the same samples and seeds.
+
+    Parameters
+    ----------
+    arms : name -> Arm
+    step : the arm that chooses at each step
+    fixed : what the fixed sets are (`PREFILL`, `HINDSIGHT`, `NAMED`) -> their arms; those that are not there, or whose
+        answers are not known, are left out.
+    """
+    changes = {label: compare(arms[step], arms[name]).truth for label, name in fixed.items() if name in arms}
+    tests = {label: (truth.change, truth.p) for label, truth in changes.items() if truth is not None}
+    if not tests:
+        return "Whether one fixed set would do is not tested: that takes known answers."
+    judged = judge(tests, family=f"accuracy of {len(tests)} fixed sets against {step}")
+    told = {label: points(verdict.effect.to_dict()) for label, verdict in judged.items()}
+    follows = conclusion({label: verdict.decision for label, verdict in judged.items()}, told)
+    return f"One set for the whole trace against {step}, by accuracy: {follows}"
