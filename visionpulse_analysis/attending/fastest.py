@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
+from visionpulse_analysis.fingerprints import Remembered
+
 CALLS, ROUNDS = 10, 3
 LOST = getattr(torch, "AcceleratorError", ())  # after it nothing runs on that device any more
-measured: dict[Hashable, dict[str, float]] = {}  # by case, seconds a call of each way that works
-failed: dict[tuple[str, torch.device], str] = {}  # ways that do not work on a device, and why
+measured: dict[Hashable, dict[str, float]] = Remembered()  # by case, seconds a call of each way that works
+failed: dict[tuple[str, torch.device], str] = Remembered()  # ways that do not work on a device, and why
 logger = logging.getLogger(__name__)
 
 
