@@ -88,34 +88,13 @@ def with_right(measured, **right):
 def test_the_advantage_is_ours_minus_theirs(measured):
     made = with_right(measured, **{"VisionPulse 5 %": [True, True, False], "random 5 %": [False, True, False]})
     assert frontier.advantage(made, "VisionPulse 5 %", "random 5 %").estimate == pytest.approx(1 / 3)
-    numbers = frontier.advantage_numbers(made, 0.05)
-    assert numbers["random"]["estimate"] == pytest.approx(1 / 3)
-    assert set(numbers) == set(frontier.SELECTIONS) - {"VisionPulse"}
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "words"),
-    [(25, 40, "at least 20"), (5, 40, "beats random selection, by"), (-5, 40, "not shown to beat")],
-)
-def test_the_sentence_follows_the_interval(measured, monkeypatch, low, high, words):
-    one = replace(measured.dense.length, estimate=(low + high) / 200, low=low / 100, high=high / 100)
-    monkeypatch.setattr(frontier_verdicts, "advantage", lambda *_: one)
-    assert words in frontier_verdicts.verdicts(measured, frontier.presets(), [0.05], {})[1]
-
-
-def test_the_shares_at_which_accuracy_falls_are_named_by_their_intervals(measured):
-    def at(high, retention):
-        truth = measured.points["VisionPulse 5 %"].change.truth
-        change = replace(truth.change, estimate=high - 0.1, low=high - 0.2, high=high)
-        point = measured.points["VisionPulse 5 %"]
-        return replace(point, retention=retention, change=replace(point.change, truth=replace(truth, change=change)))
-
-    def sentence(**points):
-        made = replace(measured, points={**measured.points, **points})
-        return frontier_verdicts.verdicts(made, points, [], {})[0]
-
-    assert sentence(a=at(-0.01, 0.01), b=at(0.0, 0.1)).endswith("at the others: a.")
-    assert "at any share, down to b:" in sentence(a=at(0.0, 0.1), b=at(0.1, 0.01))
+    judged = frontier_verdicts.judged_pairs(made, [0.05], ["hysteresis 1"])
+    assert judged["VisionPulse 5 %", "random 5 %"].effect.estimate == pytest.approx(1 / 3)
+    others = {over for arm, over in judged if arm == "VisionPulse 5 %"}
+    assert others == {f"{name} 5 %" for name in frontier.SELECTIONS} - {"VisionPulse 5 %"}
+    assert (
+        frontier_verdicts.numbers(judged)["hysteresis 1"]["VisionPulse 5 %"]["size"] == len(judged) == len(others) + 1
+    )
 
 
 def test_without_known_answers_lengths_remain(vlm, samples, tmp_path, monkeypatch):
@@ -125,8 +104,11 @@ def test_without_known_answers_lengths_remain(vlm, samples, tmp_path, monkeypatc
     found = frontier.measure_frontier(vlm, unknown, frontier.flatten(groups), max_new_tokens=4)
     assert found.dense.accuracy is None
     assert frontier.advantage(found, "VisionPulse 5 %", "random 5 %") is None
-    assert len(frontier_report.frontier_page(found, groups).axes) == 1
-    assert "accuracy is left out" in frontier_verdicts.verdicts(found, {}, [0.05], {})[0]
+    panels = [ax.get_ylabel() for ax in frontier_report.frontier_page(found, groups).axes]
+    assert panels[-1] == "traces cut off" and "accuracy" not in panels
+    lines = frontier_verdicts.verdicts(found, groups["VisionPulse"], [0.05], {})
+    assert lines[0].startswith("Length and cut off of 1 arms against dense: 2 tests.")
+    assert "accuracy is left out" in lines[-1] and "accurate" not in "".join(lines)
 
 
 def test_the_steps_shown_start_with_the_first_choice_and_differ(vlm, samples):

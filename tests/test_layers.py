@@ -156,14 +156,9 @@ def test_anchors_refuse_what_cannot_be_compared(vlm, traces):
 
 
 def planted(anchors: Anchors, top, random, none) -> Anchors:
-    return replace(
-        anchors,
-        default=3,
-        top=[interval(v) for v in top],
-        random=[interval(v) for v in random],
-        none=[interval(v) for v in none],
-        gain=[interval(r - t) for t, r in zip(top, random, strict=True)],
-    )
+    curves = {"top": top, "none": none, "gain": [r - t for t, r in zip(top, random, strict=True)]}
+    made = {name: [interval(v) for v in values] for name, values in curves.items()}
+    return replace(anchors, default=3, random=[interval(v) for v in random], together=made, **made)
 
 
 def test_the_verdict_follows_the_numbers(anchors):
@@ -197,8 +192,20 @@ def test_a_layer_whose_interval_holds_the_tolerance_is_undecided(anchors):
     assert "At no layer is it shown that no patch at all" in text  # 4.5 % [3.5, 5.5] at layer 7
     assert "may or may not transfer" in layer_report.transfers(three)
     nan = float("nan")
-    unknown = replace(three, top=[interval(0.0, nan, nan)] * 3)
+    none = [interval(0.0, nan, nan)] * 3
+    unknown = replace(three, top=none, together={**three.together, "top": none})
     assert unknown.undecided() == [0, 3, 7] and "at layer 0, 0.0 %." in layer_report.verdict(unknown)
+
+
+def test_layers_are_picked_by_intervals_that_hold_at_all_of_them(anchors):
+    """A layer that one interval of 95 % would admit may not be admitted among several."""
+    good = planted(anchors, [0.4, 0.02, 0.01], [0.7, 0.5, 0.01], [0.9, 0.6, 0.02])
+    wide = {**good.together, "top": [replace(one, high=one.high + 0.1) for one in good.top]}
+    assert good.suitable() == [3] and replace(good, together=wide).suitable() == []
+    for name in ("top", "gain", "none"):
+        for narrow, together in zip(getattr(anchors, name), anchors.together[name], strict=True):
+            assert together.confidence == pytest.approx(1 - 0.05 / 3) and together.estimate == narrow.estimate
+            assert not together.low > narrow.low and not together.high < narrow.high
 
 
 def test_the_papers_rule_is_tested_at_its_own_layer(anchors):

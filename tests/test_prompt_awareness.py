@@ -7,9 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from made_frontier import first, made_arm, made_frontier
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.relevance import relevance
+from visionpulse_analysis.studies import findings_table
 from visionpulse_analysis.studies import prompt_awareness as study
 from visionpulse_analysis.studies import prompt_awareness_figures as draw
 from visionpulse_analysis.studies import prompt_awareness_report as report
@@ -91,22 +93,60 @@ def test_the_oracle_is_asked_once(vlm, samples, tmp_path, monkeypatch):
     assert len(asked) == 2 * len(samples)
 
 
-def made(found, monkeypatch, *ends):
-    """The study with a made-up difference in accuracy wherever one is asked for."""
-    like = found.held("r = 0, 10 %")
-    interval = replace(like, estimate=sum(ends) / 2, low=ends[0], high=ends[1])
-    monkeypatch.setattr(study.PromptAwareness, "gain", lambda *given: interval)
-    return report.verdicts(found, 0.1).splitlines()
+MIXED, DIVERSE = made_arm(first(30), 30 + np.arange(36) % 3, kept=0.1), made_arm(first(6), 30, first(29), kept=0.1)
+
+
+def made(**arms):
+    """A study of 36 samples in which these arms answer as given, and all arms keep what their number says."""
+    names = {label: arms.get(label, DIVERSE) for label in ("r0", "r06", "r1", "random", "oracle")}
+    labels = {"r0": "r = 0", "r06": "r = 0.6", "r1": "r = 1"}
+    called = {f"{labels.get(label, label)}, 10 %": arm for label, arm in names.items()}
+    kept = {name: [np.arange(64) // 6 == place] * 36 for place, name in enumerate(called)}
+    frontier = made_frontier({"dense": MIXED, **called})
+    return study.PromptAwareness([0.0, 0.6, 1.0], [0.1], frontier, kept, [np.ones(64, np.float32)] * 36)
 
 
 @pytest.mark.parametrize(
-    ("ends", "says"),
-    [((0.01, 0.4), "get more, as the paper says"), ((-0.4, -0.01), "get less"), ((-0.01, 0.4), "cannot be decided")],
+    ("mixed", "diverse", "says"),
+    [
+        (MIXED, DIVERSE, "which is more, as the paper says."),
+        (DIVERSE, MIXED, "which is less, unlike in the paper."),
+        (MIXED, MIXED, "a difference is not shown."),
+    ],
 )
-def test_the_sentences_follow_whole_intervals(found, monkeypatch, ends, says):
-    lines = made(found, monkeypatch, *ends)
-    assert lines[2].startswith("- Both (r = 0.6) against diversity alone at 10 %") and says in lines[2]
-    assert "oracle" in lines[4] and ("no upper bound" in lines[4]) == (ends[1] < 0)
+def test_the_sentences_follow_the_adjusted_tests(mixed, diverse, says):
+    """Turned round, the data turn the sentences round; the mix is better or worse than the oracle, too."""
+    found = made(r06=mixed, r0=diverse, oracle=diverse)
+    lines = report.verdicts(found, 0.1).splitlines()
+    assert lines[0].startswith("- 8 differences at 10 % kept. Exact tests")
+    [line] = [line for line in lines if line.startswith("- Both (r = 0.6) against diversity alone (r = 0): accuracy")]
+    assert line.endswith(says)
+    [line] = [line for line in lines if line.startswith("- The oracle against both")]
+    assert ("no upper bound" in line) == (mixed is MIXED and diverse is DIVERSE)
+    assert ("which is more." in line) == (mixed is DIVERSE)
+    [line] = [line for line in lines if line.startswith("- Cut off at the limit of 96 tokens, of 36: dense 0, ")]
+    assert "r = 1, 10 % 7" in line and ("r = 0.6, 10 % 7" in line) == (mixed is DIVERSE)
+    best = report.best_ratios(found, 0.1)
+    assert best.startswith("r = 0;" if says.startswith("a diff") else "r = 0.6" if mixed is MIXED else "r = 0")
+    assert ("not told apart from it: r = 0.6" in best) == (mixed is diverse)
+
+
+def test_what_is_kept_overlaps_as_the_sets_do():
+    """Sets apart overlap less than chance, equal ones more, and where all agree by chance nothing is said."""
+    found = made(r06=MIXED)
+    apart = [line for line in report.verdicts(found, 0.1).splitlines() if "and what the oracle keeps" in line]
+    assert len(apart) == 3 and all(line.endswith("overlap less than random sets do.") for line in apart)
+    kept = {name: [np.arange(64) < 6] * 36 for name in found.kept}
+    same = [line for line in report.verdicts(replace(found, kept=kept), 0.1).splitlines() if "the oracle keeps" in line]
+    assert all(line.endswith("overlap more than random sets do.") for line in same)
+
+
+def test_the_readme_says_what_the_numbers_say():
+    for mixed, diverse, says in ((MIXED, DIVERSE, "rises"), (DIVERSE, MIXED, "falls")):
+        text = findings_table.found_11(report.numbers(made(r06=mixed, r0=diverse), 0.1))
+        assert f"r = 0.6 minus r = 0 {says}" in text and "8 differences at 10 % kept" in text
+        assert text.count("below chance") == 3 and "above chance" not in text
+        assert f"r = {'0' if mixed is MIXED else '0.6'} 16.7 % [7.9, 31.9] (7 cut off)" in text
 
 
 def test_tables_have_every_arm_and_the_documented_mix(found):

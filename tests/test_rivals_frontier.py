@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from made_frontier import made_frontier
 
 from visionpulse_analysis.figures.style import axes_points
 from visionpulse_analysis.studies import rivals, rivals_frontier
@@ -25,9 +27,19 @@ def compare(vlm, samples, folder):
         return rivals.compare_rivals(vlm, samples, arms, max_new_tokens=5)
 
 
+def ending(compared, finished):
+    """The comparison as if these traces of every pruned arm had ended within the limit, and all dense ones."""
+    arms = {
+        name: replace(arm, finished=np.array([[True] * len(finished) if name == "dense" else finished]))
+        for name, arm in compared.frontier.arms.items()
+    }
+    return replace(compared, frontier=made_frontier(arms))
+
+
 @pytest.fixture(scope="module")
 def compared(vlm, tmp_path_factory):
-    return compare(vlm, scene_samples(3, cells=4), tmp_path_factory.mktemp("cache"))
+    found = compare(vlm, scene_samples(3, cells=4), tmp_path_factory.mktemp("cache"))
+    return ending(found, [True, True, False])
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +47,7 @@ def figure(compared):
     return rivals_frontier.frontier_figure(compared)
 
 
-def panel(figure, family, measure, measures=2):
+def panel(figure, family, measure, measures=3):
     """Three panels beside one another, the measures of a family below one another."""
     number = SHOWN.index(family)
     return figure.axes[(number // 3 * measures + measure) * 3 + number % 3]
@@ -53,7 +65,11 @@ def drawn(ax, label):
     return found
 
 
-@pytest.mark.parametrize("measure", [0, 1])
+def values(point):
+    return point.accuracy, point.change.length, point.change.cut_off.arm
+
+
+@pytest.mark.parametrize("measure", [0, 1, 2])
 def test_every_arm_is_drawn_with_its_interval_in_the_panel_of_its_family(compared, figure, measure):
     for label, names in compared.arms.items():
         rival = rivals.RIVALS[label]
@@ -63,7 +79,7 @@ def test_every_arm_is_drawn_with_its_interval_in_the_panel_of_its_family(compare
         assert len(points) == len(names)
         for name, (x, y, low, high, marker, filled) in zip(names, points, strict=True):
             point = compared.frontier.points[name]
-            value = (point.accuracy, point.change.length)[measure]
+            value = values(point)[measure]
             ends = [value.estimate if np.isnan(end) else end for end in (value.low, value.high)]
             assert [y, low, high] == pytest.approx([100 * v for v in (value.estimate, *ends)])
             assert x == pytest.approx(100 * compared.kept[name], rel=0.15)  # moved apart sideways
@@ -72,19 +88,19 @@ def test_every_arm_is_drawn_with_its_interval_in_the_panel_of_its_family(compare
 
 def test_dense_and_visionpulse_are_behind_every_panel(compared, figure):
     for family in SHOWN:
-        for measure in (0, 1):
+        for measure in (0, 1, 2):
             ax, pulse = panel(figure, family, measure), compared.frontier.points["VisionPulse 50 %"]
-            value = (pulse.accuracy, pulse.change.length)[measure]
+            value = values(pulse)[measure]
             x, y, *_ = drawn(ax, "VisionPulse")[-1]
             assert (x, y) == pytest.approx((50, 100 * value.estimate))
-            dense = (compared.frontier.dense.accuracy.estimate, 0.0)[measure]
+            dense = (compared.frontier.dense.accuracy.estimate, 0.0, 0.0)[measure]
             assert any(line.get_linestyle() == "--" and set(line.get_ydata()) == {100 * dense} for line in ax.lines)
 
 
 def test_every_method_is_named_once_in_its_panels_and_no_name_covers_another(figure):
     figure.draw_without_rendering()
     for family in SHOWN:
-        for measure in (0, 1):
+        for measure in (0, 1, 2):
             ax = panel(figure, family, measure)
             names = [text.get_text().replace("\n", " ") for text in ax.texts]
             assert sorted(names) == sorted(label for label in CHOSEN if rivals.RIVALS[label].family == family)
@@ -101,9 +117,13 @@ def test_names_lie_near_their_points_and_not_on_one_another():
     assert spread([0.0, 0.0], [0.1, 0.1]) == pytest.approx([0.05, 0.15])
 
 
-def test_without_known_answers_only_the_length_is_drawn(vlm, tmp_path):
+def test_without_known_answers_lengths_and_what_was_cut_off_are_drawn(vlm, tmp_path):
+    """Of traces that the limit cut off there is no length to draw."""
     samples = [Sample(one.id, one.image, one.question) for one in scene_samples(2, cells=4)]
-    fig = rivals_frontier.frontier_figure(compare(vlm, samples, tmp_path))
-    panels = [ax for ax in fig.axes if ax.axison]
-    assert len(panels) == len(SHOWN) and panels[0].get_ylabel() == "change of length (%)"
-    assert np.isfinite(drawn(panel(fig, rivals.STALE, 0, measures=1), "last step only")[0][1])
+    found = compare(vlm, samples, tmp_path)
+    for ended in (True, False):
+        fig = rivals_frontier.frontier_figure(ending(found, [ended, ended]))
+        panels = [ax for ax in fig.axes if ax.axison]
+        assert len(panels) == 2 * len(SHOWN) and panels[0].get_ylabel() == "length, both ended (%)"
+        lengths, cut = (drawn(panel(fig, rivals.STALE, row, measures=2), "last step only") for row in (0, 1))
+        assert len(lengths) == (2 if ended else 0) and [y for _, y, *_ in cut] == [0 if ended else 100] * 2

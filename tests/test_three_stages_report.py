@@ -22,16 +22,16 @@ def stages(vlm):
 
 
 def planted(stages: ThreeStages, *, effect=(0.001, 9.0), shallow=0.001, deep=0.001, sinks=0.5, last=0.0) -> ThreeStages:
-    """Ten samples with these means and a little noise, 8 layers."""
-    noise = np.random.default_rng(0).uniform(0.9, 1.1, 10)
+    """30 samples with these means and a little noise, 8 layers."""
+    noise = np.random.default_rng(0).uniform(0.9, 1.1, 30)
 
     def everywhere(values):
-        return np.tile(np.asarray(values)[None, :, None], (2, 1, 10)) * noise
+        return np.tile(np.asarray(values)[None, :, None], (2, 1, 30)) * noise
 
     withdrawn = everywhere([9.0, 9, 9, 5, 4, 1, deep, deep])
     return replace(
         stages,
-        asked=stages.asked[:1] * 10,
+        asked=stages.asked[:1] * 30,
         effect=np.array(effect)[:, None] * noise,
         shallow=np.full((2, 1), shallow) * noise,
         withdrawn=withdrawn,
@@ -41,7 +41,7 @@ def planted(stages: ThreeStages, *, effect=(0.001, 9.0), shallow=0.001, deep=0.0
         frozen=everywhere([0.5, 0.4, 0.6, 0.7, 0.8, 0.9, last, last]),
         frozen_reverse=everywhere([0.0] * 8),
         lens=everywhere([0.0] * 9),
-        lens_right=np.tile(np.array([1, 0, 1, 0, 0, 1, 1, 1, 1])[None, :, None], (2, 1, 10)),
+        lens_right=np.tile(np.array([1, 0, 1, 0, 0, 1, 1, 1, 1])[None, :, None], (2, 1, 30)),
         mass=everywhere([0.5] * 8),
     )
 
@@ -55,15 +55,28 @@ def test_only_a_whole_interval_is_on_a_side():
 
 
 def test_the_sentences_follow_the_intervals(stages):
-    yes = three_stages_report.verdicts(planted(stages)).splitlines()
-    assert "they cannot, because" in yes[0]
-    assert "these layers do not need the image" in yes[1] and "has been read by then" in yes[2]
-    assert yes[3].endswith("transfers.") and yes[4].endswith("transfers.")
-    no = three_stages_report.verdicts(planted(stages, effect=(3, 9), shallow=1, deep=1, sinks=2, last=2)).splitlines()
-    assert "they can, because" in no[0] and "these layers need the image" in no[1] and "still read there" in no[2]
-    assert "have larger values" in no[3] and "matters more" in no[4]
-    between = three_stages_report.verdicts(planted(stages, shallow=0.05, sinks=1.0), level=0.05).splitlines()
-    assert "cannot be decided" in between[1] and "cannot be decided" in between[3]
+    yes = three_stages_report.verdicts(planted(stages)).splitlines()[2:]
+    assert "they cannot, because" in yes[0] and yes[1].endswith("depends on the image shows.")
+    assert "these layers do not need the image" in yes[2] and "has been read by then" in yes[3]
+    assert (
+        yes[4].endswith("transfers.") and yes[5].endswith("transfers.") and len(yes) == three_stages_report.STATEMENTS
+    )
+    turned = planted(stages, effect=(3, 0.001), shallow=1, deep=1, sinks=2, last=2)
+    no = three_stages_report.verdicts(turned).splitlines()[2:]
+    assert "they can, because" in no[0] and "it does not" in no[1]
+    assert "these layers need the image" in no[2] and "still read there" in no[3]
+    assert "have larger values" in no[4] and "matters more" in no[5]
+    between = planted(stages, effect=(0.05, 0.05), shallow=0.05, deep=0.05, sinks=1.0)
+    undecided = three_stages_report.verdicts(between, level=0.05).splitlines()[2:]
+    assert all("cannot be decided" in line for line in undecided[:5])
+
+
+def test_what_decides_holds_for_all_sentences_together(stages):
+    """The mean lies above the level by one interval of 95 %, and not by the one that decides."""
+    made = planted(stages)
+    low = [three_stages_report.over_samples(made.shallow[1], c).low for c in (0.95, three_stages_report.TOGETHER)]
+    assert low[1] < low[0]
+    assert "cannot be decided" in three_stages_report.verdicts(made, sum(low) / 2).splitlines()[4]
 
 
 def test_the_layers_in_the_table(stages):

@@ -45,6 +45,9 @@ class Anchors:
         Share of the relevant set inside the layer's top set; ``overlap_null`` : of a random set.
     reading : Interval
         Share of the steps after prefill that read the image.
+    together : dict
+        ``top``, ``gain`` and ``none`` again, with wider intervals: those of one name hold at all layers together at
+        95 % (Bonferroni), so that layers may be picked by them.
     """
 
     layers: list[int]
@@ -62,15 +65,16 @@ class Anchors:
     overlap: list[Interval]
     overlap_null: float
     reading: Interval
+    together: dict[str, list[Interval]]
 
     def suitable(self, tolerance: float = 0.05) -> list[int]:
         """Layers that would do: their choice changes at most ``tolerance`` of the tokens, and beats a random one.
 
-        Both by the whole interval; a layer without an interval is undecided.
+        Both by the whole interval of ``together``; a layer without an interval is undecided.
         """
         return [
             layer
-            for layer, top, gain in zip(self.layers, self.top, self.gain, strict=True)
+            for layer, top, gain in zip(self.layers, self.together["top"], self.together["gain"], strict=True)
             if top.high <= tolerance and gain.low > 0
         ]
 
@@ -78,7 +82,7 @@ class Anchors:
         """Layers that would not do: by its whole interval, one of the two conditions of ``suitable`` fails."""
         return [
             layer
-            for layer, top, gain in zip(self.layers, self.top, self.gain, strict=True)
+            for layer, top, gain in zip(self.layers, self.together["top"], self.together["gain"], strict=True)
             if top.low > tolerance or gain.high <= 0
         ]
 
@@ -158,6 +162,14 @@ def compare_anchors(
         name: [mean_over_samples([v[i] for v in values], n_resamples) for i in range(len(layers))]
         for name, values in found.items()
     }
+    confidence = 1 - 0.05 / len(layers)
+    together = {
+        name: [
+            mean_over_samples([v[i] for v in found[name]], n_resamples * len(layers), confidence=confidence)
+            for i in range(len(layers))
+        ]
+        for name in ("top", "gain", "none")
+    }
     return Anchors(
         layers=list(layers),
         n_layers=vlm.n_layers,
@@ -166,6 +178,7 @@ def compare_anchors(
         level=level,
         overlap_null=float(np.mean(null)),
         reading=mean_over_samples([r.astype(float) for r in reading], n_resamples),
+        together=together,
         **summary,
     )
 
@@ -199,7 +212,7 @@ def _one_trace(
     level: float,
     rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
-    """Everything that is compared, each float64 [layer, step]."""
+    """Everything that is compared, each [layer, step]: float64, and bool where it is yes or no."""
     k = max(1, int(fraction * replay.n_patches))
     drawn = np.argsort(rng.random((len(steps), replay.n_patches)), axis=1) < k
     rows: dict[str, list[np.ndarray]] = {}
@@ -219,7 +232,7 @@ def _one_trace(
         }
         for name, value in values.items():
             rows.setdefault(name, []).append(value)
-    return {name: np.array(value, dtype=np.float64) for name, value in rows.items()}
+    return {name: np.array(value) for name, value in rows.items()}
 
 
 def _nothing(replay: Replay, steps: np.ndarray) -> np.ndarray:

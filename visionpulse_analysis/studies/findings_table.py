@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from visionpulse_analysis.figures import read_provenance
+from visionpulse_analysis.studies.against_dense import COMPARED, listed
 from visionpulse_analysis.studies.drawing import nats, plain, points, share
 from visionpulse_analysis.studies.efficiency import times
 from visionpulse_analysis.studies.fixed_set_report import conclusions
@@ -79,11 +80,23 @@ def found_03(n: dict[str, Any]) -> str:
 
 
 def found_04(n: dict[str, Any]) -> str:
-    five, ten = (n["advantage"][budget]["random"] for budget in ("5 %", "10 %"))
-    return (
-        f"Accuracy above that of random selection of equally many patches: {points(five)} with 5 % of them kept, "
-        f"{points(ten)} with 10 %."
-    )
+    if "against" not in n:  # a figure of before these were judged together
+        five, ten = (n["advantage"][budget]["random"] for budget in ("5 %", "10 %"))
+        return (
+            f"Accuracy above that of random selection of equally many patches: {points(five)} with 5 % of them kept, "
+            f"{points(ten)} with 10 %."
+        )
+    judged = n["against"]
+    family = next(iter(next(iter(judged.values())).values()))["family"]
+    lines = []
+    for arm, others in judged.items():
+        by_decision: dict[str, list[str]] = {}
+        for over, verdict in others.items():
+            by_decision.setdefault(verdict["decision"], []).append(f"{over} ({points(verdict['effect'])})")
+        if arm.startswith("VisionPulse"):
+            told = [f"{COMPARED[how]} {listed(names)}" for how, names in by_decision.items()]
+            lines.append(f"{arm} is {'; '.join(told)}.")
+    return f"{' '.join(lines)} (Exact tests, adjusted among {family}.)"
 
 
 def found_05(n: dict[str, Any]) -> str:
@@ -95,14 +108,31 @@ def found_05(n: dict[str, Any]) -> str:
 
 
 def found_09(n: dict[str, Any]) -> str:
-    share_kept = f"{100 * n['compared']:g} %"
-    pulse = n["arms"][f"VisionPulse {share_kept}"]["change"]["truth"]
-    names = {ending: [arm.replace(", own setting", "") for arm in arms] for ending, arms in n["ordering"].items()}
-    said = [f"{', '.join(arms)}: {ending}".replace(f" {share_kept}", "") for ending, arms in names.items()]
-    return (
-        f"With {share_kept} kept, VisionPulse changes accuracy by {points(pulse['change'])}. Methods that choose at "
-        f"prefill, with as many kept: {'. '.join(line[0].upper() + line[1:] for line in said)}."
-    )
+    share_kept = f" {100 * n['compared']:g} %"
+    short = lambda arm: arm.replace(", own setting", "").replace(share_kept, "")  # noqa: E731
+    pulse = n["arms"][f"VisionPulse{share_kept}"]
+    accuracy = pulse["verdicts"]["accuracy"]
+    said = [f"{listed([short(arm) for arm in arms])}: {ending}" for ending, arms in n["ordering"].items()]
+    of_prefill = {short(arm): n["arms"][arm]["change"] for arms in n["ordering"].values() for arm in arms}
+    cut = {arm: change for arm, change in of_prefill.items() if change["cut_off"]["n_arm"]}
+    lines = [
+        f"With{share_kept} kept, VisionPulse changes accuracy by {points(accuracy['effect'])}. Methods that choose at "
+        f"prefill, with as many kept (exact tests, Holm among the {accuracy['size']} of {accuracy['family']})"
+        f": {'. '.join(line[0].upper() + line[1:] for line in said)}."
+    ]
+    groups: dict[str, list[str]] = {}
+    for over, verdict in n["VisionPulse against"].items():
+        groups.setdefault(COMPARED[verdict["decision"]], []).append(short(over))
+    if groups:
+        told = "; ".join(f"{how} {listed(names)}" for how, names in groups.items())
+        lines.append(f"VisionPulse is {told} ({len(n['VisionPulse against'])} differences in accuracy).")
+    if cut:
+        counts = ", ".join(f"{arm} {change['cut_off']['n_arm']}" for arm, change in cut.items())
+        lengths = "; ".join(f"{arm} {plain(change['tokens'])}" for arm, change in cut.items() if change["n_both"])
+        n_pairs = next(iter(cut.values()))["n_pairs"]
+        lines.append(f"Cut off at the limit of {n['limit']} tokens, of {n_pairs}: {counts}.")
+        lines.append(f"Change in tokens where both traces ended: {lengths}." if lengths else "")
+    return " ".join(filter(None, lines))
 
 
 def found_10(n: dict[str, Any]) -> str:
@@ -117,11 +147,24 @@ def found_10(n: dict[str, Any]) -> str:
 
 def found_11(n: dict[str, Any]) -> str:
     known = ("r = 0", "r = 0.6", "r = 1", "random", "oracle")
-    accuracy = "; ".join(f"{label} {share(n[f'{label}, 10 %']['accuracy'])}" for label in known)
-    diverse, relevant = (n[f"{label}, 10 %"]["overlap_with_oracle"] for label in ("r = 0", "r = 1"))
+    kept = f", {100 * n['compared']:g} %"
+    arms = {label: n[f"{label}{kept}"] for label in known if f"{label}{kept}" in n}
+    cut = {
+        label: f" ({arm['cut_off']['n_arm']} cut off)" * bool(arm["cut_off"]["n_arm"]) for label, arm in arms.items()
+    }
+    accuracy = "; ".join(f"{label} {share(arm['accuracy'])}{cut[label]}" for label, arm in arms.items())
+    judged = {(first, second): verdict["decision"] for first, second, verdict in n["judged"]}
+    claims = [f"{first} minus {second} {how}" for (first, second), how in judged.items() if second != "overlap"]
+    against_chance = {"rises": "above chance", "falls": "below chance", "not shown": "no difference from chance shown"}
+    overlaps = "; ".join(
+        f"{label} {plain(arms[label]['overlap_with_oracle'])}, {against_chance[judged[label, 'overlap']]}"
+        for label in arms
+        if (label, "overlap") in judged
+    )
     return (
-        f"Accuracy with 10 % of the patches, chosen before the model: {accuracy}. What is kept overlaps with what the "
-        f"oracle keeps by {plain(diverse)} (diversity alone, r = 0) to {plain(relevant)} (relevance alone, r = 1)."
+        f"Accuracy with {100 * n['compared']:g} % of the patches, chosen before the model: {accuracy}. By exact tests, "
+        f"adjusted by Holm among {n['judged'][0][2]['family']}: {', '.join(claims)}. Overlap of what is kept with what "
+        f"the oracle keeps: {overlaps}."
     )
 
 

@@ -9,8 +9,9 @@ from typing import Any
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners import VisionPulse, make_pruner
 from visionpulse_analysis.pruners.base import Pruner
-from visionpulse_analysis.statistics import Interval, cluster_bootstrap, paired_difference
+from visionpulse_analysis.statistics import Interval, Verdict, cluster_bootstrap, judge
 from visionpulse_analysis.studies.arms import decode_arms
+from visionpulse_analysis.studies.paired import PairedRight, paired_right
 from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.studies.trace_length import DENSE, Change, compare
 from visionpulse_analysis.studies.trace_measures import Arm, measure
@@ -32,7 +33,8 @@ class Point:
     """One setting on the frontier, greedy; intervals resample samples.
 
     retention : mean share of patches kept; overlap : mean Jaccard index of consecutive kept sets;
-    length : mean tokens per trace; accuracy : share right, None without ground truth; change : against dense.
+    length : mean tokens per trace, up to the limit where that cut one off; accuracy : share right, None without ground
+    truth; change : against dense.
     """
 
     retention: float
@@ -48,6 +50,7 @@ class Point:
             "overlap": self.overlap,
             "length": self.length.to_dict(),
             "accuracy": None if self.accuracy is None else self.accuracy.to_dict(),
+            "cut_off": self.change.cut_off.numbers(),
         }
 
 
@@ -62,6 +65,17 @@ class Frontier:
     @property
     def dense(self) -> Point:
         return self.points[DENSE]
+
+    @property
+    def changes(self) -> dict[str, Change]:
+        """Every arm but dense, against dense."""
+        return {name: point.change for name, point in self.points.items() if name != DENSE}
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens at which traces were cut off; None where none was."""
+        cut = [int(arm.length[~arm.finished].max()) for arm in self.arms.values() if not arm.finished.all()]
+        return max(cut, default=None)
 
     def group(self, names: Mapping[str, Any]) -> dict[str, Point]:
         """The points of some arms, such as one of the dictionaries that named them."""
@@ -145,19 +159,25 @@ def measure_frontier(vlm: VLM, samples: Sequence[Sample], arms: Mapping[str, Pru
     return Frontier(points, measured, {name: [o.tokens for o in run[0]] for name, run in runs.items()})
 
 
-def advantage(frontier: Frontier, arm: str, over: str) -> Interval | None:
-    """Accuracy of one arm minus that of another, paired by sample; None without ground truth."""
+def pair(frontier: Frontier, arm: str, over: str) -> PairedRight | None:
+    """Right answers of one arm against those of another, paired by sample; None without ground truth."""
     first, second = frontier.arms[arm].truth, frontier.arms[over].truth
     if first is None or second is None:
         return None
-    return paired_difference(second.right[0].astype(float), first.right[0].astype(float))
+    return paired_right(second.right[0], first.right[0])
 
 
-def advantage_numbers(frontier: Frontier, budget: float) -> dict[str, Any]:
-    """Accuracy of VisionPulse minus that of every other selection at the same fixed budget, JSON-ready."""
-    share = f"{100 * budget:g} %"
-    gains = {other: advantage(frontier, f"VisionPulse {share}", f"{other} {share}") for other in SELECTIONS}
-    return {other: gain.to_dict() for other, gain in gains.items() if gain is not None and other != "VisionPulse"}
+def advantage(frontier: Frontier, arm: str, over: str) -> Interval | None:
+    """Accuracy of one arm minus that of another, paired by sample; None without ground truth."""
+    found = pair(frontier, arm, over)
+    return None if found is None else found.change
+
+
+def judge_pairs(frontier: Frontier, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Verdict]:
+    """Judge the accuracy of arms against others, all (arm, over) as one family; empty without ground truth."""
+    found = {(arm, over): pair(frontier, arm, over) for arm, over in pairs}
+    tests = {names: (one.change, one.p) for names, one in found.items() if one is not None}
+    return judge(tests, f"{len(tests)} differences in accuracy") if tests else {}
 
 
 def flatten(groups: Mapping[str, Mapping[Any, Any]]) -> dict[str, Pruner]:

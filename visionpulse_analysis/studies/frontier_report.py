@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -84,57 +85,69 @@ def _line(points: list[Point], intervals: list[Interval]) -> tuple[list[float], 
 
 
 def frontier_page(frontier: Frontier, groups: Mapping[str, Mapping[str, Pruner]]) -> Figure:
-    """Draw accuracy (where it is known) and the paired change of length against retention, one line per selection."""
+    """Draw accuracy (where it is known), the change of length and what was cut off against retention, by selection.
+
+    Lengths are paired with dense, over the pairs that both ended; a line has no point where none did.
+    """
     points = {label: list(frontier.group(group).values()) for label, group in groups.items()}
+    known, dense_cut = frontier.dense.accuracy, frontier.dense.change.cut_off.dense.estimate
     length = {label: _line(ps, [scaled(p.change.length) for p in ps]) for label, ps in points.items()}
-    known = frontier.dense.accuracy
-    fig, axes = figures.new_figure(DOUBLE, 2.7, 1, 1 if known is None else 2)
-    *first, last = np.atleast_1d(axes)
-    for ax in first:
+    cut = {label: _line(ps, [p.change.cut_off.arm for p in ps]) for label, ps in points.items()}
+    panels: dict[str, tuple[dict, float, tuple[float, float] | None]] = {}
+    if known is not None:
         accuracy = {label: _line(ps, [p.accuracy for p in ps if p.accuracy]) for label, ps in points.items()}
-        figures.draw_frontier(ax, accuracy, dense=known and known.estimate)
-    ended = {label: line for label, line in length.items() if line[0]}
-    if ended:
-        figures.draw_frontier(last, ended, dense=0.0, ylabel="change of length (%)", ylim=None)
-    else:
-        cut = {label: _line(ps, [p.change.cut_off.arm for p in ps]) for label, ps in points.items()}
-        figures.draw_frontier(last, cut, ylabel="traces cut off")
-    figures.draw_legend([*first, last])
+        panels["accuracy"] = (accuracy, known.estimate, (0.0, 1.0))
+    panels["change of length, both ended (%)"] = ({n: line for n, line in length.items() if line[0]}, 0.0, None)
+    panels["traces cut off"] = (cut, dense_cut, (0.0, 1.0))
+    panels = {ylabel: panel for ylabel, panel in panels.items() if panel[0]}
+    fig, axes = figures.new_figure(DOUBLE, 2.7, 1, len(panels))
+    for ax, (ylabel, (lines, dense, ylim)) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+        figures.draw_frontier(ax, lines, dense=dense, ylabel=ylabel, ylim=ylim)
+    figures.draw_legend(list(np.atleast_1d(axes)))
     return fig
 
 
 def anchor_figure(frontier: Frontier, anchors: Mapping[str, Mapping[int, tuple[str, Pruner]]], default: int) -> Figure:
-    """Draw accuracy (where it is known) and length when the same share is kept from another layer on.
+    """Draw accuracy (where it is known), length and what was cut off when the same share is kept from another layer on.
 
-    The default anchor is marked.
+    Lengths are of the traces whose dense one ended as well. The default anchor is marked.
     """
-    values = {"accuracy": "accuracy"} if frontier.dense.accuracy else {}
-    values |= {"length": "tokens in a trace"}
+    values: dict[str, Callable[[Point], Any]] = {}
+    if frontier.dense.accuracy is not None:
+        values["accuracy"] = lambda point: point.accuracy
+    values["tokens, both ended"] = lambda point: point.change.arm_length
+    values["traces cut off"] = lambda point: point.change.cut_off.arm
     fig, axes = figures.new_figure(DOUBLE, 2.4, 1, len(values))
     layers = [min(map(min, anchors.values())), max(map(max, anchors.values()))]
-    for ax, (value, ylabel) in zip(np.atleast_1d(axes), values.items(), strict=True):
+    for ax, (ylabel, value) in zip(np.atleast_1d(axes), values.items(), strict=True):
         for label, by_layer in anchors.items():
-            points = [getattr(frontier.points[name], value) for name, _ in by_layer.values()]
-            draw_curve(ax, list(by_layer), points, label)
-        dense = getattr(frontier.dense, value).estimate
-        figures.draw_line_band(ax, layers, [dense, dense], label="dense", colour="#8c8c8c", dashed=True)
+            found = {layer: value(frontier.points[name]) for layer, (name, _) in by_layer.items()}
+            defined = {layer: interval for layer, interval in found.items() if np.isfinite(interval.estimate)}
+            if defined:
+                draw_curve(ax, list(defined), list(defined.values()), label)
+        dense = value(frontier.dense).estimate
+        if np.isfinite(dense):
+            figures.draw_line_band(ax, layers, [dense, dense], label="dense", colour="#8c8c8c", dashed=True)
         ax.axvline(default, color="#8c8c8c", linewidth=0.6)
-        ax.set(xlabel="pruned from this layer on (line: default)", ylabel=ylabel)
-        ax.set_ylim(0, 1.02 if value == "accuracy" else None)
+        ax.set(xlabel="pruned from this layer on", ylabel=ylabel)
+        ax.set_ylim(0, None if ylabel.startswith("tokens") else 1.02)
     figures.draw_legend(list(np.atleast_1d(axes)))
     return fig
 
 
 def knob_figure(frontier: Frontier, plain: str, knobs: Mapping[str, Pruner]) -> Figure:
-    """Draw the knobs against the plain pruner at the same budget: accuracy and length, paired with dense."""
+    """Draw the knobs and the plain pruner at the same budget against dense: accuracy, length, and what was cut off."""
     points = {f"plain, {plain.rsplit(' ', 2)[-2]} %": frontier.points[plain], **frontier.group(knobs)}
-    panels = {"change of length (%)": {n: scaled(p.change.length) for n, p in points.items()}}
+    panels = {"length, both ended (%)": {n: scaled(p.change.length) for n, p in points.items()}}
     scored = {n: p.change.truth for n, p in points.items()}
     if frontier.dense.accuracy is not None:
-        panels["change of accuracy (points)"] = {n: scaled(truth.change) for n, truth in scored.items() if truth}
+        panels["accuracy (points)"] = {n: scaled(truth.change) for n, truth in scored.items() if truth}
+    panels["cut off (points)"] = {n: scaled(p.change.cut_off.change) for n, p in points.items()}
+    # Rows are shared: a panel in which a row has no value, because no pair ended, is left out.
+    panels = {label: row for label, row in panels.items() if all(np.isfinite(one.estimate) for one in row.values())}
     fig, axes = figures.new_figure(DOUBLE, 0.24 * len(points) + 0.6, 1, len(panels), sharey=True)
     for ax, (label, intervals) in zip(np.atleast_1d(axes), panels.items(), strict=True):
-        draw_named(ax, intervals, reference=0, xlabel=label)
+        draw_named(ax, intervals, reference=0, xlabel=f"change: {label}")
     return fig
 
 
@@ -172,8 +185,9 @@ def table(points: Mapping[str, Point]) -> pd.DataFrame:
     for name, p in points.items():
         rows[name] = {
             "kept": f"{100 * p.retention:.1f} %",
-            "tokens": show(p.length, 1, "", sign=False),
+            "tokens, both ended": show(p.change.arm_length, 1, "", sign=False),
             "length against dense": show(p.change.length),
+            "cut off": f"{p.change.cut_off.n_arm} of {p.change.n_pairs}",
             "overlap of consecutive sets": f"{p.overlap:.2f}",
         }
         if p.accuracy is not None:

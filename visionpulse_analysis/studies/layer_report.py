@@ -10,7 +10,7 @@ import pandas as pd
 
 from visionpulse_analysis.statistics import Interval
 from visionpulse_analysis.studies.anchors import Anchors
-from visionpulse_analysis.studies.drawing import share
+from visionpulse_analysis.studies.drawing import plain, share
 from visionpulse_analysis.studies.layers import LayerMaps
 
 WITHOUT_MODEL = "Stored traces: which anchors would do is found by replaying steps, which needs the model."
@@ -25,7 +25,7 @@ def verdict(anchors: Anchors, tolerance: float = 0.05) -> str:
         "the tokens that depend on the image, and fewer than random patches do"
     )
     if fits:
-        text = [f"By whole intervals, {_named(fits)} would do: {rule}."]
+        text = [f"By intervals that hold at all layers together, {_named(fits)} would do: {rule}."]
     else:
         place = int(np.argmin([i.estimate for i in anchors.top]))
         text = [
@@ -87,8 +87,8 @@ def layer_numbers(
 def paper_table(maps: LayerMaps, anchors: Anchors | None, tolerance: float = 0.05) -> pd.DataFrame:
     """What the paper reports beside what was measured here; without ``anchors`` only how alike the layers are."""
     rows = {
-        "cosine of neighbouring layers": ("shown as a picture", str(maps.adjacent)),
-        "cosine of layers at least half the depth apart": ("shown as a picture", str(maps.distant)),
+        "cosine of neighbouring layers": ("shown as a picture", plain(maps.adjacent.to_dict())),
+        "cosine of layers at least half the depth apart": ("shown as a picture", plain(maps.distant.to_dict())),
     }
     if anchors is not None:
         rows |= _of_anchors(anchors, tolerance)
@@ -114,17 +114,18 @@ def _of_anchors(anchors: Anchors, tolerance: float) -> dict[str, tuple[str, str]
         rows["the same, random patches"] = ("not reported", _percent(_rest(anchors.random[place])))
         rows["relevant patches among them"] = (
             "not reported",
-            f"{anchors.overlap[place]} (random {anchors.overlap_null:.3f})",
+            f"{plain(anchors.overlap[place].to_dict())} (random {anchors.overlap_null:.3f})",
         )
     return rows
 
 
 def _without_patches(anchors: Anchors, tolerance: float) -> str:
     """Say from which layer on the image has been read, as far as whole intervals tell."""
-    free = [layer for layer, i in zip(anchors.layers, anchors.none, strict=True) if i.high <= tolerance]
+    none = anchors.together["none"]
+    free = [layer for layer, i in zip(anchors.layers, none, strict=True) if i.high <= tolerance]
     if free:
         return f"From layer {min(free)} on even no patch at all is enough, so a good score there proves nothing."
-    if all(i.low > tolerance for i in anchors.none):
+    if all(i.low > tolerance for i in none):
         return f"At every layer more than {100 * tolerance:g} % of these tokens depend on the patches above it."
     return "At no layer is it shown that no patch at all is enough."
 

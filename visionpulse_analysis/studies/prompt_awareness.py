@@ -15,9 +15,9 @@ from visionpulse_analysis.measures import coverage, jaccard, jaccard_null
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners import make_pruner
 from visionpulse_analysis.pruners.base import Pruner
-from visionpulse_analysis.statistics import Interval, cluster_bootstrap, paired_difference
+from visionpulse_analysis.statistics import Interval, cluster_bootstrap, paired_difference, permutation_test
 from visionpulse_analysis.studies.arms import first_choices
-from visionpulse_analysis.studies.frontier import Frontier, advantage, measure_frontier
+from visionpulse_analysis.studies.frontier import Frontier, advantage, measure_frontier, pair
 from visionpulse_analysis.studies.samples import Sample
 
 RANDOM, ORACLE = "random", "oracle"
@@ -85,13 +85,29 @@ class PromptAwareness:
 
     def overlap(self, arm: str, other: str) -> Interval:
         """Jaccard index of what two arms keep."""
-        pairs = zip(self.kept[arm], self.kept[other], strict=True)
-        return _mean(np.array([float(jaccard(a, b)) for a, b in pairs]))
+        return _mean(self._overlaps(arm, other)[0])
 
     def chance(self, arm: str, other: str) -> float:
         """Jaccard index of random sets of the same sizes, mean over samples."""
-        pairs = zip(self.kept[arm], self.kept[other], strict=True)
-        return float(np.mean([jaccard_null(len(a), int(a.sum()), int(b.sum())).mean for a, b in pairs]))
+        return float(self._overlaps(arm, other)[1].mean())
+
+    def gain_test(self, arm: str, over: str) -> tuple[Interval, float]:
+        """Accuracy of an arm minus that of another, or relevance held where answers are unknown, and its exact p."""
+        found = pair(self.frontier, arm, over)
+        if found is not None:
+            return found.change, found.p
+        return self.held_gain(arm, over), permutation_test(self._held(over), self._held(arm)).p
+
+    def overlap_test(self, arm: str, other: str) -> tuple[Interval, float]:
+        """Jaccard index of what two arms keep minus that of random sets of the same sizes, and its p."""
+        found, random = self._overlaps(arm, other)
+        return _mean(found - random), permutation_test(random, found).p
+
+    def _overlaps(self, arm: str, other: str) -> tuple[np.ndarray, np.ndarray]:
+        """Jaccard index of every sample, and the mean one of random sets of the same sizes."""
+        pairs = list(zip(self.kept[arm], self.kept[other], strict=True))
+        random = [jaccard_null(len(a), int(a.sum()), int(b.sum())).mean for a, b in pairs]
+        return np.array([float(jaccard(a, b)) for a, b in pairs]), np.array(random)
 
     def numbers(self) -> dict[str, Any]:
         """Every arm, with its gain over random patches and its overlap with the oracle's, JSON-ready."""

@@ -1,11 +1,14 @@
-"""Relevance against diversity as a table and as sentences, each chosen by where whole intervals lie."""
+"""Relevance against diversity as a table and as sentences, each chosen by tests that were adjusted together."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from visionpulse_analysis.statistics import Interval
+from visionpulse_analysis.statistics import Interval, Verdict, judge
+from visionpulse_analysis.studies.against_dense import RULE, cut_off_sentences, ended_length, listed
 from visionpulse_analysis.studies.drawing import show
 from visionpulse_analysis.studies.prompt_awareness import (
     ORACLE,
@@ -15,9 +18,16 @@ from visionpulse_analysis.studies.prompt_awareness import (
     at_budget,
     ratio_name,
 )
-from visionpulse_analysis.studies.three_stages_report import sentence, side, span
+from visionpulse_analysis.studies.three_stages_report import span
 
 SHARES = "share of the relevance held"  # what is compared where the answers are not known
+OVERLAP = "overlap"
+GAINS = {"rises": "which is more", "falls": "which is less", "not shown": "a difference is not shown"}
+OVERLAPS = {
+    "rises": "overlap more than random sets do",
+    "falls": "overlap less than random sets do",
+    "not shown": "are not shown to overlap otherwise than random sets do",
+}
 
 
 def table(study: PromptAwareness) -> pd.DataFrame:
@@ -32,7 +42,8 @@ def table(study: PromptAwareness) -> pd.DataFrame:
                 row["accuracy"] = f"{100 * point.change.truth.accuracy.estimate:.0f} %"
                 row["against dense, points"] = show(point.change.truth.change, unit="")
                 row["against random, points"] = show(gain, unit="")
-            row["length"] = show(point.change.length)
+            row["tokens, both ended"] = ended_length(point.change)
+            row["cut off"] = f"{point.change.cut_off.n_arm} of {point.change.n_pairs}"
             row[SHARES] = show(study.held(arm), sign=False)
             row["overlap with the oracle"] = span(study.overlap(arm, oracle))
             row["with r = 0"] = span(study.overlap(arm, at_budget(ratio_name(study.ratios[0]), budget)))
@@ -42,15 +53,18 @@ def table(study: PromptAwareness) -> pd.DataFrame:
 
 def gain(study: PromptAwareness, first: str, second: str, budget: float) -> Interval:
     """Accuracy of one label minus another's at a budget, or, without known answers, relevance held."""
-    names = at_budget(first, budget), at_budget(second, budget)
-    accuracy = study.gain(*names)
-    return study.held_gain(*names) if accuracy is None else accuracy
+    return study.gain_test(at_budget(first, budget), at_budget(second, budget))[0]
 
 
-def best_ratio(study: PromptAwareness, budget: float) -> str:
-    """The core share that held most accuracy, or relevance; the smaller one of equals."""
+def best_ratios(study: PromptAwareness, budget: float) -> str:
+    """The core share that held most accuracy, or relevance, and those that are not told apart from it."""
     names = [ratio_name(ratio) for ratio in study.ratios]
-    return names[int(np.argmax([gain(study, name, RANDOM, budget).estimate for name in names]))]
+    best = names[int(np.argmax([gain(study, name, RANDOM, budget).estimate for name in names]))]
+    others = [name for name in names if name != best]
+    tests = {name: study.gain_test(at_budget(name, budget), at_budget(best, budget)) for name in others}
+    judged = judge(tests, f"{len(tests)} core shares against the best") if tests else {}
+    alike = [name for name, one in judged.items() if one.decision == "not shown"]
+    return f"{best}; not told apart from it: {listed(alike)}" if alike else best
 
 
 def mixed(study: PromptAwareness) -> str:
@@ -63,6 +77,7 @@ def paper_table(study: PromptAwareness, budget: float) -> pd.DataFrame:
     mix, only, diverse = mixed(study), ratio_name(max(study.ratios)), ratio_name(min(study.ratios))
     oracle, truth = at_budget(ORACLE, budget), study.frontier.points[at_budget(ORACLE, budget)].change.truth
     kept = [at_budget(label, budget) for label in (diverse, only)]
+    names = names_of_ends(study)
     unit = "points" if truth is not None else f"points of {SHARES}"
 
     def change(first: str, second: str) -> str:
@@ -70,18 +85,18 @@ def paper_table(study: PromptAwareness, budget: float) -> pd.DataFrame:
 
     rows = {
         "patches pruned": ("90 %", f"{100 * (1 - budget):g} %"),
-        f"relevance and diversity ({mix}) against diversity ({diverse})": (
+        f"{names[mix]} against {names[diverse]}": (
             "matches or beats DivPrune",
             change(mix, diverse),
         ),
-        f"relevance alone ({only}) against random": ("worse, on medical questions", change(only, RANDOM)),
-        f"relevance and diversity ({mix}) against relevance alone": ("not reported", change(mix, only)),
-        "best r here (chosen on these samples)": ("set by hand for each data set", best_ratio(study, budget)),
+        f"{names[only]} against random": ("worse, on medical questions", change(only, RANDOM)),
+        f"{names[mix]} against {names[only]}": ("not reported", change(mix, only)),
+        "best r here (chosen on these samples)": ("set by hand for each data set", best_ratios(study, budget)),
         "accuracy of the oracle, of dense": (
             "98 % with half of the patches, 92 % with a quarter",
             "not known" if truth is None else f"{show(truth.ratio, sign=False)} with {100 * budget:g} %",
         ),
-        f"overlap of relevant ({only}) and diverse ({diverse}) patches": (
+        f"overlap of {names[only]} and {names[diverse]}": (
             "not reported",
             f"{span(study.overlap(*kept))}, by chance {study.chance(*kept):.2g}",
         ),
@@ -101,28 +116,64 @@ def paper_table(study: PromptAwareness, budget: float) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=["papers", "here"])
 
 
-def verdicts(study: PromptAwareness, budget: float) -> str:
-    """What the comparison says at one budget, as Markdown; only a whole interval on one side of zero decides."""
+def judged_claims(study: PromptAwareness, budget: float) -> dict[tuple[str, str], Verdict]:
+    """What is judged at a budget, all as one family: (first, second) -> the first minus the second.
+
+    Accuracy, or relevance held where answers are unknown; against "overlap", what an arm and the oracle both keep,
+    minus that of random sets.
+    """
     mix, only, diverse = mixed(study), ratio_name(max(study.ratios)), ratio_name(min(study.ratios))
-    known = study.gain(at_budget(mix, budget), at_budget(RANDOM, budget)) is not None
-    what = "accuracy" if known else SHARES
-    claims = [
-        (only, RANDOM, "Relevance alone", "random patches", "gets less", "gets more"),
-        (diverse, RANDOM, "Diversity alone", "random patches", "gets less", "gets more"),
-        (mix, diverse, f"Both ({mix})", "diversity alone", "get less", "get more, as the paper says"),
-        (mix, only, f"Both ({mix})", "relevance alone", "get less", "get more"),
-        (ORACLE, mix, "The oracle", f"both ({mix})", "gets less, so it is no upper bound here", "gets more"),
-    ]
-    lines = []
-    for first, second, one, other, below, above in claims:
-        found = gain(study, first, second, budget)
-        claim = f"{one} against {other} at {100 * budget:g} % ({what}, difference {show(found, unit=' points')})"
-        lines.append(sentence(f"{claim}:", side(found, 0.0), below=below, above=above))
-    oracle = at_budget(ORACLE, budget)
-    for label in (only, diverse, mix):
-        arm = at_budget(label, budget)
-        found, chance = study.overlap(arm, oracle), study.chance(arm, oracle)
-        claim = f"What {label} keeps and what the oracle keeps ({span(found)}; random sets {chance:.2g})"
-        ends = {"below": "overlap less than random sets do", "above": "overlap more than random sets do"}
-        lines.append(sentence(claim, side(found, chance), **ends))
-    return "\n".join(f"- {line}" for line in lines)
+    pairs = [(only, RANDOM), (diverse, RANDOM), (mix, diverse), (mix, only), (ORACLE, mix)]
+    pairs = [names for names in dict.fromkeys(pairs) if names[0] != names[1]]
+    tests = {names: study.gain_test(*(at_budget(name, budget) for name in names)) for names in pairs}
+    for label in dict.fromkeys((only, diverse, mix)):
+        tests[label, OVERLAP] = study.overlap_test(at_budget(label, budget), at_budget(ORACLE, budget))
+    return judge(tests, f"{len(tests)} differences at {100 * budget:g} % kept")
+
+
+def numbers(study: PromptAwareness, budget: float) -> dict[str, Any]:
+    """Every arm, and what is judged at one budget, JSON-ready; ``judged`` : (first, second, verdict)."""
+    judged = [(*names, verdict.numbers()) for names, verdict in judged_claims(study, budget).items()]
+    return {**study.numbers(), "compared": budget, "judged": judged}
+
+
+def verdicts(study: PromptAwareness, budget: float) -> str:
+    """What the comparison says at one budget, as Markdown; each sentence is chosen by its adjusted test."""
+    judged = judged_claims(study, budget)
+    what = SHARES if study.frontier.dense.accuracy is None else "accuracy"
+    mix, diverse = mixed(study), ratio_name(min(study.ratios))
+    names = {**names_of_ends(study), RANDOM: "random patches", ORACLE: "the oracle"}
+    lines = [f"{next(iter(judged.values())).family}. {RULE}"]
+    for (first, second), verdict in judged.items():
+        if second == OVERLAP:
+            overlap = study.overlap(at_budget(first, budget), at_budget(ORACLE, budget))
+            chance = study.chance(at_budget(first, budget), at_budget(ORACLE, budget))
+            lines.append(
+                f"What {names[first]} keeps and what the oracle keeps ({span(overlap)}; random sets {chance:.2g}) "
+                f"{OVERLAPS[verdict.decision]}."
+            )
+            continue
+        claim = f"{names[first]} against {names[second]}: {what} {show(verdict.effect, unit=' points')}"
+        lines.append(f"{claim}, {GAINS[verdict.decision]}{_beside(first, second, mix, diverse, verdict)}.")
+    arms = [at_budget(label, budget) for label in study.labels]
+    lines += cut_off_sentences({arm: study.frontier.changes[arm] for arm in arms}, study.frontier.limit)
+    return "\n".join(f"- {line[0].upper()}{line[1:]}" for line in lines)
+
+
+def names_of_ends(study: PromptAwareness) -> dict[str, str]:
+    """The largest, the smallest and the mixed core share, by what they stand for."""
+    least, most = min(study.ratios), max(study.ratios)
+    return {
+        mixed(study): f"both ({mixed(study)})",
+        ratio_name(least): f"{'diversity alone' if least == 0 else 'the smallest core'} ({ratio_name(least)})",
+        ratio_name(most): f"{'relevance alone' if most == 1 else 'the largest core'} ({ratio_name(most)})",
+    }
+
+
+def _beside(first: str, second: str, mix: str, diverse: str, verdict: Verdict) -> str:
+    """What the paper says of the same difference, or what it means for the oracle."""
+    if (first, second) == (mix, diverse) and verdict.decision != "not shown":
+        return ", as the paper says" if verdict.decision == "rises" else ", unlike in the paper"
+    if first == ORACLE and verdict.decision == "falls":
+        return ", so the oracle is no upper bound here"
+    return ""

@@ -17,6 +17,7 @@ from visionpulse_analysis.studies.drawing import ends
 from visionpulse_analysis.studies.frontier import Point
 from visionpulse_analysis.studies.rivals import ADDED, OWN, PULSE, RIVALS, Comparison, all_rivals
 
+ACCURACY, LENGTH, CUT_OFF = "accuracy (%)", "length, both ended (%)", "cut off (%)"
 Value = Callable[[Point], Any]  # an interval
 FAMILIES = (*dict.fromkeys(rival.family for rival in RIVALS.values() if rival.family != PULSE), ADDED)
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's, anew in each panel
@@ -27,14 +28,14 @@ NAME_SIZE = 7  # points
 
 
 def frontier_figure(compared: Comparison) -> Figure:
-    """Draw accuracy (where it is known), and the change of length below it, against the share kept, with intervals.
+    """Draw accuracy (where it is known), change of length and share cut off against the share kept, with intervals.
 
-    One panel per family; dense and VisionPulse are behind every one. Methods at the same share are moved apart
-    sideways.
+    One panel per family, and below one another the outcomes; dense and VisionPulse are behind every one. Lengths are
+    over the pairs that both ended: no point where none did. Methods at the same share are moved apart sideways.
     """
-    values: dict[str, Value] = {"change of length (%)": lambda point: point.change.length}
+    values: dict[str, Value] = {LENGTH: lambda point: point.change.length, CUT_OFF: lambda p: p.change.cut_off.arm}
     if compared.frontier.dense.accuracy is not None:
-        values = {"accuracy (%)": lambda point: point.accuracy, **values}
+        values = {ACCURACY: lambda point: point.accuracy, **values}
     families = [f for f in FAMILIES if any(all_rivals()[label].family == f for label in compared.arms)]
     bands = -(-len(families) // COLUMNS)
     rows = bands * len(values)
@@ -48,7 +49,7 @@ def frontier_figure(compared: Comparison) -> Figure:
             _draw_panel(ax, compared, family, value)
         low, high = min(ax.get_ylim()[0] for ax in panels), max(ax.get_ylim()[1] for ax in panels)
         for number, ax in enumerate(panels):
-            ax.set_ylim((0, 104) if label.startswith("accuracy") else (low, high))
+            ax.set_ylim((0, 104) if label == ACCURACY else (low, high))
             ax.set_ylabel("" if number % COLUMNS else label)
             ax.yaxis.set_major_locator(MaxNLocator(5))
     for family, column in zip(families, by_family, strict=False):
@@ -75,7 +76,8 @@ def _draw_panel(ax: Axes, compared: Comparison, family: str, value: Value) -> No
         colour = LIGHT_GREY if at is None else COLOURS[at % len(COLOURS)]
         own = [name for name in compared.arms[label] if name.endswith(OWN)]
         matched = [name for name in compared.arms[label] if name not in own]
-        for names, hollow in ((matched, False), (own, True)):
+        for of_kind, hollow in ((matched, False), (own, True)):
+            names = [name for name in of_kind if np.isfinite(value(points[name]).estimate)]
             if not names or (at is None and hollow):
                 continue
             y, low, high = (100 * one for one in ends([value(points[name]) for name in names]))

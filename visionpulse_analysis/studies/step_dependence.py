@@ -183,17 +183,22 @@ def masses_of(trace: Trace, layer: int) -> np.ndarray:
     return mass if trace.heads is None else mass.mean(axis=1)
 
 
-def mean_over_samples(columns: Iterable[np.ndarray], n_resamples: int = 1000, unit: str = "sample") -> Interval:
-    """Mean of all values, with an interval that resamples samples.
+def mean_over_samples(
+    columns: Iterable[np.ndarray], n_resamples: int = 1000, unit: str = "sample", confidence: float = 0.95
+) -> Interval:
+    """Mean of all values, with an interval that resamples samples; for bool values the score interval of a share.
 
     ``columns`` holds one array of values per sample, which ``unit`` names; NaN is left out. Raises ValueError where
     nothing else is there.
     """
-    listed = [np.asarray(column, dtype=np.float64) for column in columns]
+    given = [np.asarray(column) for column in columns]
+    method = "score" if all(column.dtype == bool for column in given) else "studentized"
+    listed = [column.astype(np.float64) for column in given]
     values = np.concatenate(listed)
     owners = np.repeat(np.arange(len(listed)), [len(column) for column in listed])
     defined = np.isfinite(values)
-    return cluster_bootstrap(values[defined], owners[defined], n_resamples=n_resamples, unit=unit, method="studentized")
+    options = {"n_resamples": n_resamples, "unit": unit, "confidence": confidence}
+    return cluster_bootstrap(values[defined], owners[defined], method=method, **options)
 
 
 def share_over_samples(columns: Iterable[np.ndarray], unit: str = "sample") -> Interval:

@@ -107,13 +107,15 @@ class ThreeStages:
         }
 
 
-def over_samples(values: np.ndarray) -> Interval:
+def over_samples(values: np.ndarray, confidence: float = 0.95) -> Interval:
     """Mean over the samples [sample] where it is defined, with its interval.
 
     Raises ValueError where it is defined for none.
     """
     defined = values[np.isfinite(values)]
-    return cluster_bootstrap(defined, np.arange(len(defined)), n_resamples=1000, method="studentized")
+    draws = round(50 / (1 - confidence))  # as many beyond each bound, however wide
+    options = {"n_resamples": draws, "confidence": confidence, "method": "studentized"}
+    return cluster_bootstrap(defined, np.arange(len(defined)), **options)
 
 
 def ask(vlm: VLM, samples: Sequence[Sample], *, max_new_tokens: int = 48, batch_size: int = 16) -> list[Asked]:

@@ -37,10 +37,11 @@ class Chosen:
     kept: np.ndarray
     changed: np.ndarray
 
-    def shares(self) -> dict[str, Interval]:
+    def shares(self, confidence: float = 0.95) -> dict[str, Interval]:
         """Shares of all samples: those with a filter layer, with an exit layer, and with another next token."""
         has = {"has_filter_layer": self.filter_layer != NONE, "has_exit_layer": self.exit_layer != NONE}
-        return {name: proportion_interval(share) for name, share in {**has, "changed": self.changed}.items()}
+        shares = {**has, "changed": self.changed}
+        return {name: proportion_interval(share, confidence=confidence) for name, share in shares.items()}
 
     def means(self) -> dict[str, Interval | None]:
         """The shares, and means over the samples that have the value; None where none has."""
@@ -124,17 +125,18 @@ def choices_verdicts(chosen: Sequence[Chosen], most_changed: float = 0.1) -> str
     most_changed : a filter that changes clearly fewer next tokens than this does its work
     """
     shares, kept = chosen[1].shares(), chosen[1].means()["kept"]
+    together = chosen[1].shares(1 - 0.05 / 2)  # two sentences: what decides holds for both together
     changed, exits = shares["changed"], shares["has_exit_layer"]
     filters = sentence(
         f"That one filter layer is enough (found in {_span(shares['has_filter_layer'], 100, ' %')} of the samples; it "
         f"leaves {_span(kept, 100, ' %')} of the patches and changes {_span(changed, 100, ' %')} of the next tokens)",
-        side(changed, most_changed),
+        side(together["changed"], most_changed),
         below="transfers",
         above="does not transfer with these thresholds",
     )
     exit_layers = sentence(
         f"That the image can go at an exit layer (found in {_span(exits, 100, ' %')} of the samples)",
-        side(exits, 0.5),
+        side(together["has_exit_layer"], 0.5),
         below="does not transfer: most samples have none",
         above="transfers: most samples have one",
     )

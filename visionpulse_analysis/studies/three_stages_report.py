@@ -41,47 +41,71 @@ def side(interval: Interval, level: float) -> str:
     return "below" if interval.high < level else "above" if interval.low > level else "open"
 
 
+STATEMENTS = 6
+TOGETHER = 1 - 0.05 / STATEMENTS  # confidence at which all statements together are wrong in 5 % of studies at most
+
+
 def verdicts(stages: ThreeStages, level: float = 0.05) -> str:
-    """What of the three stages shows in this model, as Markdown; a change below ``level`` nats counts as none."""
-    lines = [_places(stages, level)]
-    shallow, deep = over_samples(stages.shallow[VISUAL]), stages.curve("withdrawn", VISUAL)[deep_layer(stages.n_layers)]
-    lines.append(
+    """What of the three stages shows in this model, as Markdown; a change below ``level`` nats counts as none.
+
+    The intervals shown are of 95 %; what decides are wider ones, that hold for all sentences together (Bonferroni).
+    """
+    deep = stages.withdrawn[VISUAL][deep_layer(stages.n_layers)].astype(float)
+    sinks = stages.sink_ratio[VISUAL, : max(1, stages.n_shallow)].mean(axis=0)
+    contrast = depth_contrast(stages)
+    largest = max(stages.curve("frozen", VISUAL), key=lambda interval: interval.estimate)
+    prompt, visual = (over_samples(values) for values in stages.effect)
+    lines = [
+        f"What decides each of these {STATEMENTS} sentences is an interval of {100 * TOGETHER:.1f} %, so that all hold "
+        "together at 95 %; shown are intervals of 95 % each.",
+        f"Hiding the whole image changes the token after the prompt by {span(prompt)} nats, that of the most visual "
+        f"step by {span(visual)} ({len(stages.asked)} samples).",
         sentence(
-            f"The shallow stage (the first {stages.n_shallow} layers skip the image: {span(shallow)} nats)",
-            side(shallow, level),
+            "Whether measures at the end of the prompt can show where this model reads the image:",
+            _decided(stages.effect[PROMPT], level),
+            below="they cannot, because the token after it does not depend on the image",
+            above="they can, because the token after it depends on the image",
+        ),
+        sentence(
+            "That the most visual step depends on the image",
+            _decided(stages.effect[VISUAL], level),
+            below="does not show: it does not",
+            above="shows",
+        ),
+        sentence(
+            f"The shallow stage (the first {stages.n_shallow} layers skip the image: "
+            f"{span(over_samples(stages.shallow[VISUAL]))} nats)",
+            _decided(stages.shallow[VISUAL], level),
             below="transfers: these layers do not need the image",
             above="does not transfer: these layers need the image",
-        )
-    )
-    lines.append(
+        ),
         sentence(
-            f"The deep stage (the image is withdrawn from layer {deep_layer(stages.n_layers)} on: {span(deep)} nats)",
-            side(deep, level),
+            f"The deep stage (the image is withdrawn from layer {deep_layer(stages.n_layers)} on: "
+            f"{span(over_samples(deep))} nats)",
+            _decided(deep, level),
             below="transfers: the image has been read by then",
             above="does not transfer: the image is still read there",
-        )
-    )
-    sinks = over_samples(stages.sink_ratio[VISUAL, : max(1, stages.n_shallow)].mean(axis=0))
-    lines.append(
+        ),
         sentence(
-            f"That shallow layers attend most to patches of small value (their norm over that of all: {span(sinks)})",
-            side(sinks, 1.0),
+            "That shallow layers attend most to patches of small value (their norm over that of all: "
+            f"{span(over_samples(sinks))})",
+            _decided(sinks, 1.0),
             below="transfers",
             above="does not transfer: there they have larger values than the rest",
-        )
-    )
-    contrast = over_samples(depth_contrast(stages))
-    largest = max(stages.curve("frozen", VISUAL), key=lambda interval: interval.estimate)
-    lines.append(
+        ),
         sentence(
             f"That the deepest quarter of the layers changes the patches to less effect than the rest (ShortV; "
-            f"difference {span(contrast)} nats, the largest effect of any layer {span(largest)} nats)",
-            side(contrast, 0.0),
+            f"difference {span(over_samples(contrast))} nats, the largest effect of any layer {span(largest)} nats)",
+            _decided(contrast, 0.0),
             below="transfers",
             above="does not transfer: it matters more",
-        )
-    )
+        ),
+    ]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _decided(values: np.ndarray, level: float) -> str:
+    return side(over_samples(values, TOGETHER), level)
 
 
 def depth_contrast(stages: ThreeStages) -> np.ndarray:
@@ -123,20 +147,6 @@ def paper_table(stages: ThreeStages, threshold: float = WITHDRAWN) -> pd.DataFra
         ),
     }
     return pd.DataFrame.from_dict(rows, orient="index", columns=["papers (LLaVA-1.5-7B)", "here, most visual step"])
-
-
-def _places(stages: ThreeStages, level: float) -> str:
-    prompt, visual = (over_samples(values) for values in stages.effect)
-    text = (
-        f"Hiding the whole image changes the token after the prompt by {span(prompt)} nats, that of the most visual "
-        f"step by {span(visual)} ({len(stages.asked)} samples)."
-    )
-    return sentence(
-        f"{text} Whether measures at the end of the prompt can show where this model reads the image:",
-        side(prompt, level),
-        below="they cannot, because the token after it does not depend on the image",
-        above="they can, because the token after it depends on the image",
-    )
 
 
 def span(interval: Interval) -> str:

@@ -1,0 +1,180 @@
+"""Sentences say what the adjusted tests say: on data turned round they are turned round, and nothing is fixed text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from made_frontier import LIMIT, first, made_arm, made_frontier
+
+from visionpulse_analysis.studies import against_dense, findings_table, frontier_verdicts, rivals, rivals_report
+from visionpulse_analysis.studies.trace_length import compare
+
+N = 36
+TURNED = {"rises": "falls", "falls": "rises", "not shown": "not shown"}
+LENGTHS = np.random.default_rng(5).integers(20, 40, N)
+SOLID = made_arm(True, LENGTHS)
+BROKEN = made_arm(first(6), LENGTHS + 20 + np.arange(N) % 3, first(24))  # 12 cut off, 30 wrong, longer where it ends
+
+
+def decisions(dense, arm):
+    judged = against_dense.judge_arms({"arm": compare(dense, arm)})["arm"]
+    return {outcome: verdict.decision for outcome, verdict in judged.items()}
+
+
+def drawn(seed):
+    rng = np.random.default_rng(seed)
+    right, length, finished = rng.random(N) < rng.random(), rng.integers(20, 60, N), rng.random(N) < 0.5 + rng.random()
+    return made_arm(right, length + rng.integers(-9, 9), finished)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_every_decision_is_turned_round_when_dense_and_arm_change_places(seed):
+    one, other = drawn(seed), drawn(100 + seed)
+    assert decisions(other, one) == {outcome: TURNED[how] for outcome, how in decisions(one, other).items()}
+
+
+def test_every_decision_is_reached():
+    assert decisions(SOLID, BROKEN) == {"accuracy": "falls", "length": "rises", "cut off": "rises"}
+    assert decisions(BROKEN, SOLID) == {"accuracy": "rises", "length": "falls", "cut off": "falls"}
+    assert set(decisions(SOLID, SOLID).values()) == {"not shown"}
+
+
+def test_traces_that_never_end_do_not_make_the_others_longer():
+    """What the README said of FastV: all pairs +12.7 tokens, those that ended +0.14."""
+    arm = made_arm(first(29), LENGTHS - first(9), first(29))  # 7 cut off; of the rest 9 are a token shorter
+    change = compare(SOLID, arm)
+    assert (arm.length - SOLID.length).mean() > 10
+    assert change.tokens.estimate == pytest.approx(-9 / 29)
+    assert decisions(SOLID, arm)["length"] == "falls"
+    lines = against_dense.cut_off_sentences({"FastV": change}, LIMIT)
+    assert lines[0] == "Cut off at the limit of 96 tokens, of 36: dense 0, FastV 7."
+    least = (LIMIT - SOLID.length[0, 29:]).mean()
+    assert "FastV: -0.3 [" in lines[1] and f"(29 pairs), the rest at least {least:+.0f}" in lines[1]
+    assert against_dense.cut_off_sentences({"FastV": compare(SOLID, SOLID)}, None) == ["Cut off, of 36: dense 0."]
+    nothing = against_dense.cut_off_sentences({"a": compare(SOLID, made_arm(False, LENGTHS, False))}, LIMIT)
+    assert "over the pairs in which both traces ended: a: no such pair, the rest" in nothing[1]
+
+
+def test_five_lost_and_none_won_is_not_enough():
+    """The bootstrap excludes 0 there, McNemar's p is .0625."""
+    change = compare(SOLID, made_arm(~first(5), LENGTHS))
+    assert change.truth is not None and (change.truth.lost, change.truth.won) == (5, 0)
+    assert change.truth.p == pytest.approx(0.0625) and decisions(SOLID, made_arm(~first(5), LENGTHS))["accuracy"] == (
+        "not shown"
+    )
+
+
+def test_among_many_arms_more_is_asked_of_each():
+    """8 lost and none won: p = .0078 is enough alone, not among 40 arms of 3 tests each."""
+    change = compare(SOLID, made_arm(~first(8), LENGTHS))
+    alone = against_dense.judge_arms({"a": change})["a"]["accuracy"]
+    among = against_dense.judge_arms({f"a{i}": change for i in range(40)})["a7"]["accuracy"]
+    assert (alone.decision, among.decision) == ("falls", "not shown") and among.size == 120
+    assert among.family == "accuracy, length and cut off of 40 arms against dense"
+    sentence = against_dense.family_sentence({"a": {"accuracy": among}})
+    assert "120 tests" in sentence and "adjusted by Holm" in sentence
+
+
+def test_what_is_not_shown_says_which_loss_is_open():
+    same = compare(SOLID, SOLID).truth
+    assert same is not None
+    assert against_dense.still_open(same.change) == f"a loss of up to {-100 * same.change.low:.1f} points is open"
+    assert 5 < -100 * same.change.low < 12  # 0 of 36 lost
+    assert against_dense.still_open(replace(same.change, low=0.01)) == "its interval leaves no loss"
+    assert "cannot be said" in against_dense.still_open(replace(same.change, low=np.nan))
+
+
+# Which pruner keeps what it needs
+
+
+def comparison(**arms):
+    """A comparison of methods at 10 %, by label."""
+    named = {f"{label.replace('_', ' ')} 10 %": arm for label, arm in arms.items()}
+    kept = dict.fromkeys(["dense", *named], 0.1)
+    costs = {name: {cost: np.ones(N) for cost in rivals.COSTS} for name in kept}
+    groups = {name.removesuffix(" 10 %"): [name] for name in named}
+    return rivals.Comparison(made_frontier({"dense": SOLID, **named}), groups, kept, costs)
+
+
+def test_the_ordering_is_that_of_the_data():
+    found = comparison(VisionPulse=SOLID, FastV=BROKEN, DivPrune=SOLID)
+    ordering = rivals_report.ordering(found, 0.1)
+    assert list(ordering.values()) == [["FastV 10 %"], ["DivPrune 10 %"]]
+    broken, solid = ordering
+    assert broken == (
+        "accuracy falls, as in the paper; traces that end get longer, as in the paper; more traces are cut off at the "
+        "limit"
+    )
+    assert solid == "no change is shown, of accuracy or of length or of how many are cut off"
+
+
+def test_the_ordering_turned_round():
+    """Dense decoding that is bad, and methods of prefill that mend it."""
+    found = comparison(VisionPulse=BROKEN, FastV=SOLID)
+    turned = replace(found, frontier=made_frontier({**found.frontier.arms, "dense": BROKEN}))
+    [(ending, names)] = rivals_report.ordering(turned, 0.1).items()
+    assert names == ["FastV 10 %"] and ending == (
+        "accuracy rises, unlike in the paper; traces that end get shorter, unlike in the paper; fewer traces are cut "
+        "off at the limit"
+    )
+
+
+@pytest.mark.parametrize(("pulse", "other", "says"), [
+    (SOLID, BROKEN, "more accurate than FastV 10 %"),
+    (BROKEN, SOLID, "less accurate than FastV 10 %"),
+    (SOLID, SOLID, "not told apart from FastV 10 %"),
+])  # fmt: skip
+def test_visionpulse_against_the_others_is_that_of_the_data(pulse, other, says):
+    lines = rivals_report.verdicts(comparison(VisionPulse=pulse, FastV=other), 0.1)
+    assert lines[-1] == f"Of 1 differences in accuracy, judged together: VisionPulse 10 % is {says}."
+    shown = next(line for line in lines if line.startswith("VisionPulse 10 %: "))
+    assert ("points is open" in shown) == (pulse is SOLID)
+    assert ("accuracy falls; " in shown) == (pulse is BROKEN)
+
+
+def test_the_readme_says_of_the_comparison_what_its_numbers_say():
+    good = rivals_report.numbers(comparison(VisionPulse=SOLID, FastV=BROKEN), 0.1)
+    text = findings_table.found_09(good)
+    assert "changes accuracy by 0.0 points [-" in text and "FastV: accuracy falls" in text
+    assert "Cut off at the limit of 96 tokens, of 36: FastV 12." in text and "FastV 21.00 [" in text
+    bad = findings_table.found_09(rivals_report.numbers(comparison(VisionPulse=BROKEN, FastV=SOLID), 0.1))
+    assert "changes accuracy by -83.3 points" in bad and "FastV: no change is shown" in bad
+    assert "Cut off" not in bad
+
+
+# The frontier of one pruner
+
+
+def frontier_of(pulse, other):
+    others = ("random", "last step only", "hindsight")
+    arms = {f"{name} 5 %": other for name in others} | {"named objects": other, "knob": other}
+    return made_frontier({"dense": SOLID, "VisionPulse 5 %": pulse, **arms})
+
+
+def lines_of(pulse, other):
+    return frontier_verdicts.verdicts(frontier_of(pulse, other), ["VisionPulse 5 %"], [0.05], {"knob": None})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("decision", ["rises", "falls", "not shown"])
+def test_what_follows_of_a_choice_per_step_is_what_the_data_say(decision):
+    pulse, other = {"rises": (SOLID, BROKEN), "falls": (BROKEN, SOLID), "not shown": (SOLID, SOLID)}[decision]
+    text = "\n".join(lines_of(pulse, other))
+    for selection in ("random", "last step only", "hindsight"):
+        assert f"{selection} 5 % (" in text and frontier_verdicts.FOLLOWS[selection][decision] in text
+        assert not any(words in text for how, words in frontier_verdicts.FOLLOWS[selection].items() if how != decision)
+    compared = against_dense.COMPARED
+    assert f"VisionPulse 5 % is {compared[decision]} named objects (" in text
+    assert f"knob is {compared[TURNED[decision]]} VisionPulse 5 %" in text
+    assert ("accuracy falls at VisionPulse 5 %" in text) == (pulse is BROKEN)
+    assert ("VisionPulse 5 %: a loss of up to" in text) == (pulse is SOLID)
+
+
+def test_the_readme_says_of_the_frontier_what_its_numbers_say():
+    for pulse, other, says in ((SOLID, BROKEN, "more"), (BROKEN, SOLID, "less")):
+        judged = frontier_verdicts.judged_pairs(frontier_of(pulse, other), [0.05], ["knob"])
+        text = findings_table.found_04({"against": frontier_verdicts.numbers(judged)})
+        assert f"VisionPulse 5 % is {says} accurate than " in text and "not told apart" not in text
+        assert f"random 5 % ({'' if says == 'more' else '-'}83.3 points [" in text
+        assert "5 differences in accuracy" in text and "knob" not in text

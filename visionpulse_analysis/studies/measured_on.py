@@ -1,0 +1,41 @@
+"""What a study was measured on, beside what the paper was, so that its reach need not be guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from visionpulse_analysis.models import VLM
+from visionpulse_analysis.statistics import cluster_bootstrap
+from visionpulse_analysis.studies.drawing import show
+from visionpulse_analysis.studies.samples import Sample
+from visionpulse_analysis.studies.trace_measures import Arm
+
+PAPER = "arXiv 2605.31457 measured Qwen3-VL and InternVL3.5 of 4B and 8B, on images of 1,280 visual tokens and more"
+
+
+def measured_on(vlm: VLM, samples: Sequence[Sample], dense: Arm, share: float | None = None) -> str:
+    """Say in numbers what was measured on, and that nothing beyond it was.
+
+    Parameters
+    ----------
+    dense : the arm without pruning, of these samples
+    share : of the patches that the study is about, 0 to 1, told in patches as well
+    """
+    patches = np.array([len(vlm.prompt(one.image, one.question).grid) for one in samples])
+    ids = np.tile(np.arange(len(samples)), len(dense.length))
+    length = cluster_bootstrap(dense.length.ravel().astype(float), ids, method="studentized")
+    cut = int((~dense.finished).sum())
+    kept = np.maximum(1, np.floor((share or 0) * patches).astype(int))
+    told = "" if share is None else f"; {100 * share:g} % of them are {_range(kept)}"
+    return (
+        f"Measured on {vlm.name}: {vlm.n_layers} layers, {len(samples)} samples of {_range(patches)} visual tokens"
+        f"{told}; dense traces of {show(length, 1, '', sign=False)} tokens on average, {cut} of {dense.finished.size} "
+        f"of them cut off. {PAPER}. How far anything found here carries beyond what it was measured on is not measured."
+    )
+
+
+def _range(numbers: np.ndarray) -> str:
+    least, most = int(numbers.min()), int(numbers.max())
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
