@@ -155,8 +155,8 @@ class _Walk:
 
     def describe(self, value: Any, where: str) -> None:
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
-        if value is os.environ or value is sys.modules or value is sys.path:
-            self.put("of the process")  # too much: what code takes from them is found by its name
+        if any(value is one for one in (os.environ, sys.modules, sys.path, sys.stdout, sys.stderr)):
+            self.put("of the process")  # what code takes from it is found by name, and what it says changes nothing
         elif isinstance(value, types.FunctionType):
             self.function(value, where)
         elif isinstance(value, type):
