@@ -256,7 +256,7 @@ def test_cut_off_traces_stand_apart_everywhere(arms):
     assert "Only here 10, longer by at least 90 tokens; only densely 0." in sentence
     row = report.table(shown).iloc[0]
     assert (row["cut off"], row["cut off, dense"], row["pairs that ended"]) == ("10 of 24", "0 of 24", "14 of 24")
-    assert "change of cut-offs (points)" in [ax.get_xlabel() for ax in report.headline(shown).axes]
+    assert "cut off (points)" in [ax.get_xlabel() for ax in report.headline(shown).axes]
     assert report.numbers(shown)["greedy"]["at prefill 5 %"]["judged"]["cut off"]["size"] == 3
     none = replace(pruned, finished=np.zeros_like(ended))
     nothing = {"greedy": {"at prefill 5 %": compare(dense, none)}}

@@ -6,6 +6,7 @@ import pytest
 from visionpulse_analysis.studies import by_question, frontier_report
 from visionpulse_analysis.studies import trace_length_report as report
 from visionpulse_analysis.studies.alignment import first_divergences
+from visionpulse_analysis.studies.findings_table import found_03
 from visionpulse_analysis.studies.samples import scene_samples
 from visionpulse_analysis.studies.trace_length import compare
 from visionpulse_analysis.studies.trace_measures import Arm, Scored
@@ -94,6 +95,18 @@ def test_how_much_of_the_change_is_spent_on_detours():
     assert shown == ["1.0", "0.3", "-0.7"]
     against = report.verdicts({"greedy": {NAME: compare(arm(0, 30), arm(SOME, 9))}}, "greedy")[0]
     assert "] are spent on detours. " in against  # shorter although detours were added: no share
+
+
+def test_the_finding_tells_cut_offs_and_decides_by_adjusted_tests():
+    dense, pruned = arm(SOME, 9, seeds=2), arm(0, 9, seeds=2)
+    never = np.arange(40) < 8
+    ended = np.tile(~never, (2, 1))
+    once = Arm(np.where(ended, pruned.length, 160), pruned.retention, ended, arm(0, 9, ~never, seeds=2).truth)
+    changes = {NAME: compare(dense, pruned), "at prefill 5 %": compare(dense, once)}
+    said = found_03(report.numbers({"sampled": changes, "greedy": changes}))
+    assert "Sampled: length falls (-50.0 %" in said and "accuracy not shown (0.0 points [" in said
+    assert "at prefill 5 %: length falls (" in said and "cut off 16 of 80 (dense 0)" in said
+    assert "(Holm) for all 12 of the notebook" in said
 
 
 def test_the_figure_says_that_no_trace_differs():

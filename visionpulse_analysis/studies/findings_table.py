@@ -66,17 +66,36 @@ def found_02(n: dict[str, Any]) -> str:
 def found_03(n: dict[str, Any]) -> str:
     def said(way: str, name: str) -> str:
         arm = n[way][name]
-        return f"length {share(arm['length'])}, accuracy {share(arm['truth']['change']).replace(' %', ' points', 1)}"
+        length, accuracy = (arm["judged"][outcome]["decision"] for outcome in ("length", "accuracy"))
+        return (
+            f"length {length} ({share(arm['length'])}), accuracy {accuracy} ({points(arm['truth']['change'])})"
+            f"{cut_off(arm)}"
+        )
 
-    pulse = n["sampled"]["VisionPulse 5 %"]
+    pulse, greedy = (n[way]["VisionPulse 5 %"] for way in ("sampled", "greedy"))
+    static = [name for name in n["sampled"] if name.startswith(("at prefill 5", "hindsight 5"))]
+    in_one_set = "; ".join(f"{name}: {said('sampled', name)}" for name in static)
     return (
-        f"Changes against dense with {100 * pulse['retention']:.1f} % of the patches at each step. Sampled: "
-        f"{said('sampled', 'VisionPulse 5 %')} ({share(pulse['truth']['ratio'])} of dense), detours "
-        f"{plain(pulse['truth']['detour_change'])} of {plain(pulse['truth']['dense_detours'])} a trace. Greedy: "
-        f"{said('greedy', 'VisionPulse 5 %')} (dense greedy traces hold "
-        f"{n['greedy']['VisionPulse 5 %']['truth']['dense_detours']['estimate']:.2f} detours). As many chosen once at "
-        f"prefill, sampled: {said('sampled', 'at prefill 5 %')}."
+        f"Changes against dense with {100 * pulse['retention']:.1f} % of the patches at each step; lengths are of the "
+        f"pairs that ended. Sampled: {said('sampled', 'VisionPulse 5 %')}, {share(pulse['truth']['ratio'])} of dense; "
+        f"detours {plain(pulse['truth']['detour_change'])} of {plain(pulse['truth']['dense_detours'])} a trace. "
+        f"Greedy: {said('greedy', 'VisionPulse 5 %')} (dense greedy traces hold "
+        f"{greedy['truth']['dense_detours']['estimate']:.2f} detours). As many in one set for the whole trace, "
+        f"sampled, {in_one_set}. {adjusted(pulse)}"
     )
+
+
+def cut_off(arm: dict[str, Any]) -> str:
+    """How many traces were cut off, as the end of a phrase; empty where none was, here or densely."""
+    cut = arm["cut_off"]
+    counts = f", cut off {cut['n_arm']} of {arm['n_pairs']} (dense {cut['n_dense']})"
+    return counts if cut["n_arm"] or cut["n_dense"] else ""
+
+
+def adjusted(arm: dict[str, Any]) -> str:
+    """How it was decided what falls and rises."""
+    size = arm["judged"]["length"]["size"]
+    return f"What falls or rises is told by exact tests, adjusted (Holm) for all {size} of the notebook."
 
 
 def found_04(n: dict[str, Any]) -> str:
@@ -194,8 +213,20 @@ def found_06(n: dict[str, Any]) -> str:
 
 
 def found_08(n: dict[str, Any]) -> str:
-    said = [f"{name} {share(arm['accuracy'])} in {arm['length']['estimate']:.1f} tokens" for name, arm in n.items()]
-    return f"Accuracy and mean length of {n['dense']['n']} samples per pruner: {'; '.join(said)}."
+    cut = any(arm["n_cut_off"] for arm in n.values())
+
+    def said(name: str, arm: dict[str, Any]) -> str:
+        length = arm["length"]["estimate"]
+        found = f", {arm['judged']['accuracy']['decision']}" if "accuracy" in arm["judged"] else ""
+        tokens = "no trace ended" if length is None else f"{length:.1f} tokens"
+        cut_here = f", {arm['n_cut_off']} cut off" if cut else ""
+        return f"{name} {share(arm['accuracy'])}{found} ({tokens}{cut_here})"
+
+    against = next((f" {adjusted(arm)}" for arm in n.values() if arm["judged"]), "")
+    return (
+        f"Accuracy, and mean length of the traces that ended, of {n['dense']['n']} samples per pruner: "
+        f"{'; '.join(said(name, arm) for name, arm in n.items())}.{against}"
+    )
 
 
 FOUND = {

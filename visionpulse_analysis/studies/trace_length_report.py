@@ -238,18 +238,18 @@ def headline(changes: Changes) -> Figure:
     """
     rows = {f"{name}, {how}": c for how, arms in changes.items() for name, c in arms.items()}
     names = sorted(rows, key=lambda name: list(changes[next(iter(changes))]).index(name.rsplit(", ", 1)[0]))
-    panels: dict[str, dict[str, Interval | None]] = {"change of length (%)": {n: rows[n].length for n in names}}
+    panels: dict[str, dict[str, Interval | None]] = {"length (%)": {n: rows[n].length for n in names}}
     known = {n: rows[n].truth for n in names}
     scored = {n: truth for n, truth in known.items() if truth is not None}
     if len(scored) == len(names):
         # Rows are shared, so an arm without a pair that is right both times costs the panel.
         if all(truth.length_both_right for truth in scored.values()):
-            panels["length, both right (%)"] = {n: truth.length_both_right for n, truth in scored.items()}
-        panels["change of accuracy (points)"] = {n: truth.change for n, truth in scored.items()}
+            panels["both right (%)"] = {n: truth.length_both_right for n, truth in scored.items()}
+        panels["accuracy (points)"] = {n: truth.change for n, truth in scored.items()}
     if any(c.cut_off.n_arm or c.cut_off.n_dense for c in rows.values()):
-        panels["change of cut-offs (points)"] = {n: rows[n].cut_off.change for n in names}
+        panels["cut off (points)"] = {n: rows[n].cut_off.change for n in names}
     if not any(c.n_both for c in rows.values()):
-        del panels["change of length (%)"]
+        del panels["length (%)"]
     fig, axes = figures.new_figure(DOUBLE, 0.22 * len(names) + 0.6, 1, len(panels), sharey=True)
     for ax, (label, values) in zip(np.atleast_1d(axes), panels.items(), strict=True):
         draw_named(ax, percent(values), reference=0, xlabel=label)
