@@ -173,6 +173,47 @@ class TestBadModels:
         with pytest.raises(ValueError, match="do not fit its config.json: tensors .*" + "".join(said)):
             vpa.load(str(folder))
 
+    @pytest.mark.parametrize(
+        "extra",
+        [
+            "mtp.layers.0.self_attn.q_proj.weight",  # predicts further tokens, as a part of its own
+            "model.language_model.layers.8.eh_proj.weight",  # or behind the last layer
+            "model.language_model.layers.0.self_attn.rotary_emb.inv_freq",
+            "model.language_model.layers.0.self_attn.k_scale",
+            "model.visual.head.attention.in_proj_weight",
+            "talker.model.layers.0.mlp.up_proj.weight",
+            "logit_scale",
+        ],
+    )
+    def test_parts_that_the_model_has_none_of_are_told(self, scenes_folder, tmp_path, vlm, caplog, extra):
+        folder = tmp_path / "published"
+        shutil.copytree(scenes_folder, folder)
+        config = json.loads((folder / "config.json").read_text())
+        config["text_config"]["num_nextn_predict_layers"] = 1
+        (folder / "config.json").write_text(json.dumps(config))
+        tensors = load_file(folder / "model.safetensors")
+        save_file({**tensors, extra: torch.ones(4)}, folder / "model.safetensors", {"format": "pt"})
+        assert vpa.load(str(folder)).weights_hash == vlm.weights_hash
+        by_itself = extra.endswith("inv_freq")  # which the library passes over
+        assert by_itself or f"1 tensors of parts that the model does not have: {extra}" in caplog.text
+
+    @pytest.mark.parametrize(
+        "extra",
+        [
+            "model.language_model.layers.0.self_attn.q_proj.bias",
+            "model.language_model.layers.0.self_attn.q_proj.weight_scale",  # a weight that stands for others
+            "model.language_model.layers.8.mlp.up_proj.weight",
+            "model.visual.merger.norm.gain",
+            "lm_head.bias",
+        ],
+    )
+    def test_what_its_layers_would_need_is_no_such_part(self, scenes_folder, tmp_path, extra):
+        shutil.copytree(scenes_folder, tmp_path / "odd")
+        weights = tmp_path / "odd" / "model.safetensors"
+        save_file({**load_file(weights), extra: torch.ones(4)}, weights, {"format": "pt"})
+        with pytest.raises(ValueError, match="1 left over, with no place in the model: " + re.escape(extra)):
+            vpa.load(str(tmp_path / "odd"))
+
     def test_tied_weights_need_not_be_there_twice(self, scenes_folder, tmp_path, vlm):
         shutil.copytree(scenes_folder, tmp_path / "tied")
         path = tmp_path / "tied" / "config.json"

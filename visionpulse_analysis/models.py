@@ -248,9 +248,9 @@ def load(
     Raises
     ------
     ValueError
-        If nothing of that name is found, its files cannot be read, tensors are missing in its checkpoint, left over or
-        of another shape (the message names them), it needs code of its own to run, a dtype or device is not there, or
-        ``device_map`` comes with ``device``, without accelerate, or does not hold all of the model.
+        If nothing of that name is found, its files cannot be read, tensors of its layers are missing in its checkpoint,
+        left over or of another shape (the message names them), it needs code of its own to run, a dtype or device is
+        not there, or ``device_map`` comes with ``device``, without accelerate, or does not hold all of the model.
     UnsupportedModelError
         If the model is text-only or of a family that is not supported.
     """
@@ -277,7 +277,7 @@ def load(
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         explain_own_code(name, error)
         raise ValueError(f"the weights of {name!r} or its processor files cannot be read: {error}") from error
-    check_arrived(name, loaded[1])
+    check_arrived(name, model, loaded[1])
     # Models for text and pictures keep their chat template with the processor.
     tokenizer.chat_template = settings.get("chat_template") or tokenizer.chat_template
     if device_map is None:

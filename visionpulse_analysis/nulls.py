@@ -266,7 +266,7 @@ def _count_above(shapes: np.ndarray, order: np.ndarray, level: np.ndarray) -> np
 
 @dataclass(frozen=True)
 class ExchangeNull:
-    """Observed r of two quantities within samples, beside r when one is exchanged between steps that are alike.
+    """Observed `r` of two quantities within samples, beside r when one is exchanged between steps that are alike.
 
     `r`, -1 to 1, is that of the data. `low` and `high` are the 2.5 % and 97.5 % points of the null r, `mean` its mean,
     over `n_permutations`; `p` is two-sided. All four are NaN if r is undefined in the data or in a permutation.
