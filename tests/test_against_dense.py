@@ -142,6 +142,7 @@ def test_the_readme_says_of_the_comparison_what_its_numbers_say():
     bad = findings_table.found_09(rivals_report.numbers(comparison(VisionPulse=BROKEN, FastV=SOLID), 0.1))
     assert "changes accuracy by -83.3 points" in bad and "FastV: no change is shown" in bad
     assert "Cut off" not in bad
+    assert "VisionPulse is more accurate than FastV (" in text and "VisionPulse is less accurate than FastV (" in bad
 
 
 # The frontier of one pruner

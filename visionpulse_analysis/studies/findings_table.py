@@ -99,12 +99,6 @@ def adjusted(arm: dict[str, Any]) -> str:
 
 
 def found_04(n: dict[str, Any]) -> str:
-    if "against" not in n:  # a figure of before these were judged together
-        five, ten = (n["advantage"][budget]["random"] for budget in ("5 %", "10 %"))
-        return (
-            f"Accuracy above that of random selection of equally many patches: {points(five)} with 5 % of them kept, "
-            f"{points(ten)} with 10 %."
-        )
     judged = n["against"]
     family = next(iter(next(iter(judged.values())).values()))["family"]
     lines = []
