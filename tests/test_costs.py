@@ -171,7 +171,50 @@ def test_scored_layers_read_the_keys_of_every_patch_that_prefill_left():
     assert (with_it.kv_bytes_read - without.kv_bytes_read).tolist() == [0, (60 - 5) * 4 * 2]
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_window_saves_itself_what_has_left_it(seed):
+    """Tokens seen, counted one by one: as many without pruning, and at most too many with it."""
+    rng, window = np.random.default_rng(seed), 12
+    patches, text = 10, int(rng.integers(3, 20))
+    shape = ModelShape(8, 2, 1, 4, 10, (16, 16), (0, 0), value_bytes=1, windows=(0, window))
+    positions = np.sort(rng.choice(text + patches, patches, replace=False))
+    hidden = rng.random((6, patches)) < rng.random()
+    k = np.stack([np.full(6, patches), (~hidden).sum(axis=1)], axis=1)
+    options = {"text": text, "patches": patches, "positions": positions}
+    dense, found = (count_costs(shape, counts, **options) for counts in (np.full_like(k, patches), k))
+    somewhere = count_costs(shape, k, text=text, patches=patches)
+    for step in range(1, 6):
+        total, bytes_of_all = text + patches + step, 8 * (text + patches + step)
+        newest = np.arange(total) >= total - window
+        gone = np.isin(np.arange(total), positions[hidden[step]])
+        assert dense.kv_bytes_read[step] == bytes_of_all + 8 * newest.sum()
+        assert bytes_of_all + 8 * (newest & ~gone).sum() <= found.kv_bytes_read[step] <= dense.kv_bytes_read[step]
+        assert found.kv_bytes_read[step] <= somewhere.kv_bytes_read[step] <= dense.kv_bytes_read[step]
+        assert found.kv_bytes_held[step] <= 8 * (total + min(window - 1, total))
+
+
+def test_a_window_longer_than_the_trace_changes_nothing():
+    k = np.array([[100, 60, 60], [100, 5, 0], [0, 5, 100]])
+    given = {"text": 10, "patches": 100, "others": 7, "scored_layers": [1], "positions": np.arange(3, 103)}
+    plain = ModelShape(8, 2, 1, 4, 10, (16,) * 3, (0,) * 3)
+    wide = ModelShape(8, 2, 1, 4, 10, (16,) * 3, (0,) * 3, windows=(121, 0, 1000))
+    for forgets in (False, True):
+        one, other = (count_costs(shape, k, forgets=forgets, **given) for shape in (plain, wide))
+        for name in ("flops", "kv_bytes_read", "kv_bytes_held"):
+            assert np.array_equal(getattr(one, name), getattr(other, name))
+
+
 class TestShapes:
+    def test_windows_are_stated_for_all_layers_or_by_kind(self):
+        from transformers import Gemma3TextConfig, MistralConfig, Qwen2Config
+
+        sizes = {"num_hidden_layers": 6, "sliding_window": 24}
+        assert ModelShape.of(MistralConfig(**sizes)).windows == (24,) * 6
+        assert ModelShape.of(Gemma3TextConfig(**sizes)).windows == (24, 24, 24, 24, 24, 0)
+        assert ModelShape.of(Qwen2Config(**sizes)).windows == (0,) * 6  # its switch is off
+        with pytest.raises(ValueError, match="a window per layer"):
+            ModelShape(8, 2, 1, 4, 10, (16, 16), (0, 0), windows=(4,))
+
     def test_of_a_mixture_of_experts(self):
         from transformers import Qwen3VLMoeTextConfig
 

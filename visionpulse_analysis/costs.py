@@ -8,8 +8,8 @@ The formula, in floating-point operations (2 per multiply-add), per layer and fo
 d width, a query heads x head dimension, c key heads x head dimension, m width of the MLP that one token runs through, g
 its matrices (3 when gated), e experts to choose from; then ``2 d V`` for the one row of logits over V words. Pairs are
 counted as ``queries x keys``, as every kernel that does not skip the causal half works them out, and as
-``torch.utils.flop_counter`` counts. Layers with a window are counted as if they saw everything: the window is a mask,
-which saves no work.
+``torch.utils.flop_counter`` counts. In prefill a sliding window is a mask, which saves no work; a decode step needs,
+reads and holds no more than the window, as the cache of transformers does.
 Element-wise operations, the vision tower and what a pruner computes to choose are not counted.
 
 Authors of pruners print ``4 n d^2 + 2 n^2 d + 2 n d m`` for a layer that sees n tokens (FastV and those after it): one
@@ -54,6 +54,8 @@ class ModelShape:
         How many a router chooses from, 0 for a dense layer.
     mlp_matrices : 3 (gated) or 2
     value_bytes : int, bytes of one cached number
+    windows : int [layer], optional
+        The newest tokens that a layer sees, 0 where it sees all; left out, all layers see all.
     """
 
     width: int
@@ -65,13 +67,15 @@ class ModelShape:
     experts: tuple[int, ...]
     mlp_matrices: int = 3
     value_bytes: int = 2
+    windows: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("mlp", "experts"):
+        object.__setattr__(self, "windows", self.windows or (0,) * len(self.mlp))
+        for name in ("mlp", "experts", "windows"):
             object.__setattr__(self, name, tuple(int(value) for value in getattr(self, name)))
         sizes = (self.width, self.heads, self.kv_heads, self.head_dim, self.vocabulary, self.value_bytes)
-        if min(sizes) < 1 or not self.mlp or len(self.mlp) != len(self.experts):
-            raise ValueError(f"a model has sizes above 0 and as many MLPs as layers, got {self}")
+        if min(sizes) < 1 or not self.mlp or not len(self.mlp) == len(self.experts) == len(self.windows):
+            raise ValueError(f"a model has sizes above 0, and an MLP, experts and a window per layer, got {self}")
 
     @property
     def layers(self) -> int:
@@ -117,6 +121,7 @@ class ModelShape:
             experts=tuple(experts if is_sparse else 0 for is_sparse in sparse),
             mlp_matrices=2 if getattr(text, "model_type", "") in UNGATED else 3,
             value_bytes=value_bytes,
+            windows=_windows(text, n),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -135,6 +140,13 @@ class ModelShape:
         """Bytes of the keys and values of `keys` tokens, int [layer], all layers together."""
         n = np.broadcast_to(np.asarray(keys, np.float64), self.layers)
         return float(2 * self.kv_heads * self.head_dim * self.value_bytes * n.sum())
+
+
+def _windows(text: Any, layers: int) -> tuple[int, ...]:
+    """The window of each layer, 0 for none; all have the one that is stated, unless kinds of layers are named."""
+    window = getattr(text, "sliding_window", None) or 0
+    kinds = getattr(text, "layer_types", None) or ["sliding_attention"] * layers
+    return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
 
 
 def _check_known(text: Any) -> None:
@@ -179,6 +191,7 @@ def count_costs(
     scored_layers: Sequence[int] = (),
     forgets: bool = False,
     recomputes: bool = False,
+    positions: Sequence[int] | np.ndarray | None = None,
 ) -> Costs:
     """Cost of every step of one decode.
 
@@ -199,10 +212,18 @@ def count_costs(
         than is visible where the others are forgotten.
     forgets : bool, whether a decode step deletes what it hides, so that it need not be held
     recomputes : bool, whether every step reads prompt and answer anew, as prefill does, and holds no cache
+    positions : int [patch], optional
+        Places of the patches in the prompt, for layers with a window: what has left it nobody reads, hidden or not.
 
     Returns
     -------
     Costs
+
+    Notes
+    -----
+    Which patches a layer hides is not given, only how many. In a layer with a window as many as can be are taken to be
+    those that have left it, so its counts are exact without pruning and else at most too high: a pruner is credited
+    with nothing that the window saves by itself.
 
     Raises
     ------
@@ -215,7 +236,17 @@ def count_costs(
     if k.min() < 0 or k.max() > patches or text < 1:
         raise ValueError(f"expected 0 to {patches} patches and some text, got {k.min()} to {k.max()} and {text} tokens")
     layers = np.arange(shape.layers)
-    k = k + others * (k > 0)  # from here on, tokens of pictures
+    k, pictures = k + others * (k > 0), patches + others  # from here on, tokens of pictures
+    windows = np.asarray(shape.windows)
+    # Without places the pictures come first. Their other tokens, whose places are not given, leave with the first.
+    places = np.arange(patches) if positions is None else np.asarray(positions)
+
+    def reached(step: int, visible: np.ndarray, newest: int = 0) -> np.ndarray:
+        """Tokens [layer] that each layer sees where so many of pictures are visible, before ``newest`` to come."""
+        total = text + pictures + step
+        limits = np.where(windows > 0, np.minimum(windows - newest, total), total)
+        left = np.array([(places < total - limit).sum() + others * (limit < total) for limit in limits])
+        return limits - np.maximum(pictures - visible - np.minimum(left, total - limits), 0)
 
     def whole(step: int) -> float:
         """FLOPs of reading the prompt and all tokens of the answer up to a step at once."""
@@ -229,14 +260,14 @@ def count_costs(
     if recomputes:
         nothing = np.zeros(len(k))
         return Costs(np.array([whole(step) for step in range(len(k))]), nothing, nothing)
-    flops, read, held = [whole(0)], [0.0], [shape.kv_bytes(text + k[0])]
+    flops, read, held = [whole(0)], [0.0], [shape.kv_bytes(reached(0, k[0], newest=1))]
     scored = np.isin(layers, [] if forgets else scored_layers)
     for step in range(1, len(k)):
-        n = text + step
-        flops.append(shape.flops(1, 1, n + k[step]))
-        keys_only = shape.kv_bytes(np.where(scored, k[0] - k[step], 0)) / 2
-        read.append(shape.kv_bytes(n + k[step]) + keys_only)
-        held.append(shape.kv_bytes(n + k[step if forgets else 0]))
+        seen = reached(step, k[step])
+        flops.append(shape.flops(1, 1, seen))
+        keys_only = shape.kv_bytes(np.where(scored, reached(step, k[0]) - seen, 0)) / 2
+        read.append(shape.kv_bytes(seen) + keys_only)
+        held.append(shape.kv_bytes(reached(step, k[step if forgets else 0], newest=1)))
     return Costs(np.array(flops), np.array(read), np.array(held))
 
 
@@ -266,6 +297,5 @@ def costs_of(trace: Any) -> Costs:
         raise ValueError(f"the costs of this trace are not known: {facts['unknown']}")
     shape, patches = ModelShape(**facts.pop("shape")), len(trace.grid)
     dense = np.full((len(trace), shape.layers), patches)
-    return count_costs(
-        shape, dense if trace.k_per_layer is None else trace.k_per_layer.values, patches=patches, **facts
-    )
+    counts = dense if trace.k_per_layer is None else trace.k_per_layer.values
+    return count_costs(shape, counts, patches=patches, positions=trace.grid.position, **facts)

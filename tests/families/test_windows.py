@@ -84,6 +84,20 @@ def test_alone_is_eager_generation(windowed):
     assert np.abs(trace.mass.values - masses).max() < 1e-5
 
 
+def test_costs_are_those_of_the_librarys_own_cache(windowed):
+    vlm, question = windowed.vlm, QUESTIONS[1]
+    costs = vpa.costs_of(vpa.decode(vlm, windowed.photo, question, max_new_tokens=STEPS, layers="none"))
+    inputs = vlm.family.batch([vlm.prompt(windowed.photo, question)], padding=0)
+    cache = DynamicCache(config=vlm.model.config.get_text_config(decoder=True))
+    length, read = len(vlm.prompt(windowed.photo, question).ids), 0
+    vlm.model.generate(**inputs, max_new_tokens=STEPS, min_new_tokens=STEPS, do_sample=False, past_key_values=cache)
+    assert costs.kv_bytes_held[-1] == sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    for layer in cache.layers:
+        one = (layer.keys.nbytes + layer.values.nbytes) / layer.keys.shape[2]
+        read += one * min(windowed.window if layer.is_sliding else length + STEPS, length + STEPS - 1)
+    assert costs.kv_bytes_read[-1] == read
+
+
 @pytest.mark.parametrize("pruner", [None, vpa.VisionPulse(budget=0.25), vpa.make_pruner("fastv", budget=0.25)])
 def test_a_batch_equals_each_row_alone(windowed, pruner):
     def decoded(**options):
