@@ -9,6 +9,8 @@ import pytest
 from made_frontier import LIMIT, first, made_arm, made_frontier
 
 from visionpulse_analysis.studies import against_dense, findings_table, frontier_verdicts, rivals, rivals_report
+from visionpulse_analysis.studies.measured_on import measured_on
+from visionpulse_analysis.studies.samples import scene_samples
 from visionpulse_analysis.studies.trace_length import compare
 
 N = 36
@@ -179,3 +181,12 @@ def test_the_readme_says_of_the_frontier_what_its_numbers_say():
         assert f"VisionPulse 5 % is {says} accurate than " in text and "not told apart" not in text
         assert f"random 5 % ({'' if says == 'more' else '-'}83.3 points [" in text
         assert "5 differences in accuracy" in text and "knob" not in text
+
+
+def test_what_was_measured_on_is_counted(vlm):
+    """Of other samples other numbers are told."""
+    for n, cells, patches, kept in ((2, 4, "64", "3"), (3, 6, "144", "7")):
+        dense = made_arm(True, 30 + np.arange(n), first(n - 1, of=n))
+        text = measured_on(vlm, scene_samples(n, cells=cells), dense, 0.05)
+        assert f"{vlm.n_layers} layers, {n} samples of {patches} visual tokens; 5 % of them are {kept};" in text
+        assert f", 1 of {n} of them cut off." in text
