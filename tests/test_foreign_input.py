@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 from io import BytesIO
 from pathlib import Path
 
@@ -43,6 +44,9 @@ def oriented(value: int, odd: bytes) -> bytes:
     )
 
 
+ODD = struct.pack("<HHII", ExifTags.Base.Make, 2, 200, 2**31)  # a text behind the end
+
+
 @pytest.mark.parametrize("kind", ["png", "webp"])
 @pytest.mark.parametrize(
     "odd",
@@ -68,6 +72,33 @@ def test_an_open_picture_with_broken_exif(tmp_path):
     memory = BytesIO()
     picture().save(memory, "PNG", exif=b"Exif\0\0garbage!")
     assert np.array_equal(read_image(Image.open(memory)), np.asarray(picture()))
+
+
+def test_broken_exif_of_a_jpeg_is_no_warning(tmp_path):
+    picture().save(tmp_path / "plain.jpg")
+    for number, exif in enumerate(
+        [b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", oriented(1, ODD)]
+    ):
+        path = saved(tmp_path / f"{number}.jpg", exif)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert np.array_equal(read_image(path), read_image(tmp_path / "plain.jpg"))
+
+
+@pytest.mark.parametrize("kind", ["eXIf", "tEXt", "zTXt", "iCCP", "tIME", "gAMA"])
+def test_remarks_with_a_wrong_checksum_are_passed_over(tmp_path, kind):
+    """As libpng does; a damaged part of the pixels stays an error, and so does a file cut off."""
+    plain, path = tmp_path / "plain.png", tmp_path / "odd.png"
+    picture().save(plain)
+    content = plain.read_bytes()
+    end = 8 + 25  # behind the header
+    remark = struct.pack(">I", 9) + kind.encode() + b"a\0bcdefgh"
+    path.write_bytes(content[:end] + remark + b"\0\0\0\0" + content[end:])
+    assert np.array_equal(read_image(path), np.asarray(picture()))
+    for broken in (path.read_bytes()[:-30], path.read_bytes().replace(b"IDAT", b"IDAX")):
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match="not a readable image"):
+            read_image(path)
 
 
 def test_folders_of_pictures_leave_out_what_systems_leave(tmp_path):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import struct
 import warnings
+import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,9 @@ ImageLike = Any  # a path, a PIL image, or a uint8 array [row_px, col_px, 3]
 
 # Not every format that PIL knows: for some (EPS) it starts another program to read the file.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
+# What decides the pixels of a PNG (of an animated one, too); all its other chunks are remarks.
+PNG_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT"}
 
 TURNS = {  # by the value of the orientation tag; 1, and anything that is no orientation, is as it is
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -59,7 +66,7 @@ def read_image(image: ImageLike) -> np.ndarray:
         raise FileNotFoundError(f"no image at {path}{folder}" if str(image) else "no image at '': the path is empty")
     Image.init()
     try:
-        opened = Image.open(path, formats=FORMATS)
+        opened = _opened(path)
     except Exception as error:  # readers of broken files raise nearly anything
         raise ValueError(
             f"{path} is not a readable image: {error}; formats that can be read: {', '.join(FORMATS)}"
@@ -67,6 +74,39 @@ def read_image(image: ImageLike) -> np.ndarray:
     with opened:
         _refuse_unclear(opened, path)
         return pixels_of(opened, str(path))
+
+
+def _opened(path: Path) -> Image.Image:
+    """The file as PIL opens it, without its warnings about broken EXIF, which changes no pixel."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return Image.open(path, formats=FORMATS)
+        except Exception:
+            with suppress(OSError, struct.error):
+                if plain := _without_remarks(path.read_bytes()):
+                    return Image.open(io.BytesIO(plain), formats=["PNG"])
+            raise
+
+
+def _without_remarks(content: bytes) -> bytes:
+    """A PNG without the chunks that viewers pass over where they are damaged: text, times, colours, broken EXIF.
+
+    Empty where the file is no whole PNG.
+    """
+    kept, place = [content[:8]], 8
+    if kept[0] != b"\x89PNG\r\n\x1a\n":
+        return b""
+    while place < len(content):
+        length, kind = struct.unpack_from(">I4s", content, place)
+        chunk = content[place : place + length + 12]
+        if len(chunk) < length + 12:
+            return b""
+        whole = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+        if kind in PNG_PIXELS or (kind == b"eXIf" and whole):
+            kept.append(chunk)
+        place += len(chunk)
+    return b"".join(kept)
 
 
 def _refuse_unclear(picture: Image.Image, path: Path) -> None:
