@@ -26,6 +26,8 @@ def set_to(name, value):
         torch.set_grad_enabled(value)
     elif name == "autocast":
         torch.set_autocast_enabled("cpu", value)
+    elif name == "matmul":
+        torch.set_float32_matmul_precision(value)
     else:
         torch.use_deterministic_algorithms(value)
     try:
@@ -42,13 +44,16 @@ def set_to(name, value):
         elif name == "autocast":
             assert torch.is_autocast_enabled("cpu")
             torch.set_autocast_enabled("cpu", False)
+        elif name == "matmul":
+            assert torch.get_float32_matmul_precision() == value
+            torch.set_float32_matmul_precision("highest")
         else:
             torch.use_deterministic_algorithms(False)
 
 
 SETTINGS = [
     ("dtype", torch.float64), ("dtype", torch.bfloat16), ("device", "meta"), ("grad", False),
-    ("deterministic", True), ("autocast", True),
+    ("deterministic", True), ("autocast", True), ("matmul", "medium"),
 ]  # fmt: skip
 
 
@@ -86,6 +91,22 @@ def test_no_setting_changes_what_is_loaded_or_read_in_one_pass(scenes_folder, vl
             passages = Passages(loaded, [loaded.prompt(pictures[0], QUESTIONS[0])], [[len(prompt.ids) - 1]])
             found = passages.read()[0]
         assert loaded.weights_hash == vlm.weights_hash and np.array_equal(found, expected)
+
+
+def test_matrix_products_round_nothing():
+    """Whether a CPU would round at "medium" is its own affair: what torch is told is looked at."""
+    with set_to("matmul", "medium"), own_settings(), own_settings():
+        assert torch.get_float32_matmul_precision() == "highest"
+    matmul = torch.backends.mkldnn.matmul
+    if hasattr(matmul, "fp32_precision"):
+        before = matmul.fp32_precision
+        matmul.fp32_precision = "bf16"
+        try:
+            with own_settings():
+                assert matmul.fp32_precision == "ieee"
+            assert matmul.fp32_precision == "bf16"
+        finally:
+            matmul.fp32_precision = before
 
 
 def test_threads_give_the_users_dtype_back():

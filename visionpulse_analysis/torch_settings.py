@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from threading import Lock
+from typing import Any
 
 import torch
 
 _lock = Lock()
-_inside, _before = 0, torch.float32  # how many threads are in here, and the default dtype that they found
+_inside, _before = 0, ExitStack()  # how many threads are in here, and what gives back the settings that they found
 
 
 @contextmanager
 def own_settings() -> Iterator[None]:
-    """Compute with torch's own defaults: float32 numbers, on the CPU where no device is named, no autocast.
+    """Compute with torch's own defaults: whole float32 numbers, on the CPU where no device is named, no autocast.
 
-    Serves as a decorator, too. The user's settings are back when the block ends. The default dtype is one for all
-    threads, so while some are in here it is float32 for all of them.
+    Serves as a decorator, too. The user's settings are back when the block ends. The default dtype and how matrix
+    products round are one for all threads, so while some are in here they are torch's own for all of them.
     """
     with ExitStack() as stack:
         # As a mode, a default device costs time at every operation: it is changed only where the user did.
@@ -32,11 +33,12 @@ def own_settings() -> Iterator[None]:
 
 
 def _enter() -> None:
-    global _inside, _before
+    global _inside
     with _lock:
         if _inside == 0:
-            _before = torch.get_default_dtype()
+            _before.callback(torch.set_default_dtype, torch.get_default_dtype())
             torch.set_default_dtype(torch.float32)
+            _round_nothing()
         _inside += 1
 
 
@@ -45,4 +47,21 @@ def _leave() -> None:
     with _lock:
         _inside -= 1
         if _inside == 0:
-            torch.set_default_dtype(_before)
+            _before.close()
+
+
+def _round_nothing() -> None:
+    """Have matrix products take float32 as it is, where the user has them round it to TF32 or bfloat16."""
+    try:
+        asked = torch.get_float32_matmul_precision()
+    except RuntimeError:  # set for one backend, by the newer names
+        asked = None
+    if asked == "highest":
+        return
+    for backend in (torch.backends.mkldnn, torch.backends.cuda):
+        of_backend: Any = getattr(backend, "matmul", None)
+        if hasattr(of_backend, "fp32_precision"):  # from torch 2.9 on
+            _before.callback(setattr, of_backend, "fp32_precision", of_backend.fp32_precision)
+    if asked is not None:
+        _before.callback(torch.set_float32_matmul_precision, asked)
+    torch.set_float32_matmul_precision("highest")
