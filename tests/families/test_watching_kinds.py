@@ -1,0 +1,102 @@
+"""Language models of every kind under one picture tower: hybrids, sinks, caps, chunks, indexers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny_grids
+import torch
+import transformers as hf
+from tiny_parts import text
+
+import visionpulse_analysis as vpa
+from visionpulse_analysis.models import VLM
+
+STEPS = 5
+KINDS = {
+    "linear attention": ("Qwen3_5TextConfig", {
+        "layer_types": ["linear_attention", "full_attention"] * 2, "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    }),
+    "convolutions": ("Lfm2Config", {"layer_types": ["conv", "full_attention", "conv", "full_attention"],
+                                    "block_ff_dim": 64}),
+    "sinks": ("GptOssConfig", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16}),
+    "capped logits": ("Gemma2Config", {"attn_logit_softcapping": 0.5, "sliding_window": 16}),
+    "chunks": ("Llama4TextConfig", {
+        "attention_chunk_size": 32, "num_local_experts": 2, "intermediate_size_mlp": 64, "no_rope_layers": [1, 1, 1, 0],
+    }),
+    "an indexer": ("MistralLarge4TextConfig", {
+        "num_key_value_heads": 4, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+        "moe_intermediate_size": 32, "n_routed_experts": 4, "num_experts_per_tok": 2, "index_topk": 20,
+        "index_head_dim": 16, "index_n_heads": 2,
+    }),
+}  # fmt: skip
+RECORDED = {"linear attention": [1, 3], "convolutions": [1, 3]}
+
+
+def build(kind):
+    name, options = KINDS[kind]
+    if not hasattr(hf, name):
+        pytest.skip(f"transformers {hf.__version__} has no {name}")
+    torch.manual_seed(0)
+    tiny = tiny_grids.llava()
+    config = hf.LlavaConfig(
+        vision_config=tiny.model.config.vision_config,
+        text_config=getattr(hf, name)(**text(tiny.tokenizer, **options)),
+        image_token_index=tiny.tokenizer.image_token_id,
+    )
+    model = hf.LlavaForConditionalGeneration(config).eval()
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and "layers" in name:
+            parameter.data *= 4
+        elif name.endswith("sinks"):
+            parameter.data += 1.0
+    model.generation_config.eos_token_id = None
+    return VLM("tiny", model, tiny.tokenizer, tiny.image_processor)
+
+
+def rows_of_eager(vlm, prompts, inputs):
+    """Tokens, and rows [prompt][step, layer, head, patch], of the library's own eager generate with its weights."""
+    before = vlm.model.get_decoder().config._attn_implementation
+    vlm.model.set_attn_implementation({"text_config": "eager"})
+    out = vlm.model.generate(
+        **inputs, max_new_tokens=STEPS, do_sample=False, output_attentions=True, return_dict_in_generate=True
+    )
+    vlm.model.set_attn_implementation({"text_config": before})
+    length = inputs["input_ids"].shape[1]
+    found = []
+    for row, prompt in enumerate(prompts):
+        places = torch.from_numpy(prompt.grid.position.copy()) + length - len(prompt.ids)
+        steps = []
+        for number, layers in enumerate(out.attentions):
+            rows = []
+            for weights in (layer for layer in layers if layer is not None):
+                newest = weights[row, :, -1]
+                # Of a window only its own columns are there.
+                newest = torch.nn.functional.pad(newest, (length + number - newest.shape[1], 0))
+                rows.append(newest[:, places])
+            steps.append(torch.stack(rows))
+        found.append(torch.stack(steps).numpy())
+    return out.sequences[:, length:], found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_those_of_the_models_own_eager_function(kind, photos):
+    vlm = build(kind)
+    prompts = [vlm.prompt(photo, question) for photo, question in zip(photos, ("where is it ?", "how many ?"), strict=False)]
+    inputs = vlm.family.batch(prompts, padding=0)
+    greedy = {"max_new_tokens": STEPS, "do_sample": False}
+    tokens, rows = rows_of_eager(vlm, prompts, inputs)
+    with torch.no_grad():
+        logits = vlm.model(**inputs).logits
+    plain = vlm.model.generate(**inputs, **greedy)
+    with vpa.watch(vlm.model, vlm.tokenizer, heads="all") as w:
+        assert torch.equal(vlm.model.generate(**inputs, **greedy), plain)
+        with torch.no_grad():
+            assert torch.equal(vlm.model(**inputs).logits, logits)
+    assert torch.equal(plain[:, -STEPS:], tokens)
+    for trace, expected in zip(w.traces, rows, strict=True):
+        assert trace.layers == RECORDED.get(kind, [0, 1, 2, 3])
+        assert ("without_attention" in trace.meta) == (kind in RECORDED)
+        assert np.abs(trace.attention.values - expected).max() <= np.spacing(np.float16(expected.max())) / 2 + 1e-5
+        assert np.abs(trace.mass.values - expected.sum(-1)).max() < 1e-5
