@@ -9,8 +9,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.attending import functions
+from visionpulse_analysis.attending import StepAttention
 from visionpulse_analysis.attending.gathering import Gathered
+from visionpulse_analysis.attention import Call
 from visionpulse_analysis.costs import Costs, ModelShape, costs_of, count_costs
 from visionpulse_analysis.pruners import FastV, KeepAll, VisionPulse
 from visionpulse_analysis.testbed.model import Size, build_model
@@ -113,16 +114,16 @@ def test_bytes_are_those_of_the_keys_and_values_really_read(vlm, pictures, monke
     """What the gathered attention gets is counted call by call; masked execution reports the same costs."""
     read: list[int] = []
 
-    def newest(module, query, key, value, mask, original=functions.newest, **options):
-        read.append(key.nbytes + value.nbytes)
-        return original(module, query, key, value, mask, **options)
+    def newest(call, original=Call.run_newest):
+        read.append(call.key.nbytes + call.value.nbytes)
+        return original(call)
 
     def attend(self, query, key, value, *given, original=Gathered.attend):
         columns = self.index.shape[1] + sum(end - first for first, end in self.views)
         read.append((key[:, :, 0].nbytes + value[:, :, 0].nbytes) * columns)
         return original(self, query, key, value, *given)
 
-    monkeypatch.setattr(functions, "newest", newest)
+    monkeypatch.setattr(StepAttention.__init__, "__defaults__", ((), "masked", newest))
     monkeypatch.setattr(Gathered, "attend", attend)
     for pruner in (VisionPulse(budget=0.1), FastV(3, 0.2), None, KeepAll()):
         read.clear()

@@ -13,6 +13,11 @@ from numpy.typing import ArrayLike
 # What a temperature may be: logits of up to 1e8 divided by it neither overflow nor vanish in float32.
 TEMPERATURES = (1e-30, 1e30)
 
+BROKEN = (
+    "no token can be chosen: the model returned NaN, +inf, or only -inf; its weights are damaged, or its numbers "
+    "overflow in this dtype (try dtype='float32')"
+)
+
 
 def whole_number(value: Any, name: str, least: int | None = None, most: int | None = None) -> int:
     """Return an int; raise ValueError for anything else (also 5.0, "5" and True) or outside the limits."""

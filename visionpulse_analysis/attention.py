@@ -1,158 +1,39 @@
-"""The only file that touches the attention registry of transformers.
+"""The only file that touches the attention lookup of transformers.
 
-``route(model, function)`` sends every attention call of a model's language part through ``function`` for as long as the
-``with`` block lasts, and puts everything back afterwards, also after an exception. Uses nest, and models do not disturb
-one another, also in several threads; one model in two threads at once is refused.
-
-``intercept(model, function)`` does it without the model noticing: its configuration keeps the name of its attention,
-on which some models branch.
+A model asks `AttentionInterface.get_interface` at every layer for the kernel under which it runs, and hands it its own
+eager function, which would do in place of it. While anything is intercepted, that lookup is ours: what it finds goes
+through a function of ours, module by module. Nothing is registered or renamed, since some models branch on the name of
+their attention (an indexer that is folded into the mask under "sdpa" only), and so compute the same inside as outside.
+Everything is put back afterwards, also after an exception. Uses nest, and models do not disturb one another, also in
+several threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock, get_ident
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from transformers import PreTrainedModel
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from visionpulse_analysis._interrupts import check_interrupt, interrupt_at_checks
 from visionpulse_analysis.torch_settings import own_settings
 
-NAME = "visionpulse"
-SUPPORTED = ("sdpa", NAME)
+KERNELS = ("sdpa", "eager")
+# What models pass on to a kernel that changes nothing for a plain softmax under a mask.
+PLAIN = {
+    "cache_position", "cu_seq_lens_k", "cu_seq_lens_q", "dropout", "is_causal", "is_first_iteration", "logits_to_keep",
+    "max_length_k", "max_length_q", "mm_token_type_ids", "num_items_in_batch", "output_attentions",
+    "output_hidden_states", "output_router_logits", "position_ids", "return_dict", "scaling", "sliding_window",
+    "token_type_ids", "use_cache",
+}  # fmt: skip
 
-AttentionFunction = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
-# The routed functions of each module, innermost last, and the thread that they serve.
-_routes: WeakKeyDictionary[torch.nn.Module, list[tuple[int, AttentionFunction]]] = WeakKeyDictionary()
-# How many routes hold each switched configuration (by id), and what it said before: models may share one.
-_switched: dict[int, tuple[int, str]] = {}
-_lock = Lock()
-
-
-def stock(module: torch.nn.Module, query, key, value, attention_mask, **options):
-    """The library's own scaled-dot-product attention, unchanged."""
-    return AttentionInterface._global_mapping["sdpa"](module, query, key, value, attention_mask, **options)
-
-
-def newest(module: torch.nn.Module, query, key, value, attention_mask, *, scaling: float, **options):
-    """Scaled-dot-product attention of the newest query alone, [row, head, 1, dim]: `stock`, arranged for speed.
-
-    The query heads that share a key head become the queries of one head, so that each key is read once: the library
-    reads it once per query head on a CPU, and on a GPU, where there is a mask, copies it for each of them.
-    """
-    rows, heads, length, dim = query.shape
-    shared_by_library = query.device.type != "cpu" and attention_mask is None
-    if length > 1 or heads == key.shape[1] or shared_by_library:
-        return stock(module, query, key, value, attention_mask, scaling=scaling, **options)
-    grouped = query.view(rows, key.shape[1], -1, dim)
-    output = torch.nn.functional.scaled_dot_product_attention(
-        grouped, key, value, attn_mask=attention_mask, scale=scaling
-    )
-    return output.view(rows, 1, heads, value.shape[3]), None
-
-
-def _dispatch(module: torch.nn.Module, query, key, value, attention_mask, **options):
-    """Call the innermost function that this thread routed for this module, else the library's own."""
-    routes = _routes.get(module)
-    if not routes or routes[-1][0] != get_ident():
-        return stock(module, query, key, value, attention_mask, **options)
-    check_interrupt()
-    return routes[-1][1](module, query, key, value, attention_mask, **options)
-
-
-# The mask function is registered under the same name: without it the padding mask would silently be lost.
-AttentionInterface.register(NAME, _dispatch)
-AttentionMaskInterface.register(NAME, sdpa_mask)
-
-
-@contextmanager
-def route(model: PreTrainedModel, function: AttentionFunction) -> Iterator[None]:
-    """Send the language model's attention through ``function`` inside the ``with`` block.
-
-    Ctrl-C takes effect at the next call of a layer, so that it never meets a half-changed model.
-
-    Parameters
-    ----------
-    model : PreTrainedModel
-        A vision-language model whose language part runs under "sdpa" (the vision tower is left alone).
-    function : callable
-        Called as ``function(module, query, key, value, attention_mask, **options)`` with query [batch, head, q, dim],
-        key and value [batch, kv_head, kv, dim] after rotary embedding and cache update; returns what
-        :func:`stock` returns.
-
-    Raises
-    ------
-    ValueError
-        If the language part does not run under "sdpa", or does not take the switch.
-    RuntimeError
-        If the model is routed in another thread.
-    """
-    decoder: Any = model.get_decoder()
-    modules = list(decoder.modules())
-    with interrupt_at_checks(), own_settings():
-        with _lock:
-            _check_free(decoder)
-            _switch(decoder.config)
-            for module in modules:
-                _routes.setdefault(module, []).append((get_ident(), function))
-        try:
-            if decoder.config._attn_implementation != NAME:
-                raise ValueError(f"{type(model).__name__} does not take another attention function")
-            yield
-        finally:
-            with _lock:
-                _switch_back(decoder.config)
-                for module in modules:
-                    _routes[module].pop()
-                    if not _routes[module]:
-                        del _routes[module]
-
-
-def _check_free(decoder: Any) -> None:
-    """Raise unless the decoder runs under scaled-dot-product attention and no other thread uses it."""
-    implementation = decoder.config._attn_implementation
-    if implementation not in SUPPORTED:
-        raise ValueError(
-            f"the language model runs under {implementation!r} attention; recording needs 'sdpa', as vpa.load sets it: "
-            "say model.set_attn_implementation('sdpa') before you decode (vlm.model is the model)"
-        )
-    routes = _routes.get(decoder)
-    if routes and routes[-1][0] != get_ident():
-        raise RuntimeError(
-            "this model is decoding in another thread, and one model serves one decode at a time; "
-            "wait for it, pass both questions to one decode, or load a second model"
-        )
-
-
-def _switch(config: Any) -> None:
-    count, before = _switched.get(id(config), (0, config._attn_implementation))
-    _switched[id(config)] = count + 1, before
-    config._attn_implementation = NAME
-
-
-def _switch_back(config: Any) -> None:
-    count, before = _switched.pop(id(config))
-    if count > 1:
-        _switched[id(config)] = count - 1, before
-    else:
-        config._attn_implementation = before
-
-
-def active_routes(model: PreTrainedModel) -> int:
-    """How many routed functions the modules of a model hold in all; 0 outside ``route``."""
-    return sum(len(_routes.get(module, ())) for module in model.modules())
-
-
-def kernel_name(model: Any) -> str | None:
-    """The attention under which the language part of a model runs, such as "sdpa"."""
-    return model.get_decoder().config._attn_implementation
+Kernel = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 
 
 @dataclass
@@ -165,8 +46,8 @@ class Call:
     model passes.
     """
 
-    kernel: AttentionFunction
-    eager: AttentionFunction
+    kernel: Kernel
+    eager: Kernel
     module: torch.nn.Module
     query: torch.Tensor
     key: torch.Tensor
@@ -179,13 +60,85 @@ class Call:
         """What the kernel makes of it: output [row, q, head, dim], and weights where it has them."""
         return self.kernel(self.module, self.query, self.key, self.value, self.mask, *self.rest, **self.options)
 
+    def run_newest(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The same, arranged for speed where it is scaled-dot-product attention of one query.
+
+        The query heads that share a key head become the queries of one head, so that each key is read once: the library
+        reads it once per query head on a CPU, and on a GPU, where there is a mask, copies it for each of them.
+        """
+        rows, heads, length, dim = self.query.shape
+        shared_by_library = self.query.device.type != "cpu" and self.mask is None
+        stock = self.kernel is AttentionInterface._global_mapping["sdpa"] and self.plain
+        if not stock or length > 1 or heads == self.key.shape[1] or shared_by_library:
+            return self.run()
+        grouped = self.query.view(rows, self.key.shape[1], -1, dim)
+        output = torch.nn.functional.scaled_dot_product_attention(
+            grouped, self.key, self.value, attn_mask=self.mask, scale=self.scaling
+        )
+        return output.view(rows, 1, heads, self.value.shape[3]), None
+
+    def under(self, mask: torch.Tensor | None) -> Call:
+        """The same call under another mask."""
+        return replace(self, mask=mask)
+
+    def hiding(self, hidden: torch.Tensor) -> Call:
+        """The same call without some of its keys: bool [row, key], the same for all queries."""
+        hidden, mask = hidden[:, None, None].to(self.key.device), self.mask
+        if mask is None:
+            added = self.kernel is self.eager  # eager functions add their masks
+            mask = hidden.new_zeros(hidden.shape, dtype=self.query.dtype) if added else ~hidden
+            return self.under(mask.masked_fill(hidden, torch.finfo(mask.dtype).min) if added else mask)
+        mask = mask[..., : self.key.shape[2]]
+        if mask.dtype == torch.bool:
+            return self.under(mask & ~hidden)
+        return self.under(mask.masked_fill(hidden, torch.finfo(mask.dtype).min))
+
+    @property
+    def layer(self) -> int | None:
+        """Which layer of the language model calls."""
+        return getattr(self.module, "layer_idx", None)
+
+    @property
+    def scaling(self) -> float:
+        """By what the dot products are multiplied."""
+        given = self.options.get("scaling")
+        return self.query.shape[-1] ** -0.5 if given is None else given
+
+    @property
+    def causal(self) -> bool:
+        """Whether a query sees, without a mask, no key behind its own."""
+        given = self.options.get("is_causal")
+        return bool(getattr(self.module, "is_causal", True) if given is None else given)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the model passes nothing that a plain softmax does not take (sinks, caps, biases)."""
+        return not self.rest and not self.unknown
+
+    @property
+    def unknown(self) -> list[str]:
+        """What the model passes beside what a plain softmax takes, by name."""
+        given = ((name, option) for name, option in self.options.items() if name not in PLAIN)
+        return [name for name, option in given if option is not None and option is not False]
+
+    def check_plain(self) -> None:
+        """Raise ValueError where more than a plain softmax over scaled dot products is asked for."""
+        if not self.plain:
+            raise ValueError(
+                f"layer {self.layer} ({type(self.module).__name__}) passes its kernel "
+                f"{', '.join(self.unknown) or 'more'} (sinks, caps or biases of its softmax), which is not followed "
+                "here; use a model without"
+            )
+
 
 Interceptor = Callable[[Call], tuple[torch.Tensor, torch.Tensor | None]]
-_interceptors: WeakKeyDictionary[torch.nn.Module, Interceptor] = WeakKeyDictionary()
-_library_lookup: Callable[..., AttentionFunction] | None = None  # while the lookup below stands in for it
+# The interceptors of each module, innermost last, and the thread that they serve, None for all.
+_interceptors: WeakKeyDictionary[torch.nn.Module, list[tuple[int | None, Interceptor]]] = WeakKeyDictionary()
+_library_lookup: Callable[..., Kernel] | None = None  # while the lookup below stands in for it
+_lock = Lock()
 
 
-def _lookup(self: AttentionInterface, attn_implementation: str, default: AttentionFunction) -> AttentionFunction:
+def _lookup(self: AttentionInterface, attn_implementation: str, default: Kernel) -> Kernel:
     """The library's lookup; what it finds goes through the interceptor of the module that calls it, if there is one."""
     lookup = _library_lookup
     if lookup is None:  # a model of another thread asked just as the last interception ended
@@ -193,38 +146,106 @@ def _lookup(self: AttentionInterface, attn_implementation: str, default: Attenti
     kernel = lookup(self, attn_implementation, default)
 
     def attend(module: torch.nn.Module, query, key, value, attention_mask=None, *rest: Any, **options: Any):
-        interceptor = _interceptors.get(module)
-        if interceptor is None:
-            return kernel(module, query, key, value, attention_mask, *rest, **options)
-        return interceptor(Call(kernel, default, module, query, key, value, attention_mask, rest, options))
+        thread = get_ident()
+        for serves, interceptor in reversed(_interceptors.get(module, ())):
+            if serves is None or serves == thread:
+                return interceptor(Call(kernel, default, module, query, key, value, attention_mask, rest, options))
+        return kernel(module, query, key, value, attention_mask, *rest, **options)
 
     return attend
 
 
 @contextmanager
-def intercept(modules: Iterable[torch.nn.Module], function: Interceptor) -> Iterator[None]:
-    """Hand the attention calls of these modules to ``function`` inside the ``with`` block, and rename nothing.
+def intercept(model: PreTrainedModel, function: Interceptor) -> Iterator[None]:
+    """Hand the attention calls of the language part that this thread makes to ``function`` inside the ``with`` block.
+
+    Ctrl-C takes effect at the next call of a layer, so that it never meets a half-changed model.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A vision-language model whose language part runs under "sdpa" or "eager" (the vision tower is left alone).
+    function : callable
+        Gets the :class:`Call`, and returns what its ``run`` returns.
 
     Raises
     ------
+    ValueError
+        If the language part runs under another kernel.
     RuntimeError
-        The calls of one of the modules are intercepted already.
+        If another thread intercepts the model.
     """
+
+    def interruptible(call: Call):
+        check_interrupt()
+        return function(call)
+
+    with interrupt_at_checks(), own_settings(), _intercepted(model, interruptible, get_ident()):
+        yield
+
+
+@contextmanager
+def overhear(model: PreTrainedModel, function: Interceptor) -> Iterator[None]:
+    """The same for the calls of all threads, and of whatever runs the model; raises RuntimeError if that is done yet.
+
+    Parameters
+    ----------
+    model, function
+        As in :func:`intercept`, which goes before it where both are in force.
+    """
+    with _intercepted(model, function, None):
+        yield
+
+
+@contextmanager
+def _intercepted(model: PreTrainedModel, function: Interceptor, thread: int | None) -> Iterator[None]:
     global _library_lookup
-    mine = list(modules)
+    modules, entry = list(model.get_decoder().modules()), (thread, function)
+    check_kernel(model)
     with _lock:
-        if any(module in _interceptors for module in mine):
-            raise RuntimeError("this model is watched already; leave that `with` block first, or use its traces")
+        _check_free(model, thread)
         if _library_lookup is None:
             _library_lookup = AttentionInterface.get_interface
             AttentionInterface.get_interface = _lookup
-        _interceptors.update(dict.fromkeys(mine, function))
+        for module in modules:
+            _interceptors.setdefault(module, []).append(entry)
     try:
         yield
     finally:
         with _lock:
-            for module in mine:
-                del _interceptors[module]
+            for module in modules:
+                _interceptors[module].remove(entry)
+                if not _interceptors[module]:
+                    del _interceptors[module]
             # Whoever patched the lookup after us keeps it, and finds the library's behind ours.
             if not _interceptors and AttentionInterface.get_interface is _lookup:
                 AttentionInterface.get_interface, _library_lookup = _library_lookup, None
+
+
+def check_kernel(model: PreTrainedModel) -> str:
+    """The attention under which the language part runs; ValueError unless it is one whose calls say what is seen."""
+    kernel = model.get_decoder().config._attn_implementation
+    if kernel not in KERNELS:
+        raise ValueError(
+            f"the language part of {type(model).__name__} runs under {kernel!r} attention, whose masks do not say what "
+            "the newest query may see; load the model with attn_implementation='sdpa' (which also runs flash kernels), "
+            "or call model.set_attn_implementation('sdpa')"
+        )
+    return kernel
+
+
+def _check_free(model: PreTrainedModel, thread: int | None) -> None:
+    """Raise RuntimeError where the model is watched twice, or decodes in two threads."""
+    serving = [serves for serves, _ in _interceptors.get(model.get_decoder(), ())]
+    if thread is None and None in serving:
+        raise RuntimeError("this model is watched already; leave that `with` block first, or use its traces")
+    if thread is not None and any(serves not in (None, thread) for serves in serving):
+        raise RuntimeError(
+            "this model is decoding in another thread, and one model serves one decode at a time; "
+            "wait for it, pass both questions to one decode, or load a second model"
+        )
+
+
+def active_interceptors(model: PreTrainedModel) -> int:
+    """How many interceptors the modules of a model hold in all; 0 outside of the ``with`` blocks."""
+    return sum(len(_interceptors.get(module, ())) for module in model.modules())

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from visionpulse_analysis.attention import route
+from visionpulse_analysis.attention import intercept
 from visionpulse_analysis.collecting import Record
 from visionpulse_analysis.decoding import Batch, Options
 from visionpulse_analysis.images import ImageLike
@@ -81,7 +81,7 @@ class FirstTokens:
             prompts = self.prompts[start : start + self.batch_size]
             records = [Record(self.vlm, prompt, seed, {}, layers=[]) for seed, prompt in enumerate(prompts, start)]
             batch = Batch(self.vlm, records, options)
-            with route(self.vlm.model, batch.attend):
+            with intercept(self.vlm.model, batch.attend):
                 logits = batch.prefill()
             parts.append(torch.log_softmax(float64(logits), dim=1).cpu())
         return torch.cat(parts)

@@ -85,10 +85,15 @@ class VLM:
         if stated is not None:
             return int(stated)
         rule = max(0, self.n_layers // 2 - 1)
-        kinds = getattr(self.model.config.get_text_config(), "layer_types", None) or ()
-        without_rows = {layer for layer, kind in enumerate(kinds) if kind in WITHOUT_ROWS}
-        seeing_all = set(range(self.n_layers)) - self.windowed_layers - without_rows
+        seeing_all = set(self.attention_layers) - self.windowed_layers
         return min(seeing_all or {rule}, key=lambda layer: (abs(layer - rule), layer))
+
+    @property
+    def attention_layers(self) -> list[int]:
+        """Layers with softmax attention: all but those that the configuration calls linear, or convolutions."""
+        kinds = getattr(self.model.config.get_text_config(), "layer_types", None) or ()
+        without = {layer for layer, kind in enumerate(kinds) if kind in WITHOUT_ROWS}
+        return [layer for layer in range(self.n_layers) if layer not in without]
 
     def chosen_layer(self, layer: int) -> int:
         """The default anchor for -1, else ``layer`` itself, zero-based; ValueError where there is none such."""

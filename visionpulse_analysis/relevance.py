@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from visionpulse_analysis.attending import refuse_inexact
-from visionpulse_analysis.attention import route
+from visionpulse_analysis.attention import Call, intercept
 from visionpulse_analysis.families import Prompt
 from visionpulse_analysis.models import VLM
 
@@ -34,7 +31,7 @@ def relevance(vlm: VLM, prompt: Prompt, answer: torch.Tensor) -> torch.Tensor:
         0 or above, on the CPU.
     """
     n, weights = len(prompt.ids), _Weights()
-    with torch.inference_mode(False), torch.enable_grad(), route(vlm.model, weights):
+    with torch.inference_mode(False), torch.enable_grad(), intercept(vlm.model, weights):
         # Made here, because the gradient does not take tensors of the inference mode around it.
         inputs = vlm.to_device(vlm.family.batch([prompt.answered(answer[:-1])], 0))
         position = vlm.family.positions(vlm.model, inputs)
@@ -58,11 +55,12 @@ class _Weights:
     def __init__(self) -> None:
         self.layers: list[torch.Tensor] = []
 
-    def __call__(self, module: Any, query, key, value, attention_mask, *, scaling=None, **options):
-        refuse_inexact(options)
+    def __call__(self, call: Call):
+        call.check_plain()
+        query, key, value, attention_mask = call.query, call.key, call.value, call.mask
         group, n = query.shape[1] // key.shape[1], query.shape[2]
         key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
-        logits = (query @ key.transpose(2, 3)).float() * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+        logits = (query @ key.transpose(2, 3)).float() * call.scaling
         if attention_mask is None:
             attention_mask = torch.ones(n, n, dtype=torch.bool, device=query.device).tril()
         boolean = attention_mask.dtype == torch.bool

@@ -8,7 +8,7 @@ from math import isfinite
 import torch
 from transformers import LogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from visionpulse_analysis._checks import check_fields, check_temperature
+from visionpulse_analysis._checks import BROKEN, check_fields, check_temperature
 from visionpulse_analysis.pruners.choosing import float64, sent
 
 
@@ -49,12 +49,6 @@ class Sample:
     def to_dict(self) -> dict:
         """The parameters by name, JSON-ready."""
         return asdict(self)
-
-
-BROKEN = (
-    "no token can be chosen: the model returned NaN, +inf, or only -inf; its weights are damaged, or its numbers "
-    "overflow in this dtype (try dtype='float32')"
-)
 
 
 def check_chosen(logprob: float) -> None:

@@ -15,7 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis import models
-from visionpulse_analysis.attending import functions
+from visionpulse_analysis.attending import StepAttention
+from visionpulse_analysis.attention import Call
 from visionpulse_analysis.pruners import choosing
 from visionpulse_analysis.sampling import Sample
 
@@ -67,7 +68,7 @@ def apart(vlm):
 def as_elsewhere(monkeypatch):
     """The fake devices have no float64. How shared keys are read rounds otherwise, and is left out."""
     monkeypatch.setattr(choosing, "NO_FLOAT64", {FAKE})
-    monkeypatch.setattr(functions, "newest", functions.stock)
+    monkeypatch.setattr(StepAttention.__init__, "__defaults__", ((), "masked", Call.run))
 
 
 def decoded(vlm, photos, options, **more):

@@ -16,9 +16,9 @@ from transformers.modeling_utils import AttentionInterface
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis import attention
+from visionpulse_analysis.attending import SelfCheckError, rows
 from visionpulse_analysis.families import UnsupportedModelError
 from visionpulse_analysis.pruners.base import KNOWN
-from visionpulse_analysis.watching import SelfCheckError, rows
 from visionpulse_analysis.watching.prompts import LINE, line
 
 QUESTIONS = ["where is the red circle ?", "how many ?"]
@@ -55,7 +55,7 @@ def assert_rows_of_eager(vlm, trace, prompt):
     tokens = torch.from_numpy(trace.token_ids.copy())
     whole = vlm.family.batch([prompt.answered(tokens[:-1])], padding=0)
     position = vlm.family.positions(vlm.model, whole)
-    before = attention.kernel_name(vlm.model)
+    before = attention.check_kernel(vlm.model)
     vlm.model.set_attn_implementation({"text_config": "eager"})
     with torch.no_grad():
         out = vlm.model(**whole, position_ids=position, use_cache=False, output_attentions=True)

@@ -13,6 +13,7 @@ import visionpulse_analysis as vpa
 from visionpulse_analysis.models import VLM
 
 STEPS = 5
+QUESTIONS = ("where is it ?", "how many ?")
 KINDS = {
     "linear attention": ("Qwen3_5TextConfig", {
         "layer_types": ["linear_attention", "full_attention"] * 2, "linear_num_key_heads": 2,
@@ -83,7 +84,7 @@ def rows_of_eager(vlm, prompts, inputs):
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_are_those_of_the_models_own_eager_function(kind, photos):
     vlm = build(kind)
-    prompts = [vlm.prompt(photo, question) for photo, question in zip(photos, ("where is it ?", "how many ?"), strict=False)]
+    prompts = [vlm.prompt(photo, question) for photo, question in zip(photos, QUESTIONS, strict=False)]
     inputs = vlm.family.batch(prompts, padding=0)
     greedy = {"max_new_tokens": STEPS, "do_sample": False}
     tokens, rows = rows_of_eager(vlm, prompts, inputs)
@@ -100,3 +101,56 @@ def test_rows_are_those_of_the_models_own_eager_function(kind, photos):
         assert ("without_attention" in trace.meta) == (kind in RECORDED)
         assert np.abs(trace.attention.values - expected).max() <= np.spacing(np.float16(expected.max())) / 2 + 1e-5
         assert np.abs(trace.mass.values - expected.sum(-1)).max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_decode_records_and_prunes_them_as_watch_does(kind, photos):
+    vlm = build(kind)
+    pictures, questions = photos[:2], list(QUESTIONS)
+    prompts = [vlm.prompt(photo, question) for photo, question in zip(pictures, questions, strict=True)]
+    inputs = vlm.family.batch(prompts, padding=0)
+    for pruner in (None, vpa.VisionPulse(budget=0.2)):
+        refused = kind == "sinks" and pruner is not None
+        try:
+            with vpa.watch(vlm.model, vlm.tokenizer, pruner=pruner) as w:
+                vlm.model.generate(**inputs, max_new_tokens=STEPS, do_sample=False)
+            decoded = vpa.decode(vlm, pictures, questions, max_new_tokens=STEPS, pruner=pruner)
+        except ValueError as error:
+            assert refused and "attention sinks" in str(error)
+            with pytest.raises(ValueError, match="attention sinks"):
+                vpa.decode(vlm, pictures, questions, max_new_tokens=STEPS, pruner=pruner)
+            continue
+        assert not refused
+        for trace, other in zip(w.traces, decoded, strict=True):
+            assert trace.tokens == other.tokens and trace.layers == other.layers
+            assert np.abs(trace.mass.values - other.mass.values).max() < 1e-5
+            assert np.abs(trace.logprobs - other.logprobs).max() < 1e-4
+            if pruner is not None:
+                assert np.array_equal(trace.kept.values, other.kept.values) and not trace.kept.values.all()
+                assert np.array_equal(trace.k_per_layer.values, other.k_per_layer.values)
+
+
+def test_layers_without_attention_are_not_chosen(photos):
+    vlm = build("linear attention")
+    inputs = vlm.family.batch([vlm.prompt(photos[0], QUESTIONS[0])], padding=0)
+    assert vlm.attention_layers == [1, 3] and vlm.default_anchor == 1
+    for act in (vpa.watch(vlm.model, layers=[0, 1]).__enter__,
+                lambda: vpa.decode(vlm, photos[0], QUESTIONS[0], layers=[0, 1])):  # fmt: skip
+        with pytest.raises(ValueError, match=r"layers \[0\].*no softmax attention.*\[1, 3\]"):
+            act()
+    pruner = vpa.VisionPulse(budget=0.2, anchor_layer=2)
+    with (
+        vpa.watch(vlm.model, pruner=pruner),
+        pytest.raises(ValueError, match=r"layer 2, which has no softmax.*\[1, 3\]"),
+    ):
+        vlm.model.generate(**inputs, max_new_tokens=2)
+    with pytest.raises(ValueError, match=r"layer 2, which has no softmax.*\[1, 3\]"):
+        vpa.decode(vlm, photos[0], QUESTIONS[0], pruner=pruner)
+    with vpa.watch(vlm.model, vlm.tokenizer, pruner=vpa.VisionPulse(budget=0.2)) as w:
+        vlm.model.generate(**inputs, max_new_tokens=3, do_sample=False, eos_token_id=None)
+    trace = w.traces[0]
+    assert trace.meta["without_attention"]["layers"] == [0, 2] and "hiding" in trace.meta["without_attention"]["note"]
+    patches = len(trace.grid)
+    assert trace.k_per_layer.values[1:].tolist() == [[patches, patches // 5, patches, patches // 5]] * 2
+    with pytest.raises(ValueError, match=r"plain softmax[\s\S]*execution=.masked"):
+        vpa.decode(build("capped logits"), photos[0], QUESTIONS[0], pruner=pruner, execution="gathered")

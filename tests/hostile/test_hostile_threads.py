@@ -9,7 +9,7 @@ from transformers import Qwen3VLForConditionalGeneration
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis import attention
-from visionpulse_analysis.attention import route, stock
+from visionpulse_analysis.attention import Call, intercept
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.testbed.model import build_model
 
@@ -57,8 +57,8 @@ def test_two_models_in_two_threads_give_what_each_gives_alone(vlm, pictures, sha
         assert [trace.data_hash for trace in found] == [expected.data_hash] * 4
     for one in (first, second):
         assert one.model.config.text_config._attn_implementation == "sdpa"
-        assert attention.active_routes(one.model) == 0
-    assert attention._switched == {}
+        assert attention.active_interceptors(one.model) == 0
+    assert attention._library_lookup is None
 
 
 def test_one_model_in_two_threads_is_refused_and_the_first_goes_on(vlm, pictures):
@@ -66,7 +66,7 @@ def test_one_model_in_two_threads_is_refused_and_the_first_goes_on(vlm, pictures
     inside, done = Event(), Event()
 
     def first():
-        with route(vlm.model, stock):
+        with intercept(vlm.model, Call.run):
             inside.set()
             done.wait(60)
             return vpa.decode(vlm, pictures[0], QUESTION, max_new_tokens=3)
@@ -93,10 +93,10 @@ def test_plain_use_of_a_model_beside_a_decode_is_left_alone():
 
     expected = run()
 
-    def zeros(module, query, *args, **options):
-        return torch.zeros_like(query).transpose(1, 2), None
+    def zeros(call):
+        return torch.zeros_like(call.query).transpose(1, 2), None
 
-    with route(model, zeros):
+    with intercept(model, zeros):
         assert not torch.equal(run(), expected)
         (beside,) = in_threads(run)
         assert torch.equal(beside, expected)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from visionpulse_analysis.attention import Call
 from visionpulse_analysis.pruners import Random
 from visionpulse_analysis.testbed import evaluation, horizon
 from visionpulse_analysis.testbed.evaluation_set import build_items, read_items, write_items
@@ -121,14 +122,17 @@ def test_the_random_control_is_a_cost_in_points(answering):
     assert result["low"] < result["cost_points"] < result["high"]
 
 
-def test_the_horizon_cuts_the_patches_off_from_its_layer_on(monkeypatch):
+def test_the_horizon_cuts_the_patches_off_from_its_layer_on():
     seen = []
-    monkeypatch.setattr(horizon, "stock", lambda module, query, key, value, mask, **options: seen.append(mask))
+
+    def kernel(module, query, key, value, mask):
+        seen.append(mask)
+
     is_patch = torch.tensor([[False, True, True, False, False, False]])
     mask = torch.ones(1, 1, 6, 6, dtype=torch.bool).tril()
     attend = horizon._blind_from(2, 3, is_patch)
     for layer in range(4):
-        attend(SimpleNamespace(layer_idx=layer), None, None, None, mask)
+        attend(Call(kernel, kernel, SimpleNamespace(layer_idx=layer), None, None, None, mask, (), {}))
     blind = mask.clone()
     blind[..., 3:, 1:3] = False
     for layer in range(4):

@@ -45,6 +45,19 @@ class Group:
         self.scored: list[int] = []
         self._joined: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
+    def check_layers(self, attention: list[int]) -> None:
+        """Raise ValueError where the pruner chooses at a layer that has no softmax attention."""
+        selections = [self.selection]
+        while selections:
+            selection = selections.pop()
+            selections += getattr(selection, "parts", [])
+            anchor = getattr(selection, "anchor", None)
+            if anchor is not None and anchor not in attention:
+                raise ValueError(
+                    f"the pruner chooses at layer {anchor}, which has no softmax attention; set anchor_layer "
+                    f"to one of {attention}"
+                )
+
     def is_all_of(self, n_rows: int) -> bool:
         """Whether this group is the whole batch."""
         return self.first == 0 and self.rows == list(range(n_rows))

@@ -13,7 +13,7 @@ import torch
 from transformers import DynamicCache
 
 from visionpulse_analysis._checks import whole_number
-from visionpulse_analysis.attention import route
+from visionpulse_analysis.attention import intercept
 from visionpulse_analysis.benchmarks.decode import bytes_at_once, seconds
 from visionpulse_analysis.benchmarks.machine import about_machine, free_memory, spread
 from visionpulse_analysis.benchmarks.synthetic import SIZES, pruner_of, random_language_model, synthetic_record
@@ -202,7 +202,7 @@ def answer(vlm: VLM, lengths: Lengths, rows: int, stock: bool, pruner: Pruner | 
     with torch.inference_mode():
         taken = seconds(prefill, device.type)
         batch.position = torch.full((rows,), prompt, device=device)
-        with nullcontext() if stock else route(vlm.model, batch.attend):
+        with nullcontext() if stock else intercept(vlm.model, batch.attend):
             steps = seconds(decode, device.type)
     if not torch.isfinite(last[0]).all():
         raise FloatingPointError("the logits are not finite; the time of broken numbers is no measurement")

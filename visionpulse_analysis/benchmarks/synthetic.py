@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Cache, DynamicCache, Qwen3VLForConditionalGeneration
 
 from visionpulse_analysis.attending import Execution
-from visionpulse_analysis.attention import route
+from visionpulse_analysis.attention import intercept
 from visionpulse_analysis.collecting import Record
 from visionpulse_analysis.decoding import Batch, Options
 from visionpulse_analysis.families import Prompt
@@ -128,7 +128,7 @@ class Steps:
             batch.cache.crop(-1)
             return batch
 
-        return Way(step, lambda: route(model, batch.attend))
+        return Way(step, lambda: intercept(model, batch.attend))
 
     def _token(self) -> torch.Tensor:
         words = self.vlm.model.config.get_text_config().vocab_size

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from visionpulse_analysis.attending import Execution
-from visionpulse_analysis.attention import active_routes
+from visionpulse_analysis.attention import active_interceptors
 from visionpulse_analysis.checking.forward import OneUnitOff, RowsTimesValues, forced
 from visionpulse_analysis.checking.report import Finding, Report
 from visionpulse_analysis.checking.vision import brighten, lit
@@ -119,7 +119,7 @@ def _state(vlm: VLM) -> tuple:
     # The library hangs up hooks of its own at first use, which stay.
     hooks = sum(str(getattr(hook, "__module__", "")).startswith("visionpulse_analysis") for hook in hung)
     parts = (config, config.get_text_config(), config.vision_config)
-    return [part._attn_implementation for part in parts], hooks, active_routes(vlm.model), vlm.model.training
+    return [part._attn_implementation for part in parts], hooks, active_interceptors(vlm.model), vlm.model.training
 
 
 def _noise() -> np.ndarray:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from visionpulse_analysis.attending import Execution
-from visionpulse_analysis.attention import route
+from visionpulse_analysis.attention import Call, intercept
 from visionpulse_analysis.collecting import Record
 from visionpulse_analysis.decoding import Batch, Options
 from visionpulse_analysis.families import Prompt
@@ -45,7 +45,7 @@ def forced(
     options = Options(list(layers), None, pruner, execution, max_new_tokens=len(tokens) + 1)
     batch = Batch(vlm, [Record(vlm, prompt, 0, {}, layers=list(layers))], options)
     logits, rows, masses = [], [], []
-    with route(vlm.model, witness(batch)):
+    with intercept(vlm.model, witness(batch)):
         for token in [None, *tokens]:
             if token is not None:
                 batch.tokens = torch.tensor([token], device=vlm.model.device)
@@ -73,12 +73,12 @@ class RowsTimesValues:
     def __call__(self, batch: Batch) -> Callable:
         """The attention function of a batch, watched."""
 
-        def watched(module, query, key, value, mask, *, scaling=None, **options):
-            scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-            output, weights = batch.attend(module, query, key, value, mask, scaling=scaling, **options)
-            logits = newest_logits(query.float(), key.float(), mask, scaling)  # [row, head, key]
+        def watched(call: Call):
+            query, key, value = call.query, call.key, call.value
+            output, weights = batch.attend(call)
+            logits = newest_logits(query.float(), key.float(), call.mask, call.scaling)  # [row, head, key]
             for group in batch.groups:
-                kept = group.shown[module.layer_idx]
+                kept = group.shown[call.layer]
                 if kept is not None:
                     hidden = group.layout.keys_of(~kept, key.shape[2]).to(logits.device)
                     logits = logits.masked_fill(hidden[:, None], -torch.inf)
@@ -93,7 +93,7 @@ class RowsTimesValues:
             unit = torch.finfo(output.dtype).eps * of_dtype + torch.finfo(torch.float32).eps * of_sum
             off = (kernel - expected).abs().amax(dim=-1)
             self.worst = max(self.worst, float((off / unit.clamp(min=torch.finfo(torch.float32).tiny)).max()))
-            self.layers.add(module.layer_idx)
+            self.layers.add(call.layer)
             return output, weights
 
         return watched

@@ -11,8 +11,8 @@ import torch
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from visionpulse_analysis.attending import Group, PrefillAttention, Recorder, StepAttention
-from visionpulse_analysis.attention import route
+from visionpulse_analysis.attending import Group, Look, PrefillAttention, Recorder, RowReader, StepAttention
+from visionpulse_analysis.attention import Call, intercept
 from visionpulse_analysis.cache import GrowingLayer, grows_in_place, make_cache
 from visionpulse_analysis.collecting import Record
 from visionpulse_analysis.decoding.options import Options
@@ -54,6 +54,8 @@ class Batch:
         self.layout = self._layout([record.prompt for record in self.records])
         pruner = options.pruner
         self.groups = [] if pruner is None else [Group(self.layout, pruner.start(self.layout), pruner.renumbers)]
+        for group in self.groups:
+            group.check_layers(vlm.attention_layers)
         self.chooser = Chooser(options.sample, self.layout.seeds)
         self.rules = self._rules()
         self.cache = make_cache(vlm.model)
@@ -64,7 +66,8 @@ class Batch:
                     f"{vlm.name} needs a cache of its own kind, which cannot be changed; say renumber=False"
                 )
         self.recorder = Recorder(self.layout, options.layers, options.heads)
-        self.attention: PrefillAttention | StepAttention | None = None
+        self.reader = RowReader()
+        self.attention: Look | PrefillAttention | StepAttention | None = None
         self.gone: torch.Tensor | None = None  # int64 [row, model_layer], see Group.gone
         self.answers: list[torch.Tensor] = []  # int64 [row] per step, where there is no cache
         self.tokens = self.position = torch.zeros(0, dtype=torch.int64)
@@ -92,7 +95,7 @@ class Batch:
     def _dense(self, options: Options) -> tuple[Batch, torch.Tensor]:
         """The same rows after a dense prefill, for what is chosen in hindsight, and logits of their first tokens."""
         batch = Batch(self.vlm, self.records, options)
-        with route(self.vlm.model, batch.attend):
+        with intercept(self.vlm.model, batch.attend):
             return batch, batch.prefill()
 
     def _hindsight(self, layer: int) -> torch.Tensor:
@@ -107,7 +110,7 @@ class Batch:
         total = torch.zeros(dense.layout.patches.shape, device=dense.layout.device)
         steps = torch.zeros(len(self.records), 1, device=total.device)
         going = ~torch.isin(dense.tokens, ends)
-        with route(self.vlm.model, dense.attend):
+        with intercept(self.vlm.model, dense.attend):
             for _ in range(given.max_new_tokens - 1):
                 if not going.any():
                     break
@@ -133,7 +136,7 @@ class Batch:
         dense, logits = self._dense(Options([], None, max_new_tokens=limit))
         answers, ends = [], end_ids(self.vlm)
         dense.choose(logits)
-        with route(self.vlm.model, dense.attend):
+        with intercept(self.vlm.model, dense.attend):
             while len(answers) < limit - 1:
                 answers.append(dense.tokens)
                 dense.choose(dense.step())
@@ -155,7 +158,10 @@ class Batch:
         ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
         self.position = position.view(-1, *ids.shape)[:, :, -1].amax(dim=0) + 1
         group = self.groups[0] if self.groups else None
-        self.attention = PrefillAttention(self.recorder, group)
+        if group is None:
+            self.attention = Look({-1: self.recorder}, self.reader, prefill=True)
+        else:
+            self.attention = PrefillAttention(self.recorder, self.reader, group)
         with ExitStack() as hooks:
             if group is not None:
                 hooks.enter_context(watch_layers(self.vlm.model, group.prefill))
@@ -202,7 +208,7 @@ class Batch:
         if self.recomputes:
             return self._read_again()
         if not isinstance(self.attention, StepAttention):
-            self.attention = StepAttention(self.recorder, self.groups, self.options.execution)
+            self.attention = StepAttention(self.recorder, self.reader, self.groups, self.options.execution)
         for group in self.groups:
             group.step += 1
         self.width += 1
@@ -216,11 +222,11 @@ class Batch:
         self.position = self.position + 1
         return logits
 
-    def attend(self, *given: Any, **options: Any) -> Any:
-        """The attention function to route while this batch runs."""
+    def attend(self, call: Call) -> Any:
+        """What becomes of an attention call while this batch runs."""
         if self.attention is None:
             raise RuntimeError("the batch is neither in prefill nor in a step; call prefill() or step()")
-        return self.attention(*given, **options)
+        return self.attention(call, self.width)
 
     def forward(self, ids: torch.Tensor, mask: Any, position: torch.Tensor, **inputs: Any) -> torch.Tensor:
         """Run the model on new tokens; logits float32 [row, word] of the newest."""

@@ -72,7 +72,7 @@ def layers_of(vlm: VLM, layers: Any) -> list[int]:
     """The layers that "all", "anchor", "none", an index or a list of indices means; ValueError for anything else."""
     n = vlm.n_layers
     if isinstance(layers, str):
-        known = {"all": list(range(n)), "anchor": [vlm.default_anchor], "none": []}
+        known = {"all": vlm.attention_layers, "anchor": [vlm.default_anchor], "none": []}
         if layers not in known:
             raise ValueError(f"layers must be 'all', 'anchor', 'none', an int or a list of int, got {layers!r}")
         return known[layers]
@@ -81,6 +81,12 @@ def layers_of(vlm: VLM, layers: Any) -> list[int]:
     wrong = [layer for layer in chosen if not 0 <= layer < n]
     if wrong or len(set(chosen)) != len(chosen):
         raise ValueError(f"layers {chosen}: expected different indices from 0 to {n - 1} ({vlm.name} has {n} layers)")
+    without = sorted(set(chosen) - set(vlm.attention_layers))
+    if without:
+        raise ValueError(
+            f"layers {without} of {vlm.name} have no softmax attention (linear attention, convolutions); those that "
+            f"have it are {vlm.attention_layers}: choose among them, or layers='all'"
+        )
     return sorted(chosen)
 
 

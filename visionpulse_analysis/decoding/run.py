@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from visionpulse_analysis.attention import route
+from visionpulse_analysis.attention import Call, intercept
 from visionpulse_analysis.cache import grows_in_place
 from visionpulse_analysis.collecting import Choice, Record, choice_of, visible_of
 from visionpulse_analysis.decoding.batch import Batch
@@ -51,7 +51,7 @@ class Run:
     @torch.inference_mode()
     def finish(self) -> None:
         """Decode every record to its end token, or to the limit."""
-        with route(self.vlm.model, self._attend):
+        with intercept(self.vlm.model, self._attend):
             batch = None
             while (batch := self._fill(batch)) is not None:
                 self.current = batch
@@ -63,10 +63,10 @@ class Run:
         self.current = Batch(self.vlm, records, self.options)
         return self.current, self.current.prefill()
 
-    def _attend(self, *given: Any, **options: Any) -> Any:
+    def _attend(self, call: Call) -> Any:
         if self.current is None:
             raise RuntimeError("the model was called before the first batch; something else uses it")
-        return self.current.attend(*given, **options)
+        return self.current.attend(call)
 
     def _fill(self, batch: Batch | None) -> Batch | None:
         """The batch for the next step: ended rows replaced or dropped; None when nothing is left to do."""
@@ -108,7 +108,9 @@ class Run:
             "mass": masses,
         }
         for number, group in enumerate(batch.groups):
-            values |= {f"{name} {number}": value for name, value in visible_of(group).items()}
+            values |= {
+                f"{name} {number}": value for name, value in visible_of(group, self.vlm.attention_layers[-1]).items()
+            }
         self.arriving.append(Noted(list(batch.records), [group.rows for group in batch.groups], Arriving(values)))
         self._note(self.lag)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from visionpulse_analysis.attention import route, stock
+from visionpulse_analysis.attention import Call, intercept
 from visionpulse_analysis.families import Prompt, in_columns
 from visionpulse_analysis.hooks import watch_layers
 from visionpulse_analysis.models import VLM
@@ -66,18 +67,16 @@ class Passages:
         selection = start(self.layout)
         prefill = Prefill(self.layout, selection)
 
-        def attend(module, query, key, value, mask, *, scaling=None, **options):
-            scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-            given = (self.layout, query, key, value, mask, scaling)
-            view = View(0, module.layer_idx, *given, prefill.shown, prefill.states, prefill.block)
+        def attend(call: Call):
+            call.check_plain()
+            given = (self.layout, call.query, call.key, call.value, call.mask, call.scaling)
+            view = View(0, call.module.layer_idx, *given, prefill.shown, prefill.states, prefill.block)
             prefill.choose(view)
             shown = prefill.mask(view)
-            return prefill.attend(
-                view, lambda values: stock(module, query, key, values, shown, scaling=scaling, **options)
-            )
+            return prefill.attend(view, lambda values: replace(call, value=values, mask=shown).run())
 
         position, first = self.position, int(self.queries.min())
-        with route(self.vlm.model, attend), watch_layers(self.vlm.model, prefill):
+        with intercept(self.vlm.model, attend), watch_layers(self.vlm.model, prefill):
             logits = self.vlm.model(
                 **self.inputs,
                 position_ids=position.expand(3, -1, -1) if self.vlm.family.mrope and position.ndim == 2 else position,

@@ -9,13 +9,12 @@ switched on for that one step.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from visionpulse_analysis.attending import refuse_inexact
-from visionpulse_analysis.attention import route, stock
+from visionpulse_analysis.attention import Call, intercept
 from visionpulse_analysis.cache import make_cache
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners.choosing import top_k
@@ -90,7 +89,7 @@ class Replay:
             position = vlm.family.positions(vlm.model, whole)
             self._position = position[..., self.n_prompt :]
             memory = {"past_key_values": make_cache(vlm.model), "use_cache": True}
-            with route(vlm.model, self._remember):
+            with intercept(vlm.model, self._remember):
                 first = vlm.model(**asked, position_ids=position[..., : self.n_prompt], logits_to_keep=1, **memory)
                 rest = vlm.model(**answer, position_ids=self._position, **memory)
         logits = torch.cat([first.logits, rest.logits], dim=1)[0]
@@ -147,7 +146,7 @@ class Replay:
     def _forward(self, steps: np.ndarray, part: np.ndarray, layer: int, choose: Choose) -> Effect:
         rows = torch.from_numpy(steps[part] - 1).to(self._tokens.device)
         attend = _OneStep(self, layer, rows, lambda scores: choose(scores, part))
-        with route(self.vlm.model, attend):
+        with intercept(self.vlm.model, attend):
             out = self.vlm.model(
                 input_ids=self._tokens[rows][None], position_ids=self._position[..., rows], use_cache=False
             )
@@ -157,15 +156,15 @@ class Replay:
         kl = kl_divergence(dense.cpu().numpy(), pruned.cpu().numpy())
         return Effect(kl, changed.cpu().numpy(), attend.kept.cpu().numpy())
 
-    def _remember(self, module, query, key, value, mask, **options):
-        refuse_inexact(options)
-        if mask is not None and not bool(mask[..., -1, :].all()):
+    def _remember(self, call: Call):
+        call.check_plain()
+        if call.mask is not None and not bool(call.mask[..., -1, :].all()):
             raise ValueError(
-                f"layer {module.layer_idx} of {self.vlm.name} sees a sliding window, which is shorter than this trace, "
+                f"layer {call.layer} of {self.vlm.name} sees a sliding window, which is shorter than this trace, "
                 "and replay lets every layer see the whole past; use a model without such layers, or a shorter trace"
             )
-        self.keys[module.layer_idx], self.values[module.layer_idx] = key, value
-        return stock(module, query, key, value, mask, **options)
+        self.keys[call.module.layer_idx], self.values[call.module.layer_idx] = call.key, call.value
+        return call.run()
 
 
 class _OneStep:
@@ -179,19 +178,18 @@ class _OneStep:
         self.visible = torch.cat([past, own], dim=1)
         self.kept = torch.ones(len(rows), replay.n_patches, dtype=torch.bool, device=rows.device)
 
-    def __call__(self, module, query, key, value, mask, *, scaling=None, **options):
-        replay, layer = self.replay, module.layer_idx
-        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    def __call__(self, call: Call):
+        replay, layer = self.replay, call.module.layer_idx
         if layer == self.layer:
-            one_by_one = query[0].transpose(0, 1)[:, :, None]  # [row, head, 1, dim]
+            one_by_one = call.query[0].transpose(0, 1)[:, :, None]  # [row, head, 1, dim]
             patch_keys = replay.keys[layer][:, :, replay.places]
-            scores = newest_logits(one_by_one, patch_keys, None, scaling).mean(dim=1)
+            scores = newest_logits(one_by_one, patch_keys, None, call.scaling).mean(dim=1)
             self.kept = self.choose(scores)
             self.visible[:, replay.places] = self.kept
             self.visible[:, replay.others] = self.kept.any(dim=1, keepdim=True)
-        key = torch.cat([replay.keys[layer], key], dim=2)
-        value = torch.cat([replay.values[layer], value], dim=2)
-        return stock(module, query, key, value, self.visible[None, None], scaling=scaling, **options)
+        key = torch.cat([replay.keys[layer], call.key], dim=2)
+        value = torch.cat([replay.values[layer], call.value], dim=2)
+        return replace(call, key=key, value=value, mask=self.visible[None, None]).run()
 
 
 def keep_top(k: np.ndarray | int) -> Choose:

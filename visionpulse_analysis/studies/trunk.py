@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from visionpulse_analysis.attention import route
+from visionpulse_analysis.attention import intercept
 from visionpulse_analysis.collecting import Record
 from visionpulse_analysis.decoding import Batch, Options, Run
 from visionpulse_analysis.models import VLM
@@ -38,7 +38,7 @@ class Trunk:
         self.samples = samples
         self.state = state_of(vlm, _Rows, Trunk)
         self.batch = Batch(vlm, self.records([0] * len(samples)), self.options(_Witness(self.views), None))
-        with torch.inference_mode(), route(vlm.model, self.batch.attend):
+        with torch.inference_mode(), intercept(vlm.model, self.batch.attend):
             self.logits = self.batch.prefill()
 
     def branch(self, pruner: Pruner | None, sample: Sampling | None, seeds: list[int]) -> list[Trace]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from visionpulse_analysis.attention import route, stock
+from visionpulse_analysis.attention import Call, intercept
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.testbed.batches import KINDS, pack
 from visionpulse_analysis.testbed.evaluation_set import Item
@@ -61,7 +61,7 @@ def read_tokens(vlm: VLM, items: list[Item]) -> dict[str, list[np.ndarray]]:
         is_patch = batch.ids == vlm.model.config.image_token_id
         right = []
         for cut in range(vlm.n_layers + 1):
-            with route(vlm.model, _blind_from(cut, batch.prefix, is_patch)):
+            with intercept(vlm.model, _blind_from(cut, batch.prefix, is_patch)):
                 logits = vlm.model.lm_head(hidden_states(vlm.model, batch)[chosen])
             right.append(logits.argmax(-1) == batch.target[chosen])
         by_layer, owners = torch.stack(right).cpu().numpy(), chosen.nonzero()[:, 0].cpu().numpy()
@@ -80,10 +80,11 @@ def _true_traces(item: Item) -> list[tuple[Question, list[TokenTruth]]]:
 def _blind_from(cut: int, prefix: int, is_patch: torch.Tensor):
     """Attention in which rows after the prefix do not see patches from layer ``cut`` on."""
 
-    def attend(module, query, key, value, mask, **options):
-        if module.layer_idx >= cut:
-            mask = mask.clone()
+    def attend(call: Call):
+        if call.module.layer_idx >= cut:
+            mask = call.mask.clone()
             mask[:, :, prefix:] &= ~is_patch[:, None, None]
-        return stock(module, query, key, value, mask, **options)
+            call = call.under(mask)
+        return call.run()
 
     return attend

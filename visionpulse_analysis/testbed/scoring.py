@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
-from visionpulse_analysis.attention import route
+from visionpulse_analysis.attention import Call, intercept
 from visionpulse_analysis.testbed.batches import ALL_TASKS, KINDS, Batch
 
 
@@ -24,8 +24,9 @@ def hidden_states(model, batch: Batch) -> torch.Tensor:
 def shared_prefix_attention(prefix: int):
     """Attention for packed rows that does not compute the prefix's masked half, nor prefix x conversations."""
 
-    def attend(module, query, key, value, mask, *, scaling, **options):
-        groups = module.num_key_value_groups
+    def attend(call: Call):
+        query, key, value, mask, scaling = call.query, call.key, call.value, call.mask, call.scaling
+        groups = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
         first = scaled_dot_product_attention(
             query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix], is_causal=True, scale=scaling
@@ -43,7 +44,7 @@ def scores(model, batch: Batch) -> tuple[torch.Tensor, dict[str, tuple[int, int]
 
     By kind of token, and by task over its answer tokens.
     """
-    with route(model, shared_prefix_attention(batch.prefix)):
+    with intercept(model, shared_prefix_attention(batch.prefix)):
         hidden = hidden_states(model, batch)
     chosen = batch.target != -100
     logits, target, kind = model.lm_head(hidden[chosen]), batch.target[chosen], batch.kind[chosen]

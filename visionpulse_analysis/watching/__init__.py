@@ -17,7 +17,8 @@ import torch
 
 from visionpulse_analysis._checks import whole_number
 from visionpulse_analysis._interrupts import interrupt_at_checks
-from visionpulse_analysis.attention import Call, intercept, kernel_name
+from visionpulse_analysis.attending import SelfCheckError
+from visionpulse_analysis.attention import Call, check_kernel, overhear
 from visionpulse_analysis.collecting import Record
 from visionpulse_analysis.decoding import Options, heads_of, layers_of, provenance
 from visionpulse_analysis.families import CROSS_ATTENTION, ENCODER_DECODER, REFUSED, Prompt, UnsupportedModelError
@@ -30,11 +31,9 @@ from visionpulse_analysis.traces import Trace
 from visionpulse_analysis.watching.generation import Generation
 from visionpulse_analysis.watching.hooks import tell
 from visionpulse_analysis.watching.prompts import Locate, Prompts, marks_of
-from visionpulse_analysis.watching.rows import SelfCheckError
 
 __all__ = ["Locate", "SelfCheckError", "Watch", "watch"]
 
-KERNELS = ("sdpa", "eager")
 OWN_SOFTMAX = {"blip", "git"}
 
 
@@ -116,7 +115,7 @@ def watch(
     watching = Watch(vlm, options, layers == "all", whole_number(seed, "seed"), _Shelf(store, ids, overwrite), locate)
     with ExitStack() as stack:
         with interrupt_at_checks():
-            stack.enter_context(intercept(vlm.model.get_decoder().modules(), watching.attend))
+            stack.enter_context(overhear(vlm.model, watching.attend))
             stack.enter_context(tell(vlm.model, watching))
             stack.callback(watching.check_still)
         yield watching
@@ -272,7 +271,7 @@ class Watch:
         meta = {**({} if name is None else {"id": name}), "question": question}
         drawn = {part: config[part] for part in ("temperature", "top_p", "top_k") if config.get(part) is not None}
         meta |= provenance(vlm, options, generation.seeds[prompt], config.get("max_new_tokens"))
-        meta |= {"attention": kernel_name(vlm.model), "sample": drawn if config.get("do_sample") else None}
+        meta |= {"attention": check_kernel(vlm.model), "sample": drawn if config.get("do_sample") else None}
         meta["end_tokens"] = [vlm.decoder([int(token)]) for token in sorted(_numbers(config["eos_token_id"]))]
         meta |= {"prompt": prompt, "map": "no map measured" if self._locate is None else "given by locate"}
         others = sorted(set(range(vlm.n_layers)) - set(generation.attention_layers))
@@ -325,13 +324,7 @@ def _check_model(vlm: VLM) -> None:
         reason = ENCODER_DECODER
     if config.model_type in OWN_SOFTMAX or reason in (CROSS_ATTENTION, ENCODER_DECODER):
         raise UnsupportedModelError(f"{name} is of family {config.model_type!r}: {reason}; it cannot be watched")
-    kernel = kernel_name(model)
-    if kernel not in KERNELS:
-        raise ValueError(
-            f"the language part of {name} runs under {kernel!r} attention, whose masks do not say what the newest "
-            "query may see; load the model with attn_implementation='sdpa' (which also runs flash kernels), or call "
-            "model.set_attn_implementation('sdpa')"
-        )
+    check_kernel(model)
 
 
 def _prompts(model: Any, args: tuple, kwargs: dict[str, Any], locate: Locate | None) -> Prompts:

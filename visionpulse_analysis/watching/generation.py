@@ -8,7 +8,7 @@ together by looking up, for each token returned, what was recorded where the sam
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from visionpulse_analysis.attending import Recorder
+from visionpulse_analysis.attending import Look, PrefillAttention, Recorder, RowReader, StepAttention
 from visionpulse_analysis.attention import Call
 from visionpulse_analysis.collecting import Choice, Record, choice_of
 from visionpulse_analysis.decoding import Options
@@ -28,7 +28,6 @@ from visionpulse_analysis.patches import PatchGrid
 from visionpulse_analysis.pruners.view import Layout
 from visionpulse_analysis.watching.prompts import Prompts, Scatters, marks_of
 from visionpulse_analysis.watching.pruning import MaskedPruning
-from visionpulse_analysis.watching.rows import Query, RowReader
 
 MULTIPLIER = 6364136223846793005  # odd, so that no token is lost modulo 2 ** 64
 LIKELY = 64  # tokens of each step whose probability is kept where it is not known which rows go on
@@ -39,7 +38,8 @@ class Step:
     """One forward pass.
 
     total : length of the sequence behind it; length : how many tokens it reads; queries : the tokens recorded, by their
-    place among those read, with one recorder for each; seen : the layers that have reported.
+    place among those read, with one recorder for each; attention : what becomes of its calls; seen : the layers that
+    have reported.
     """
 
     total: int
@@ -47,6 +47,7 @@ class Step:
     prefill: bool
     queries: list[int] = field(default_factory=list)
     recorders: list[Recorder] = field(default_factory=list)
+    attention: Callable[[Call, int], tuple[Any, ...]] | None = None
     seen: set[int] = field(default_factory=set)
 
 
@@ -165,10 +166,18 @@ class Generation:
                 self.during_forward.enter_context(self.pruning.states_of(self.vlm.model))
         layers = self.options.layers if self.layers is None else self.layers
         step.recorders = [Recorder(self.layout, layers, self.options.heads) for _ in step.queries]
+        newest, reader = step.recorders[-1], self.reader
+        if self.pruning is None or (step.prefill and not self.pruning.in_prefill):
+            step.attention = Look(dict(zip(step.queries, step.recorders, strict=True)), reader, step.prefill)
+        elif step.prefill:
+            step.attention = PrefillAttention(newest, reader, self.pruning.group)
+        else:
+            # What is not hidden is read by the kernel as the model would: nothing is arranged for speed.
+            step.attention = StepAttention(newest, reader, [self.pruning.group], run=Call.run)
 
     def attend(self, call: Call) -> tuple[Any, ...]:
         """One attention call of the language part."""
-        step, layer = self.step, getattr(call.module, "layer_idx", None)
+        step, layer = self.step, call.layer
         if step is None or layer is None or call.query.shape[2] != step.length:
             return call.run()
         if layer in step.seen:
@@ -183,22 +192,7 @@ class Generation:
         step.seen.add(layer)
         if step.queries and not step.recorders:
             self._begin(step, len(call.query))
-        redirect = None
-        if self.pruning is None or not step.recorders:
-            output = call.run()
-        elif step.prefill and self.pruning.in_prefill:
-            call, output = self.pruning.attend_prefill(call, layer)
-            redirect = self.pruning.redirect(layer)
-        else:
-            call = call if step.prefill else self.pruning.hide(call, layer, step.total)
-            output = call.run()
-        for index, recorder in zip(step.queries, step.recorders, strict=True):
-            if layer in recorder.layers:
-                with torch.no_grad():
-                    query = Query.of(call, index, step.total)
-                    row, is_logits = self.reader.read(layer, step.prefill, query, output, check=redirect is None)
-                    (recorder.put if is_logits else recorder.put_weights)(layer, row, redirect)
-        return output
+        return call.run() if step.attention is None else step.attention(call, step.total)
 
     def after(self, output: Any) -> None:
         """A forward pass ends."""
@@ -239,7 +233,7 @@ class Generation:
         hashes = _hashes(generated)  # [row, tokens generated + 1]
         known = 0 if logits is None else logits.shape[1]
         if self.pruning is not None and step.prefill:
-            self.pruning.check_layers(self.attention_layers)
+            self.pruning.group.check_layers(self.attention_layers)
         for number, recorder in enumerate(step.recorders):
             recorder.layers = self.layers or []
             rows, masses = recorder.take()

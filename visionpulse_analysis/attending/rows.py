@@ -9,22 +9,15 @@ passes the kernel anything that a plain softmax does not take, the rows come fro
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch.nn.functional import pad
 
+from visionpulse_analysis._checks import BROKEN
 from visionpulse_analysis.attention import Call
 from visionpulse_analysis.pruners.logits import newest_logits
-from visionpulse_analysis.sampling import BROKEN
-
-# What models pass on to a kernel that changes nothing for a plain softmax under a mask.
-PLAIN = {
-    "cache_position", "cu_seq_lens_k", "cu_seq_lens_q", "dropout", "is_causal", "is_first_iteration", "logits_to_keep",
-    "max_length_k", "max_length_q", "mm_token_type_ids", "num_items_in_batch", "output_attentions",
-    "output_hidden_states", "output_router_logits", "position_ids", "return_dict", "scaling", "sliding_window",
-    "token_type_ids", "use_cache",
-}  # fmt: skip
 
 
 class SelfCheckError(RuntimeError):
@@ -56,7 +49,7 @@ class Query:
         # A window holds the newest columns only; a static cache has columns behind the newest, still to be filled.
         first = max(0, total - columns)
         seen = total - first
-        if call.mask is None and _causal(call):
+        if call.mask is None and call.causal:
             seen -= length - 1 - index
         mask = call.mask
         if mask is not None:
@@ -65,61 +58,72 @@ class Query:
         key, value = (states[:, :, :seen] for states in (call.key, call.value))
         return cls(call, index, call.query[:, :, index : index + 1], key, value, mask, first, total)
 
-    @property
-    def scaling(self) -> float:
-        given = self.call.options.get("scaling")
-        return self.query.shape[-1] ** -0.5 if given is None else given
-
     def logits(self) -> torch.Tensor:
         """Scaled dot products, float32 [row, head, column], -inf where masked."""
-        return newest_logits(self.query, self.key, self.mask, self.scaling)
+        return newest_logits(self.query, self.key, self.mask, self.call.scaling)
 
-    def eager(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+    def eager(self) -> torch.Tensor:
         """The row as the model's own eager function makes it: float [row, head, column]."""
         call, length, columns = self.call, self.call.query.shape[2], self.call.key.shape[2]
-        query, key, value = (states.to(dtype) if dtype else states for states in (self.query, self.key, self.value))
         mask = self.mask
         if mask is not None and mask.dtype == torch.bool:  # eager functions add their masks
-            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)
+            lowest = torch.finfo(self.query.dtype).min
+            mask = torch.zeros_like(mask, dtype=self.query.dtype).masked_fill(~mask, lowest)
 
         def of_this_query(option: Any) -> Any:
             if not torch.is_tensor(option) or option.ndim != 4:
                 return option
             option = option[:, :, self.index : self.index + 1] if option.shape[2] == length else option
-            return option[..., : key.shape[2]] if option.shape[3] == columns else option
+            return option[..., : self.key.shape[2]] if option.shape[3] == columns else option
 
         options = {name: of_this_query(option) for name, option in call.options.items() if name != "is_causal"}
-        _, weights = call.eager(call.module, query, key, value, mask, *call.rest, **options)
-        if weights is None or weights.shape[:2] != query.shape[:2] or weights.shape[-1] != key.shape[2]:
+        _, weights = call.eager(call.module, self.query, self.key, self.value, mask, *call.rest, **options)
+        if weights is None or weights.shape[:2] != self.query.shape[:2] or weights.shape[-1] != self.key.shape[2]:
             shape = None if weights is None else tuple(weights.shape)
             raise SelfCheckError(
-                f"{_said(call)}: the model's own eager function gives weights of shape {shape} for {key.shape[2]} keys "
-                f"and {query.shape[1]} heads; rows of this model cannot be recorded"
+                f"{_said(call)}: the model's own eager function gives weights of shape {shape} for "
+                f"{self.key.shape[2]} keys and {self.query.shape[1]} heads; rows of this model cannot be recorded"
             )
         return weights[:, :, -1]
 
-    def widened(self, row: torch.Tensor, empty: float) -> torch.Tensor:
+    @cached_property
+    def wide(self) -> Query:
+        """The same in float32."""
+        return replace(self, query=self.query.float(), key=self.key.float(), value=self.value.float())
+
+    def over_all(self, row: torch.Tensor, empty: float) -> torch.Tensor:
         """The row over all positions of the sequence, [row, head, total], ``empty`` at those outside of its columns."""
         behind = self.total - self.first - row.shape[2]
         return pad(row, (self.first, behind), value=empty) if self.first or behind else row
 
 
 class RowReader:
-    """Which layers are plain, and whether their rows were checked; one for each generation.
+    """Reads rows, plainly where a layer is plain; one for each generation.
 
-    A layer is checked on its first call of each kind: in prefill and at the first decode step.
+    A layer is tried and checked on its first call of each kind: in prefill, and at the first step after it.
     """
 
     def __init__(self) -> None:
         self.own: dict[int, bool] = {}  # by layer: whether only the model's own function gives its rows
-        self.checked: set[tuple[int, bool]] = set()
+        self._tried: set[tuple[int, bool]] = set()
+        self._checked: set[tuple[int, bool]] = set()
 
-    def read(
-        self, layer: int, prefill: bool, query: Query, output: tuple[Any, ...], check: bool = True
-    ) -> tuple[torch.Tensor, bool]:
-        """One row after the kernel ran: logits (True) or weights (False), float32 [row, head, total].
+    @torch.no_grad()
+    def is_plain(self, query: Query, prefill: bool) -> bool:
+        """Whether the row of this query is a softmax over its scaled dot products."""
+        layer = _layer(query.call)
+        if (layer, prefill) not in self._tried:
+            self._tried.add((layer, prefill))
+            own = self.own.get(layer, False)
+            if not own and query.call.plain and query.query.shape[1] % query.key.shape[1] == 0:
+                plain, eager = torch.softmax(query.wide.logits(), dim=-1), query.wide.eager().float()
+                own = not bool(((plain - eager).abs() <= Bound.of(query).of_weights(eager)).all())
+            self.own[layer] = own
+        return not self.own[layer] and query.call.plain
 
-        ``check`` is False where the kernel was made to read other values than the row's.
+    @torch.no_grad()
+    def read(self, query: Query, prefill: bool, output: tuple[Any, ...]) -> tuple[torch.Tensor, bool]:
+        """One row, after the kernel ran: logits (True) or weights (False), float32 [row, head, total].
 
         Raises
         ------
@@ -128,50 +132,49 @@ class RowReader:
         FloatingPointError
             The kernel put out NaN or infinity.
         """
-        if (layer, prefill) not in self.checked:
-            self._check(layer, query, output, check)
-            self.checked.add((layer, prefill))
+        self.check(query, prefill, output)
         if query.call.kernel is query.call.eager and output[1] is not None:  # the model made the row itself
             row = output[1][:, :, query.index, : query.key.shape[2]]
-            return query.widened(row.float(), 0.0), False
-        if self.own[layer] or not _plainly_called(query.call):
-            return query.widened(query.eager().float(), 0.0), False
-        return query.widened(query.logits(), -torch.inf), True
+            return query.over_all(row.float(), 0.0), False
+        if self.is_plain(query, prefill):
+            return query.over_all(query.logits(), -torch.inf), True
+        return query.over_all(query.eager().float(), 0.0), False
 
     @torch.no_grad()
-    def _check(self, layer: int, query: Query, output: tuple[Any, ...], compare: bool) -> None:
-        """Find out whether the layer is plain, and compare its row with the kernel's output; in float32 throughout."""
-        call = query.call
+    def check(self, query: Query, prefill: bool, output: tuple[Any, ...]) -> None:
+        """Check the row of a layer against what the kernel put out, on its first call; raises as `read`."""
+        if (_layer(query.call), prefill) not in self._checked:
+            self._check(query, output, self.is_plain(query, prefill))
+            self._checked.add((_layer(query.call), prefill))
+
+    def unchecked(self, query: Query, prefill: bool) -> None:
+        """Take the first call of a layer for checked, where the kernel was made to read other values than the row's."""
+        self._checked.add((_layer(query.call), prefill))
+
+    def _check(self, query: Query, output: tuple[Any, ...], plain: bool) -> None:
+        """Compare the row times the values with the kernel's output, in float32."""
+        call, wide = query.call, query.wide
         kernel = output[0][:, query.index].float()  # [row, head, dim]
         if not bool(torch.isfinite(kernel).all()):
             raise FloatingPointError(BROKEN)
-        wide = replace(query, query=query.query.float(), key=query.key.float(), value=query.value.float())
-        eager, row = wide.eager(torch.float32).float(), None
-        bound = Bound.of(wide, call.value.dtype)
-        if _plainly_called(call) and query.query.shape[1] % query.key.shape[1] == 0:
-            row = torch.softmax(wide.logits(), dim=-1)
-        plain = row is not None and bool(((row - eager).abs() <= bound.of_weights(eager)).all())
-        self.own[layer] = self.own.get(layer, False) or not plain
-        row = eager if row is None or self.own[layer] else row
-        if not compare:
-            return
+        row = torch.softmax(wide.logits(), dim=-1) if plain else wide.eager().float()
         rows, heads, _, dim = wide.value.shape
         if kernel.shape != (rows, query.query.shape[1], dim) or kernel.shape[1] % heads:
             raise SelfCheckError(
                 f"{_said(call)}: the kernel put out {tuple(kernel.shape)} for values {tuple(wide.value.shape)}; rows "
                 "of this model cannot be checked and are not recorded"
             )
-        found = torch.matmul(row.view(rows, heads, -1, row.shape[2]), wide.value).view_as(kernel)
-        sizes = torch.matmul(row.view(rows, heads, -1, row.shape[2]), wide.value.abs()).view_as(kernel)
-        excess = (found - kernel).abs() - bound.of_output(sizes)
-        if not bool((excess <= 0).all()):
-            head = int(excess.amax(dim=(0, 2)).argmax())
-            gap = float((found - kernel)[:, head].abs().max())
-            allowed = float(bound.of_output(sizes)[:, head].max())
+        shared = row.view(rows, heads, -1, row.shape[2])
+        found = torch.matmul(shared, wide.value).view_as(kernel)
+        allowed = Bound.of(query).of_output(torch.matmul(shared, wide.value.abs()).view_as(kernel))
+        gap = (found - kernel).abs()
+        if not bool((gap <= allowed).all()):
+            head = int((gap - allowed).amax(dim=(0, 2)).argmax())
             raise SelfCheckError(
                 f"{_said(call)}, head {head}: the recorded row times the values differs from the kernel's output by "
-                f"{gap:.2g}, rounding explains {allowed:.2g}; this model's rows are not what its kernel computes with. "
-                "Load it with attn_implementation='eager', which shows its own rows, and report the model"
+                f"{float(gap[:, head].max()):.2g}, rounding explains {float(allowed[:, head].max()):.2g}; this model's "
+                "rows are not what its kernel computes with. Load it with attn_implementation='eager', which shows its "
+                "own rows, and report the model"
             )
 
 
@@ -191,20 +194,21 @@ class Bound:
     sums: float  # of a sum over all keys in float32
 
     @classmethod
-    def of(cls, query: Query, dtype: torch.dtype) -> Bound:
-        """query : in float32; dtype : in which the kernel ran."""
+    def of(cls, query: Query) -> Bound:
+        """For this query, as the kernel ran it."""
         rows, heads, _, dim = query.query.shape
-        grouped = query.query.abs().view(rows, query.key.shape[1], -1, dim) if heads % query.key.shape[1] == 0 else None
-        if grouped is None:
+        if heads % query.key.shape[1]:
             raise SelfCheckError(
-                f"{_said(query.call)}: {heads} query heads do not share {query.key.shape[1]} key heads"
+                f"{_said(query.call)}: {heads} query heads cannot share {query.key.shape[1]} key heads evenly; rows of "
+                "this model cannot be checked and are not recorded"
             )
-        products = torch.matmul(grouped, query.key.abs().transpose(2, 3)).amax(dim=-1).view(rows, heads, 1)
-        single, unit = torch.finfo(torch.float32).eps / 2, torch.finfo(dtype).eps / 2
+        grouped = query.wide.query.abs().view(rows, query.key.shape[1], -1, dim)
+        products = torch.matmul(grouped, query.wide.key.abs().transpose(2, 3)).amax(dim=-1).view(rows, heads, 1)
+        single, unit = torch.finfo(torch.float32).eps / 2, torch.finfo(query.call.value.dtype).eps / 2
         if query.query.is_cuda and torch.backends.cuda.matmul.allow_tf32:
             single = 2.0**-11
         of_product = dim * single + (unit if query.call.kernel is query.call.eager else 0.0)
-        return cls(products * query.scaling * of_product, unit, query.key.shape[2] * single)
+        return cls(products * query.call.scaling * of_product, unit, query.key.shape[2] * single)
 
     def of_weights(self, weights: torch.Tensor) -> torch.Tensor:
         """Of the weights [row, head, column]."""
@@ -215,15 +219,11 @@ class Bound:
         return (torch.expm1(4 * self.logit) + 2 * self.unit + 2 * self.sums) * sizes + torch.finfo(torch.float32).tiny
 
 
-def _causal(call: Call) -> bool:
-    given = call.options.get("is_causal")
-    return bool(getattr(call.module, "is_causal", True) if given is None else given)
-
-
-def _plainly_called(call: Call) -> bool:
-    extra = (name for name, option in call.options.items() if name not in PLAIN and option is not None)
-    return not call.rest and not any(call.options[name] is not False for name in extra)
+def _layer(call: Call) -> int:
+    if call.layer is None:
+        raise RuntimeError(f"{type(call.module).__name__} does not say which layer it is")
+    return call.layer
 
 
 def _said(call: Call) -> str:
-    return f"layer {getattr(call.module, 'layer_idx', '?')} ({type(call.module).__name__})"
+    return f"layer {call.layer} ({type(call.module).__name__})"
