@@ -163,8 +163,8 @@ def test_keys_are_not_copied_for_the_query_heads_that_share_them(models, device,
     module = models[0].get_decoder().layers[0].self_attn
     kernel, asked = AttentionInterface._global_mapping["sdpa"], []
 
-    def call_of(*tensors, kernel=kernel, **options):
-        return Call(kernel, kernel, module, *tensors, (), {"scaling": 0.25, **options})
+    def call_of(query, key, value, mask, kernel=kernel, **options):
+        return Call(kernel, kernel, module, query, key, value, mask, (), {"scaling": 0.25, **options})
 
     given = (query, key, value, mask if mask is None else mask[:, None, None])
     expected, _ = call_of(*given).run()

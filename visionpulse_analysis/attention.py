@@ -94,9 +94,10 @@ class Call:
         return self.under(mask.masked_fill(hidden, torch.finfo(mask.dtype).min))
 
     @property
-    def layer(self) -> int | None:
-        """Which layer of the language model calls."""
-        return getattr(self.module, "layer_idx", None)
+    def layer(self) -> int:
+        """Which layer of the language model calls; -1 for a module that does not say."""
+        layer: Any = getattr(self.module, "layer_idx", None)
+        return -1 if layer is None else layer
 
     @property
     def scaling(self) -> float:

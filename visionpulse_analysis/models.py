@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from transformers import (
 )
 
 from visionpulse_analysis._ledger import note_object
-from visionpulse_analysis.families import Family, Prompt, check_supported, family_class
+from visionpulse_analysis.families import Family, Prompt, attention_of, check_supported, family_class
 from visionpulse_analysis.families.generation import Generation
 from visionpulse_analysis.families.pieces import Decoder
 from visionpulse_analysis.families.processors import explain_own_code, load_image_processor, load_video_settings, quiet
@@ -180,12 +181,19 @@ class VLM:
             raise ValueError(
                 f"{type(model).__name__} is in training mode, where dropout changes what is recorded; call model.eval()"
             )
-        tokenizer = getattr(processor, "tokenizer", processor)
+        tokenizer: Any = getattr(processor, "tokenizer", processor)
         if tokenizer is not None and not callable(getattr(tokenizer, "decode", None)):
             raise ValueError(f"processor must be the model's processor or tokenizer, got {processor!r}")
+        settings = processor.to_dict() if isinstance(processor, ProcessorMixin) else {}
+        template = settings.get("chat_template") or getattr(processor, "chat_template", None)
+        if template is not None and tokenizer not in (None, processor):
+            tokenizer = copy.copy(tokenizer)  # the user's own stays without
+            tokenizer.chat_template = template
+        video = getattr(processor, "video_processor", None)
+        settings["video_processor"] = None if video is None else video.to_dict()
         name, revision = model.config._name_or_path or type(model).__name__, getattr(model.config, "_commit_hash", None)
         tokenizer = _Numbers() if tokenizer is None else tokenizer
-        return cls(name, model, tokenizer, getattr(processor, "image_processor", None), revision)
+        return cls(name, model, tokenizer, getattr(processor, "image_processor", None), revision, settings)
 
     def _repr_html_(self) -> str:
         text = self.model.config.get_text_config()
@@ -219,7 +227,7 @@ def data_folder() -> Path:
 
 @own_settings()
 def load(
-    name: str,
+    name: str | tuple[Any, Any],
     *,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
@@ -231,8 +239,9 @@ def load(
 
     Parameters
     ----------
-    name : str
-        "scenes" (bundled), a folder in Hugging Face format, or a hub id such as "Qwen/Qwen3-VL-4B-Thinking".
+    name : str, or (model, processor)
+        "scenes" (bundled), a folder in Hugging Face format, or a hub id such as "Qwen/Qwen3-VL-4B-Thinking". Or your
+        own objects, which are used as they are: they have a dtype and a device, and the other options are for names.
     dtype : str or torch.dtype
         "auto" keeps the checkpoint's own.
     device : optional
@@ -259,8 +268,19 @@ def load(
     UnsupportedModelError
         If the model is text-only or of a family that is not supported.
     """
+    if isinstance(name, tuple) and len(name) == 2:
+        if (dtype, device, device_map, revision, trust_remote_code) != ("auto", None, None, "main", False):
+            raise ValueError(
+                "dtype, device and the like are for models by name; load((model, processor)) takes no other"
+            )
+        vlm = VLM.of(*name)
+        check_supported(vlm.model.config, vlm.name)
+        return vlm
     if not isinstance(name, str | os.PathLike):
-        raise ValueError(f"a model is named by a text: 'scenes', a folder or a hub id; got {name!r}")
+        raise ValueError(
+            "a model is named by a text ('scenes', a folder or a hub id), or given with its processor as "
+            f"load((model, processor)); got {name!r}"
+        )
     name, dtype = str(os.fspath(name)), _dtype(dtype)
     device = usable_device(device) if device_map is None else _check_split(device)
     # Left out, the library would ask at the terminal whether to run a model's own code, and wait for an answer.
@@ -270,7 +290,8 @@ def load(
         with quiet(name in BUNDLED):
             # Shapes that differ are told with everything else that does not fit.
             found: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-            how = {"dtype": dtype, "device_map": device_map, "attn_implementation": "sdpa", "use_safetensors": True}
+            how = {"dtype": dtype, "device_map": device_map, "use_safetensors": True}
+            how["attn_implementation"] = attention_of(config)
             loaded: Any = AutoModelForImageTextToText.from_pretrained(source, **options, **how, **found)
         model: Any = loaded[0]
         tokenizer = AutoTokenizer.from_pretrained(source, **options)

@@ -128,3 +128,21 @@ def test_the_default_anchor_sees_the_whole_prompt(family):
     anchor = family.vlm.default_anchor
     assert anchor not in family.vlm.windowed_layers
     assert abs(anchor - 1) <= (1 if family.vlm.windowed_layers else 0)
+
+
+def test_the_users_own_objects_decode_as_the_loaded_ones(family, photos):
+    """`load((model, processor))`; without torchvision a stand-in, as its stock processor cannot be made everywhere."""
+    loaded, tiny = family.vlm, family.tiny
+
+    class Processor:
+        tokenizer, image_processor, chat_template = loaded.tokenizer, loaded.image_processor, None
+        video_processor = None
+
+    own = vpa.load((loaded.model, Processor()))
+    own.settings = loaded.settings
+    assert own.model is loaded.model and own.weights_hash == loaded.weights_hash
+    expected, found = (vpa.decode(vlm, photos[1], QUESTION, max_new_tokens=2) for vlm in (loaded, own))
+    assert found.data_hash == expected.data_hash and found.meta["model"] == loaded.model.config._name_or_path
+    with pytest.raises(ValueError, match="are for models by name"):
+        vpa.load((loaded.model, Processor()), dtype="float32")
+    assert tiny.tokenizer.chat_template == loaded.tokenizer.chat_template

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -260,7 +261,8 @@ def test_a_pipeline(tiny, photos):
             return given
 
         def _forward(self, given, **options):
-            return {"ids": self.model.generate(**given, **options)}
+            model: Any = self.model
+            return {"ids": model.generate(**given, **options)}
 
         def postprocess(self, given):
             return given["ids"]

@@ -60,7 +60,7 @@ class PrefillAttention:
         self.recorder, self.reader, self.group = recorder, reader, group
 
     def __call__(self, call: Call, total: int) -> Output:
-        length, prefill, layer = call.query.shape[2], self.group.prefill, _layer(call)
+        length, prefill, layer = call.query.shape[2], self.group.prefill, call.layer
         # A static cache has columns behind the prompt that nothing may look at.
         key, value = (states[:, :, :length] for states in (call.key, call.value))
         call = replace(call, key=key, value=value, mask=None if call.mask is None else call.mask[..., :length])
@@ -113,7 +113,7 @@ class StepAttention:
         self._joined: tuple[list[torch.Tensor | None], torch.Tensor] | None = None
 
     def __call__(self, call: Call, total: int) -> Output:
-        recorded = _layer(call) in self.recorder.layers
+        recorded = call.layer in self.recorder.layers
         if not self.groups:
             output = self.run(call)
             if recorded:
@@ -214,7 +214,7 @@ def _view(call: Call, query: Query, reader: RowReader, prefill: bool, step: int,
     """What a pruner sees of a call whose newest query is ``query``."""
     plain = reader.is_plain(query, prefill)
     kind = View if plain else OwnView
-    view = kind(step, _layer(call), layout, call.query, call.key, call.value, call.mask, call.scaling, *more)
+    view = kind(step, call.layer, layout, call.query, call.key, call.value, call.mask, call.scaling, *more)
     if isinstance(view, OwnView):
         view.query_alone = query
     return view
@@ -240,10 +240,4 @@ def _record(
     redirect: torch.Tensor | None = None,
 ) -> None:  # fmt: skip
     row, is_logits = reader.read(query, prefill, output)
-    (recorder.put if is_logits else recorder.put_weights)(_layer(query.call), row, redirect)
-
-
-def _layer(call: Call) -> int:
-    if call.layer is None:
-        raise RuntimeError(f"{type(call.module).__name__} does not say which layer it is")
-    return call.layer
+    (recorder.put if is_logits else recorder.put_weights)(query.call.layer, row, redirect)

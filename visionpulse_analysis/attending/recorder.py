@@ -31,6 +31,7 @@ class Recorder:
         self._logits: dict[int, torch.Tensor] = {}  # [row, head, key]
         self._rows: dict[int, torch.Tensor] = {}  # [row, head, patch], one head for the mean
         self._redirects: dict[int, torch.Tensor] = {}
+        self._lent: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def put(self, layer: int, logits: torch.Tensor, redirect: torch.Tensor | None = None) -> None:
         """Take the logits of a layer, float32 [row, head, key], -inf where hidden.
@@ -58,8 +59,15 @@ class Recorder:
         # Slots beyond the patches that a row keeps name patch 0, with weight 0: so they are added.
         self._rows[layer] = rows.scatter_add_(2, patches[:, None].expand_as(chosen), chosen)
 
+    def lend(self, rows: torch.Tensor, masses: torch.Tensor) -> None:
+        """Give back what another recorder took of the step just made, in place of anything put here."""
+        self._lent = rows, masses
+
     def take(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows of the step just made: float16 [row, layer, (head,) patch], and masses float32 [row, layer, (head)]."""
+        if self._lent is not None:
+            lent, self._lent = self._lent, None
+            return lent
         missing = [layer for layer in self.layers if layer not in self._logits and layer not in self._rows]
         if missing:
             raise RuntimeError(f"layers {missing} did not report: their attention was not routed here")

@@ -111,7 +111,7 @@ class RowReader:
     @torch.no_grad()
     def is_plain(self, query: Query, prefill: bool) -> bool:
         """Whether the row of this query is a softmax over its scaled dot products."""
-        layer = _layer(query.call)
+        layer = query.call.layer
         if (layer, prefill) not in self._tried:
             self._tried.add((layer, prefill))
             own = self.own.get(layer, False)
@@ -143,13 +143,13 @@ class RowReader:
     @torch.no_grad()
     def check(self, query: Query, prefill: bool, output: tuple[Any, ...]) -> None:
         """Check the row of a layer against what the kernel put out, on its first call; raises as `read`."""
-        if (_layer(query.call), prefill) not in self._checked:
+        if (query.call.layer, prefill) not in self._checked:
             self._check(query, output, self.is_plain(query, prefill))
-            self._checked.add((_layer(query.call), prefill))
+            self._checked.add((query.call.layer, prefill))
 
     def unchecked(self, query: Query, prefill: bool) -> None:
         """Take the first call of a layer for checked, where the kernel was made to read other values than the row's."""
-        self._checked.add((_layer(query.call), prefill))
+        self._checked.add((query.call.layer, prefill))
 
     def _check(self, query: Query, output: tuple[Any, ...], plain: bool) -> None:
         """Compare the row times the values with the kernel's output, in float32."""
@@ -217,12 +217,6 @@ class Bound:
     def of_output(self, sizes: torch.Tensor) -> torch.Tensor:
         """Of the output, where ``sizes`` [row, head, dim] is what it would be with the absolute values."""
         return (torch.expm1(4 * self.logit) + 2 * self.unit + 2 * self.sums) * sizes + torch.finfo(torch.float32).tiny
-
-
-def _layer(call: Call) -> int:
-    if call.layer is None:
-        raise RuntimeError(f"{type(call.module).__name__} does not say which layer it is")
-    return call.layer
 
 
 def _said(call: Call) -> str:

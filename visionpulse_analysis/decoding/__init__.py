@@ -11,10 +11,12 @@ from typing import Any, Literal
 
 from visionpulse_analysis._checks import plain_text, whole_number
 from visionpulse_analysis.attending import Execution
+from visionpulse_analysis.attention import check_kernel
 from visionpulse_analysis.collecting import Record
 from visionpulse_analysis.decoding.batch import Batch
 from visionpulse_analysis.decoding.options import Options, heads_of, layers_of, seeds_of
 from visionpulse_analysis.decoding.run import Run
+from visionpulse_analysis.decoding.sharing import Trunk
 from visionpulse_analysis.decoding.tokens import end_ids
 from visionpulse_analysis.families import Prompt
 from visionpulse_analysis.images import ImageLike
@@ -24,7 +26,7 @@ from visionpulse_analysis.renumbering import check_one_dimensional
 from visionpulse_analysis.sampling import Sample
 from visionpulse_analysis.store import TraceStore
 
-__all__ = ["Batch", "Options", "Run", "decode", "end_ids", "heads_of", "layers_of", "provenance"]
+__all__ = ["Batch", "Options", "Run", "Trunk", "decode", "end_ids", "heads_of", "layers_of", "provenance"]
 
 
 def decode(
@@ -34,7 +36,7 @@ def decode(
     *,
     layers: Literal["all", "anchor", "none"] | int | Sequence[int] = "all",
     heads: Literal["mean", "all"] | Sequence[int] = "mean",
-    pruner: Pruner | None = None,
+    pruner: Pruner | Sequence[Pruner | None] | None = None,
     execution: Execution = "masked",
     seed: int | Sequence[int] = 0,
     sample: Sample | None = None,
@@ -67,12 +69,14 @@ def decode(
         Which layers to record, zero-based; "anchor" is the model's default anchor.
     heads : "mean", "all" or list of int
         The mean over heads, or one row per head.
-    pruner : Pruner, optional
-        Hides patches; dense without one.
+    pruner : Pruner, optional, or list of these
+        Hides patches; dense without one. A list decodes everything once under each, from one prefill wherever a pruner
+        leaves prefill dense, and gives a list of what each alone would give, the same to the last bit.
     execution : "masked" or "gathered"
         Hide dropped patches by a mask (exact simulation), or read only the kept keys and values.
     seed : int or list of int
-        Row ``i`` of a list of questions uses ``seed + i``, or the i-th seed of a list.
+        Row ``i`` of a list of questions uses ``seed + i``, or the i-th seed of a list. With a list of pruners, a list
+        has one seed for each of them: a pruner given three times with three seeds is sampled three times.
     sample : Sample, optional
         Temperature and truncation; greedy without one.
     batch_size : int
@@ -82,13 +86,14 @@ def decode(
     store : TraceStore, optional
         Streams every finished step to disk under ``ids`` while decoding.
     ids : str or list of str, optional
-        One different id per question; becomes ``meta["id"]``. Needed with a store.
+        One different id per question; becomes ``meta["id"]``. Needed with a store. With a list of pruners, a list
+        with that for each of them.
     overwrite : bool
         Replace what the store holds under these ids.
 
     Returns
     -------
-    Trace or list of Trace
+    Trace or list of Trace; with a list of pruners, a list of these
 
     Raises
     ------
@@ -116,27 +121,71 @@ def decode(
         raise ValueError("no question given; pass a string or a list of strings")
     if len(images) != len(questions):
         raise ValueError(f"{len(questions)} questions need as many images, got {len(images)}")
-    batch_size, seeds = whole_number(batch_size, "batch_size", least=1), seeds_of(seed, len(questions))
-    names = _names(ids, len(questions), store, overwrite)
-    options = Options(layers_of(vlm, layers), heads_of(vlm, heads), pruner, execution, sample, max_new_tokens)
-    if pruner is not None and pruner.renumbers:
-        check_one_dimensional(vlm.name, vlm.model, vlm.family.mrope, vlm.windowed_layers)
+    batch_size = whole_number(batch_size, "batch_size", least=1)
+    several = isinstance(pruner, list | tuple)
+    arms: list[tuple[Any, Any, Any]] = _arms(list(pruner), seed, ids) if several else [(pruner, seed, ids)]
+    asked: list[tuple[Options, list[int], list[str | None]]] = []
+    for arm, arm_seed, arm_ids in arms:
+        options = Options(layers_of(vlm, layers), heads_of(vlm, heads), arm, execution, sample, max_new_tokens)
+        if options.pruner is not None and options.pruner.renumbers:
+            check_one_dimensional(vlm.name, vlm.model, vlm.family.mrope, vlm.windowed_layers)
+        names = _names(arm_ids, len(questions), store, overwrite)
+        asked.append((options, seeds_of(arm_seed, len(questions)), names))
+    _check_different([name for _, _, names in asked for name in names])
     prompts = [vlm.prompt(i, q) for i, q in zip(images, questions, strict=True)]
     if batch_size > 1:
         vlm.family.check_together(prompts)
-    shared: Any = {"layers": options.layers, "heads": options.heads, "pruned": pruner is not None}
     weights = vlm.weights_hash
-    records = [
-        Record(vlm, prompt, row_seed, _meta(vlm, weights, prompt, options, row_seed, name), **shared, store=store,
-               overwrite=overwrite)
-        for prompt, row_seed, name in zip(prompts, seeds, names, strict=True)
+    runs = [
+        (options, [
+            Record(vlm, prompt, row_seed, _meta(vlm, weights, prompt, options, row_seed, name), layers=options.layers,
+                   heads=options.heads, pruned=options.pruner is not None, store=store, overwrite=overwrite)
+            for prompt, row_seed, name in zip(prompts, seeds, names, strict=True)
+        ])
+        for options, seeds, names in asked
     ]  # fmt: skip
     try:
-        Run(vlm, records, options, batch_size).finish()
+        if several:
+            _run_together(vlm, runs, batch_size)
+        else:
+            Run(vlm, runs[0][1], runs[0][0], batch_size).finish()
     finally:
-        for record in records:
-            record.abandon()
-    return records[0].trace if single else [record.trace for record in records]
+        for _, records in runs:
+            for record in records:
+                record.abandon()
+    given = [records[0].trace if single else [record.trace for record in records] for _, records in runs]
+    return given if several else given[0]
+
+
+def _run_together(vlm: VLM, runs: Sequence[tuple[Options, list[Record]]], batch_size: int) -> None:
+    """Decode every run, so many rows at a time, from one prefill."""
+    options, records = runs[0]
+    looked_at = any(options.pruner is not None for options, _ in runs)
+    for start in range(0, len(records), batch_size):
+        rows = slice(start, start + batch_size)
+        trunk = Trunk(vlm, records[rows], options, looked_at)
+        for arm, of_arm in runs:
+            trunk.branch(of_arm[rows], arm)
+
+
+def _arms(pruners: list[Any], seed: Any, ids: Any) -> list[tuple[Any, Any, Any]]:
+    """A pruner, seed and ids for each of several decodes; ValueError where they do not match."""
+    if not pruners:
+        raise ValueError("pruner is an empty list; give at least one pruner, or None for dense")
+    seeds = list(seed) if isinstance(seed, Iterable) and not isinstance(seed, str | bytes) else [seed] * len(pruners)
+    names = [None] * len(pruners) if ids is None else list(ids) if isinstance(ids, list | tuple) else [ids]
+    for what, found in (("seeds", seeds), ("lists of ids", names)):
+        if len(found) != len(pruners):
+            raise ValueError(f"{len(pruners)} pruners need as many {what}, got {len(found)}")
+    return list(zip(pruners, seeds, names, strict=True))
+
+
+def _check_different(names: Sequence[str | None]) -> None:
+    given = [name for name in names if name is not None]
+    if len(set(given)) != len(given):
+        raise ValueError(
+            f"ids must be different, also between pruners; got {len(given)} with {len(set(given))} different"
+        )
 
 
 @cache
@@ -178,7 +227,7 @@ def provenance(
         "model_hash": vlm.weights_hash if weights is None else weights,
         "revision": vlm.revision,
         "dtype": str(vlm.model.dtype).removeprefix("torch."),
-        "attention": "sdpa",
+        "attention": check_kernel(vlm.model),
         "seed": seed,
         "sample": None if options.sample is None else options.sample.to_dict(),
         "pruner": None if options.pruner is None else options.pruner.to_dict(),

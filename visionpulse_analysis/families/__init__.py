@@ -19,6 +19,7 @@ __all__ = [
     "Family",
     "Prompt",
     "UnsupportedModelError",
+    "attention_of",
     "check_supported",
     "family_class",
     "in_columns",
@@ -53,7 +54,6 @@ QUERY_TOKENS = "learned queries mix the whole picture into every image token: no
 ENCODER_DECODER = (
     "pictures are read by an encoder, and the decoder sees them by cross-attention: no row runs over patches"
 )
-HYBRID = "most layers are convolutions or linear attention, which have no softmax row over the patches"
 REFUSED = {
     "blip-2": QUERY_TOKENS,
     "florence2": ENCODER_DECODER,
@@ -62,22 +62,12 @@ REFUSED = {
     "instructblip": QUERY_TOKENS,
     "instructblipvideo": QUERY_TOKENS,
     "kosmos-2": QUERY_TOKENS,
-    "lfm2_vl": HYBRID,
     "mllama": CROSS_ATTENTION,
     "pix2struct": ENCODER_DECODER,
-    "qwen3_5": HYBRID,
-    "qwen3_5_moe": HYBRID,
     "vision-encoder-decoder": ENCODER_DECODER,
 }
-# What a language model may hold that makes any family inexact.
-REFUSED_PARTS = {
-    "cap": "capped attention logits (PaliGemma 2): scaled-dot-product attention leaves the cap out",
-    "sinks": "attention sinks (InternVL3.5-GPT-OSS): extra logits take part in the softmax, and are no tokens",
-    "kinds": "layers that neither see everything nor a sliding window (chunks, convolutions, linear attention): they "
-    "have no softmax row over the patches",
-}
+# Language models whose eager functions know more than scaled-dot-product attention, which leaves it out.
 WITH_SINKS = {"gpt_oss"}
-ATTENTION_KINDS = {"full_attention", "sliding_attention"}
 
 
 class UnsupportedModelError(ValueError):
@@ -97,24 +87,16 @@ def check_supported(config: Any, name: str) -> None:
         )
     if config.model_type not in FAMILIES:
         raise UnsupportedModelError(
-            f"{name!r} is of family {config.model_type!r}, whose image layout is not known here; {supported}"
+            f"{name!r} is of family {config.model_type!r}, whose image layout is not known here; {supported}. "
+            "vpa.watch(model, processor) records any model inside its own generate"
         )
+
+
+def attention_of(config: Any) -> str:
+    """The attention under which a model computes what it was trained to: "eager" with capped logits or sinks."""
     text = config.get_text_config()
-    cap = getattr(text, "attn_logit_softcapping", None)
-    # A model may state its chunks without naming the kinds of its layers.
-    kinds = getattr(text, "layer_types", None) or ["chunked_attention"] * bool(getattr(text, "attention_chunk_size", 0))
-    other = set(kinds) - ATTENTION_KINDS
-    found = {
-        "cap": f"attn_logit_softcapping {cap}" if cap is not None else "",
-        "sinks": text.model_type if text.model_type in WITH_SINKS else "",
-        "kinds": ", ".join(sorted(other)),
-    }
-    for part, what in found.items():
-        if what:
-            raise UnsupportedModelError(
-                f"{name!r} ({what}) has {REFUSED_PARTS[part]}; its rows would not be those of the model: use one of "
-                "the family without"
-            )
+    capped = getattr(text, "attn_logit_softcapping", None) is not None
+    return "eager" if capped or text.model_type in WITH_SINKS else "sdpa"
 
 
 def family_class(config: Any) -> type[Family]:

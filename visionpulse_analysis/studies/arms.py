@@ -95,7 +95,7 @@ def decode_arms(
         trunk = Trunk(vlm, part, max_new_tokens)
         for arm, seed in missing:
             row_seeds = [seed * 1_000_003 + start + i for i in range(len(part))]
-            fresh[arm, seed] += [asdict(_outcome(trace)) for trace in trunk.branch(arms[arm], sample, row_seeds)]
+            fresh[arm, seed] += [asdict(_outcome(trace)) for trace in trunk.decode(arms[arm], sample, row_seeds)]
     same = bool(missing) and base is not None and state_of(vlm, *ran) == state
     for (arm, seed), outcomes in fresh.items():
         path = files[arm, seed]

@@ -70,7 +70,7 @@ class Passages:
         def attend(call: Call):
             call.check_plain()
             given = (self.layout, call.query, call.key, call.value, call.mask, call.scaling)
-            view = View(0, call.module.layer_idx, *given, prefill.shown, prefill.states, prefill.block)
+            view = View(0, call.layer, *given, prefill.shown, prefill.states, prefill.block)
             prefill.choose(view)
             shown = prefill.mask(view)
             return prefill.attend(view, lambda values: replace(call, value=values, mask=shown).run())

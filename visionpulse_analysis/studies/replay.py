@@ -163,7 +163,7 @@ class Replay:
                 f"layer {call.layer} of {self.vlm.name} sees a sliding window, which is shorter than this trace, "
                 "and replay lets every layer see the whole past; use a model without such layers, or a shorter trace"
             )
-        self.keys[call.module.layer_idx], self.values[call.module.layer_idx] = call.key, call.value
+        self.keys[call.layer], self.values[call.layer] = call.key, call.value
         return call.run()
 
 
@@ -179,7 +179,7 @@ class _OneStep:
         self.kept = torch.ones(len(rows), replay.n_patches, dtype=torch.bool, device=rows.device)
 
     def __call__(self, call: Call):
-        replay, layer = self.replay, call.module.layer_idx
+        replay, layer = self.replay, call.layer
         if layer == self.layer:
             one_by_one = call.query[0].transpose(0, 1)[:, :, None]  # [row, head, 1, dim]
             patch_keys = replay.keys[layer][:, :, replay.places]

@@ -1,25 +1,18 @@
-"""A dense prefill that the arms of a comparison share.
-
-An arm whose pruner acts from the first decode step on starts from a copy of the cache, and its pruner is shown the
-prefill; the others make their own. Prefill is more than half of the cost of short traces.
-"""
+"""The dense prefill that the arms of a comparison share, with what their references need of the dense answers."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from visionpulse_analysis.attention import intercept
+from visionpulse_analysis import decoding
 from visionpulse_analysis.collecting import Record
-from visionpulse_analysis.decoding import Batch, Options, Run
+from visionpulse_analysis.decoding import Batch, Options
 from visionpulse_analysis.models import VLM
-from visionpulse_analysis.pruners.base import Pruner, Selection
-from visionpulse_analysis.pruners.view import Layout, View
+from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.sampling import Sample as Sampling
 from visionpulse_analysis.studies.collect import key_of
 from visionpulse_analysis.studies.kept import cache_folder, keep, recall, state_of
@@ -27,24 +20,24 @@ from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.traces import Trace
 
 
-class Trunk:
-    """One batch after its dense prefill; every branch is a decode of all its rows."""
+class Trunk(decoding.Trunk):
+    """One batch of samples after its dense prefill; what their dense answers depend on is found once, and kept."""
 
     def __init__(self, vlm: VLM, samples: Sequence[Sample], max_new_tokens: int):
         self.vlm, self.max_new_tokens = vlm, max_new_tokens
         self.prompts = [vlm.prompt(one.image, one.question) for one in samples]
-        self.views: list[View] = []
         self.hindsight: dict[tuple[Any, ...], torch.Tensor] = {}  # what the dense traces attended to, see _Rows
         self.samples = samples
         self.state = state_of(vlm, _Rows, Trunk)
-        self.batch = Batch(vlm, self.records([0] * len(samples)), self.options(_Witness(self.views), None))
-        with torch.inference_mode(), intercept(vlm.model, self.batch.attend):
-            self.logits = self.batch.prefill()
+        super().__init__(vlm, self.records([0] * len(samples)), self.options(None, None))
 
-    def branch(self, pruner: Pruner | None, sample: Sampling | None, seeds: list[int]) -> list[Trace]:
+    def make(self, records: Sequence[Record], options: Options) -> Batch:
+        return _Rows(self, records, options)
+
+    def decode(self, pruner: Pruner | None, sample: Sampling | None, seeds: list[int]) -> list[Trace]:
         """Decode all rows from here, under a pruner or dense."""
         records = self.records(seeds)
-        _Branch(self, records, self.options(pruner, sample)).finish()
+        self.branch(records, self.options(pruner, sample))
         return [record.trace for record in records if record.trace is not None]
 
     def first_choice(self, pruner: Pruner, seeds: list[int]) -> list[np.ndarray]:
@@ -65,10 +58,6 @@ class Trunk:
             _Rows(self, self.records([0] * len(self.prompts)), self.options(None, None))._relevance(tokens)
         )
 
-    def lend(self, batch: Batch) -> None:
-        """Put a batch of all rows where prefill has left this one, with a copy of the cache."""
-        batch.cache, batch.position = copy.deepcopy(self.batch.cache), self.batch.position.clone()
-
     def _by_row(self, values: torch.Tensor) -> list[np.ndarray]:
         return [row[: len(prompt.grid)] for row, prompt in zip(values.cpu().numpy(), self.prompts, strict=True)]
 
@@ -78,25 +67,6 @@ class Trunk:
 
     def options(self, pruner: Pruner | None, sample: Sampling | None) -> Options:
         return Options([], None, pruner, "masked", sample, self.max_new_tokens)
-
-
-@dataclass(frozen=True)
-class _Witness(Pruner):
-    """Keeps what a selection sees of a dense prefill, layer by layer."""
-
-    views: list[View]
-
-    def start(self, layout: Layout) -> Selection:
-        return _Witnessing(layout, self.views)
-
-
-class _Witnessing(Selection):
-    def __init__(self, layout: Layout, views: list[View]):
-        super().__init__(layout)
-        self.views = views
-
-    def observe_prefill(self, view: View) -> None:
-        self.views.append(view)
 
 
 class _Rows(Batch):
@@ -131,24 +101,3 @@ class _Rows(Batch):
             if path is not None and state_of(vlm) == before:
                 keep(path, found)
         return torch.tensor(found, dtype=torch.float32, device=self.vlm.model.device)
-
-
-class _Branch(Run):
-    """A run that goes on from a trunk: its selection is shown the prefill, and it gets a copy of the cache."""
-
-    def __init__(self, trunk: Trunk, records: list[Record], options: Options):
-        super().__init__(trunk.vlm, records, options, len(records))
-        self.trunk = trunk
-
-    def prefill(self, records: Sequence[Record]) -> tuple[Batch, torch.Tensor]:
-        trunk = self.trunk
-        self.current = batch = _Rows(trunk, records, self.options)
-        for group in batch.groups:
-            if not group.selection.dense_prefill:
-                return batch, batch.prefill()
-            for view in trunk.views:
-                group.selection.observe_prefill(view)
-        trunk.lend(batch)
-        for group in batch.groups:
-            group.settle(batch.cache)
-        return batch, trunk.logits.clone()

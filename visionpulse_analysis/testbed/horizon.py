@@ -81,7 +81,7 @@ def _blind_from(cut: int, prefix: int, is_patch: torch.Tensor):
     """Attention in which rows after the prefix do not see patches from layer ``cut`` on."""
 
     def attend(call: Call):
-        if call.module.layer_idx >= cut:
+        if call.layer >= cut:
             mask = call.mask.clone()
             mask[:, :, prefix:] &= ~is_patch[:, None, None]
             call = call.under(mask)

@@ -118,7 +118,11 @@ def watch(
             stack.enter_context(overhear(vlm.model, watching.attend))
             stack.enter_context(tell(vlm.model, watching))
             stack.callback(watching.check_still)
-        yield watching
+        try:
+            yield watching
+        finally:
+            with interrupt_at_checks():  # Ctrl-C never meets a model half put back
+                stack.close()
 
 
 class Watch:
@@ -253,11 +257,11 @@ class Watch:
         self, generation: Generation, config: dict[str, Any], share: int, names: list[str | None]
     ) -> list[Record]:
         """An empty record for each sequence, ``share`` of them for each prompt."""
-        prompts, records = generation.prompts, []
+        prompts, records, weights = generation.prompts, [], self._vlm.weights_hash
         for prompt, grid in enumerate(generation.grids):
             given = _prompt(self._vlm, prompts, prompt, grid)
             for row in range(prompt * share, (prompt + 1) * share):
-                meta = self._meta(generation, given.question, prompt, config, names[row])
+                meta = self._meta(generation, given.question, prompt, config, names[row], weights)
                 records.append(Record(
                     self._vlm, given, generation.seeds[prompt], meta, layers=generation.layers or [],
                     heads=self._options.heads, pruned=self._options.pruner is not None, **self._shelf.options,
@@ -268,10 +272,10 @@ class Watch:
         self, generation: Generation, question: str, prompt: int, config: dict[str, Any], name: str | None,
     ) -> dict[str, Any]:  # fmt: skip
         vlm, options = self._vlm, self._options
-        meta = {**({} if name is None else {"id": name}), "question": question}
+        meta: dict[str, Any] = {**({} if name is None else {"id": name}), "question": question}
         drawn = {part: config[part] for part in ("temperature", "top_p", "top_k") if config.get(part) is not None}
-        meta |= provenance(vlm, options, generation.seeds[prompt], config.get("max_new_tokens"))
-        meta |= {"attention": check_kernel(vlm.model), "sample": drawn if config.get("do_sample") else None}
+        meta |= provenance(vlm, options, generation.seeds[prompt], config.get("max_new_tokens"), weights)
+        meta["sample"] = drawn if config.get("do_sample") else None
         meta["end_tokens"] = [vlm.decoder([int(token)]) for token in sorted(_numbers(config["eos_token_id"]))]
         meta |= {"prompt": prompt, "map": "no map measured" if self._locate is None else "given by locate"}
         others = sorted(set(range(vlm.n_layers)) - set(generation.attention_layers))

@@ -178,7 +178,7 @@ class Generation:
     def attend(self, call: Call) -> tuple[Any, ...]:
         """One attention call of the language part."""
         step, layer = self.step, call.layer
-        if step is None or layer is None or call.query.shape[2] != step.length:
+        if step is None or layer < 0 or call.query.shape[2] != step.length:
             return call.run()
         if layer in step.seen:
             raise ValueError(
