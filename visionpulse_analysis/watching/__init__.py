@@ -269,7 +269,8 @@ class Watch:
         return records
 
     def _meta(
-        self, generation: Generation, question: str, prompt: int, config: dict[str, Any], name: str | None, weights: str,
+        self, generation: Generation, question: str, prompt: int, config: dict[str, Any], name: str | None,
+        weights: str,
     ) -> dict[str, Any]:  # fmt: skip
         vlm, options = self._vlm, self._options
         meta: dict[str, Any] = {**({} if name is None else {"id": name}), "question": question}
