@@ -68,7 +68,7 @@ def test_recording():
     rows = stored("recording")["rows"]
     assert all(ordered(row["ratio_to_plain"]) and row["peak_memory_mb"] > 0 for row in rows)
     assert {row["visual_tokens"] for row in rows} == {1024, 4096}
-    assert {row["variant"] for row in rows} == {"plain", "one_layer", "all_layers", "all_heads", "eager"}
+    assert {row["variant"] for row in rows} >= {"plain", "one_layer", "all_layers", "all_heads", "eager"}
 
 
 def test_batches_decoded_the_same_traces():

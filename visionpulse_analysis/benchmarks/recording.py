@@ -1,4 +1,4 @@
-"""What recording costs: plain decoding, recording, and eager ``output_attentions``, side by side."""
+"""What recording costs, in `decode` and inside `generate`, and eager ``output_attentions``, side by side."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,10 +21,17 @@ from visionpulse_analysis.decoding import decode
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.testbed.model import PATCH, Size, build_image_processor, build_model
 from visionpulse_analysis.testbed.tokens import build_tokenizer
+from visionpulse_analysis.watching import watch
 
 MODEL = Size(layers=12, width=512, heads=8, kv_heads=4, head_dim=64, mlp=1536)
 QUESTION = "where is the red circle ?"
-VARIANTS = ("plain", "one_layer", "all_layers", "all_heads", "eager")
+# What each is compared with: watching with the library's own generate, everything else with our plain decode.
+PLAIN_OF = {
+    **dict.fromkeys(("plain", "one_layer", "all_layers", "all_heads"), "plain"),
+    **dict.fromkeys(("generate", "watch_one_layer", "watch_all_layers"), "generate"),
+    "eager": "plain",
+}
+VARIANTS = tuple(PLAIN_OF)
 
 
 def random_vlm(size: Size = MODEL, max_patches: int = 65536) -> VLM:
@@ -51,7 +59,17 @@ def runner(variant: str, vlm: VLM, image: np.ndarray, steps: int) -> Callable[[]
     }
     if variant in recorded:
         return lambda: decode(vlm, image, QUESTION, max_new_tokens=steps, **recorded[variant])
+    watched: dict[str, Any] = {"generate": None, "watch_one_layer": "anchor", "watch_all_layers": "all"}
+    if variant in watched:
+        return lambda: _generate(vlm, image, steps, watched[variant])
     return lambda: _eager(vlm, image, steps)
+
+
+def _generate(vlm: VLM, image: np.ndarray, steps: int, layers: Any) -> None:
+    """The library's own loop, watched or not."""
+    inputs = vlm.family.batch([vlm.prompt(image, QUESTION)], padding=0)
+    with nullcontext() if layers is None else watch(vlm.model, vlm.tokenizer, layers=layers):
+        vlm.model.generate(**inputs, max_new_tokens=steps, do_sample=False)
 
 
 @torch.inference_mode()
@@ -74,7 +92,7 @@ def _eager(vlm: VLM, image: np.ndarray, steps: int) -> None:
 def bench_recording(
     visual_tokens: Sequence[int] = (1024, 4096), *, steps: int = 24, rounds: int = 5, memory: bool = True
 ) -> dict[str, Any]:
-    """Time and memory of recording, relative to plain decoding.
+    """Time and memory of recording, relative to plain decoding, and to plain ``generate`` where that is watched.
 
     Every round runs all variants once, in an order that turns from round to round; eager, in the first three rounds
     only, comes last and is followed by an untimed plain run, since its gigabytes slow down whatever comes next. A
@@ -107,7 +125,7 @@ def bench_recording(
             if last:
                 runners["plain"]()
             for variant, taken in seconds.items():
-                ratios[variant].append(taken / seconds["plain"])
+                ratios[variant].append(taken / seconds[PLAIN_OF[variant]])
         for variant, values in ratios.items():
             peak = peak_memory(variant, count, steps) if memory else None
             ratio = spread(values)
@@ -138,10 +156,10 @@ def _peak(variant: str, visual_tokens: int, steps: int) -> float:
 
 def format_rows(result: dict[str, Any]) -> str:
     """The result as a table for a terminal."""
-    lines = [f"{'visual tokens':>13}  {'variant':10}  {'ratio to plain: min, median, max':32}  peak memory"]
+    lines = [f"{'visual tokens':>13}  {'variant':16}  {'ratio to plain: min, median, max':32}  peak memory"]
     for row in result["rows"]:
         ratio, peak = row["ratio_to_plain"], row["peak_memory_mb"]
         shown = f"{ratio['min']:.3f}  {ratio['median']:.3f}  {ratio['max']:.3f}"
         memory = "" if peak is None else f"{peak:,.0f} MB"
-        lines.append(f"{row['visual_tokens']:>13,}  {row['variant']:10}  {shown:32}  {memory}")
+        lines.append(f"{row['visual_tokens']:>13,}  {row['variant']:16}  {shown:32}  {memory}")
     return "\n".join(lines)
