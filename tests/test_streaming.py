@@ -41,7 +41,7 @@ def test_an_interrupted_run_leaves_its_steps_and_the_model_as_it_was(vlm, pictur
     assert left.meta["complete"] is False
     assert left.tokens == full.tokens[:4]
     assert np.array_equal(left.attention.values, full.attention.values[:4])
-    assert attention.active_routes(vlm.model) == 0
+    assert attention.active_interceptors(vlm.model) == 0
 
 
 def test_a_store_needs_ids(vlm, pictures, tmp_path):

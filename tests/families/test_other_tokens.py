@@ -14,7 +14,7 @@ import torch
 from tiny_models import BUILDERS
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.attention import route
+from visionpulse_analysis.attention import intercept
 from visionpulse_analysis.collecting import Record
 from visionpulse_analysis.costs import ModelShape, costs_of
 from visionpulse_analysis.decoding import Batch, Options
@@ -154,17 +154,18 @@ class Shallow(Statement):
 def stated(vlm, prompt, statement):
     """Log probabilities of the next token, float64 [word], of one pass through the layers without a cache."""
 
-    def attend(module, query, key, value, mask, *, scaling=None, **options):
+    def attend(call):
+        query, key, value, mask = call.query, call.key, call.value, call.mask
         group, n = query.shape[1] // key.shape[1], query.shape[2]
-        logits = query[0] @ key[0].repeat_interleave(group, 0).transpose(1, 2) * (scaling or query.shape[-1] ** -0.5)
+        logits = query[0] @ key[0].repeat_interleave(group, 0).transpose(1, 2) * call.scaling
         seen = torch.ones(n, n, dtype=torch.bool).tril() if mask is None else mask[0, 0]
-        logits = logits.masked_fill(~seen | statement.hide(module.layer_idx), -torch.inf)
-        weights = statement.weigh(module.layer_idx, logits.softmax(-1))
+        logits = logits.masked_fill(~seen | statement.hide(call.layer), -torch.inf)
+        weights = statement.weigh(call.layer, logits.softmax(-1))
         return (weights @ value[0].repeat_interleave(group, 0)).transpose(0, 1)[None], None
 
     inputs = vlm.family.batch([prompt], 0)
     position = vlm.family.positions(vlm.model, inputs)
-    with torch.inference_mode(), route(vlm.model, attend), watch_layers(vlm.model, statement):
+    with torch.inference_mode(), intercept(vlm.model, attend), watch_layers(vlm.model, statement):
         out = vlm.model(**inputs, position_ids=position, use_cache=False)
     return torch.log_softmax(out.logits[0, -1].double(), -1)
 

@@ -33,8 +33,8 @@ def state(vlm) -> tuple:
     configs = [c._attn_implementation for c in (vlm.model.config.text_config, vlm.model.config.vision_config)]
     registry = len(attention.AttentionInterface._global_mapping)
     handler = signal.getsignal(signal.SIGINT)
-    routes = attention.active_routes(vlm.model), len(attention._routes), dict(attention._switched)
-    return hooks, configs, registry, handler, routes
+    ours = attention.active_interceptors(vlm.model), len(attention._interceptors), attention._library_lookup
+    return hooks, configs, registry, handler, ours, attention.AttentionInterface.get_interface
 
 
 class Presses:

@@ -34,7 +34,7 @@ def test_a_model_with_broken_weights_is_one_error_and_left_as_it_was(vlm, pictur
             vpa.decode(
                 broken, pictures[0], "where ?", max_new_tokens=2, pruner=pruner, store=store, ids="a", overwrite=True
             )
-    assert attention.active_routes(broken.model) == 0 and store.finished_ids == []
+    assert attention.active_interceptors(broken.model) == 0 and store.finished_ids == []
     assert broken.model.config.text_config._attn_implementation == "sdpa"
     assert len(store["a"]) == 0 and store["a"].meta["complete"] is False
 
