@@ -64,27 +64,47 @@ def read_image(image: ImageLike) -> np.ndarray:
     if not path.is_file():
         folder = "; it is a folder: name a file in it, or give vpa.Video for a folder of frames" * path.is_dir()
         raise FileNotFoundError(f"no image at {path}{folder}" if str(image) else "no image at '': the path is empty")
-    Image.init()
-    try:
-        opened = _opened(path)
-    except Exception as error:  # readers of broken files raise nearly anything
-        raise ValueError(
-            f"{path} is not a readable image: {error}; formats that can be read: {', '.join(FORMATS)}"
-        ) from error
-    with opened:
-        _refuse_unclear(opened, path)
+    with _checked(path, str(path)) as opened:
         return pixels_of(opened, str(path))
 
 
-def _opened(path: Path) -> Image.Image:
+def image_of_bytes(content: bytes, name: str) -> np.ndarray:
+    """As `read_image`, of a file's content that lies elsewhere; errors call it ``name``."""
+    with _checked(io.BytesIO(content), name) as opened:
+        return pixels_of(opened, name)
+
+
+def check_image_header(content: bytes, name: str) -> None:
+    """Raise ValueError, without unpacking the picture, where `image_of_bytes` would for its kind, frames or size."""
+    with _checked(io.BytesIO(content), name):
+        pass
+
+
+def _checked(source: Path | io.BytesIO, name: str) -> Image.Image:
+    Image.init()
+    try:
+        opened = _opened(source)
+    except Exception as error:  # readers of broken files raise nearly anything
+        raise ValueError(
+            f"{name} is not a readable image: {error}; formats that can be read: {', '.join(FORMATS)}"
+        ) from error
+    try:
+        _refuse_unclear(opened, name)
+    except ValueError:
+        opened.close()
+        raise
+    return opened
+
+
+def _opened(source: Path | io.BytesIO) -> Image.Image:
     """The file as PIL opens it, without its warnings about broken EXIF, which changes no pixel."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return Image.open(path, formats=FORMATS)
+            return Image.open(source, formats=FORMATS)
         except Exception:
             with suppress(OSError, struct.error):
-                if plain := _without_remarks(path.read_bytes()):
+                if plain := _without_remarks(source.read_bytes() if isinstance(source, Path) else source.getvalue()):
                     return Image.open(io.BytesIO(plain), formats=["PNG"])
             raise
 
@@ -109,18 +129,18 @@ def _without_remarks(content: bytes) -> bytes:
     return b"".join(kept)
 
 
-def _refuse_unclear(picture: Image.Image, path: Path) -> None:
+def _refuse_unclear(picture: Image.Image, name: str) -> None:
     """Raise ValueError for a file that holds several pictures, or more pixels than it is wise to unpack."""
-    refuse_huge(picture, path)
+    refuse_huge(picture, name)
     # The second picture inside a phone's MPO file is a preview or another view; every viewer shows the first.
     if picture.format != "MPO" and getattr(picture, "is_animated", False):
         raise ValueError(
-            f"{path} holds several frames; pass vpa.Video(path) for all of them, or open it with PIL, seek() the one "
+            f"{name} holds several frames; pass vpa.Video(path) for all of them, or open it with PIL, seek() the one "
             "that you mean, and pass that image"
         )
 
 
-def refuse_huge(picture: Image.Image, path: Path) -> None:
+def refuse_huge(picture: Image.Image, path: Path | str) -> None:
     """Raise ValueError for a file with more pixels than it is wise to unpack."""
     width, height = picture.size
     if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:

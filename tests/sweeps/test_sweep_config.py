@@ -88,7 +88,7 @@ def test_paths_of_models_count_from_the_file(tmp_path, monkeypatch):
         ([1], r"sweep: expected key: value lines, got \[1\]"),
         ({"out": "x", "samples": SCENES, "prunner": []}, "sweep: unknown key 'prunner'. Did you mean 'pruners'"),
         ({"out": 3, "samples": SCENES}, r"sweep: out: expected text, got 3 \(int\)"),
-        ({"out": "x", "samples": {}}, "samples: expected one of scenes, folder and table, got none"),
+        ({"out": "x", "samples": {}}, "samples: expected one of scenes, folder, table and benchmark, got none"),
         ({"out": "x", "samples": {**SCENES, "table": {"path": "y"}}}, "got scenes and table"),
         ({"out": "x", "samples": {"scenes": {"m": 2}}}, "sweep: samples: scenes: unknown key 'm'"),
         ({"out": "x", "samples": {"scenes": {"n": True}}}, r"scenes: n: expected int, got True \(bool\)"),

@@ -14,10 +14,12 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+from visionpulse_analysis.judging import check_judge
 from visionpulse_analysis.models import BUNDLED
 from visionpulse_analysis.pruners import list_pruners, make_pruner
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.sampling import Sample as Sampling
+from visionpulse_analysis.sweeps.benchmarks import BENCHMARKS, Stated, check_prompt, guess_benchmark
 from visionpulse_analysis.sweeps.checked import QUOTES, check_keys, fits, from_plain, read_yaml
 from visionpulse_analysis.testbed.questions import TASKS
 
@@ -56,17 +58,60 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Benchmark:
+    """Rows of a benchmark's table as VLMEvalKit keeps it (TSV), asked and judged as is stated of the benchmark.
+
+    name : one of `BENCHMARKS`; guessed from the file's name where empty. n : the first rows only, of those with the
+    ``split`` and ``category``, one or some. prompt : a name of `PROMPTS` or a text with {question}; judge : a name of
+    `JUDGES` or "language model"; both as stated where empty.
+    """
+
+    path: str
+    name: str = ""
+    n: int | None = None
+    split: str | list[str] | None = None
+    category: str | list[str] | None = None
+    prompt: str = ""
+    judge: str = ""
+
+    def __post_init__(self) -> None:
+        if self.n is not None and self.n < 1:
+            raise ValueError(f"n must be at least 1, got {self.n}")
+        if self.prompt:
+            check_prompt(self.prompt)
+        if self.judge:
+            check_judge(self.judge)
+        own = bool(self.prompt and self.judge)
+        if not own and self.name and self.name not in BENCHMARKS:
+            raise ValueError(
+                f"nothing is stated of a benchmark {self.name!r}; known: {', '.join(BENCHMARKS)}; of any other, give "
+                "prompt: and judge:"
+            )
+        if not self.name:
+            object.__setattr__(self, "name", Path(self.path).stem if own else guess_benchmark(Path(self.path).stem))
+
+    @property
+    def stated(self) -> Stated:
+        """Prompt and judge in force."""
+        known = BENCHMARKS.get(self.name, Stated(self.prompt, self.judge))
+        return Stated(self.prompt or known.prompt, self.judge or known.judge)
+
+
+@dataclass(frozen=True)
 class Samples:
-    """Exactly one of the three."""
+    """Exactly one of the four."""
 
     scenes: Scenes | None = None
     folder: Folder | None = None
     table: Table | None = None
+    benchmark: Benchmark | None = None
 
     def __post_init__(self) -> None:
-        given = [name for name in ("scenes", "folder", "table") if getattr(self, name) is not None]
+        given = [f.name for f in fields(self) if getattr(self, f.name) is not None]
         if len(given) != 1:
-            raise ValueError(f"expected one of scenes, folder and table, got {' and '.join(given) or 'none'}")
+            raise ValueError(
+                f"expected one of scenes, folder, table and benchmark, got {' and '.join(given) or 'none'}"
+            )
 
 
 @dataclass(frozen=True)

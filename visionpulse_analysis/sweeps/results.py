@@ -56,12 +56,12 @@ class Sweep:
                 f"no table in {self.folder} yet: a running sweep writes it every minute; after a kill, run it again"
             )
         if parquet.exists() and (not plain.exists() or parquet.stat().st_mtime_ns > plain.stat().st_mtime_ns):
-            return pd.read_parquet(parquet)
+            return _completed(pd.read_parquet(parquet))
         types: Any = DTYPES
         empty_is_missing = {name: [""] for name in COLUMNS if name != "answer"}
         table = pd.read_csv(plain, dtype=types, keep_default_na=False, na_values=empty_is_missing)
         table.loc[table["status"] != "done", "answer"] = pd.NA  # an answer may be empty, but not where there is none
-        return table
+        return _completed(table)
 
     @property
     def finished(self) -> pd.DataFrame:
@@ -129,6 +129,11 @@ class Sweep:
             coords={"trace": ids, "step": np.arange(shape[0]), **inner, **labels},
             name=variable,
         )
+
+
+def _completed(table: pd.DataFrame) -> pd.DataFrame:
+    """With the columns that a table of an older version lacks, empty."""
+    return table.reindex(columns=[*COLUMNS]).astype(DTYPES)
 
 
 def _read_block(store: str, ids: Sequence[str], variable: str, shape: tuple[int, ...], layers: list[int]) -> np.ndarray:

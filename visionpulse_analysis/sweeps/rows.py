@@ -8,7 +8,8 @@ import numpy as np
 
 from visionpulse_analysis.traces import Trace
 
-# Text stays text: an answer "3", "NA" or "None" is no number and not missing. "right" is empty where nobody knows.
+# Text stays text: an answer "3", "NA" or "None" is no number and not missing. "right" and "score" are empty where
+# nobody knows; "judge" names the rule (`judging.JUDGES`) or the model that scored, or is to score, the answer.
 DTYPES: dict[str, Any] = {
     "id": "string",
     "model": "string",
@@ -20,6 +21,8 @@ DTYPES: dict[str, Any] = {
     "expected": "string",
     "status": "string",
     "right": "boolean",
+    "score": "float64",
+    "judge": "string",
     "answer": "string",
     "finished": "boolean",
     "tokens": "Int64",

@@ -1,4 +1,4 @@
-"""What a sweep asks: generated scenes, the images of a folder, or the rows of a table. No picture is decoded here."""
+"""What a sweep asks: scenes, the images of a folder, the rows of a table or benchmark. No picture is decoded here."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from visionpulse_analysis.judging import Reference
 from visionpulse_analysis.studies.samples import image_files, study_scene
-from visionpulse_analysis.sweeps.config import SweepConfig
+from visionpulse_analysis.sweeps.benchmark_tables import TablePicture, read_benchmark
+from visionpulse_analysis.sweeps.config import Benchmark, SweepConfig
 
 COLUMNS = ("image", "question", "answer", "id")
 
@@ -25,17 +27,21 @@ COLUMNS = ("image", "question", "answer", "id")
 class SweepSample:
     """One question about one image, several, or a generated scene.
 
-    name : unique within the sweep. expected : the right answer, None where it is not known. images : absolute paths.
-    scene : seed and cells of a generated scene, instead of images. key : what tells this sample from any other.
+    name : unique within the sweep. expected : the right answer, several as a JSON list, None where it is not known.
+    images : absolute paths, or where in a table they lie. scene : seed and cells of a generated scene, instead of
+    images. key : what tells this sample from any other. reference : by which rule an answer is judged, and against
+    what; None where nobody knows. grading : what a judging model is to be asked, with {PREDICTION} in it.
     """
 
     name: str
     question: str
     expected: str | None
     task: str | None
-    images: tuple[str, ...]
+    images: tuple[str | TablePicture, ...]
     scene: tuple[int, int] | None
     key: str
+    reference: Reference | None = None
+    grading: str | None = None
 
 
 def read_samples(config: SweepConfig) -> list[SweepSample]:
@@ -46,7 +52,8 @@ def read_samples(config: SweepConfig) -> list[SweepSample]:
     FileNotFoundError
         The folder or table does not exist, or the folder holds no image.
     ValueError
-        A row of the table lacks something, or two rows are the same sample; file and line are named.
+        A row of the table lacks something, or two rows are the same sample; file and line (of a benchmark: row) are
+        named.
     """
     scenes, folder, table = config.samples.scenes, config.samples.folder, config.samples.table
     if scenes is not None:
@@ -60,6 +67,7 @@ def read_samples(config: SweepConfig) -> list[SweepSample]:
                 images=(),
                 scene=(scene.seed, scenes.cells),
                 key=json.dumps([scene.seed, scenes.cells, asked.text]),
+                reference=_by_words(asked.answer),
             )
             for scene, asked in drawn
         ]
@@ -70,8 +78,10 @@ def read_samples(config: SweepConfig) -> list[SweepSample]:
         base = config.folder / folder.path
         digests: dict[Path, str | None] = {}
         return [_of_files(base, [path.name], folder.question, folder.answer, path.name, digests) for path in files]
+    if config.samples.benchmark is not None:
+        return _of_benchmark(config.folder / config.samples.benchmark.path, config.samples.benchmark)
     if table is None:
-        raise ValueError("samples: expected one of scenes, folder and table")
+        raise ValueError("samples: expected one of scenes, folder, table and benchmark")
     return _read_table(config.folder / table.path)
 
 
@@ -99,7 +109,41 @@ def _of_files(
         images=tuple(str(path) for path in paths),
         scene=None,
         key=json.dumps([images, [digests[path] for path in paths], question]),
+        reference=_by_words(answer),
     )
+
+
+def _by_words(answer: str | None) -> Reference | None:
+    return None if answer is None else Reference("words", (answer,))
+
+
+def _of_benchmark(path: Path, asked: Benchmark) -> list[SweepSample]:
+    digests: dict[str, str | None] = {}
+    samples = []
+    for row in read_benchmark(path, asked):
+        for picture in row.pictures:
+            if isinstance(picture, str) and picture not in digests:
+                digests[picture] = _digest(Path(picture))
+        seen = [digests[one] if isinstance(one, str) else one.digest for one in row.pictures]
+        answers = row.reference.answers
+        samples.append(
+            SweepSample(
+                name=f"{asked.name}-{row.index}",
+                question=row.text,
+                expected=answers[0]
+                if len(answers) == 1
+                else json.dumps(answers, ensure_ascii=False)
+                if answers
+                else None,
+                task=row.category,
+                images=row.pictures,
+                scene=None,
+                key=json.dumps([asked.name, row.index, seen, row.text]),
+                reference=row.reference,
+                grading=row.grading,
+            )
+        )
+    return samples
 
 
 def _digest(path: Path) -> str | None:

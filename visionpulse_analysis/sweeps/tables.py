@@ -13,11 +13,11 @@ from typing import Any
 import pandas as pd
 
 from visionpulse_analysis._files import write_whole
+from visionpulse_analysis.judging import RIGHT_FROM
 from visionpulse_analysis.sweeps.plan import Job
 from visionpulse_analysis.sweeps.rows import COLUMNS, DTYPES
+from visionpulse_analysis.sweeps.samples import SweepSample
 from visionpulse_analysis.sweeps.state import State
-from visionpulse_analysis.testbed.questions import Question
-from visionpulse_analysis.testbed.truth import answer_is_right
 
 SECONDS_BETWEEN = 60.0
 
@@ -38,18 +38,18 @@ def rows(jobs: Sequence[Job], state: State) -> list[dict[str, Any]]:
         row |= {"expected": job.sample.expected}
         if job.id in state.finished:
             measured = state.outcomes.rows[job.id]
-            found.append({**row, **measured, "status": "done", "right": is_right(job, measured["answer"])})
+            found.append({**row, **measured, "status": "done", **judged(job.sample, measured["answer"])})
         elif job.id in state.failed:
             found.append({**row, "status": "failed", "error": state.failed[job.id]})
     return found
 
 
-def is_right(job: Job, answer: str) -> bool | None:
-    """Whether the answer after the trace is the expected one, word by word; None where that is not known."""
-    sample = job.sample
-    if sample.expected is None:
-        return None
-    return answer_is_right(Question(sample.task or "", sample.question, sample.expected, ()), answer)
+def judged(sample: SweepSample, answer: str) -> dict[str, Any]:
+    """How an answer after the trace scores: right, score (0..1) and judge; None where that is not known (yet)."""
+    if sample.reference is None:
+        return {}
+    score = sample.reference.score(answer)
+    return {"right": None if score is None else score >= RIGHT_FROM, "score": score, "judge": sample.reference.judge}
 
 
 class _Lines(io.StringIO):

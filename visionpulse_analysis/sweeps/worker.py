@@ -153,7 +153,7 @@ def _pictures(job: dict[str, Any]) -> list[Any]:
 
     if job["scene"] is not None:
         return [generate(*job["scene"]).render()]
-    return [read_image(path) for path in job["images"]]
+    return [read_image(one) if isinstance(one, str) else one.read() for one in job["images"]]
 
 
 def _failure(job: dict[str, Any], error: Exception) -> dict[str, Any]:
