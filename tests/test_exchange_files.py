@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from visionpulse_analysis.cli import app
-from visionpulse_analysis.exchange import import_traces, patch_boxes, read_npz, step_table, write_boxes, write_table
+from visionpulse_analysis.exchange import (
+    import_traces,
+    patch_boxes,
+    read_npz,
+    step_table,
+    write_boxes,
+    write_npz,
+    write_table,
+)
 from visionpulse_analysis.exchange.importing import safe_id
 from visionpulse_analysis.measures import entropy_bits
 from visionpulse_analysis.store import TraceStore
@@ -194,6 +202,19 @@ class TestImportOfFolders:
             save(tmp_path / "in" / place, authors_fields(3 + len(place)))
         named = import_traces(tmp_path / "in", tmp_path / "s")
         assert len(named) == len({*named.values()}) == len(TraceStore(tmp_path / "s")) == 3
+
+    def test_folders_that_differ_by_case_stay_apart_on_every_disk(self, tmp_path):
+        for place in ("A", "a"):
+            save(tmp_path / "in" / place, authors_fields(3), picture=False)
+        named = import_traces(tmp_path / "in", tmp_path / "s")
+        assert len({name.lower() for name in named}) == 2 and "A" in named
+
+    def test_another_id_keeps_the_one_of_an_exported_trace(self, tmp_path):
+        trace = read_npz(save(tmp_path, authors_fields(3))).with_meta({"id": "mine"})
+        write_npz(trace, tmp_path / "out.npz")
+        import_traces(tmp_path / "out.npz", tmp_path / "s", id="other")
+        meta = TraceStore(tmp_path / "s")["other"].meta
+        assert meta["id"] == "other" and meta["sample_id"] == "mine"
 
     @pytest.mark.parametrize("sample_id", STRANGE)
     def test_any_sample_id_names_a_trace(self, tmp_path, sample_id):

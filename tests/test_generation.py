@@ -47,6 +47,7 @@ SETTINGS = {
     "begin_suppress_tokens": lambda said: said[:1],
     "bad_words_ids": lambda said: [[said[0]], said[1:3]],
     "sequence_bias": lambda said: [[[said[0]], -50.0]],
+    "encoder_repetition_penalty": lambda said: 40.0,
     "forced_bos_token_id": lambda said: 40,
     "forced_eos_token_id": lambda said: 3,
     "eos_token_id": lambda said: [3, said[3]],
@@ -100,3 +101,18 @@ def test_logprobs_are_those_of_the_models_own_logits(asking, pictures, plain):
     vlm = asking({"sequence_bias": [[[plain[0]], 9.0]]})
     biased = vpa.decode(vlm, pictures[0], QUESTIONS[0], layers="none", max_new_tokens=1)
     assert np.array_equal(biased.logprobs, without.logprobs)
+
+
+def test_a_watermark_is_left_out_and_named(asking, pictures, plain):
+    vlm = asking({"watermarking_config": {"greenlist_ratio": 0.3}})
+    trace = vpa.decode(vlm, pictures[0], QUESTIONS[0], layers="none", max_new_tokens=STEPS)
+    assert trace.token_ids.tolist() == plain
+    assert trace.meta["generation_left_out"]["watermarking_config"]["greenlist_ratio"] == 0.3
+
+
+def test_what_repeats_the_prompt(asking, pictures, plain):
+    vlm = asking({"encoder_no_repeat_ngram_size": 1})
+    question = f"where is the circle {vlm.tokenizer.decode(plain[:1])} ?"
+    trace = vpa.decode(vlm, pictures[0], question, layers="none", max_new_tokens=STEPS)
+    assert trace.token_ids.tolist() == generated(vlm, pictures[0], question)
+    assert not set(trace.token_ids.tolist()) & set(vlm.prompt(pictures[0], question).ids.tolist())

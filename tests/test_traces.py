@@ -141,6 +141,12 @@ def test_visible_counts_without_a_layer_that_was_recorded_are_refused(layers: li
         ("<think>It is red.</think><answer>red</answer><|user|>", [], "It is red.", "red"),
         ("<think>a</think>\n<answer><|begin_of_box|>red<|end_of_box|></answer>", [], "a", "red"),
         ("<think>a</think><|begin_of_box|>red", [], "a", "red"),
+        ("<THINK>a</THINK>red", [], "a", "red"),
+        ("<thought>a</thought>red", [], "a", "red"),
+        ("<reasoning>a</reasoning><answer>red</answer>", [], "a", "red"),
+        ("<REASONING>a", [], "a", ""),
+        ("<think>a</think>red<\uff5cend\u2581of\u2581sentence\uff5c>", [], "a", "red"),  # of DeepSeek
+        ("<think>a</think>\\boxed{red}, not \\boxed{}", [], "a", "red"),
         ("◁think▷ a ◁/think▷ red<|im_end|>", [], "a", "red"),
         ("a ◁/think▷ red[EOS]", ["◁think▷"], "a", "red"),
         ("◁think▷ a", [], "a", ""),

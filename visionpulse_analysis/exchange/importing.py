@@ -82,7 +82,7 @@ def import_traces(
 
 def _read(file: Path, image: ImageLike | None, id: str) -> Trace:
     trace = read_npz(file, image=image, id=id)
-    return trace if trace.meta.get("id") == id else trace.with_meta({**trace.meta, "id": id})
+    return trace.with_meta({"sample_id": str(trace.meta.get("id", "")), **trace.meta, "id": id})
 
 
 def _files(source: Path) -> dict[str, Path]:
@@ -98,10 +98,13 @@ def _files(source: Path) -> dict[str, Path]:
         raise FileNotFoundError(f"no {NAME} under {source}{hint}")
     top = source.resolve().name  # of a file that lies in the folder itself
     named: dict[str, Path] = {}
+    taken: set[str] = set()  # without regard to case: on some disks "A" and "a" are one folder
     for place, file in seen.items():
         text = place.as_posix() if place.parts else top
         name = safe_id(text)
-        named[name if name not in named else safe_id(f"{text}/{NAME}")] = file
+        name = name if name.lower() not in taken else safe_id(f"{text}/{NAME}")
+        taken.add(name.lower())
+        named[name] = file
     return named
 
 

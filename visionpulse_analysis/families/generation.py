@@ -13,6 +13,7 @@ RULES = (
     *("sequence_bias", "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "min_length", "min_new_tokens"),
     *("forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty"),
     *("suppress_tokens", "begin_suppress_tokens"),
+    *("encoder_repetition_penalty", "encoder_no_repeat_ngram_size"),  # of the prompt, where there is no encoder
 )
 STOPS = ("stop_strings",)
 # What says nothing about which tokens come: where things are kept, what is returned, what `decode` is told itself.
@@ -60,8 +61,11 @@ class Generation:
         if config.eos_token_id is None:
             config.eos_token_id = self.tokenizer.eos_token_id
         self.model._prepare_special_tokens(config, device=device)
-        processors = self.model._get_logits_processor(config, input_ids_seq_length=len(prompt), device=device)
-        return Rules(processors, prompt.to(device), limit)
+        prompt = prompt.to(device)
+        processors = self.model._get_logits_processor(
+            config, input_ids_seq_length=len(prompt), encoder_input_ids=prompt[None], device=device
+        )
+        return Rules(processors, prompt, limit)
 
     @property
     def stop_strings(self) -> list[str]:
@@ -89,7 +93,8 @@ class Rules:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it: keys that are tokens as text."""
+    """As JSON has it: keys that are tokens as text, and configurations inside (of a watermark) as what they hold."""
+    value = value.to_dict() if hasattr(value, "to_dict") else value
     if isinstance(value, dict):
         return {str(key): _plain(inner) for key, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple | set) else value

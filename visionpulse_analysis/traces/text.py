@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-# Qwen, GLM, InternVL and others of the kind of R1; Kimi-VL; Magistral.
-OPENING = r"<think(?:ing)?>|◁think▷|\[THINK\]"
-CLOSING = r"</think(?:ing)?>|◁/think▷|\[/THINK\]"
+# Qwen, GLM, InternVL and others of the kind of R1, and what is trained to write like them; Kimi-VL; Magistral.
+OPENING = r"<think(?:ing)?>|<thought>|<reasoning>|◁think▷|\[THINK\]"
+CLOSING = r"</think(?:ing)?>|</thought>|</reasoning>|◁/think▷|\[/THINK\]"
 ANSWER = r"answer|final_answer|response|conclusion"  # the last, of LLaVA-CoT
-_THINK = re.compile(rf"(?P<open>{OPENING})|(?P<close>{CLOSING})")
+_THINK = re.compile(rf"(?P<open>{OPENING})|(?P<close>{CLOSING})", re.I)
 _MARKED = re.compile(rf"<(?P<name>{ANSWER})>(?P<said>(?:(?!</?(?:{ANSWER})>).)*)(?P<whole></(?P=name)>)?", re.S | re.I)
 _ANSWER_MARK = re.compile(rf"</?(?:{ANSWER})>", re.I)
 _BOX = re.compile(r"<\|begin_of_box\|>(?P<said>.*?)(?:<\|end_of_box\|>|$)", re.S)  # GLM-V
-_SPECIAL_TOKEN = re.compile(r"<\|[^<>|]*\|>|</?s>|<(?:bos|eos|pad|unk|end_of_turn|end_of_utterance)>|\[/?INST\]")
+_SPECIAL_TOKEN = re.compile(
+    r"<[|\uff5c][^<>|\uff5c]*[|\uff5c]>|</?s>|<(?:bos|eos|pad|unk|end_of_turn|end_of_utterance)>|\[/?INST\]"
+)
 
 
 def split_text(text: str, prompt_tokens: Sequence[str] = (), marks: Iterable[str] = ()) -> tuple[str, str]:
@@ -83,9 +85,10 @@ def _said(answer: str) -> str:
 
 def _boxed(answer: str) -> str:
     r"""What the last ``\boxed{...}`` holds, braces in it included; the whole text where there is none."""
-    begin = answer.rfind(r"\boxed{")
-    if begin < 0:
+    filled = list(re.finditer(r"\\boxed\{(?!\s*\})", answer))
+    if not filled:
         return answer
+    begin = filled[-1].start()
     inside, depth = answer[begin + len(r"\boxed{") :], 1
     for place, letter in enumerate(inside):
         depth += (letter == "{") - (letter == "}")
