@@ -204,7 +204,8 @@ def _meta(vlm: VLM, weights: str, prompt: Prompt, options: Options, seed: int, n
         **provenance(vlm, options, seed, options.max_new_tokens, weights),
         **({"generation": asked.applied} if asked.applied else {}),
         **({"generation_left_out": asked.left_out} if asked.left_out else {}),
-        "end_tokens": [vlm.decoder([token]) for token in sorted(end_ids(vlm))],
+        # A negative id, as some configurations have it, means that no token ends a trace.
+        "end_tokens": [vlm.decoder([token]) for token in sorted(end_ids(vlm)) if token >= 0],
     }
 
 
