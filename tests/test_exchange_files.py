@@ -211,8 +211,9 @@ class TestImportOfFolders:
 
     def test_another_id_keeps_the_one_of_an_exported_trace(self, tmp_path):
         trace = read_npz(save(tmp_path, authors_fields(3))).with_meta({"id": "mine"})
-        write_npz(trace, tmp_path / "out.npz")
-        import_traces(tmp_path / "out.npz", tmp_path / "s", id="other")
+        (tmp_path / "out").mkdir()
+        write_npz(trace, tmp_path / "out" / "trace.npz")
+        import_traces(tmp_path / "out" / "trace.npz", tmp_path / "s", id="other")
         meta = TraceStore(tmp_path / "s")["other"].meta
         assert meta["id"] == "other" and meta["sample_id"] == "mine"
 
