@@ -37,7 +37,9 @@ class ArmResult:
     visible. cut_off : share of the traces cut off. length : mean tokens of those that ended, NaN where none did.
     accuracy : None where an answer is not known.
     lengths, right : against dense, over pairs of equal sample and seed; None without a pair, and `right` without known
-    answers. judged : "length", "cut off" and "accuracy" -> their verdicts among all pruners of the sweep.
+    answers. score : mean score, 0..1, where some are neither 0 nor 1 (as under ANLS) and all are known. judges : the
+    names of those who told right from wrong. judged : "length", "cut off" and "accuracy" -> their verdicts among all
+    pruners of the sweep.
     """
 
     n: int
@@ -49,6 +51,8 @@ class ArmResult:
     accuracy: Interval | None
     lengths: PairedLengths | None = None
     right: PairedRight | None = None
+    score: Interval | None = None
+    judges: tuple[str, ...] = ()
     judged: dict[str, Verdict] = field(default_factory=dict)
 
     def numbers(self) -> dict[str, Any]:
@@ -111,7 +115,15 @@ def _result(rows: Any, failed: int, dense: Any) -> ArmResult:
         accuracy=proportion_interval(rows["right"].to_numpy(float), samples) if known else None,
         lengths=lengths,
         right=right,
+        score=_mean_score(rows),
+        judges=tuple(rows["judge"].dropna().unique()) if "judge" in rows else (),
     )
+
+
+def _mean_score(rows: Any) -> Interval | None:
+    scores = rows["score"].to_numpy(float) if "score" in rows else np.full(len(rows), np.nan)
+    graded = np.isfinite(scores).all() and not np.isin(scores, (0, 1)).all()
+    return cluster_bootstrap(scores, rows["sample"].to_numpy()) if graded else None
 
 
 def _judged(results: dict[str, ArmResult]) -> dict[str, ArmResult]:
@@ -148,6 +160,10 @@ def results_table(results: Mapping[str, ArmResult]) -> pd.DataFrame:
             "accuracy against dense": show(right and right.change, unit=" points"),
             "p, accuracy": show_p(arm.judged.get("accuracy")),
         }
+        if any(one.score is not None for one in results.values()):
+            rows[name]["score"] = show(arm.score, sign=False)
+        if any(one.judges for one in results.values()):
+            rows[name]["judge"] = ", ".join(arm.judges)
     return pd.DataFrame.from_dict(rows, orient="index")
 
 

@@ -2,6 +2,7 @@
 
 Workers write the traces, each whole or not at all. Only the process that drives the sweep writes the rest, and it
 holds a lock. The traces are what is finished; ``outcomes.jsonl`` saves measuring them again and remembers failures.
+``verdicts.jsonl`` is there where a language model's verdicts were read in.
 """
 
 from __future__ import annotations

@@ -55,13 +55,19 @@ class Sweep:
             raise FileNotFoundError(
                 f"no table in {self.folder} yet: a running sweep writes it every minute; after a kill, run it again"
             )
-        if parquet.exists() and (not plain.exists() or parquet.stat().st_mtime_ns > plain.stat().st_mtime_ns):
+        if self.reads_parquet:
             return _completed(pd.read_parquet(parquet))
         types: Any = DTYPES
         empty_is_missing = {name: [""] for name in COLUMNS if name != "answer"}
         table = pd.read_csv(plain, dtype=types, keep_default_na=False, na_values=empty_is_missing)
         table.loc[table["status"] != "done", "answer"] = pd.NA  # an answer may be empty, but not where there is none
         return _completed(table)
+
+    @property
+    def reads_parquet(self) -> bool:
+        """Whether the table is the Parquet file: where there are both, the newer one is."""
+        parquet, plain = self.folder / "table.parquet", self.folder / "table.csv"
+        return parquet.exists() and (not plain.exists() or parquet.stat().st_mtime_ns > plain.stat().st_mtime_ns)
 
     @property
     def finished(self) -> pd.DataFrame:

@@ -16,8 +16,8 @@ from visionpulse_analysis._files import write_whole
 from visionpulse_analysis.judging import RIGHT_FROM
 from visionpulse_analysis.sweeps.plan import Job
 from visionpulse_analysis.sweeps.rows import COLUMNS, DTYPES
-from visionpulse_analysis.sweeps.samples import SweepSample
 from visionpulse_analysis.sweeps.state import State
+from visionpulse_analysis.sweeps.verdicts import read_kept, verdict_on
 
 SECONDS_BETWEEN = 60.0
 
@@ -28,8 +28,8 @@ def check_table(kind: str) -> None:
         raise ValueError("table: parquet needs pyarrow; install visionpulse-analysis[parquet], or say table: csv")
 
 
-def rows(jobs: Sequence[Job], state: State) -> list[dict[str, Any]]:
-    """One row per job that is finished or failed, in the order of the plan."""
+def rows(jobs: Sequence[Job], state: State, verdicts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row per job that is finished or failed, in the order of the plan; ``verdicts`` of `verdicts.read_kept`."""
     found = []
     for job in jobs:
         row = dict.fromkeys(COLUMNS)
@@ -38,18 +38,21 @@ def rows(jobs: Sequence[Job], state: State) -> list[dict[str, Any]]:
         row |= {"expected": job.sample.expected}
         if job.id in state.finished:
             measured = state.outcomes.rows[job.id]
-            found.append({**row, **measured, "status": "done", **judged(job.sample, measured["answer"])})
+            found.append({**row, **measured, "status": "done", **_judged(job, measured["answer"], verdicts)})
         elif job.id in state.failed:
             found.append({**row, "status": "failed", "error": state.failed[job.id]})
     return found
 
 
-def judged(sample: SweepSample, answer: str) -> dict[str, Any]:
+def _judged(job: Job, answer: str, verdicts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """How an answer after the trace scores: right, score (0..1) and judge; None where that is not known (yet)."""
-    if sample.reference is None:
+    reference = job.sample.reference
+    if reference is None:
         return {}
-    score = sample.reference.score(answer)
-    return {"right": None if score is None else score >= RIGHT_FROM, "score": score, "judge": sample.reference.judge}
+    score = reference.score(answer)
+    if score is None:
+        return {"judge": reference.judge, **verdict_on(verdicts.get(job.id), answer)}
+    return {"right": score >= RIGHT_FROM, "score": score, "judge": reference.judge}
 
 
 class _Lines(io.StringIO):
@@ -64,12 +67,13 @@ class LiveTable:
 
     def __init__(self, folder: Path, kind: str, jobs: Sequence[Job], state: State) -> None:
         self.folder, self.kind, self.jobs, self.state = folder, kind, jobs, state
+        self.verdicts = read_kept(folder)
         self._due = time.monotonic() + SECONDS_BETWEEN
 
     def write(self) -> Path:
         """Write it now."""
         started = time.monotonic()
-        path = write_table(self.folder, self.kind, rows(self.jobs, self.state))
+        path = write_table(self.folder, self.kind, rows(self.jobs, self.state, self.verdicts))
         ended = time.monotonic()
         self._due = ended + max(SECONDS_BETWEEN, 50 * (ended - started))
         return path
