@@ -10,6 +10,7 @@ import transformers as hf
 from tiny_parts import text
 
 import visionpulse_analysis as vpa
+from visionpulse_analysis.families import attention_of
 from visionpulse_analysis.models import VLM
 
 STEPS = 5
@@ -39,6 +40,8 @@ def build(kind):
     name, options = KINDS[kind]
     if not hasattr(hf, name):
         pytest.skip(f"transformers {hf.__version__} has no {name}")
+    if kind in RECORDED and hf.__version__.startswith("5.4."):
+        pytest.skip("this transformers makes no cache for a hybrid inside another model")
     torch.manual_seed(0)
     tiny = tiny_grids.llava()
     config = hf.LlavaConfig(
@@ -47,6 +50,7 @@ def build(kind):
         image_token_index=tiny.tokenizer.image_token_id,
     )
     model = hf.LlavaForConditionalGeneration(config).eval()
+    model.set_attn_implementation({"text_config": attention_of(config)})
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2 and "layers" in name:
             parameter.data *= 4
