@@ -10,6 +10,7 @@ import torch
 from made_frontier import first, made_arm, made_frontier
 
 import visionpulse_analysis as vpa
+from visionpulse_analysis.fingerprints import Remembered
 from visionpulse_analysis.relevance import relevance
 from visionpulse_analysis.studies import findings_table
 from visionpulse_analysis.studies import prompt_awareness as study
@@ -83,8 +84,13 @@ def test_the_oracle_is_asked_once(vlm, samples, tmp_path, monkeypatch):
     from visionpulse_analysis.studies import arms
 
     monkeypatch.setenv("VISIONPULSE_CACHE", str(tmp_path))
-    asked = []
-    monkeypatch.setattr(batch, "relevance", lambda *given: asked.append(given) or relevance(*given))
+    asked = Remembered()  # a list that grows with every call would be a change of what runs: nothing would be kept
+
+    def counted(*given):
+        asked[len(asked)] = True
+        return relevance(*given)
+
+    monkeypatch.setattr(batch, "relevance", counted)
     oracles = {b: vpa.make_pruner("oracle", budget=b) for b in (0.1, 0.2)}
     arms.decode_arms(vlm, samples, oracles, max_new_tokens=3, batch_size=2)
     arms.first_choices(vlm, samples, oracles, max_new_tokens=3, batch_size=2)
