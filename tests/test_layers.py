@@ -189,12 +189,19 @@ def test_a_layer_whose_interval_holds_the_tolerance_is_undecided(anchors):
     assert three.numbers()["suitable"] == [] and three.numbers()["undecided"] == [0, 3]
     text = layer_report.verdict(three)
     assert "Undecided with these samples: layers 0, 3." in text and "layer 3, is undecided" in text
-    assert "At no layer is it shown that no patch at all" in text  # 4.5 % [3.5, 5.5] at layer 7
+    assert "From no layer on is it shown that no patch at all" in text  # 4.5 % [3.5, 5.5] at layer 7
     assert "may or may not transfer" in layer_report.transfers(three)
     nan = float("nan")
     none = [interval(0.0, nan, nan)] * 3
     unknown = replace(three, top=none, together={**three.together, "top": none})
     assert unknown.undecided() == [0, 3, 7] and "at layer 0, 0.0 %." in layer_report.verdict(unknown)
+
+
+def test_from_a_layer_on_means_all_layers_above_it(anchors):
+    three = [0.02, 0.02, 0.02], [0.5, 0.5, 0.5]
+    assert "From layer 7 on even no patch" in layer_report.verdict(planted(anchors, *three, [0.01, 0.4, 0.01]))
+    assert "From layer 0 on even no patch" in layer_report.verdict(planted(anchors, *three, [0.01, 0.01, 0.01]))
+    assert "From no layer on" in layer_report.verdict(planted(anchors, *three, [0.01, 0.01, 0.4]))
 
 
 def test_layers_are_picked_by_intervals_that_hold_at_all_of_them(anchors):

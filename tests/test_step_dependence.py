@@ -125,7 +125,7 @@ def test_numbers_are_json_and_stand_in_the_sentences(rng):
     own, other = (next(iter(known.values())) for known in (truth.share, truth.other))
     below, above = replace(own, low=0.1, high=0.2), replace(own, low=0.3, high=0.4)
     told = replace(truth, share={"row": above, "shape": above}, other={"row": below, "shape": replace(other, high=0.3)})
-    assert "than another object does at `row`; at `shape` that is not shown" in step_findings(study, told)
+    assert "than another object does at `row`; at `shape` that is not shown." in step_findings(study, told)
     text = step_findings(study, truth)
     assert f"{numbers['consecutive_overlap']['estimate']:.3f}" in text
     assert f"{numbers['objects']['share_named']['estimate']:.1%}" in text

@@ -253,7 +253,7 @@ def test_cut_off_traces_stand_apart_everywhere(arms):
     sentence = report.verdicts(shown, "greedy")[0]
     assert "no trace that ended changed its length; the paper reports longer traces." in sentence
     assert "Cut off at the limit: 10 of 24 traces, densely 0 (no difference is shown;" in sentence
-    assert "Only here 10, longer by at least 90 tokens; only densely 0." in sentence
+    assert "Only here 10, longer by at least 90 tokens on average; only densely 0." in sentence
     row = report.table(shown).iloc[0]
     assert (row["cut off"], row["cut off, dense"], row["pairs that ended"]) == ("10 of 24", "0 of 24", "14 of 24")
     assert "cut off (points)" in [ax.get_xlabel() for ax in report.headline(shown).axes]

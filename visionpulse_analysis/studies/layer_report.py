@@ -122,12 +122,13 @@ def _of_anchors(anchors: Anchors, tolerance: float) -> dict[str, tuple[str, str]
 def _without_patches(anchors: Anchors, tolerance: float) -> str:
     """Say from which layer on the image has been read, as far as whole intervals tell."""
     none = anchors.together["none"]
-    free = [layer for layer, i in zip(anchors.layers, none, strict=True) if i.high <= tolerance]
+    needy = [place for place, i in enumerate(none) if not i.high <= tolerance]  # NaN: no interval
+    free = anchors.layers[needy[-1] + 1 :] if needy else anchors.layers
     if free:
-        return f"From layer {min(free)} on even no patch at all is enough, so a good score there proves nothing."
+        return f"From layer {free[0]} on even no patch at all is enough, so a good score there proves nothing."
     if all(i.low > tolerance for i in none):
         return f"At every layer more than {100 * tolerance:g} % of these tokens depend on the patches above it."
-    return "At no layer is it shown that no patch at all is enough."
+    return "From no layer on is it shown that no patch at all is enough."
 
 
 def _rule(anchors: Anchors) -> int:

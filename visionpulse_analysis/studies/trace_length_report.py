@@ -134,8 +134,9 @@ def verdicts(changes: Changes, decoding: str) -> list[str]:
             "The paper's ordering transfers: pruning once at prefill costs more accuracy and gives longer traces than "
             "choosing afresh at every step."
             if worse
-            else "The paper's ordering (pruning at prefill costs accuracy and lengthens) is not established here: the "
-            "intervals of the two methods overlap or point the other way."
+            else "The paper's ordering (pruning at prefill costs accuracy and lengthens) is not established here: for "
+            "that accuracy has to fall and length to rise at prefill, by the tests, with intervals of both apart from "
+            "those of choosing afresh."
         )
     if reported:
         size = next(iter(found.values()))["length"].size
@@ -161,8 +162,8 @@ def about_cut_off(c: PairedLengths, verdict: Mapping[str, Verdict]) -> str:
     cut = c.cut_off
     if cut.n_arm == cut.n_dense == 0:
         return ""
-    longer = f", longer by at least {cut.at_least:.0f} tokens" if cut.only_arm else ""
-    shorter = f", shorter by at least {-cut.at_most:.0f} tokens" if cut.only_dense else ""
+    longer = f", longer by at least {cut.at_least:.0f} tokens on average" if cut.only_arm else ""
+    shorter = f", shorter by at least {-cut.at_most:.0f} tokens on average" if cut.only_dense else ""
     decided = {
         "rises": "more than densely",
         "falls": "fewer than densely",
