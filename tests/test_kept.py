@@ -1,15 +1,20 @@
 """What is kept is found only where the same thing would run: whatever takes part and changes is decoded again."""
 
+import array
 import contextlib
 import copy
 import dataclasses
 import json
 import logging
+import operator
 import os
+import random
 import shutil
+import struct
 import subprocess
 import sys
 import textwrap
+import types
 from pathlib import Path
 
 import numpy as np
@@ -278,7 +283,10 @@ def cell(request):
 
 WHOLE = "shift(score(layout.patches))"
 MINE = """
+import datetime, os, random, uuid
+import numpy as np
 import torch
+from pathlib import Path
 from dataclasses import dataclass
 from typing import Any, ClassVar
 from visionpulse_analysis.pruners import Layout, Pruner, Selection, View
@@ -360,11 +368,70 @@ def test_what_cannot_be_told_is_not_kept_and_said_once(vlm, samples, cell, caplo
     assert "results are not kept" in said and "TextIOWrapper" in said
 
 
-@pytest.mark.parametrize("body", ["torch.rand(1, 64)", "torch.load('scores.pt')"], ids=["draws", "reads"])
-def test_a_pruner_that_draws_or_reads_files_is_not_kept(vlm, samples, cell, body, tmp_path, monkeypatch):
+DRAWN = ["torch.rand(1, 64)", "torch.empty(1, 64).log_normal_()", "torch.distributions.Normal(0, 1).sample((1, 64))",
+         "torch.nn.Dropout(0.5)(torch.ones(1, 64))", "torch.as_tensor([[random.random()] * 64])",
+         "torch.from_numpy(np.random.rand(1, 64))",
+         "torch.from_numpy(np.random.default_rng().random((1, 64)))"]  # fmt: skip
+READ = ["torch.load('scores.pt')", "torch.from_numpy(np.loadtxt('scores.txt'))[None]",
+        "torch.load(Path('scores.pt').open('rb'))", "torch.full((1, 64), float(uuid.uuid4().int % 7))",
+        "torch.full((1, 64), float(len(os.listdir('.'))))", "eval('1 + 0') * torch.ones(1, 64)",
+        "globals()['score'](layout.patches)", "torch.full((1, 64), float(datetime.datetime.now().second))"]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", [*DRAWN, *READ])
+def test_a_pruner_that_draws_or_takes_from_outside_is_not_kept(vlm, samples, cell, body, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(torch.arange(64.0)[None], "scores.pt")
-    assert decoded(vlm, samples, pruner=cell(body=body)) == 0
+    np.savetxt("scores.txt", np.arange(64.0))
+    pruner = cell(body=body)
+    assert decoded(vlm, samples, pruner=pruner) == 0
+    arms.decode_arms(vlm, samples, {"mine": pruner}, max_new_tokens=2)
+    assert not [path for path in entries() if path.name.startswith("outcomes")]
+
+
+def test_an_arm_beside_one_that_draws_is_kept(vlm, samples, cell):
+    given = {"dense": None, "mine": cell(body=DRAWN[0])}
+    assert [branched(vlm, samples, given)[1] for _ in range(2)] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "reach",
+    ["rules.score(x)", "apply(rules, x)", "getattr(rules, 'score')(x)", "held['rules'].score(x)", "inside(rules)(x)"],
+)
+def test_a_module_of_a_user_counts_however_it_is_reached(reach, monkeypatch):
+    rules = types.ModuleType("rules_of_a_user")
+    monkeypatch.setitem(sys.modules, rules.__name__, rules)
+    exec("def score(x):\n    return base(x)\ndef base(x):\n    return 1", vars(rules))
+    space = {"__name__": "__main__", "rules": rules, "held": {"rules": rules}}
+    exec("def apply(m, x):\n    return m.score(x)\ndef inside(m):\n    return lambda x: m.score(x)", space)
+    exec(f"def rule(x):\n    return {reach}", space)
+    before = fingerprint(space["rule"])
+    assert fingerprint(space["rule"]) == before
+    exec("def base(x):\n    return 2", vars(rules))
+    assert fingerprint(space["rule"]) != before
+
+
+def test_a_variable_of_the_environment_whose_name_is_made_counts(monkeypatch):
+    space = {"__name__": "__main__", "os": os, "NAME": "MY_OWN"}
+    exec("def rule():\n    return os.environ.get(NAME)", space)
+    before = fingerprint(space["rule"])
+    monkeypatch.setenv("MY_OWN", "3")
+    assert fingerprint(space["rule"]) != before
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (operator.itemgetter(0), operator.itemgetter(1)),
+        (array.array("i", [1]), array.array("i", [2])),
+        (struct.Struct("<I"), struct.Struct("<Q")),
+        (random.Random(0), random.Random(1)),
+        (np.ma.array([1.0, 2.0], mask=[0, 1]), np.ma.array([1.0, 2.0], mask=[1, 1])),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_state_that_lies_outside_of_python_counts(one, other):
+    assert fingerprint(one) == fingerprint(one) != fingerprint(other)
 
 
 def test_a_new_pruner_does_not_touch_what_others_have_kept(vlm, samples, cell):

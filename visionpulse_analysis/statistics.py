@@ -88,7 +88,8 @@ def cluster_bootstrap(
         Of the draws; the same seed gives the same interval.
     method : "auto", "score", "studentized", "expanded", "percentile" or "bca"
         "auto" takes "score" for the mean of values that are all 0 or 1, "studentized" for other means, and "expanded"
-        for other statistics. See the notes.
+        for other statistics. Name "studentized" for counts: where all happen to be 0 they look like shares, whose
+        interval ends at 1. See the notes.
     unit : str
         What one cluster is, in the singular; `str()` of the interval names it.
 

@@ -14,7 +14,7 @@ from functools import cache
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-from visionpulse_analysis.fingerprints.libraries import is_library, root_of
+from visionpulse_analysis.fingerprints.libraries import OWN, is_library, root_of
 
 OUTER = {"LOAD_GLOBAL", "LOAD_NAME", "IMPORT_NAME"}
 
@@ -101,8 +101,8 @@ def _names(given: _ById) -> Names:
 def reached(function: FunctionType) -> Iterator[tuple[str, Any]]:
     """Everything outside that a function names: values by name, attributes of modules, environment variables.
 
-    A module that is handed on instead of asked for an attribute counts with every name that the function uses: more
-    is taken in than runs, never less.
+    A module that is handed on instead of asked for an attribute counts with every name that the function uses, and a
+    user's with all that is in it: more is taken in than runs, never less.
     """
     found, space = names_of(function.__code__), function.__globals__
     for name, *attributes in found.outer:
@@ -110,7 +110,9 @@ def reached(function: FunctionType) -> Iterator[tuple[str, Any]]:
         while isinstance(value, ModuleType) and attributes and hasattr(value, attributes[0]):
             attribute = attributes.pop(0)
             name, value = f"{value.__name__}.{attribute}", getattr(value, attribute)
-        if isinstance(value, ModuleType):
+        if isinstance(value, ModuleType) and is_users(value):
+            yield name, value
+        elif isinstance(value, ModuleType):
             yield from _of_module(value, found.used, {id(value)})
         elif value is not None:
             yield name, value
@@ -118,6 +120,12 @@ def reached(function: FunctionType) -> Iterator[tuple[str, Any]]:
         for text in found.texts:
             if text.isidentifier():
                 yield f"environment {text}", os.environ.get(text)
+
+
+def is_users(module: ModuleType) -> bool:
+    """Whether a module is neither installed, nor Python's, nor of this package."""
+    root = root_of(module.__name__)
+    return root != OWN and not is_library(root)
 
 
 def _of_module(module: ModuleType, names: Iterable[str], seen: set[int]) -> Iterator[tuple[str, Any]]:

@@ -7,9 +7,12 @@ import contextlib
 import enum
 import functools
 import hashlib
+import importlib
 import logging
 import os
+import random
 import re
+import struct
 import sys
 import threading
 import time
@@ -25,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from visionpulse_analysis.fingerprints.code import digest_of, names_of, reached
+from visionpulse_analysis.fingerprints.code import digest_of, is_users, names_of, reached
 from visionpulse_analysis.fingerprints.libraries import MOCKS, OWN, is_foreign, is_library, replaced, root_of
 from visionpulse_analysis.fingerprints.tensors import bytes_of
 
@@ -77,13 +80,29 @@ BUILT_IN = (types.BuiltinFunctionType, types.WrapperDescriptorType, types.Method
             types.ClassMethodDescriptorType, types.GetSetDescriptorType,
             types.MemberDescriptorType, np.ufunc)  # fmt: skip
 NOT_STATE = {"_original_object_hash"}  # of GenerationConfig: Python's own hash, another one in every process
-# By these names code draws from torch's one generator, or reads what is outside of this process.
-DRAWS = {"rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "multinomial", "bernoulli",
-         "normal", "poisson", "dropout", "bernoulli_", "normal_", "uniform_", "random_", "exponential_",
-         "trunc_normal_", "xavier_uniform_", "kaiming_uniform_"}  # fmt: skip
-OUTSIDE = {builtins.open: "reads files", builtins.input: "asks somebody", os.urandom: "draws at random",
-           time.time: "reads the clock", time.perf_counter: "reads the clock", time.monotonic: "reads the clock",
-           np.load: "reads files", np.fromfile: "reads files", torch.load: "reads files"}  # fmt: skip
+# A user's code that takes from outside of this process what no hash of the process can tell: by what it calls,
+OUTSIDE = {called: why for why, several in {
+    "reads files": (builtins.open, np.load, torch.load),
+    "asks somebody": (builtins.input,),
+    "draws at random": (os.urandom,),
+    "makes a generator, which may start anywhere": (np.random.default_rng, np.random.RandomState, random.Random),
+    "runs text": (builtins.eval, builtins.exec),
+    "takes names made as it runs": (builtins.globals, builtins.__import__, importlib.import_module),
+    "reads the clock": (time.time, time.perf_counter, time.monotonic),
+}.items() for called in several}  # fmt: skip
+# by the library it comes from,
+OUTSIDE_LIBRARIES = {"secrets": "draws at random", "uuid": "draws at random", "subprocess": "runs programs",
+                     "socket": "asks the network", "urllib": "asks the network", "requests": "asks the network",
+                     "tempfile": "reads files", "shutil": "reads files", "glob": "reads files"}  # fmt: skip
+# or by names that many libraries give to such a thing.
+OUTSIDE_NAMES = {
+    **dict.fromkeys(("open", "read_text", "read_bytes", "loadtxt", "genfromtxt", "fromfile", "memmap", "from_file",
+                     "load_file", "safe_open", "from_pretrained", "imread", "read_csv", "read_json", "read_parquet",
+                     "read_pickle", "read_image", "listdir", "scandir", "iterdir", "rglob", "getmtime"), "reads files"),
+    **dict.fromkeys(("now", "utcnow", "today", "time_ns", "perf_counter_ns", "monotonic_ns"), "reads the clock"),
+    **dict.fromkeys(("popen", "system", "check_output"), "runs programs"),
+    "SystemRandom": "draws at random",
+}  # fmt: skip
 # What a class holds beside its members, some of it noted by Python later, or called when a class is made.
 NO_MEMBERS = {"__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__firstlineno__", "_abc_impl",
               "__static_attributes__", "__abstractmethods__", "__parameters__", "__orig_bases__", "__init_subclass__",
@@ -135,7 +154,9 @@ class _Walk:
             parts = [self.part(one, f"{where}[{n}]") for n, one in enumerate(value)]
             return f"{type(value).__name__}({', '.join(parts if type(value) is tuple else sorted(parts))})"
         if isinstance(value, np.ndarray | np.generic):
-            return self.array(np.asarray(value), where)
+            # A masked array holds more than numbers.
+            more = self.parts(getattr(value, "__dict__", {}).items(), where)
+            return " ".join([f"{type(value).__name__} {self.array(np.asarray(value), where)}", *more])
         if isinstance(value, types.MethodType):
             return f"method({self.part(value.__func__, where)}, {self.part(value.__self__, where)})"
         if id(value) not in self.numbers:
@@ -162,7 +183,8 @@ class _Walk:
         elif isinstance(value, type):
             self.type(value, where)
         elif isinstance(value, types.ModuleType):
-            self.put("module", value.__name__)
+            said = self.parts(_of_users_module(value), where) if is_users(value) else []
+            self.put("module", value.__name__, *said)
         elif isinstance(value, BUILT_IN):
             self.built_in(value, where)
         elif isinstance(value, staticmethod | classmethod):
@@ -190,6 +212,8 @@ class _Walk:
             self.tensor(value, where)
         elif isinstance(value, torch.Generator):
             self.put(kind, self.part(value.get_state().numpy(), where))
+        elif isinstance(value, struct.Struct):
+            self.put(kind, value.format)
         elif isinstance(value, torch.nn.Module):
             self.put("object", self.part(type(value), where), *self.parts(_module_state(value), where))
         elif root_of(type(value).__module__) in ("typing", "types") and not hasattr(value, "__dict__"):
@@ -217,13 +241,16 @@ class _Walk:
         self.put("reaches", *(f"{name}: {self.part(value, f'{where}, {name}')}" for name, value in found))
 
     def outside(self, function: types.FunctionType, where: str) -> list[tuple[str, Any]]:
-        """What a function of a user takes from torch's generator; raises Unknown where it takes more from outside."""
+        """What a user's function reads of the environment; raises Unknown where it takes more from outside."""
         used = names_of(function.__code__).used.keys()
+        why = next((OUTSIDE_NAMES[name] for name in used if name in OUTSIDE_NAMES), None)
         for _, value in reached(function):
-            why = OUTSIDE.get(value) if isinstance(value, types.BuiltinFunctionType | types.FunctionType) else None
-            if why is not None or {"read_text", "read_bytes"} & used:
-                raise Unknown(f"{where} {why or 'reads files'}")
-        return [("torch's generator", torch.get_rng_state().numpy())] if DRAWS & used else []
+            if isinstance(value, types.BuiltinFunctionType | types.FunctionType | types.MethodType | type):
+                why = why or OUTSIDE_LIBRARIES.get(root_of(value.__module__))
+            why = why or next((OUTSIDE[one] for one in OUTSIDE if one is value), None)  # not all can be hashed
+        if why is not None:
+            raise Unknown(f"{where} {why}")
+        return [("environment", dict(os.environ))] if {"environ", "getenv"} & used else []
 
     def type(self, cls: type, where: str) -> None:
         name = f"{cls.__module__}.{cls.__qualname__}"
@@ -259,9 +286,8 @@ class _Walk:
         name = f"{kind.__module__}.{kind.__qualname__}"
         if kind.__module__ == MOCKS:
             raise Unknown(f"{where}: a {name} answers as it is told to, which cannot be read")
-        if all(base is object or base.__flags__ & 1 << 9 for base in kind.__mro__) and not _slots(kind):
-            # A Python class: all there is.
-            state: Any = [pair for pair in getattr(value, "__dict__", {}).items() if pair[0] not in NOT_STATE]
+        if _is_made_by_python(kind) and not _slots(kind) and hasattr(value, "__dict__"):
+            state: Any = [pair for pair in vars(value).items() if pair[0] not in NOT_STATE]
         else:
             state = self.reduced(value, where)
         self.put("object", self.part(kind, where), *self.parts(state, where))
@@ -291,6 +317,20 @@ def _loaded_code(cls: type) -> str:
     for name, value in sorted(named, key=lambda pair: pair[0]):
         digest.update(f"{name} {value.__module__}.{value.__qualname__} {digest_of(value.__code__)}\n".encode())
     return digest.hexdigest()
+
+
+def _of_users_module(module: types.ModuleType) -> Iterable[tuple[str, Any]]:
+    """All that a module of a user holds: who is handed it may ask for any of it, by names made as the code runs."""
+    return [(name, value) for name, value in vars(module).items() if not name.startswith("__")]
+
+
+def _is_made_by_python(kind: type) -> bool:
+    """Whether the ``__dict__`` of objects is all there is: `itemgetter` and `Random` have a state in C as well."""
+    return kind.__basicsize__ == _Plain.__basicsize__ and kind.__itemsize__ == 0
+
+
+class _Plain:
+    pass
 
 
 def _slots(kind: type) -> bool:

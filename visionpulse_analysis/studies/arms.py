@@ -19,7 +19,16 @@ from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.pruners.oracle import Oracle
 from visionpulse_analysis.sampling import Sample as Sampling
 from visionpulse_analysis.studies.collect import key_of
-from visionpulse_analysis.studies.kept import cache_folder, keep, part_of_key, recall, say_once, state_of
+from visionpulse_analysis.studies.kept import (
+    CHANGED,
+    cache_folder,
+    generators,
+    keep,
+    part_of_key,
+    recall,
+    say_once,
+    state_of,
+)
 from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.studies.trunk import Trunk
 from visionpulse_analysis.traces import Trace
@@ -90,19 +99,22 @@ def decode_arms(
     found = {job: None if path is None else recall(path) for job, path in files.items()}
     missing = [job for job, outcomes in found.items() if outcomes is None]
     fresh: dict[tuple[str, int], list[Any]] = {job: [] for job in missing}
+    moved, at = set(), generators()  # jobs that draw from what the process shares
     for start in range(0, len(samples) if missing else 0, batch_size):
         part = samples[start : start + batch_size]
         trunk = Trunk(vlm, part, max_new_tokens)
         for arm, seed in missing:
             row_seeds = [seed * 1_000_003 + start + i for i in range(len(part))]
             fresh[arm, seed] += [asdict(_outcome(trace)) for trace in trunk.decode(arms[arm], sample, row_seeds)]
+            if at != (at := generators()):
+                moved.add((arm, seed))
     same = bool(missing) and base is not None and state_of(vlm, *ran) == state
     for (arm, seed), outcomes in fresh.items():
         path = files[arm, seed]
-        if path is not None and same and _file(base, arms[arm], seed) == path:
+        if path is not None and same and (arm, seed) not in moved and _file(base, arms[arm], seed) == path:
             keep(path, outcomes)
         elif path is not None:
-            say_once("results are not kept: what they depend on changed while they were made")
+            say_once(CHANGED)
     found |= fresh
     return {arm: [[Outcome(**one) for one in found[arm, seed] or ()] for seed in seeds] for arm in arms}
 

@@ -18,8 +18,10 @@ from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.sampling import Sample as Sampling
 from visionpulse_analysis.store import TraceStore
 from visionpulse_analysis.studies.kept import (
+    CHANGED,
     cache_folder,
     folder_of_this_process,
+    generators,
     is_whole,
     part_of_key,
     say_once,
@@ -83,6 +85,7 @@ def collect(
     key = key_of(vlm, samples, options, state)
     folder = folder_of_this_process() / "traces" if key is None else cache_folder() / key
     if not is_whole(folder):
+        drawn_before = generators()
         folder.parent.mkdir(parents=True, exist_ok=True)
         # The folder gets its name when it is whole: what a killed run leaves is never found.
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unfinished-") as unfinished:
@@ -105,8 +108,8 @@ def collect(
                 )
                 for one, trace in zip(part, traces, strict=True):
                     store.add(trace.with_meta({**trace.meta, "id": one.id}))
-            if key is not None and state_of(vlm, *ran) != state:
-                say_once("results are not kept: what they depend on changed while they were made")
+            if key is not None and (state_of(vlm, *ran) != state or generators() != drawn_before):
+                say_once(CHANGED)
                 folder = folder_of_this_process() / "traces"
                 shutil.move(store.path, folder)
             else:

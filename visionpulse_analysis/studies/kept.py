@@ -7,12 +7,16 @@ import hashlib
 import json
 import logging
 import os
+import random
 import secrets
 import shutil
 import tempfile
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from visionpulse_analysis._files import write_whole
 from visionpulse_analysis.fingerprints import Unknown, fingerprint, settings
@@ -21,6 +25,7 @@ from visionpulse_analysis.models import VLM
 
 FORMAT = 4  # of the kept files and of their keys
 SEAL = ".kept.json"
+CHANGED = "results are not kept: what they depend on changed while they were made"
 logger = logging.getLogger(__name__)
 
 
@@ -51,6 +56,16 @@ def state_of(vlm: VLM, *ran: Any) -> str | None:
 def part_of_key(value: Any) -> str | None:
     """Fingerprint of one argument, such as a pruner, beside a `state_of`; None where that cannot be told."""
     return _or_none([value], installed=False)
+
+
+def generators() -> str:
+    """Fingerprint of the generators that the whole process shares; a run that moved one depends on where it stood.
+
+    Not part of a key: what draws from none of them is found again wherever they stand.
+    """
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    states = [torch.get_rng_state(), *cuda, list(np.random.get_state()), random.getstate()]  # noqa: NPY002
+    return fingerprint(*states, installed=False)
 
 
 def _or_none(values: list[Any], hashed: Any = (), installed: bool = True) -> str | None:
