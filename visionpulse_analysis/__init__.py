@@ -27,6 +27,7 @@ _MODULE_OF = {
     "explore": "explorer",
     "list_pruners": "pruners",
     "load": "models",
+    "locate": "locating",
     "make_pruner": "pruners",
     "watch": "watching",
 }

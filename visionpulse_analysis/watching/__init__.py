@@ -23,6 +23,8 @@ from visionpulse_analysis.collecting import Record
 from visionpulse_analysis.decoding import Options, heads_of, layers_of, provenance
 from visionpulse_analysis.families import CROSS_ATTENTION, ENCODER_DECODER, REFUSED, Prompt, UnsupportedModelError
 from visionpulse_analysis.families.prompts import IMAGE, TEXT, VIDEO
+from visionpulse_analysis.images import ImageLike
+from visionpulse_analysis.locating import MeasuredMaps
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.patches import PatchGrid
 from visionpulse_analysis.pruners.base import Pruner
@@ -50,6 +52,7 @@ def watch(
     ids: Iterable[str] | None = None,
     overwrite: bool = False,
     locate: Locate | None = None,
+    images: ImageLike | Sequence[Any] | None = None,
 ) -> Iterator[Watch]:
     """Record where a model looks while it generates, in whatever way it is made to.
 
@@ -81,6 +84,10 @@ def watch(
         Given the model and the inputs of `generate`, says where the image tokens of each prompt lie: a list of
         PatchGrid. Without it ``grid`` has their positions in the sequence, side by side on a line, and
         ``meta["map"]`` says "no map measured".
+    images : optional
+        The pictures of the prompts that are generated from: where their tokens lie is then measured by
+        :func:`visionpulse_analysis.locate`. An image or a list of images for one prompt; for a batch a list with an
+        image or a list of images for each prompt.
 
     Yields
     ------
@@ -111,6 +118,10 @@ def watch(
     """
     vlm = VLM.of(model, processor)
     _check_model(vlm)
+    if images is not None:
+        if locate is not None:
+            raise ValueError("images and locate both say where the image tokens lie; give one of them")
+        locate = MeasuredMaps(vlm, processor, images)
     options = Options(layers_of(vlm, layers), heads_of(vlm, heads), pruner)
     watching = Watch(vlm, options, layers == "all", whole_number(seed, "seed"), _Shelf(store, ids, overwrite), locate)
     with ExitStack() as stack:
@@ -278,7 +289,8 @@ class Watch:
         meta |= provenance(vlm, options, generation.seeds[prompt], config.get("max_new_tokens"), weights)
         meta["sample"] = drawn if config.get("do_sample") else None
         meta["end_tokens"] = [vlm.decoder([int(token)]) for token in sorted(_numbers(config["eos_token_id"]))]
-        meta |= {"prompt": prompt, "map": "no map measured" if self._locate is None else "given by locate"}
+        given = getattr(self._locate, "told", "given by locate")  # those that measure tell so
+        meta |= {"prompt": prompt, "map": "no map measured" if self._locate is None else given}
         others = sorted(set(range(vlm.n_layers)) - set(generation.attention_layers))
         if others:
             meta["without_attention"] = {

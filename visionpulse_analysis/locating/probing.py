@@ -1,0 +1,135 @@
+"""What the decoder of a model is given for pictures made up here, with the patches of the vision tower kept apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.overrides import TorchFunctionMode
+
+from visionpulse_analysis.attention import KERNELS
+from visionpulse_analysis.families import UnsupportedModelError
+from visionpulse_analysis.models import VLM
+
+QUESTION = "?"
+# Builds the inputs of a model from some pictures, uint8 [row_px, col_px, 3] each.
+Inputs = Callable[[Sequence[np.ndarray]], dict[str, Any]]
+
+
+class _Reached(Exception):
+    """The language model was about to run; carries what it was given."""
+
+    def __init__(self, embeddings: torch.Tensor):
+        super().__init__()
+        self.embeddings = embeddings
+
+
+class Apart(TorchFunctionMode):
+    """Silences self-attention, so that what is made of a patch shows its own pixels and no others.
+
+    Of whatever tower, in the library or not: caught are torch's kernel, and the softmax of those that write attention
+    out. Queries of another number than keys are learned ones, and do attend. Only what comes before the decoder may run
+    inside the ``with`` block.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.scaled_dot_product_attention and len(args) >= 3:
+            query, key, value = args[:3]
+            if query.shape[-2] == key.shape[-2] > 1:
+                return query.new_zeros(*query.shape[:-1], value.shape[-1])
+        result = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") == "softmax" and result.ndim >= 3 and result.shape[-1] == result.shape[-2] > 1:
+            return torch.zeros_like(result)
+        return result
+
+
+def check_kernels(model: Any) -> None:
+    """Raise ValueError where the vision part runs under a kernel that cannot be silenced."""
+    language = set(model.get_decoder().modules())
+    configs = (getattr(module, "config", None) for module in model.modules() if module not in language)
+    other = {getattr(config, "_attn_implementation", None) for config in configs} - {None, *KERNELS}
+    if other:
+        raise ValueError(
+            f"the vision part of {type(model).__name__} runs under {', '.join(sorted(map(str, other)))} attention, in "
+            "which patches cannot be told apart; load the model with attn_implementation='sdpa', or call "
+            "model.set_attn_implementation('sdpa')"
+        )
+
+
+class Probe:
+    """Shows pictures to a model and reads what reaches its decoder.
+
+    Attributes
+    ----------
+    forwards : int, how often the vision tower ran
+    ids : int64 [token], the prompt
+    """
+
+    def __init__(self, model: Any, inputs: Inputs):
+        check_kernels(model)
+        self.model, self.inputs, self.forwards, self.silent = model, inputs, 0, True
+        self.ids = np.zeros(0, np.int64)
+
+    @torch.inference_mode()
+    def __call__(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
+        """Embeddings of the prompt, float32 [token, width], words and image tokens."""
+
+        def stop(module: Any, args: Any, options: dict[str, Any]) -> None:
+            given = options.get("inputs_embeds")
+            if given is not None:
+                raise _Reached(given)
+
+        inputs = self.inputs(pictures)
+        ids = inputs["input_ids"][0].cpu().numpy()
+        if self.forwards and not np.array_equal(ids, self.ids):
+            raise ValueError("the processor made another prompt of another picture of the same size; its tokens cannot "
+                             "be compared, and no map is measured")  # fmt: skip
+        self.ids, self.forwards = ids, self.forwards + 1
+        with ExitStack() as stack:
+            if self.silent:
+                stack.enter_context(Apart())
+            stack.callback(self.model.get_decoder().register_forward_pre_hook(stop, with_kwargs=True).remove)
+            try:
+                self.model(**inputs, use_cache=False)
+            except _Reached as reached:
+                return reached.embeddings[0].float()
+        raise UnsupportedModelError(
+            f"the decoder of {type(self.model).__name__} was given no embeddings: image tokens are put nowhere into "
+            "its sequence, and no map can be measured"
+        )
+
+
+def inputs_of(vlm: VLM, processor: Any, count: int, options: dict[str, Any]) -> Inputs:
+    """How to make inputs from ``count`` pictures: with a processor of the library, or as the model's family does."""
+    if processor is None:
+
+        def of_family(pictures: Sequence[np.ndarray]) -> dict[str, Any]:
+            inputs = vlm.to_device(vlm.family.batch([vlm.prompt(list(pictures), QUESTION)], padding=0))
+            return {**inputs, "position_ids": vlm.family.positions(vlm.model, inputs)}
+
+        return of_family
+    text = _text(processor, count)
+
+    def of_processor(pictures: Sequence[np.ndarray]) -> dict[str, Any]:
+        images = [Image.fromarray(one) for one in pictures]
+        made = processor(images=images, text=text, return_tensors="pt", **options)
+        device, dtype = vlm.model.device, vlm.model.dtype
+        return {
+            name: value.to(device, dtype if value.is_floating_point() else None) if torch.is_tensor(value) else value
+            for name, value in made.items()
+        }
+
+    return of_processor
+
+
+def _text(processor: Any, count: int) -> str:
+    """A prompt that shows so many pictures, as the processor's own template writes it."""
+    if getattr(processor, "chat_template", None):
+        content: list[dict[str, Any]] = [{"type": "image"}] * count + [{"type": "text", "text": QUESTION}]
+        turns = [{"role": "user", "content": content}]
+        return processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    return f"{getattr(processor, 'image_token', '')}" * count + QUESTION
