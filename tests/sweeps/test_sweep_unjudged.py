@@ -95,6 +95,8 @@ def test_verdicts_are_in_the_table_and_stay_there(config, ids, sweep, tmp_path, 
     again = [{"id": ids[0], "score": 0, "judge": "other"}, {"id": ids[2], "score": 1, "judge": "other"}]
     assert read_verdicts(config.out, verdicts(tmp_path / "v.jsonl", again)) == 2
     assert Sweep(config.out).table["score"].tolist() == [0, 0.4, 1]
+    sweep(given)
+    assert Sweep(config.out).table["score"].tolist() == [0, 0.4, 1]
     assert export_unjudged(config, tmp_path / "ask.jsonl") == 0
 
 
