@@ -365,3 +365,13 @@ def test_methods_are_refused_where_they_mean_nothing():
         with pytest.raises(ValueError, match="score"):
             paired_difference(values, values + 1, **options)
     assert cluster_bootstrap(values, codes, np.median).method.endswith("expanded")
+
+
+def test_one_cluster_that_holds_nearly_all_values_allows_no_interval():
+    """Its value decides, whatever the others say; with values shared out evenly the same clusters allow one."""
+    rng = np.random.default_rng(0)
+    for sizes, allowed in (([500] + [5] * 11, False), ([300, 200] + [5] * 10, False), ([50] * 12, True)):
+        clusters = np.repeat(np.arange(12), sizes)
+        found = cluster_bootstrap(rng.normal(size=sum(sizes)), clusters)
+        assert np.isfinite([found.low, found.high]).all() == allowed
+        assert (found.refused == "") == allowed and allowed == ("hold nearly all values" not in found.refused)

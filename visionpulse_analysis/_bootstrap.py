@@ -14,6 +14,9 @@ from visionpulse_analysis._clusters import one_choice
 Method = Literal["auto", "score", "studentized", "expanded", "percentile", "bca"]
 RESAMPLING: tuple[Method, ...] = ("expanded", "percentile", "bca")
 CELLS = 2_000_000  # cells of [resample, cluster] at a time
+# Clusters of equal size that would weigh as much as those given, (sum of sizes)^2 / sum of squares (Kish, Survey
+# Sampling, 1965): with fewer, one cluster decides, and no resample of the others tells how far it may be off.
+FEWEST = 3.0
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,8 @@ def studentized_ratio(
     low, high, refused = np.nan, np.nan, too_few_clusters(n, unit, 6)
     if not np.isfinite(ratio):
         refused = "the ratio is not defined: what it divides by adds up to 0"
+    elif not refused and total**2 < FEWEST * float((bottom**2).sum()):
+        refused = f"a few {unit}s hold nearly all values"
     elif not refused:
         errors, refused = _studentized(top, bottom, n_resamples, confidence, seed, unit)
         low, high = ratio - errors[1], ratio - errors[0]

@@ -109,7 +109,8 @@ def cluster_bootstrap(
     "studentized" measures every resample by its own jackknife standard error (the bootstrap-t: Efron & Tibshirani
     1993, section 12.5; Hall 1988, Annals of Statistics 16:927). It widens the levels by the t quantile and
     sqrt(n / (n - 1)) as Hesterberg (2015, The American Statistician 69:371) does for percentiles. It follows skewness,
-    and clusters whose values go with their size. It is refused with fewer than 6 clusters, and where so few clusters
+    and clusters whose values go with their size. It is refused with fewer than 6 clusters, where a few hold nearly
+    all values, and where so few clusters
     differ from the others that nothing bounds how far one can.
 
     "score" is for shares: Wilson's interval for as many values as there are clusters of equal size (Kish 1965, section
