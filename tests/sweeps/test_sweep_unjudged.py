@@ -105,7 +105,7 @@ def test_a_verdict_on_another_answer_does_not_count(config, ids, sweep):
     kept = {"id": ids[0], "score": 1.0, "judge": "gpt", "answer": "another answer"}
     verdicts(config.out / "verdicts.jsonl", [kept])
     sweep({"out": "out", "samples": {"benchmark": {"path": "CharXiv_reasoning_val.tsv"}}})
-    assert Sweep(config.out).table["score"].isna().all()
+    assert bool(Sweep(config.out).table["score"].isna().all())
     (config.out / "verdicts.jsonl").write_text('{"id": 3}\n')
     with pytest.raises(ValueError, match=r"verdicts\.jsonl is damaged .*delete it and read the verdicts in again"):
         sweep({"out": "out", "samples": {"benchmark": {"path": "CharXiv_reasoning_val.tsv"}}})

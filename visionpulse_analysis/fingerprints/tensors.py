@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,8 @@ def every_byte(tensors: Iterable[torch.Tensor]) -> str:
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
     """All bytes of a tensor in the order of its axes, on the host."""
-    return memoryview(_flat(tensor).cpu().numpy()).cast("B")
+    values: Any = _flat(tensor).cpu().numpy()
+    return memoryview(values).cast("B")
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:

@@ -50,7 +50,7 @@ class Passages:
         starts = torch.tensor([width - len(prompt.ids) for prompt in prompts], device=device)
         self.queries = torch.as_tensor(np.array(queries), device=device) + starts[:, None]
         where = Layout(
-            **in_columns(prompts, starts.tolist()),
+            **in_columns(prompts, starts.tolist()),  # pyright: ignore[reportArgumentType]
             n_layers=vlm.n_layers,
             default_anchor=vlm.default_anchor,
             seeds=list(range(len(prompts))),
