@@ -16,7 +16,7 @@ from visionpulse_analysis.studies.samples import calibration_samples, image_samp
 
 # The first layer, of 8, that a method can drop patches from.
 FIRST = {
-    "FastV": 2, "FastV, each step": 2, "PyramidDrop": 2, "SparseVLM": 2, "ST3": 2, "DyCoke": 3, "VisionPulse": 3,
+    "FastV": 2, "PyramidDrop": 2, "SparseVLM": 2, "ST3": 2, "DyCoke": 3, "VisionPulse": 3,
     "last step only": 3, "at prefill": 3, "random": 3, "static random": 3, "uniform": 3, "hindsight": 3,
 }  # fmt: skip
 CALIBRATED = ("VisiPruner", "ShortV", "MVW")

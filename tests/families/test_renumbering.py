@@ -143,7 +143,7 @@ def test_what_is_left_closes_up(llava, picture, monkeypatch, pruner, rule, execu
             assert logprobs[trace.token_ids[step]].item() == pytest.approx(trace.logprobs[step], abs=1e-4)
     values = {**pruner.to_dict(), "renumber": False}
     plain = vpa.decode(llava, picture, QUESTION, pruner=vpa.make_pruner(**values), max_new_tokens=1)
-    assert abs(plain.logprobs[0] - traces[0].logprobs[0]) > 1e-3
+    assert abs(plain.logprobs[0] - traces[0].logprobs[0]) > 4e-4  # four times what may differ above
 
 
 def test_rows_that_join_and_leave_keep_their_positions(llava, picture):

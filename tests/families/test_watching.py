@@ -304,7 +304,9 @@ def test_a_pruner_keeps_what_it_keeps_in_decode(tiny, photos, name, pruner):
             assert trace.tokens == other.tokens
             for field in KEPT:
                 a, b = (one.dataset[field].values.astype(float) for one in (trace, other))
-                assert np.allclose(a, b, rtol=0, atol=1e-5 if field == "pruner_mass" else 0, equal_nan=True), field
+                # Masses, and the budgets that follow from them, are sums in another order under other masks.
+                atol = {"pruner_mass": 1e-5, "budget": 1e-5}.get(field, 0)
+                assert np.allclose(a, b, rtol=0, atol=atol, equal_nan=True), field
             rows = other.attention.values.astype(np.float32)
             assert np.abs(trace.attention.values - rows).max() <= 2 * rounding(rows)
             assert trace.meta["costs"] == other.meta["costs"] and trace.meta["execution"] == "masked"

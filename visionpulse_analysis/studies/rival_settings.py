@@ -95,10 +95,6 @@ def lookm(share: float, basis: Basis) -> dict[str, Any]:
     return {"budget": share, "recent": min(0.1, share / 2)}
 
 
-def fastv_each_step(share: float, basis: Basis) -> dict[str, Any]:
-    return {"budget": share, "per_step": True}
-
-
 def dycoke(share: float, basis: Basis) -> dict[str, Any]:
     return {"budget": share, "unpruned_when_steady": False}
 

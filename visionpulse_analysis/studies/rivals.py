@@ -65,7 +65,7 @@ RIVALS = {
     "DivPrune": Rival("divprune", DIVERSITY, True, to.budget),
     "CDPruner": Rival("cdpruner", DIVERSITY, True, to.budget),
     "ZSPAPrune": Rival("zspaprune", DIVERSITY, True, to.budget),
-    "FastV, each step": Rival("fastv", STEPS, False, to.fastv_each_step),
+    # FastV(per_step=True) is not here: without a cache, each of its steps costs as much as a prefill.
     "DyCoke": Rival("dycoke", STEPS, False, to.dycoke, {}),
     "ST3": Rival("st3", STEPS, False, to.st3, {}),
     "VTW": Rival("vtw", AT_ONCE, True, to.vtw, to.vtw_calibrated, first=lambda n: 0),
