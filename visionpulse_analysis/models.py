@@ -225,7 +225,7 @@ def data_folder() -> Path:
     return Path(os.environ.get("VISIONPULSE_DATA", Path(__file__).parents[1] / "data"))
 
 
-@own_settings()
+@own_settings(interruptible=True)
 def load(
     name: str | tuple[Any, Any],
     *,

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from threading import Lock
 from typing import Any
 
 import torch
+
+from visionpulse_analysis._interrupts import interrupt_at_checks
 
 _lock = Lock()
 _inside, _before = 0, ExitStack()  # how many threads are in here, and what gives back the settings that they found
 
 
 @contextmanager
-def own_settings() -> Iterator[None]:
+def own_settings(interruptible: bool = False) -> Iterator[None]:
     """Compute with torch's own defaults: whole float32 numbers, on the CPU where no device is named, no autocast.
 
     Serves as a decorator, too. The user's settings are back when the block ends. The default dtype and how matrix
     products round are one for all threads, so while some are in here they are torch's own for all of them.
+
+    Ctrl-C waits until the user's settings are back, or for the next `check_interrupt`: between two lines of what gives
+    them back it would lose them, and leave the lock closed. ``interruptible`` is for what takes long by itself (loading
+    a model): there only the changes themselves are safe from it.
     """
-    with ExitStack() as stack:
+    with nullcontext() if interruptible else interrupt_at_checks(), ExitStack() as stack:
         # As a mode, a default device costs time at every operation: it is changed only where the user did.
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
@@ -34,7 +40,7 @@ def own_settings() -> Iterator[None]:
 
 def _enter() -> None:
     global _inside
-    with _lock:
+    with interrupt_at_checks(), _lock:
         if _inside == 0:
             _before.callback(torch.set_default_dtype, torch.get_default_dtype())
             torch.set_default_dtype(torch.float32)
@@ -44,7 +50,7 @@ def _enter() -> None:
 
 def _leave() -> None:
     global _inside
-    with _lock:
+    with interrupt_at_checks(), _lock:
         _inside -= 1
         if _inside == 0:
             _before.close()

@@ -92,7 +92,7 @@ class Located:
         return replace(self.grid, position=there[np.searchsorted(mine, self.grid.position)])
 
 
-@own_settings()
+@own_settings(interruptible=True)
 def locate(model: Any, processor: Any = None, images: ImageLike | Sequence[ImageLike] = (), **options: Any) -> Located:
     """Measure where each image token of a prompt lies in the pictures.
 
