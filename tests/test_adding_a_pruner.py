@@ -20,7 +20,7 @@ from visionpulse_analysis.cli import app
 assert vpa.__file__.startswith(sys.argv[1]), vpa.__file__
 assert vpa.make_pruner("longest_embedding", budget=0.2) in [vpa.list_pruners()["longest_embedding"](0.2)]
 listed = CliRunner().invoke(app, ["pruners", "--json"])
-assert json.loads(listed.stdout)["longest_embedding"]["parameters"] == {"budget": 0.1}, listed.stdout
+assert json.loads(listed.stdout)["longest_embedding"]["parameters"]["budget"] == 0.1, listed.stdout
 asked = ["decode", sys.argv[2], "where is the red circle ?", "--model", sys.argv[3], "--max-new-tokens", "2", "--json"]
 made = CliRunner().invoke(app, [*asked, "--pruner", "longest_embedding(budget=0.25)"])
 assert json.loads(made.stdout)["kept"] == [16, 16], made.stdout

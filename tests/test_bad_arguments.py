@@ -127,7 +127,7 @@ def test_numbers_of_numpy_are_whole_numbers(vlm, pictures, given):
         ({"dtype": "float99"}, "dtype must be auto, float32, bfloat16 or float16, got 'float99'"),
         ({"dtype": torch.int8}, r"dtype must be .* got torch\.int8"),
         ({"dtype": 3}, "dtype must be .* got 3"),
-        ({"name": 3}, "a model is named by a text: .* got 3"),
+        ({"name": 3}, "a model is named by a text .* got 3"),
     ],
 )
 def test_load(scenes_folder, given, said):

@@ -203,6 +203,9 @@ def test_bench_recording(call):
         "one_layer",
         "all_layers",
         "all_heads",
+        "generate",
+        "watch_one_layer",
+        "watch_all_layers",
         "eager",
     ]
     for row in result["rows"]:
