@@ -83,7 +83,6 @@ NOT_STATE = {"_original_object_hash"}  # of GenerationConfig: Python's own hash,
 # A user's code that takes from outside of this process what no hash of the process can tell: by what it calls,
 OUTSIDE = {called: why for why, several in {
     "reads files": (builtins.open, np.load, torch.load),
-    "asks somebody": (builtins.input,),
     "draws at random": (os.urandom,),
     "makes a generator, which may start anywhere": (np.random.default_rng, np.random.RandomState, random.Random),
     "runs text": (builtins.eval, builtins.exec),
@@ -102,6 +101,7 @@ OUTSIDE_NAMES = {
     **dict.fromkeys(("now", "utcnow", "today", "time_ns", "perf_counter_ns", "monotonic_ns"), "reads the clock"),
     **dict.fromkeys(("popen", "system", "check_output"), "runs programs"),
     "SystemRandom": "draws at random",
+    "input": "asks somebody",  # by its name: a notebook's kernel puts a method of its own in the place of Python's
 }  # fmt: skip
 # What a class holds beside its members, some of it noted by Python later, or called when a class is made.
 NO_MEMBERS = {"__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__firstlineno__", "_abc_impl",
