@@ -31,7 +31,11 @@ ARMS = [
     {"pruner": "visionpulse(budget=0.2)", "execution": "gathered"},
     {"pruner": "visionpulse(granularity='block', hysteresis=0.5)"},
     {"pruner": "fastv(budget=0.5) | visionpulse"},
-    *({"pruner": name} for name in sorted(vpa.list_pruners()) if name not in ("oracle", "combined")),
+    *(
+        {"pruner": name}
+        for name, kind in sorted(vpa.list_pruners().items())
+        if kind.__module__.startswith("visionpulse_analysis.") and name not in ("oracle", "combined")
+    ),
 ]
 
 
