@@ -27,7 +27,13 @@ from visionpulse_analysis._ledger import note_object
 from visionpulse_analysis.families import Family, Prompt, attention_of, check_supported, family_class
 from visionpulse_analysis.families.generation import Generation
 from visionpulse_analysis.families.pieces import Decoder
-from visionpulse_analysis.families.processors import explain_own_code, load_image_processor, load_video_settings, quiet
+from visionpulse_analysis.families.processors import (
+    explain_own_code,
+    load_image_processor,
+    load_stock,
+    load_video_settings,
+    quiet,
+)
 from visionpulse_analysis.families.weights import check_arrived
 from visionpulse_analysis.fingerprints.tensors import bytes_of, every_byte
 from visionpulse_analysis.images import ImageLike
@@ -50,6 +56,7 @@ class VLM:
         Those of transformers; `settings` is what the model's processor file says beside them.
     revision : str, optional, the commit of a hub model
     settings : dict
+    processor : the stock one (``AutoProcessor``), whose parts the two above are; None where it does not load
     """
 
     name: str
@@ -58,6 +65,7 @@ class VLM:
     image_processor: Any
     revision: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    processor: Any = None
     _hashed: tuple[str, str] = field(default=("", ""), init=False, repr=False, compare=False)
 
     @property
@@ -193,7 +201,8 @@ class VLM:
         settings["video_processor"] = None if video is None else video.to_dict()
         name, revision = model.config._name_or_path or type(model).__name__, getattr(model.config, "_commit_hash", None)
         tokenizer = _Numbers() if tokenizer is None else tokenizer
-        return cls(name, model, tokenizer, getattr(processor, "image_processor", None), revision, settings)
+        whole = processor if isinstance(processor, ProcessorMixin) else None
+        return cls(name, model, tokenizer, getattr(processor, "image_processor", None), revision, settings, whole)
 
     def _repr_html_(self) -> str:
         text = self.model.config.get_text_config()
@@ -294,8 +303,9 @@ def load(
             how["attn_implementation"] = attention_of(config)
             loaded: Any = AutoModelForImageTextToText.from_pretrained(source, **options, **how, **found)
         model: Any = loaded[0]
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        image_processor = load_image_processor(source, **options)
+        processor = load_stock(source, **options)
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, **options) if processor is None else processor.tokenizer
+        pictures: Any = load_image_processor(source, **options) if processor is None else processor.image_processor
         settings, _ = ProcessorMixin.get_processor_dict(source, revision=revision)
         settings.setdefault("video_processor", load_video_settings(source, revision))
     except torch.OutOfMemoryError:
@@ -305,13 +315,14 @@ def load(
         raise ValueError(f"the weights of {name!r} or its processor files cannot be read: {error}") from error
     check_arrived(name, model, loaded[1])
     # Models for text and pictures keep their chat template with the processor.
-    tokenizer.chat_template = settings.get("chat_template") or tokenizer.chat_template
+    template = getattr(processor, "chat_template", None) or settings.get("chat_template")
+    tokenizer.chat_template = template or tokenizer.chat_template
     if device_map is None:
         model.to(device)
     elif any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError(f"{name!r} does not fit on its devices ({model.hf_device_map}): use more, or another dtype")
-    parts = {"model": model.eval(), "tokenizer": tokenizer, "image_processor": image_processor, "settings": settings}
-    vlm = VLM(name, **parts, revision=getattr(config, "_commit_hash", None))
+    parts = {"model": model.eval(), "tokenizer": tokenizer, "image_processor": pictures, "settings": settings}
+    vlm = VLM(name, **parts, revision=getattr(config, "_commit_hash", None), processor=processor)
     note_object("models", vlm, _facts)
     return vlm
 

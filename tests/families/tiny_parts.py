@@ -35,6 +35,8 @@ class Tiny:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
+        if isinstance(self.processor, hf.ProcessorMixin):
+            self.processor.save_pretrained(folder)
         if self.video is not None:
             (folder / "video_preprocessor_config.json").write_text(json.dumps(self.video[1]), "utf-8")
 

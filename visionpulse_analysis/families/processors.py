@@ -1,4 +1,4 @@
-"""Loading by the library: image processors by their PIL half (no torchvision), its errors and its progress bar."""
+"""Loading by the library: its stock processor, or where torchvision is missing the PIL half; errors, progress bar."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, AutoProcessor, ProcessorMixin
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging as hf_logging
 from transformers.utils.hub import cached_file
@@ -31,6 +31,23 @@ FOLDERS = {
     "SiglipImageProcessor": "siglip",
     "SmolVLMImageProcessor": "smolvlm",
 }
+
+
+def load_stock(source: str, revision: str, trust_remote_code: bool = False) -> Any | None:
+    """The stock processor of a folder or a hub model, as ``AutoProcessor`` makes it; None where it cannot.
+
+    It cannot without torchvision, where it has a video half, and without the files of the parts that it asks for. Own
+    code that is not trusted is no reason for another processor: the error stands.
+    """
+    try:
+        found = AutoProcessor.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as error:  # of many types, by model and version
+        explain_own_code(source, error)
+        return None
+    whole = isinstance(found, ProcessorMixin) and all(
+        getattr(found, part, None) is not None for part in ("image_processor", "tokenizer")
+    )
+    return found if whole else None
 
 
 def load_image_processor(source: str, revision: str, trust_remote_code: bool = False) -> Any:
