@@ -173,6 +173,21 @@ def test_the_intervals_of_the_verdict_are_wider_than_those_shown(rng):
         assert need.together.low < need.needing.low and need.needing.high < need.together.high
 
 
+def test_over_how_many_patches_mass_is_spread_is_said_by_intervals_that_hold_together(rng):
+    _, _, result = study(rng, some(rng), lambda m: np.round(2 + 60 * m), n_permutations=20)
+    for one in result.shapes:
+        assert one.together is not None and one.together.confidence == pytest.approx(1 - 0.05 / len(result.shapes))
+        assert one.together.low < one.within.low and one.within.high < one.together.high
+
+    def said(low):
+        shapes = [replace(one, within=replace(one.within, low=0.01, high=0.4),
+                          together=replace(one.within, low=low, high=0.5)) for one in result.shapes]  # fmt: skip
+        return mass_report.survivors(replace(result, shapes=shapes))
+
+    assert "spread it over more patches" in said(0.001)
+    assert "spread it over neither clearly more nor clearly fewer patches" in said(-0.1)
+
+
 def test_the_table_shows_intervals_beside_the_estimates(rng):
     _, _, result = study(rng, some(rng), lambda m: rng.integers(1, N, len(m)), n_permutations=20)
     here = mass_report.paper_table(result)["here"]

@@ -110,6 +110,16 @@ def test_every_method_is_named_once_in_its_panels_and_no_name_covers_another(fig
                 assert (above - below) * room >= (lines + more) / 2
 
 
+def test_no_number_under_a_panel_runs_into_the_next(figure):
+    figure.draw_without_rendering()
+    for ax in figure.axes:
+        shown = [
+            label.get_window_extent() for label in ax.get_xticklabels() if label.get_text() and label.get_visible()
+        ]
+        for left, right in pairwise(sorted(shown, key=lambda box: box.x0)):
+            assert left.x1 + figure.dpi / 72 <= right.x0
+
+
 def test_names_lie_near_their_points_and_not_on_one_another():
     assert spread([0.2, 0.5, 0.9], [0.1] * 3) == [0.2, 0.5, 0.9]
     assert spread([0.5, 0.5, 0.5], [0.1] * 3) == pytest.approx([0.5, 0.6, 0.7])

@@ -124,7 +124,10 @@ def test_numbers_are_json_and_stand_in_the_sentences(rng):
     numbers = json.loads(json.dumps(step_numbers(study, truth), allow_nan=False))
     own, other = (next(iter(known.values())) for known in (truth.share, truth.other))
     below, above = replace(own, low=0.1, high=0.2), replace(own, low=0.3, high=0.4)
-    told = replace(truth, share={"row": above, "shape": above}, other={"row": below, "shape": replace(other, high=0.3)})
+    together = {"row": (above, below), "shape": (above, replace(other, high=0.3))}
+    told = replace(truth, together=together, other={"row": below, "shape": below})
+    widths = [one.confidence for pair in truth.together.values() for one in pair]
+    assert set(widths) == {1 - 0.05 / len(widths)}
     assert "than another object does at `row`; at `shape` that is not shown." in step_findings(study, told)
     text = step_findings(study, truth)
     assert f"{numbers['consecutive_overlap']['estimate']:.3f}" in text

@@ -149,7 +149,7 @@ def test_the_sentence_by_question_follows_tests_and_intervals(arms):
     def with_ratio(low, high, p=1.0):
         truth = change.truth
         ratio, lost = replace(truth.ratio, low=low, high=high), replace(truth.change, estimate=-0.4)
-        return replace(change, truth=replace(truth, ratio=ratio, change=lost, p=p))
+        return replace(change, truth=replace(truth, ratio_together=ratio, change=lost, p=p))
 
     groups = {
         "find": with_ratio(0.99, 1.0),
@@ -236,7 +236,8 @@ def test_the_sentence_follows_the_adjusted_test(arms, change, p, lost, words, ag
 def test_the_verdict_on_accuracy_follows_test_and_interval(arms, low, p, words):
     change = compare(*arms)
     lost = replace(change.truth.change, estimate=-0.1, low=-0.2, high=-0.01)
-    truth = replace(change.truth, change=lost, p=p, ratio=replace(change.truth.ratio, low=low, high=0.99))
+    together = replace(change.truth.ratio, low=low, high=0.99)
+    truth = replace(change.truth, change=lost, p=p, ratio_together=together)
     shown = {"greedy": {"VisionPulse 5 %": replace(change, truth=truth)}}
     assert words in report.verdicts(shown, "greedy")[0]
 

@@ -66,6 +66,22 @@ def test_all_right_or_all_wrong_still_has_an_interval(n, after, words, group):
     assert by_question.where_accuracy_goes({"find": compare(*pair)}).startswith(group)
 
 
+def test_accuracy_is_kept_only_by_an_interval_that_holds_for_all_comparisons_together():
+    """190 of 190 stay right: Wilson says 98.0 % or more of one comparison, and less of eight."""
+    n = 190
+    measured = {how: {"dense": arm(0, 9, n=n)} | {f"arm {i}": arm(0, 9, n=n) for i in range(4)} for how in ("a", "b")}
+    changes = report.compare_all(measured)
+    assert all(c.truth.ratio_together.confidence == 1 - 0.05 / 8 for arms in changes.values() for c in arms.values())
+    assert changes["a"]["arm 0"].truth.ratio.low >= report.KEPT
+    many = {how: {NAME: arms["arm 0"]} for how, arms in changes.items()}
+    assert "are kept is open" in report.verdicts(many, "a")[0]
+    assert "Accuracy is kept" in verdict(a=(arm(0, 9, n=n), arm(0, 9, n=n)), decoding="a")
+    groups = by_question.compare_groups(
+        {"dense": arm(0, 9, n=2 * n), NAME: arm(0, 9, n=2 * n)}, ["find", "count, 2"] * n, NAME
+    )
+    assert by_question.where_accuracy_goes(groups) == "Open: find; count, 2."
+
+
 def test_the_same_answers_right_count_only_those_that_could_be_lost():
     right = np.arange(40) < 30
     ratio = compare(arm(0, 9, right), arm(0, 9, right)).truth.ratio

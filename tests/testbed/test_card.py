@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 import visionpulse_analysis as vpa
+from visionpulse_analysis._score import wilson
 from visionpulse_analysis.models import data_folder
 from visionpulse_analysis.testbed import card
 from visionpulse_analysis.testbed.evaluation import NAMED, evaluate, evaluation_items
@@ -91,21 +92,28 @@ def test_the_card_names_the_sizes_that_were_trained_and_scores_others():
 def test_the_sentences_of_the_card_follow_its_scores():
     """Scores that say the contrary turn every sentence round."""
     scores = stored()
-    sure, none = {"low": 0.96, "high": 1.0}, {"low": 0.0, "high": 0.03}
+    sure, none = {"accuracy": 0.99, "n": 200}, {"accuracy": 0.01, "n": 200}
     guess = {"best_constant_guess": 0.5}
 
-    def made(dense, control, untrained, cost):
+    def made(dense, control, untrained, random):
         tasks = dict.fromkeys(scores["tasks"], dense)
         same = control | guess
         blind = {name: dict.fromkeys(tasks, same) for name in card.CONTROLS.values()}
         return {
             **{"tasks": tasks, "sizes": {"256": tasks}, "untrained": {"196": dict.fromkeys(tasks, untrained)}},
-            **{**blind, "control_random_5": {"low": cost}},
+            **{**blind, "control_random_5": {"dense": 0.9, "random": random, "n": 200}},
         }
 
-    good, bad = made(sure, none, none, 20.0), made(none, sure, sure, -20.0)
-    assert "in *find*, *compare*, *count*, and" in card.from_image(good) and "in no task." in card.from_image(good)
-    assert "in no task, and" in card.from_image(bad) and "*count* with another scene." in card.from_image(bad)
+    good, bad = made(sure, none, none, 0.2), made(none, sure, sure, 0.95)
+    assert "in *find*, *compare*, *count*;" in card.from_image(good) and "; in no task it is" in card.from_image(good)
+    assert "these in no task;" in card.from_image(bad) and "*count* with another scene more is" in card.from_image(bad)
     assert "*find* at 196" in card.about_sizes(good) and "On none of them" in card.about_sizes(bad)
-    assert "is still read above" in card.above_anchor(good["control_random_5"])
-    assert "is not shown" in card.above_anchor(bad["control_random_5"])
+    assert "So evidence is still read above" in card.above_anchor(good)
+    assert "is not shown" in card.above_anchor(bad)
+    # Apart each for itself by 95 % intervals, and not by those that hold for all scores together.
+    near = made({"accuracy": 0.5, "n": 200}, {"accuracy": 0.36, "n": 200}, {"accuracy": 0.36, "n": 200}, 0.81)
+    noise = {"accuracy": 0.45, "n": 200, "best_constant_guess": 0.36}
+    near["control_noise"] = dict.fromkeys(near["tasks"], noise)
+    assert wilson(0.5, 200, 0.95)[0] > wilson(0.36, 200, 0.95)[1]
+    assert "these in no task; in no task" in card.from_image(near)
+    assert "On none of them" in card.about_sizes(near) and "is not shown" in card.above_anchor(near)

@@ -39,7 +39,8 @@ def _count(members: int) -> str:
 def compare_groups(measured: Mapping[str, Arm], groups: Sequence[str], name: str) -> dict[str, Change]:
     """Compare one arm with the dense one, group by group, in the order of ``TASKS``."""
     order = sorted(set(groups), key=lambda group: (TASKS.index(group.split(",")[0]), group))
-    return {group: compare(measured[DENSE], measured[name], np.array(groups) == group) for group in order}
+    dense, arm, of = measured[DENSE], measured[name], np.array(groups)
+    return {group: compare(dense, arm, of == group, together=len(order)) for group in order}
 
 
 def group_table(by_group: Mapping[str, Change]) -> pd.DataFrame:
@@ -66,11 +67,14 @@ def _judged(by_group: Mapping[str, Change]) -> dict[str, dict[str, Verdict]]:
 
 
 def where_accuracy_goes(by_group: Mapping[str, Change]) -> str:
-    """Which groups of questions lose accuracy, by tests adjusted together; keep 98 % of it, by intervals; stay open."""
+    """Which groups of questions lose accuracy, keep 98 % of it, or stay open.
+
+    Losses are told by tests adjusted together, and what is kept by intervals that hold for all groups together.
+    """
     scored = {group: c.truth for group, c in by_group.items() if c.truth is not None}
     found = _judged(by_group)
     lost = [g for g in scored if found[g]["accuracy"].decision == "falls"]
-    kept = [g for g, truth in scored.items() if truth.ratio.low >= KEPT and g not in lost]
+    kept = [g for g, truth in scored.items() if truth.ratio_together.low >= KEPT and g not in lost]
     rest = [g for g in scored if g not in kept and g not in lost]
     parts = [
         f"{what}: {'; '.join(groups)}."

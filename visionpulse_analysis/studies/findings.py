@@ -57,13 +57,14 @@ def step_findings(study: StepDependence, truth: ObjectAttention | None, fixed: F
 
 def _by_kind(truth: ObjectAttention) -> list[str]:
     """At which kinds of token the named object is shown to draw more than another one: intervals that lie apart."""
-    more = [kind for kind, other in truth.other.items() if truth.share[kind].low > other.high]
-    rest = [kind for kind in truth.other if kind not in more]
-    if not truth.other:
+    more = [kind for kind, (named, other) in truth.together.items() if named.low > other.high]
+    rest = [kind for kind in truth.together if kind not in more]
+    if not truth.together:
         return []
     shown = f"more than another object does at {_words(more)}" if more else "at no kind more than another object does"
     left = f"; at {_words(rest)} that is not shown" if rest and more else ""
-    return [f"- By kind of token, and by intervals that lie apart, the named object draws {shown}{left}."]
+    how = "by intervals that lie apart and hold for all kinds together"
+    return [f"- By kind of token, and {how}, the named object draws {shown}{left}."]
 
 
 def step_numbers(

@@ -39,7 +39,8 @@ def survivors(result: MassUsage) -> str:
         text[0] += f" (undefined at {undefined} thresholds, where the count never varies)." if undefined else "."
         text.append(
             "Against the same masses with shapes exchanged between the steps of a sample it lies "
-            f"{_against_null(result, 'pooled')} over all steps, and {_against_null(result, 'within')} within samples."
+            f"{_against_null(result, 'pooled')} over all steps, and {_against_null(result, 'within')} within samples "
+            "(bands of one threshold each: the counts describe, and decide nothing)."
         )
     text.append(_direction(result.shapes, "On the normalised rows, steps with more mass spread it over"))
     if result.needs:
@@ -224,12 +225,13 @@ def _direction(relations: Sequence[Relation], start: str) -> str:
     r = ", ".join(_shown(relation.within.estimate, relation.within) for relation in relations)
     word = {1: "more patches", -1: "fewer patches", 0: "neither clearly more nor clearly fewer patches"}
     verdict = word[signs.pop()] if len(signs) == 1 else "more or fewer patches depending on the measure"
-    return f"{start} {verdict} (r within samples: {r})."
+    return f"{start} {verdict} (by intervals that hold for all {len(relations)} measures; r within samples: {r})."
 
 
 def _sign(relation: Relation) -> int:
-    """1 or -1 where the interval of the within-sample r excludes 0, else 0."""
-    return int(relation.within.low > 0) - int(relation.within.high < 0)
+    """1 or -1 where the within-sample r is above or below 0 by an interval that holds for all measures, else 0."""
+    decides = relation.together or relation.within
+    return int(decides.low > 0) - int(decides.high < 0)
 
 
 def _values(needs: Sequence[dict[str, Any]], over: str) -> list[str]:

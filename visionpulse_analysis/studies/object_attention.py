@@ -33,6 +33,8 @@ class ObjectAttention:
     other : dict of kind -> Interval
         ``share`` for the scene's other objects, mean of one: what any object draws, named or not. Without the
         kinds that occur only in scenes of a single object.
+    together : dict of kind -> pair of Interval
+        ``share`` and ``other`` at a confidence that makes 95 % for all kinds together.
     share_named, hit_named, other_named : Interval
         The same over all steps that name an object; ``other_named`` is None where every scene holds a single one.
     chance : float
@@ -50,6 +52,7 @@ class ObjectAttention:
     share: dict[str, Interval]
     hit: dict[str, Interval]
     other: dict[str, Interval]
+    together: dict[str, tuple[Interval, Interval]]
     share_named: Interval
     hit_named: Interval
     other_named: Interval | None
@@ -102,11 +105,11 @@ def object_attention(
     if not any(one["named"].any() for one in known):
         return None
 
-    def mean(columns: list[np.ndarray]) -> Interval:
-        return mean_over_samples(columns, n_resamples, unit="scene")
+    def mean(columns: list[np.ndarray], of: int = 1) -> Interval:
+        return mean_over_samples(columns, n_resamples * of, unit="scene", confidence=1 - 0.05 / of)
 
-    def by_kind(column: str, kinds: Sequence[str]) -> dict[str, Interval]:
-        return {kind: mean([one[column][one["kind"] == kind] for one in known]) for kind in kinds}
+    def by_kind(column: str, kinds: Sequence[str], of: int = 1) -> dict[str, Interval]:
+        return {kind: mean([one[column][one["kind"] == kind] for one in known], of) for kind in kinds}
 
     def over_named(column: str) -> Interval:
         return mean([one[column][one["named"]] for one in known])
@@ -119,6 +122,7 @@ def object_attention(
     all_kinds = [kind for kind in KINDS if occurs(kind, "mass")]
     naming = [kind for kind in KINDS if occurs(kind, "share")]
     beside_others = [kind for kind in naming if occurs(kind, "other")]
+    wide = {column: by_kind(column, beside_others, 2 * len(beside_others)) for column in ("share", "other")}
     layers = traces[0].layers
     of_kind = [np.concatenate([one["by_layer"][one["kind"] == kind] for one in known]) for kind in naming]
     about = np.concatenate([one["named"] | one["unknown"] for one in known])
@@ -129,6 +133,7 @@ def object_attention(
         share=by_kind("share", naming),
         hit=by_kind("hit", naming),
         other=by_kind("other", beside_others),
+        together={kind: (wide["share"][kind], wide["other"][kind]) for kind in beside_others},
         share_named=over_named("share"),
         hit_named=over_named("hit"),
         other_named=over_named("other") if beside_others else None,

@@ -34,7 +34,8 @@ class ScoredChange(PairedRight):
     """The part of a comparison that needs known answers, over all pairs; see `PairedRight` for its first fields.
 
     ratio : accuracy over that of dense; its bounds are Wilson's where every right answer stays right and no other
-    is, or none is: resamples never differ there.
+    is, or none is: resamples never differ there. ratio_together : the same at a confidence that makes 95 % for all
+    comparisons of a study together: what "kept" is decided by.
     length_both_right : relative change of length over the `n_both_right` pairs that ended and are right both times;
     None without such a pair.
     dense_detours, detours : per trace, dense and in this arm; detour_change : of the two. words : change of tokens by
@@ -42,6 +43,7 @@ class ScoredChange(PairedRight):
     """
 
     ratio: Interval
+    ratio_together: Interval
     length_both_right: Interval | None
     n_both_right: int
     dense_detours: Interval
@@ -136,13 +138,15 @@ def judge_changes(changes: Mapping[Key, Change], family: str) -> dict[Key, dict[
     return found
 
 
-def compare(dense: Arm, arm: Arm, only: np.ndarray | None = None) -> Change:
+def compare(dense: Arm, arm: Arm, only: np.ndarray | None = None, *, together: int = 1) -> Change:
     """Compare an arm with dense decoding of the same samples and seeds.
 
     Parameters
     ----------
     only : bool [sample], optional
         Restrict to these samples, for example those of one task.
+    together : int, >= 1
+        How many such comparisons a study makes, of which any may be said to keep the accuracy.
     """
     if dense.length.shape != arm.length.shape:
         raise ValueError(
@@ -159,12 +163,12 @@ def compare(dense: Arm, arm: Arm, only: np.ndarray | None = None) -> Change:
     return Change(
         **vars(lengths),
         retention=float(flat(arm.retention).mean()),
-        truth=_compare_scored(dense, arm, flat, clusters),
+        truth=_compare_scored(dense, arm, flat, clusters, together),
     )
 
 
 def _compare_scored(
-    dense: Arm, arm: Arm, flat: Callable[[np.ndarray], np.ndarray], clusters: np.ndarray
+    dense: Arm, arm: Arm, flat: Callable[[np.ndarray], np.ndarray], clusters: np.ndarray, together: int
 ) -> ScoredChange | None:
     if dense.truth is None or arm.truth is None:
         return None
@@ -173,9 +177,11 @@ def _compare_scored(
     ended = (flat(dense.finished) == 1) & (flat(arm.finished) == 1)
     both = ended & (a == 1) & (b == 1)
     before, after = flat(dense.length)[both], flat(arm.length)[both]
+    ratio = _share_of_dense(a, b, clusters)
     return ScoredChange(
         **vars(paired_right(a, b, clusters)),
-        ratio=_share_of_dense(a, b, clusters),
+        ratio=ratio,
+        ratio_together=_share_of_dense(a, b, clusters, together) if together > 1 else ratio,
         length_both_right=paired_difference(before, after, clusters[both], relative=True) if both.any() else None,
         n_both_right=int(both.sum()),
         **_why(first, second, flat, ended, clusters),
@@ -208,11 +214,13 @@ def _why(
     }
 
 
-def _share_of_dense(a: np.ndarray, b: np.ndarray, clusters: np.ndarray) -> Interval:
+def _share_of_dense(a: np.ndarray, b: np.ndarray, clusters: np.ndarray, together: int = 1) -> Interval:
     """Right answers of the pruned arm over those of the dense one; `a` and `b` are 0 or 1 [pair]."""
-    ratio = paired_difference(a, b, clusters, relative=True)
+    confidence = 1 - 0.05 / together
+    draws = max(2000, 400 * together)  # ten of them, at least, lie beyond each end
+    ratio = paired_difference(a, b, clusters, relative=True, confidence=confidence, n_resamples=draws)
     if np.isnan(ratio.low) and a.any() and (np.array_equal(a, b) or not b.any()):
         # All samples that are right densely fare alike, each one way: count them, not their seeds.
         n_right = len(np.unique(clusters[a == 1]))
-        return proportion_interval(np.full(n_right, b.any()), unit=ratio.unit)
+        return proportion_interval(np.full(n_right, b.any()), unit=ratio.unit, confidence=confidence)
     return replace(ratio, estimate=ratio.estimate + 1, low=ratio.low + 1, high=ratio.high + 1)

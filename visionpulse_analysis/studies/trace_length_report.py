@@ -32,8 +32,9 @@ Changes = Mapping[str, Mapping[str, Change]]  # [decoding][arm]
 
 def compare_all(measured: Mapping[str, Mapping[str, Arm]]) -> dict[str, dict[str, Change]]:
     """Compare every arm with the dense one, for every way of decoding: [decoding][arm] -> Change."""
+    together = sum(len(arms) - 1 for arms in measured.values())
     return {
-        decoding: {name: compare(arms[DENSE], arm) for name, arm in arms.items() if name != DENSE}
+        decoding: {name: compare(arms[DENSE], arm, together=together) for name, arm in arms.items() if name != DENSE}
         for decoding, arms in measured.items()
     }
 
@@ -143,7 +144,8 @@ def verdicts(changes: Changes, decoding: str) -> list[str]:
         lines.append(
             f"What falls or rises is told by exact tests adjusted together (Holm), {size} of them: length over the "
             "pairs that ended, cut-offs, and accuracy where it is known, of every arm and way of decoding. Intervals "
-            "are those of each comparison alone."
+            f"shown are those of each comparison alone; that {100 * KEPT:g} % are kept is decided by wider ones, which "
+            "hold for all comparisons together."
         )
     return lines
 
@@ -220,13 +222,13 @@ def _about_detours(c: Change, truth: ScoredChange, verdict: Mapping[str, Verdict
 
 
 def _about_accuracy(c: ScoredChange, verdict: Mapping[str, Verdict]) -> str:
-    """Whether it falls or rises, by the test; and whether 98 % of it are kept, by the interval."""
+    """Whether it falls or rises, by the test; and whether 98 % are kept, by an interval that holds for all together."""
     decision, shown = verdict["accuracy"].decision, f"{show(c.ratio, sign=False)} of dense"
     least = f"at least {100 * KEPT:g} % of dense are kept"
     if decision != "not shown":
-        kept = f"; {least}" if c.ratio.low >= KEPT else ""
+        kept = f"; {least}" if c.ratio_together.low >= KEPT else ""
         return f"Accuracy {decision} ({show(c.change, unit=' points')}; {shown}{kept})."
-    if c.ratio.low >= KEPT:
+    if c.ratio_together.low >= KEPT:
         return f"Accuracy is kept ({shown}: {least})."
     open_still = f"whether {100 * KEPT:g} % of dense are kept is open ({show(c.ratio, sign=False)})"
     return f"No change of accuracy is shown ({show(c.change, unit=' points')}), and {open_still}."

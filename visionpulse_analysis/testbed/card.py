@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from visionpulse_analysis._score import wilson
 from visionpulse_analysis.testbed.evaluation import length_told
 from visionpulse_analysis.testbed.evaluation_set import SIZES, VALIDATION_SEED
 from visionpulse_analysis.testbed.plan import FIRST_TRAINING_SEED, FIRST_VISION_SEED, TRAINED_CELLS, VISION_STEPS
@@ -97,6 +98,8 @@ It knows {words} words, eight colours, six shapes and one kind of background, an
 order outside the three questions is out of its range. Weights: {megabytes:.1f} MB, {parameters:,} parameters, hash `{weights}`.
 """
 
+_WIDER = "by intervals that hold for all scores of this page together"
+RANDOM = "control_random_5"
 CONTROLS = {"noise": "control_noise", "another scene": "control_other_scene"}  # shown in place of the image -> scores
 
 
@@ -115,45 +118,74 @@ def _scores(by_patches: dict[str, Any]) -> list[str]:
     ]
 
 
+def together(evaluation: dict[str, Any]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Intervals of every score that a sentence compares, wide enough that all of them hold in 95 % of cases.
+
+    Each has its share of the 5 % (Bonferroni): two that lie apart are then apart, however many are compared.
+
+    Returns
+    -------
+    dict
+        Number of visual tokens, "tasks" or a control -> task -> lower and upper end, 0 to 1.
+    """
+    blind = {name: evaluation[name] for name in CONTROLS.values()}
+    random = evaluation[RANDOM]
+    random = {shown: {"accuracy": random[shown], "n": random["n"]} for shown in ("dense", "random")}
+    scored = {
+        **evaluation["sizes"], **evaluation["untrained"], "tasks": evaluation["tasks"], **blind, RANDOM: random
+    }  # fmt: skip
+    confidence = 1 - 0.05 / sum(map(len, scored.values()))
+    return {
+        where: {task: wilson(s["accuracy"], s["n"], confidence) for task, s in tasks.items()}
+        for where, tasks in scored.items()
+    }
+
+
 def about_sizes(evaluation: dict[str, Any]) -> str:
-    """On which tasks and untrained sizes it is less accurate than on every trained size, by whole intervals."""
-    lowest = {task: min(sizes[task]["low"] for sizes in evaluation["sizes"].values()) for task in evaluation["tasks"]}
+    """On which tasks and untrained sizes it is less accurate than on every trained size, by intervals of `together`."""
+    ends = together(evaluation)
+    lowest = {task: min(ends[patches][task][0] for patches in evaluation["sizes"]) for task in evaluation["tasks"]}
     worse = [
         f"*{task}* at {patches}"
         for patches, tasks in evaluation["untrained"].items()
-        for task, s in tasks.items()
-        if s["high"] < lowest[task]
+        for task in tasks
+        if ends[patches][task][1] < lowest[task]
     ]
     if not worse:
-        return "On none of them is it shown to be less accurate than on the sizes that it was trained on."
-    return f"Less accurate than on every size that it was trained on, by whole intervals: {', '.join(worse)} visual tokens."
+        return f"On none of them is it shown to be less accurate than on the sizes that it was trained on ({_WIDER})."
+    found = ", ".join(worse)
+    return f"Less accurate than on every size that it was trained on ({_WIDER}): {found} visual tokens."
 
 
 def from_image(evaluation: dict[str, Any]) -> str:
     """In which tasks the right image is needed, and whether a wrong one is worth more than a constant guess."""
-    controls = {shown: evaluation[name] for shown, name in CONTROLS.items()}
+    ends = together(evaluation)
     needed = [
         f"*{task}*"
-        for task, s in evaluation["tasks"].items()
-        if s["low"] > max(scores[task]["high"] for scores in controls.values())
+        for task in evaluation["tasks"]
+        if ends["tasks"][task][0] > max(ends[name][task][1] for name in CONTROLS.values())
     ]
     above = [
         f"*{task}* with {shown}"
-        for shown, scores in controls.items()
-        for task, s in scores.items()
-        if s["low"] > s["best_constant_guess"]
+        for shown, name in CONTROLS.items()
+        for task, s in evaluation[name].items()
+        if ends[name][task][0] > s["best_constant_guess"]
     ]
-    return (
-        f"By whole intervals its own image is worth more than either of these in {', '.join(needed) or 'no task'}, and "
-        f"more than a constant guess is right without it in {', '.join(above) or 'no task'}."
+    own = f"its own image is shown to be worth more than either of these in {', '.join(needed) or 'no task'}"
+    guessed = (
+        f"in {', '.join(above)} more is right than the best constant guess would have got"
+        if above
+        else "in no task it is shown to be right more often without it than the best constant guess"
     )
+    return f"By intervals that hold for all scores of this page together, {own}; {guessed}."
 
 
-def above_anchor(control: dict[str, Any]) -> str:
-    """Whether evidence is read above the anchor, by the interval of what random patches cost."""
-    if control["low"] > 0:
-        return "So evidence is still read above the anchor."
-    return "That evidence is still read above the anchor is not shown by this."
+def above_anchor(evaluation: dict[str, Any]) -> str:
+    """Whether evidence is read above the anchor: random patches are right less often, by intervals of `together`."""
+    ends = together(evaluation)[RANDOM]
+    if ends["random"][1] < ends["dense"][0]:
+        return f"So evidence is still read above the anchor ({_WIDER})."
+    return f"That evidence is still read above the anchor is not shown by this ({_WIDER})."
 
 
 def model_card(evaluation: dict[str, Any], facts: dict[str, Any]) -> str:
@@ -175,7 +207,7 @@ def model_card(evaluation: dict[str, Any], facts: dict[str, Any]) -> str:
     ]
     horizon = evaluation["horizon"]
     depth = len(next(iter(horizon.values())))
-    control = evaluation["control_random_5"]
+    control = evaluation[RANDOM]
     training = facts["training"]
     return _TEXT.format(
         **{name: facts[name] for name in ("sha256", "weights_sha256", "words", "megabytes", "parameters")},
@@ -196,7 +228,7 @@ def model_card(evaluation: dict[str, Any], facts: dict[str, Any]) -> str:
         untrained="\n".join(_scores(evaluation["untrained"])),
         about_sizes=about_sizes(evaluation),
         from_image=from_image(evaluation),
-        above_anchor=above_anchor(control),
+        above_anchor=above_anchor(evaluation),
         named="\n".join(named),
         replaced="\n".join(replaced),
         main=evaluation["main_patches"],
