@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 _MODULE_OF = {
     "PatchGrid": "patches",
+    "PromptOptions": "families",
     "Sample": "sampling",
     "StoreVersionError": "store",
     "Sweep": "sweeps.results",

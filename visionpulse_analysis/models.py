@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -23,8 +24,8 @@ from transformers import (
     ProcessorMixin,
 )
 
-from visionpulse_analysis._ledger import note_object
-from visionpulse_analysis.families import Family, Prompt, attention_of, check_supported, family_class
+from visionpulse_analysis._ledger import note, note_object
+from visionpulse_analysis.families import Family, Prompt, PromptOptions, attention_of, check_supported, family_class
 from visionpulse_analysis.families.generation import Generation
 from visionpulse_analysis.families.pieces import Decoder
 from visionpulse_analysis.families.processors import (
@@ -57,6 +58,7 @@ class VLM:
     revision : str, optional, the commit of a hub model
     settings : dict
     processor : the stock one (``AutoProcessor``), whose parts the two above are; None where it does not load
+    prompt_options : PromptOptions, how the model is asked unless a decode says otherwise; see :meth:`asking`
     """
 
     name: str
@@ -66,12 +68,39 @@ class VLM:
     revision: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     processor: Any = None
-    _hashed: tuple[str, str] = field(default=("", ""), init=False, repr=False, compare=False)
+    prompt_options: PromptOptions = field(default_factory=PromptOptions)
+    _hashed: list[str] = field(default_factory=lambda: ["", ""], init=False, repr=False, compare=False)
 
     @property
     def family(self) -> Family:
         """How this kind of model reads pictures."""
-        return family_class(self.model.config)(self.model.config, self.tokenizer, self.image_processor, self.settings)
+        config = self.model.config
+        return family_class(config)(config, self.tokenizer, self.image_processor, self.settings, self.prompt_options)
+
+    def asking(self, options: PromptOptions | Mapping[str, Any] | None) -> VLM:
+        """The same model, with the same weights, asked with exactly these options.
+
+        Parameters
+        ----------
+        options : PromptOptions, or a dict with some of its fields; None for the model's own files alone
+
+        Returns
+        -------
+        VLM
+
+        Raises
+        ------
+        ValueError
+            An option is unknown, of another type or out of range, or limits pictures in a way that the model does not
+            know. What its chat template does not know is told by :meth:`prompt`.
+        """
+        asked = copy.copy(self)
+        asked.prompt_options = PromptOptions.of(options)
+        if asked.prompt_options.limits:
+            _ = asked.family
+        if asked.prompt_options.to_dict():
+            note("prompt_options", json.dumps(asked.prompt_options.to_dict(), sort_keys=True), Path(self.name).name)
+        return asked
 
     @property
     def generation(self) -> Generation:
@@ -145,17 +174,21 @@ class VLM:
             for name, value in named:
                 digest.update(name.encode())
                 digest.update(bytes_of(value))
-            self._hashed = quick, digest.hexdigest()[:16]
+            self._hashed[:] = quick, digest.hexdigest()[:16]  # shared with what `asking` gives
         return self._hashed[1]
 
     @own_settings()
-    def prompt(self, images: ImageLike | Video | Sequence[ImageLike | Video], question: str) -> Prompt:
+    def prompt(
+        self,
+        images: ImageLike | Video | Sequence[ImageLike | Video] | None,
+        question: str | Sequence[Mapping[str, Any]],
+    ) -> Prompt:
         """Build the prompt of one question about one image or video or several; raises as :meth:`Family.prompt`.
 
         Parameters
         ----------
-        images : image (a path, a PIL image or uint8 [row_px, col_px, 3]), Video, or list of these
-        question : str
+        images : image (a path, a PIL image or uint8 [row_px, col_px, 3]), Video, or list of these; as in :func:`decode`
+        question : str, or turns as in :func:`decode`
 
         Returns
         -------
@@ -243,6 +276,7 @@ def load(
     device_map: str | dict[str, Any] | None = None,
     revision: str = "main",
     trust_remote_code: bool = False,
+    prompt_options: PromptOptions | Mapping[str, Any] | None = None,
 ) -> VLM:
     """Load a vision-language model.
 
@@ -263,6 +297,9 @@ def load(
     trust_remote_code : bool
         Run the Python code that the model brings along. Read it before. Weights are read from safetensors files only,
         never unpickled, in either case.
+    prompt_options : PromptOptions or dict, optional
+        How the model is asked wherever nothing else is said: limits of pictures, system prompt, prefix of the answer,
+        arguments of the chat template.
 
     Returns
     -------
@@ -284,7 +321,8 @@ def load(
             )
         vlm = VLM.of(*name)
         check_supported(vlm.model.config, vlm.name)
-        return vlm
+        return vlm.asking(prompt_options)
+    prompt_options = PromptOptions.of(prompt_options)
     if not isinstance(name, str | os.PathLike):
         raise ValueError(
             "a model is named by a text ('scenes', a folder or a hub id), or given with its processor as "
@@ -323,6 +361,7 @@ def load(
         raise ValueError(f"{name!r} does not fit on its devices ({model.hf_device_map}): use more, or another dtype")
     parts = {"model": model.eval(), "tokenizer": tokenizer, "image_processor": pictures, "settings": settings}
     vlm = VLM(name, **parts, revision=getattr(config, "_commit_hash", None), processor=processor)
+    vlm = vlm.asking(prompt_options)
     note_object("models", vlm, _facts)
     return vlm
 
@@ -334,6 +373,7 @@ def _facts(vlm: VLM) -> dict[str, Any]:
         "revision": vlm.revision,
         "dtype": str(vlm.model.dtype).removeprefix("torch."),
         "device": str(vlm.model.device.type),
+        **({"prompt_options": vlm.prompt_options.to_dict()} if vlm.prompt_options.to_dict() else {}),
         "image_processor": hashlib.sha256(vlm.image_processor.to_json_string().encode()).hexdigest()[:16],
     }
 

@@ -19,7 +19,9 @@ def question_tokens(tokenizer: Any, prompt: Prompt) -> np.ndarray:
     text_at = prompt.text_at
     ids = prompt.ids.numpy()[text_at].tolist()
     text, question = tokenizer.decode(ids), prompt.question.strip()
-    begin = text.rfind(question)
+    begin = text.rfind(
+        question, 0, len(text) - len(prompt.options.prefix or "")
+    )  # what is put into its mouth is not asked
     if begin < 0:
         return text_at[text_at > prompt.grid.position.max(initial=-1)]
     # The length of the text before a token grows with the token, so its place is found by halving.

@@ -37,7 +37,7 @@ Parameters = Annotated[
 ]
 Model = Annotated[str, typer.Option(help='"scenes", a folder, or a hub id.')]
 Asked = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(metavar="[IMAGE]... QUESTION", show_default=False, help="Image files, then the question in quotes."),
 ]
 Videos = Annotated[
@@ -64,12 +64,48 @@ Revision = Annotated[str, typer.Option(help="Branch, tag or commit of a hub mode
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the Python code that the model brings along; read it before.")
 ]
+MinPixels = Annotated[
+    int | None,
+    typer.Option(min=1, help="Enlarge smaller pictures and frames to this height times width.", show_default=False),
+]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(min=1, help="Shrink larger pictures and frames to this height times width.", show_default=False),
+]
+MaxTiles = Annotated[
+    int | None,
+    typer.Option(min=1, help="Cut a picture into so many tiles at most, an overview not counted.", show_default=False),
+]
+System = Annotated[str | None, typer.Option(help="System prompt.", show_default=False)]
+Prefix = Annotated[
+    str | None, typer.Option(help="The answer begins with this text, as a part of the prompt.", show_default=False)
+]
+Template = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="For the chat template: enable_thinking=false. May be repeated."),
+]
+PROMPTING: dict[str, Any] = {  # fields of `PromptOptions`
+    "min_pixels": MinPixels,
+    "max_pixels": MaxPixels,
+    "max_tiles": MaxTiles,
+    "system": System,
+    "prefix": Prefix,
+    "template": Template,
+}
+TurnsFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="Ask in several turns, in place of the question: a JSON file with a list of messages in the chat format "
+        "of transformers. All arguments are images then."
+    ),
+]
 LOADING: dict[str, tuple[Any, Any]] = {  # what `load` takes: type, default
     "dtype": (Dtype, "auto"),
     "device": (Device, None),
     "device_map": (DeviceMap, None),
     "revision": (Revision, "main"),
     "trust_remote_code": (TrustRemoteCode, False),
+    **{name: (kind, None) for name, kind in PROMPTING.items()},
 }
 KeepTraces = Annotated[
     bool,
@@ -112,6 +148,7 @@ def loads_model(function: Callable) -> Callable:
 def _load(model: str, *, device_map: str | None, **options: Any) -> Any:
     import visionpulse_analysis as vpa
 
+    options["prompt_options"] = prompt_options(**{name: options.pop(name) for name in PROMPTING})
     placed: Any = device_map
     if device_map is not None and not device_map.isidentifier():
         try:
@@ -121,6 +158,19 @@ def _load(model: str, *, device_map: str | None, **options: Any) -> Any:
         if not isinstance(placed, dict):
             raise ValueError(f"--device-map must be auto, balanced, sequential or a JSON object, got {device_map!r}")
     return vpa.load(model, device_map=placed, **options)
+
+
+def prompt_options(template: list[str] | None = None, **given: Any) -> dict[str, Any]:
+    """What was given of the fields of `PromptOptions`."""
+    given |= {"template": {key: _json_or_text(text) for key, text in key_values(template).items()} or None}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text.lower() if text in ("True", "False", "None") else text)
+    except ValueError:
+        return text
 
 
 def command(group: typer.Typer, name: str | None = None) -> Callable:
@@ -168,21 +218,41 @@ def key_values(pairs: list[str] | None) -> dict[str, str]:
 
 
 def shown_and_asked(
-    asked: list[str], videos: list[Path] | None, fps: float | None, sample_fps: float | None
-) -> tuple[str, list[Any]]:
-    """The question, and the images and videos before it.
+    asked: list[str] | None,
+    videos: list[Path] | None,
+    fps: float | None,
+    sample_fps: float | None,
+    turns: Path | None = None,
+) -> tuple[Any, list[Any]]:
+    """The question or turns, and the images and videos before it.
 
     Raises ValueError where there are none, and what `read_image` does: known before a model is loaded.
     """
     import visionpulse_analysis as vpa
     from visionpulse_analysis.images import read_image
 
-    question, shown = asked[-1], [*asked[:-1], *(vpa.Video(path, fps, sample_fps) for path in videos or ())]
-    if not shown:
+    if turns is None and not asked:
+        raise ValueError("no question given; say it in quotes behind the images, or give --turns")
+    question, images = (asked[-1], asked[:-1]) if turns is None and asked else (_turns(turns), list(asked or ()))
+    shown = [*images, *(vpa.Video(path, fps, sample_fps) for path in videos or ())]
+    if not shown and turns is None:
         raise ValueError(f"no image given with the question {question!r}; put images before it, or say --video")
-    for image in asked[:-1]:
+    for image in images:
         read_image(image)
     return question, shown
+
+
+def _turns(path: Path | None) -> list[Any]:
+    """The messages of a file; paths of pictures in it count from its folder."""
+    from visionpulse_analysis.families.turns import are_turns, beside
+
+    try:
+        found = json.loads(Path(path or "").read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not are_turns(found):
+        raise ValueError(f"{path} must hold a list of messages, each with role and content, got {type(found).__name__}")
+    return beside(found, Path(path or "").parent)
 
 
 def traces_at(source: Path) -> Any:

@@ -20,6 +20,7 @@ from visionpulse_analysis.cli.base import (
     Temperature,
     TopK,
     TopP,
+    TurnsFile,
     Videos,
     app,
     command,
@@ -34,10 +35,10 @@ from visionpulse_analysis.cli.base import (
 @command(app)
 @loads_model
 def compare(
-    asked: Asked,
     pruners: Annotated[
         str, typer.Option(help="Separated by commas, each as decode --pruner takes it: a,b(x=1),c | d.")
     ],
+    asked: Asked = None,
     budget: Annotated[
         float | None,
         typer.Option(help="Share of patches kept, for pruners written without parameters; said where none sets it."),
@@ -45,6 +46,7 @@ def compare(
     video: Videos = None,
     fps: Fps = None,
     sample_fps: SampleFps = None,
+    turns: TurnsFile = None,
     model: Model = "scenes",
     layers: Annotated[str, typer.Option(help='"all", "anchor", or indices such as 3,5.')] = "all",
     temperature: Temperature = None,
@@ -67,7 +69,7 @@ def compare(
     from visionpulse_analysis.studies.collect import traces_hash
     from visionpulse_analysis.studies.rival_settings import Basis
 
-    question, shown = shown_and_asked(asked, video, fps, sample_fps)
+    question, shown = shown_and_asked(asked, video, fps, sample_fps, turns)
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"--out {out} is a file; name a folder")
     sample = drawing(temperature, top_p, top_k)
@@ -81,8 +83,9 @@ def compare(
     page = vpa.explore(*traces.values(), store=store)
     figure = side_by_side.kept_figure(traces)
     used = {
-        "model": model, "weights": vlm.weights_hash, "images": asked[:-1], "videos": [*map(str, video or ())],
-        "question": question, "pruners": pruners, "budget": budget, "temperature": temperature,
+        "model": model, "weights": vlm.weights_hash, "images": [one for one in shown if isinstance(one, str)],
+        "videos": [*map(str, video or ())], "question": question, "prompt_options": vlm.prompt_options.to_dict(),
+        "pruners": pruners, "budget": budget, "temperature": temperature,
         "top_p": top_p, "top_k": top_k, "max_new_tokens": max_new_tokens,
     }  # fmt: skip
     about = {"parameters": used, "seed": seed, "data_hash": traces_hash(list(traces.values()))}

@@ -8,7 +8,22 @@ from typing import Annotated, Any
 
 import typer
 
-from visionpulse_analysis.cli.base import Json, Parameters, TrustRemoteCode, app, command, key_values, show
+from visionpulse_analysis.cli.base import (
+    Json,
+    MaxPixels,
+    MaxTiles,
+    MinPixels,
+    Parameters,
+    Prefix,
+    System,
+    Template,
+    TrustRemoteCode,
+    app,
+    command,
+    key_values,
+    prompt_options,
+    show,
+)
 
 
 @command(app)
@@ -21,12 +36,21 @@ def figures(
     out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
     jobs: Annotated[int | None, typer.Option(help="Notebooks side by side; by default one for each core.")] = None,
     trust_remote_code: TrustRemoteCode = False,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
+    max_tiles: MaxTiles = None,
+    system: System = None,
+    prefix: Prefix = None,
+    template: Template = None,
     as_json: Json = False,
 ) -> None:
     """Run the notebooks and write every figure."""
     from visionpulse_analysis import notebooks
 
+    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels, "max_tiles": max_tiles}
+    asked = prompt_options(template, system=system, prefix=prefix, **limits)
     values: dict[str, Any] = key_values(parameter) | ({"trust_remote_code": True} if trust_remote_code else {})
+    values |= {"prompt_options": asked} if asked else {}
     if name is None:
         silent = (lambda line: None) if as_json else typer.echo
         done = notebooks.run_all(values, out=out, fast=fast, report=silent, jobs=jobs)

@@ -22,6 +22,7 @@ from visionpulse_analysis.cli.base import (
     Temperature,
     TopK,
     TopP,
+    TurnsFile,
     Videos,
     app,
     check_free,
@@ -40,10 +41,11 @@ from visionpulse_analysis.cli.base import (
 @command(app)
 @loads_model
 def decode(
-    asked: Asked,
+    asked: Asked = None,
     video: Videos = None,
     fps: Fps = None,
     sample_fps: SampleFps = None,
+    turns: TurnsFile = None,
     model: Model = "scenes",
     pruner: Annotated[
         str | None, typer.Option(help="A pruner's name, with -p for its parameters, or as text: a(x=1) | b.")
@@ -75,7 +77,7 @@ def decode(
     from visionpulse_analysis.explorer.page import check_folder
 
     sample = drawing(temperature, top_p, top_k)
-    question, image = shown_and_asked(asked, video, fps, sample_fps)
+    question, image = shown_and_asked(asked, video, fps, sample_fps, turns)
     kept = None if store is None else vpa.TraceStore(store, mode="a")
     dense_id = f"{id}-dense"
     if kept is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -14,11 +14,12 @@ from visionpulse_analysis.attending import Execution
 from visionpulse_analysis.attention import check_kernel
 from visionpulse_analysis.collecting import Record
 from visionpulse_analysis.decoding.batch import Batch
-from visionpulse_analysis.decoding.options import Options, heads_of, layers_of, seeds_of
+from visionpulse_analysis.decoding.options import Options, asking_each, heads_of, layers_of, seeds_of
 from visionpulse_analysis.decoding.run import Run
 from visionpulse_analysis.decoding.sharing import Trunk
 from visionpulse_analysis.decoding.tokens import end_ids
-from visionpulse_analysis.families import Prompt
+from visionpulse_analysis.families import Prompt, PromptOptions
+from visionpulse_analysis.families.turns import are_turns
 from visionpulse_analysis.images import ImageLike
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners.base import Pruner
@@ -32,7 +33,7 @@ __all__ = ["Batch", "Options", "Run", "Trunk", "decode", "end_ids", "heads_of", 
 def decode(
     vlm: VLM,
     image: ImageLike | Sequence[Any],
-    question: str | Sequence[str],
+    question: str | Sequence[Any],
     *,
     layers: Literal["all", "anchor", "none"] | int | Sequence[int] = "all",
     heads: Literal["mean", "all"] | Sequence[int] = "mean",
@@ -45,6 +46,7 @@ def decode(
     store: TraceStore | None = None,
     ids: str | Sequence[str] | None = None,
     overwrite: bool = False,
+    prompt_options: PromptOptions | Mapping[str, Any] | Sequence[Any] | None = None,
 ) -> Any:
     """Let the model reason about an image and record where it looks at every step.
 
@@ -61,10 +63,15 @@ def decode(
     vlm : VLM
     image : image, Video, or list of these
         An image is a path, a PIL image or uint8 [row_px, col_px, 3]. With one question, a list is several images or
-        videos of that question. With a list of questions, one entry (an image, a video or a list) per question.
-    question : str or list of str
-        A list is decoded ``batch_size`` rows at a time, the place of one that has ended taken by the next, and gives
-        a list of traces.
+        videos of that question. With a list of questions, one entry (an image, a video or a list) per question. None
+        where turns hold their pictures themselves.
+    question : str, turns, or list of these
+        Turns are a list of messages in the chat format of transformers, ``{"role": "user", "content": ...}``, a content
+        a text or a list of ``{"type": "text", "text": ...}``, ``{"type": "image"}`` and ``{"type": "video"}``. Such a
+        part stands where the next of the pictures given is shown, or holds its own, ``{"type": "image", "image":
+        ...}``; without any, the pictures begin the first turn of the user. The last turn is the user's.
+        A list of questions is decoded ``batch_size`` rows at a time, the place of one that has ended taken by the next,
+        and gives a list of traces.
     layers : "all", "anchor", "none", int or list of int
         Which layers to record, zero-based; "anchor" is the model's default anchor.
     heads : "mean", "all" or list of int
@@ -90,6 +97,10 @@ def decode(
         with that for each of them.
     overwrite : bool
         Replace what the store holds under these ids.
+    prompt_options : PromptOptions or dict, optional, or list of these
+        Limits of pictures, system prompt, prefix of the answer, arguments of the chat template; they go before those
+        that the model was loaded with. A list has one for each question. Kept in ``meta["prompt_options"]``, turns in
+        ``meta["turns"]``.
 
     Returns
     -------
@@ -98,8 +109,8 @@ def decode(
     Raises
     ------
     ValueError
-        A question is empty, a layer or head out of range, an option unknown, an image or video unreadable, or the
-        model reads no videos. Nothing has been decoded then.
+        A question is empty, a layer or head out of range, an option unknown, an image or video unreadable, the model
+        reads no videos, or it cannot be asked as the prompt options say. Nothing has been decoded then.
     FileNotFoundError
         An image path does not exist.
     FileExistsError
@@ -114,7 +125,7 @@ def decode(
     image, question, ids = plain_text(image), plain_text(question), plain_text(ids)
     if isinstance(question, bytes) or not isinstance(question, Iterable):
         raise ValueError(f"question must be a text or a list of texts, got {question!r}")
-    single = isinstance(question, str)
+    single = isinstance(question, str) or are_turns(question)
     questions = [question] if single else list(question)
     images = [image] if single else list(image) if isinstance(image, list | tuple) else [image] * len(questions)
     if not questions:
@@ -132,7 +143,8 @@ def decode(
         names = _names(arm_ids, len(questions), store, overwrite)
         asked.append((options, seeds_of(arm_seed, len(questions)), names))
     _check_different([name for _, _, names in asked for name in names])
-    prompts = [vlm.prompt(i, q) for i, q in zip(images, questions, strict=True)]
+    asking = asking_each(vlm, prompt_options, len(questions))
+    prompts = [one.prompt(i, q) for one, i, q in zip(asking, images, questions, strict=True)]
     if batch_size > 1:
         vlm.family.check_together(prompts)
     weights = vlm.weights_hash
@@ -200,6 +212,8 @@ def _meta(vlm: VLM, weights: str, prompt: Prompt, options: Options, seed: int, n
     return {
         **({} if name is None else {"id": name}),
         "question": prompt.question,
+        **({"turns": prompt.turns} if prompt.turns else {}),
+        **({"prompt_options": prompt.options.to_dict()} if prompt.options.to_dict() else {}),
         **({"videos": prompt.videos} if prompt.videos else {}),
         **provenance(vlm, options, seed, options.max_new_tokens, weights),
         **({"generation": asked.applied} if asked.applied else {}),

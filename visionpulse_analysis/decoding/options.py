@@ -9,6 +9,7 @@ from typing import Any
 
 from visionpulse_analysis._checks import whole_number
 from visionpulse_analysis.attending import Execution
+from visionpulse_analysis.families import PromptOptions
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.sampling import Sample
@@ -66,6 +67,19 @@ def seeds_of(seed: Any, count: int) -> list[int]:
     if len(seeds) != count:
         raise ValueError(f"{count} questions need as many seeds, got {len(seeds)}")
     return [whole_number(one, "seed", least=-(2**63), most=2**63 - 1) for one in seeds]
+
+
+def asking_each(vlm: VLM, given: Any, count: int) -> list[VLM]:
+    """The model as it is asked in each of ``count`` rows: with options for all, or those of a list, over its own."""
+    listed = list(given) if isinstance(given, list | tuple) else [given] * count
+    if len(listed) != count:
+        raise ValueError(f"{count} questions need as many prompt_options, or one for all, got {len(listed)}")
+    known: dict[str, VLM] = {}
+    asking = []
+    for one in listed:
+        options = PromptOptions.of(one).over(vlm.prompt_options)
+        asking.append(known.setdefault(repr(options), vlm if options == vlm.prompt_options else vlm.asking(options)))
+    return asking
 
 
 def layers_of(vlm: VLM, layers: Any) -> list[int]:

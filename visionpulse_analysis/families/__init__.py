@@ -9,6 +9,7 @@ from visionpulse_analysis.families.base import Family, Prompt
 from visionpulse_analysis.families.idefics3 import Idefics3
 from visionpulse_analysis.families.internvl import AyaVision, InternVL
 from visionpulse_analysis.families.pixtral import Pixtral
+from visionpulse_analysis.families.prompt_options import PromptOptions
 from visionpulse_analysis.families.prompts import in_columns, in_rows
 from visionpulse_analysis.families.qwen import Glm4v, Glm46v, Qwen3, Qwen25, QwenGrid
 from visionpulse_analysis.families.smolvlm import SmolVLM
@@ -18,6 +19,7 @@ __all__ = [
     "FAMILIES",
     "Family",
     "Prompt",
+    "PromptOptions",
     "UnsupportedModelError",
     "attention_of",
     "check_supported",

@@ -14,11 +14,19 @@ from transformers.models.llava_next.modeling_llava_next import unpad_image
 from visionpulse_analysis.families.base import Family, Prompt, Shown, said
 from visionpulse_analysis.families.cells import Cells, Medium, Region
 from visionpulse_analysis.families.frames import CLIP, SQUARE, pixels, settings_of
+from visionpulse_analysis.families.limits import refused
 from visionpulse_analysis.videos import Clip
 
 
 class LlavaNext(Family):
     """Frame 0 is the grid of all tiles, frame 1 the overview, which comes first in the prompt."""
+
+    def limited(self, image_processor: Any) -> Any:
+        raise refused(
+            self.config.model_type, image_processor, " and ".join(self.options.limits),
+            "pictures are cut as the image_grid_pinpoints say, which the model reads in its own configuration too",
+            "give fewer of these in both, vlm.model.config and vlm.image_processor",
+        )  # fmt: skip
 
     @property
     def tile_px(self) -> int:

@@ -12,8 +12,12 @@ import torch
 from torch.nn.functional import pad
 
 from visionpulse_analysis._checks import plain_text
-from visionpulse_analysis.families.cells import Cells, Medium, grid_of, read_medium
+from visionpulse_analysis.families.cells import Cells, Medium, grid_of
+from visionpulse_analysis.families.limits import limited
+from visionpulse_analysis.families.prompt_options import PromptOptions
 from visionpulse_analysis.families.prompts import ANSWER, IMAGE, TEXT, VIDEO, Prompt, Shown, stack
+from visionpulse_analysis.families.templates import written
+from visionpulse_analysis.families.turns import Turns, read_turns
 from visionpulse_analysis.images import ImageLike
 from visionpulse_analysis.videos import Clip, Video
 
@@ -29,13 +33,28 @@ class Family(ABC):
         The library's own, of one model.
     settings : dict
         What the model's processor file says beside its image processor; may be empty.
+    options : PromptOptions
+        How the model is asked. Raises ValueError for limits that it does not have.
     """
 
     mrope = False  # positions with a time, a row and a column
     written_marks = r"(?!)"  # pattern of the tokens that `marks` explains; here none
 
-    def __init__(self, config: Any, tokenizer: Any, image_processor: Any, settings: dict[str, Any]):
-        self.config, self.tokenizer, self.image_processor, self.settings = config, tokenizer, image_processor, settings
+    def __init__(
+        self,
+        config: Any,
+        tokenizer: Any,
+        image_processor: Any,
+        settings: dict[str, Any],
+        options: PromptOptions | None = None,
+    ):
+        self.config, self.tokenizer, self.settings = config, tokenizer, settings
+        self.options = PromptOptions() if options is None else options
+        self.image_processor = self.limited(image_processor) if self.options.limits else image_processor
+
+    def limited(self, image_processor: Any) -> Any:
+        """The image processor within the limits of the options; ValueError where the model does not have them."""
+        return limited(image_processor, self.options, self.config.model_type)
 
     @abstractmethod
     def show(self, picture: np.ndarray) -> Shown:
@@ -123,46 +142,44 @@ class Family(ABC):
     def template(self, media: Sequence[Medium]) -> str | None:  # noqa: B027
         """The chat template, None for the model's own."""
 
-    def text(self, media: Sequence[Medium], question: str) -> str:
-        """The conversation as text, with one placeholder per picture or video."""
+    def text(self, turns: Turns) -> str:
+        """The turns as text, with one placeholder per picture or video, up to where the answer begins.
+
+        Raises ValueError for what the chat template does not know.
+        """
         if self.tokenizer.chat_template is None:
             raise ValueError(
                 "the model has no chat template; set vlm.tokenizer.chat_template to the one it was tuned with"
             )
-        content = [{"type": "video" if isinstance(one, Clip) else "image"} for one in media]
-        content.append({"type": "text", "text": question})
-        return self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}],
-            chat_template=self.template(media),
-            tokenize=False,
-            add_generation_prompt=True,
-        )
+        messages = turns.messages
+        if self.options.system:
+            if turns.has_system:
+                raise ValueError("the turns have a system's turn, and the option system is given too; give one of them")
+            messages = [{"role": "system", "content": [{"type": "text", "text": self.options.system}]}, *messages]
+        several = turns.several or bool(self.options.system)
+        return written(self.tokenizer, messages, self.template(turns.media), self.options.template, probe=several)
 
-    def prompt(self, images: ImageLike | Video | Sequence[ImageLike | Video], question: str) -> Prompt:
-        """Build the prompt of one question about one image or video or several.
+    def prompt(self, images: ImageLike | Video | Sequence[ImageLike | Video] | None, question: Any) -> Prompt:
+        """Build the prompt of one question, or of several turns, about one image or video or several.
 
         Raises
         ------
         ValueError
             If the question is empty, no Unicode text, or holds a special token of the model, an image or video cannot
-            be read, or the model reads no videos.
+            be read, the model reads no videos, or its chat template does not know what the options or turns ask for.
         FileNotFoundError
             If the path of an image or video does not exist.
         """
-        images, question = plain_text(images), plain_text(question)
-        self._check(question)
-        listed = list(images) if isinstance(images, list | tuple) else [images]
-        if not listed:
-            raise ValueError("no image given; pass at least one")
-        media = [read_medium(one) for one in listed]
+        turns = self.read(images, question)
+        media = turns.media
         shown = self.shows(media)
-        ids = self._ids(self.text(media, question), media, [one.text for one in shown])
+        ids = self._ids(self.text(turns) + (self.options.prefix or ""), media, [one.text for one in shown])
         kinds = self.kinds(ids)
         features, whole = kinds.numpy() > 0, Cells.join(*(one.cells for one in shown))
         grid = grid_of(np.flatnonzero(features), shown, media)
         of_pictures = np.flatnonzero(features | np.isin(ids.numpy(), self.marks))
         prompt = Prompt(
-            question,
+            turns.question,
             ids,
             kinds,
             grid,
@@ -171,26 +188,41 @@ class Family(ABC):
             [one.about(i, shown[i].merged) for i, one in enumerate(media) if isinstance(one, Clip)],
             np.setdiff1d(of_pictures, grid.position),
             whole.piece[whole.row >= 0].astype(np.int64),
+            turns.messages if turns.several else [],
+            self.options,
         )
         self.check_together([prompt])
         return prompt
 
-    def _check(self, question: Any) -> None:
-        """Raise ValueError for a question that says nothing, or that the model would not read as plain text."""
-        if not isinstance(question, str) or not question.strip():
-            raise ValueError(f"the question is empty (got {question!r}); ask something")
-        try:
-            question.encode("utf-8")
-        except UnicodeEncodeError:
-            raise ValueError(f"the question is not valid Unicode text: {question!r}") from None
-        for mark in (self.placeholder, self.image_token):
-            if mark in question:
-                raise ValueError(f"the question contains the image placeholder {mark!r}; remove it")
+    def read(self, images: Any, question: Any) -> Turns:
+        """What is asked, with its pictures and videos; raises as `prompt`."""
+        turns = read_turns(plain_text(images), plain_text(question))
+        for text in turns.texts():
+            self._check(text, "turn" if turns.several else "question")
+        self._check(self.options.system or "", "system prompt")
+        self._check_prefix()
+        return turns
+
+    def _check(self, text: str, name: str) -> None:
+        """Raise ValueError for a text that the model would not read as plain text."""
+        self._check_pictures(text, name)
         # Turns, ends and pictures: typed by the user, they would change the conversation and not be part of it.
         marks = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         for mark in (*marks, self.video_placeholder):
-            if mark and mark in question:
-                raise ValueError(f"the question contains {mark!r}, a mark with a meaning of its own; leave it out")
+            if mark and mark in text:
+                raise ValueError(f"the {name} contains {mark!r}, a mark with a meaning of its own; leave it out")
+
+    def _check_pictures(self, text: str, name: str) -> None:
+        for mark in (self.placeholder, self.image_token, self.video_placeholder):
+            if mark and mark in text:
+                raise ValueError(f"the {name} contains the image placeholder {mark!r}; remove it")
+
+    def _check_prefix(self) -> None:
+        """A prefix may hold marks, such as those of reasoning, but neither a picture nor the end of the answer."""
+        prefix = self.options.prefix or ""
+        self._check_pictures(prefix, "prefix")
+        if self.tokenizer.eos_token and self.tokenizer.eos_token in prefix:
+            raise ValueError(f"the prefix contains {self.tokenizer.eos_token!r}, which ends an answer; leave it out")
 
     def _ids(self, text: str, media: Sequence[Medium], shown: list[str]) -> torch.Tensor:
         """Put what stands for each picture in the place of its placeholder, and cut the whole into tokens."""

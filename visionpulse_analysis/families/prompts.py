@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from visionpulse_analysis.families.cells import Cells
+from visionpulse_analysis.families.prompt_options import PromptOptions
 from visionpulse_analysis.patches import PatchGrid
 
 TEXT, IMAGE, VIDEO, ANSWER = range(4)
@@ -40,7 +41,8 @@ class Prompt:
     tokens are image patches; others : int64 [other], positions of the other tokens of pictures, which are no patches;
     pieces : int64 [patch], which picture, tile or frame (what the vision tower reads by itself) each patch is of;
     inputs : what the model takes beside the tokens, as in `Shown`; images : the original pictures and frames, uint8;
-    videos : for the images that are videos their number, and of what the frames are: rate and numbers in the source.
+    videos : for the images that are videos their number, and of what the frames are: rate and numbers in the source;
+    turns : the messages where it was asked in several, JSON-ready; options : how the model was asked.
     """
 
     question: str
@@ -52,6 +54,8 @@ class Prompt:
     videos: list[dict[str, Any]] = field(default_factory=list)
     others: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     pieces: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    turns: list[dict[str, Any]] = field(default_factory=list)
+    options: PromptOptions = field(default_factory=PromptOptions)
 
     @property
     def text_at(self) -> np.ndarray:

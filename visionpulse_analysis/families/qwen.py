@@ -17,6 +17,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from visionpulse_analysis.families.base import VIDEO, Family, Prompt, Shown
 from visionpulse_analysis.families.cells import Cells
 from visionpulse_analysis.families.frames import CLIP, HALVES, PATCHES, patches, pixels, settings_of
+from visionpulse_analysis.families.limits import edges, refused, within_pixels
+from visionpulse_analysis.families.prompt_options import PromptOptions
 from visionpulse_analysis.videos import Clip
 
 
@@ -27,6 +29,20 @@ class QwenGrid(Family):
     video_defaults: ClassVar[dict[str, Any]] = {
         **CLIP, **PATCHES, "patch_size": 14, "size": {"shortest_edge": 128 * 28**2, "longest_edge": 768 * 28**2},
     }  # fmt: skip
+
+    def limited(self, image_processor: Any) -> Any:
+        self._check_limits(image_processor)
+        return within_pixels(image_processor, self.options)
+
+    def _check_limits(self, image_processor: Any) -> None:
+        """Raise ValueError for tiles, which pictures are not cut into, and for less than a token."""
+        if self.options.max_tiles is not None:
+            raise refused(self.config.model_type, image_processor, "max_tiles", "a picture is read as one",
+                          "give max_pixels")  # fmt: skip
+        token = (image_processor.patch_size * image_processor.merge_size) ** 2
+        if (self.options.max_pixels or token) < token:
+            raise ValueError(f"max_pixels={self.options.max_pixels} is less than the {token} pixels that one token of "
+                             f"{self.config.model_type} reads; give at least that")  # fmt: skip
 
     def show(self, picture: np.ndarray) -> Shown:
         features = self.process(picture)
@@ -52,7 +68,7 @@ class QwenGrid(Family):
     def video_size(self, clip: Clip, settings: dict[str, Any]) -> tuple[int, int]:
         """Height and width in pixels at which the model reads the frames: here each frame may have so many pixels."""
         height, width = clip.frames[0].shape[:2]
-        factor, size = settings["patch_size"] * settings["merge_size"], settings["size"]
+        factor, size = settings["patch_size"] * settings["merge_size"], edges(settings["size"], self.options)
         return smart_resize(height, width, factor, size["shortest_edge"], size["longest_edge"])
 
     def video_text(self, clip: Clip, times: int, tokens: int, settings: dict[str, Any]) -> str:
@@ -108,7 +124,7 @@ class Qwen3(QwenGrid):
         # Imported late: with a torchvision that does not fit torch this fails, and stills need none of it.
         from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
 
-        return _whole_size(smart_resize, clip, settings)
+        return _whole_size(smart_resize, clip, settings, self.options)
 
     def video_text(self, clip: Clip, times: int, tokens: int, settings: dict[str, Any]) -> str:
         group = settings["temporal_patch_size"]
@@ -125,6 +141,11 @@ class Glm4v(QwenGrid):
     video_defaults: ClassVar[dict[str, Any]] = {
         **CLIP, **PATCHES, "patch_size": 14, "size": {"shortest_edge": 112**2, "longest_edge": 28**2 * 2 * 30000},
     }  # fmt: skip
+
+    def limited(self, image_processor: Any) -> Any:
+        self._check_limits(image_processor)
+        # A picture counts as often as frames become one.
+        return within_pixels(image_processor, self.options, image_processor.temporal_patch_size)
 
     def kinds(self, ids: torch.Tensor) -> torch.Tensor:
         kinds = super().kinds(ids)
@@ -145,7 +166,7 @@ class Glm4v(QwenGrid):
     def video_size(self, clip: Clip, settings: dict[str, Any]) -> tuple[int, int]:
         from transformers.models.glm4v.video_processing_glm4v import smart_resize
 
-        return _whole_size(smart_resize, clip, settings)
+        return _whole_size(smart_resize, clip, settings, self.options)
 
     def video_text(self, clip: Clip, times: int, tokens: int, settings: dict[str, Any]) -> str:
         seconds = clip.seconds(self.config.model_type)[::2]
@@ -165,15 +186,20 @@ class Glm46v(Glm4v):
         return f"{second:.1f} seconds"
 
 
-def _whole_size(smart_resize: Any, clip: Clip, settings: dict[str, Any]) -> tuple[int, int]:
+def _whole_size(smart_resize: Any, clip: Clip, settings: dict[str, Any], options: PromptOptions) -> tuple[int, int]:
     """Height and width where all frames together may have so many pixels."""
     height, width = clip.frames[0].shape[:2]
+    own = settings["size"]
+    size = edges(own, options, len(clip.frames))
+    if options.max_pixels is not None:  # a long video stays within what the model takes in all
+        size["longest_edge"] = min(size["longest_edge"], own["longest_edge"])
+        size["shortest_edge"] = min(size["shortest_edge"], size["longest_edge"])
     return smart_resize(
         num_frames=len(clip.frames),
         height=height,
         width=width,
         temporal_factor=settings["temporal_patch_size"],
         factor=settings["patch_size"] * settings["merge_size"],
-        min_pixels=settings["size"]["shortest_edge"],
-        max_pixels=settings["size"]["longest_edge"],
+        min_pixels=size["shortest_edge"],
+        max_pixels=size["longest_edge"],
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
 from math import isqrt
 from typing import Any
 
@@ -12,6 +12,10 @@ from transformers.image_transforms import get_resize_output_image_size
 
 from visionpulse_analysis.families.base import ANSWER, IMAGE, Family, Shown
 from visionpulse_analysis.families.cells import Cells, Region
+from visionpulse_analysis.families.limits import limited, refused
+from visionpulse_analysis.families.turns import Turns
+
+CROPS = {"min_crop_size": 256, "max_num_crops": 4, "min_ratio_to_activate": 1.2}  # of pan and scan, where not stated
 
 
 class Llava(Family):
@@ -83,8 +87,13 @@ class PaliGemma(Family):
         cells = Cells.block(side, side, (0, 0, read * picture.shape[1], read * picture.shape[0]))
         return Shown(self.image_token * len(cells), cells, {"pixel_values": pixels})
 
-    def text(self, pictures: Sequence[np.ndarray], question: str) -> str:
-        return f"{self.placeholder * len(pictures)}{self.tokenizer.bos_token}{question}\n"
+    def text(self, turns: Turns) -> str:
+        for name in ("system", "prefix", "template"):
+            if getattr(self.options, name):
+                raise ValueError(f"{self.config.model_type} has no conversation, and so no {name}; leave {name} out")
+        if turns.several:
+            raise ValueError(f"{self.config.model_type} has no conversation, and so no turns; give a question as text")
+        return f"{self.placeholder * len(turns.media)}{self.tokenizer.bos_token}{turns.question}\n"
 
     def begun(self, text: str) -> bool:
         return True
@@ -105,11 +114,22 @@ class Gemma3(Family):
     def placeholder(self) -> str:
         return self.tokenizer.boi_token
 
+    def limited(self, image_processor: Any) -> Any:
+        most = self.options.max_tiles
+        if most is None or not image_processor.do_pan_and_scan:
+            return limited(image_processor, self.options, self.config.model_type)
+        if self.options.min_pixels or self.options.max_pixels:
+            raise refused(self.config.model_type, image_processor, "min_pixels and max_pixels",
+                          "every picture is read at one size")  # fmt: skip
+        changed = copy.copy(image_processor)
+        own = changed.pan_and_scan_max_num_crops or CROPS["max_num_crops"]
+        changed.do_pan_and_scan, changed.pan_and_scan_max_num_crops = most > 1, min(most, own)
+        return changed
+
     def show(self, picture: np.ndarray) -> Shown:
         options = {}
         if self.image_processor.do_pan_and_scan:
-            defaults = {"min_crop_size": 256, "max_num_crops": 4, "min_ratio_to_activate": 1.2}
-            given = {f"pan_and_scan_{name}": value for name, value in defaults.items()}
+            given = {f"pan_and_scan_{name}": value for name, value in CROPS.items()}
             options = {name: getattr(self.image_processor, name, None) or value for name, value in given.items()}
         features = self.process(picture, do_pan_and_scan=bool(options), **options)
         side = isqrt(self.config.mm_tokens_per_image)

@@ -194,6 +194,7 @@ def _key(vlm: VLM, processor: Any, sizes: Sequence[tuple[int, int]], options: di
         name: repr(value) for name, value in vars(processor).items() if isinstance(value, int | str | float | list)
     }  # fmt: skip
     settings = (pictures.to_json_string(), repr(sorted(vlm.settings.items(), key=str)), repr(sorted(plain.items())))
+    options = {**options, **vlm.prompt_options.limits} if processor is None else options
     return type(vlm.model), vlm.model.config.to_json_string(), settings, tuple(sizes), repr(sorted(options.items()))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from visionpulse_analysis import decoding
 from visionpulse_analysis._ledger import note
 from visionpulse_analysis.attending import Execution
 from visionpulse_analysis.decoding import decode, end_ids
+from visionpulse_analysis.families import PromptOptions
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.sampling import Sample as Sampling
@@ -44,6 +45,7 @@ def collect(
     execution: Execution = "masked",
     max_new_tokens: int = 160,
     batch_size: int = 32,
+    prompt_options: PromptOptions | Mapping[str, Any] | None = None,
 ) -> list[Trace]:
     """Decode every sample, or read the traces of an earlier run with the same inputs.
 
@@ -56,6 +58,8 @@ def collect(
     ----------
     seed : int
         Sample ``i`` is decoded with ``seed * 1_000_003 + i``, so that arms of a comparison share their draws.
+    prompt_options : PromptOptions or dict, optional
+        Over those that the model was loaded with, as in `decode`.
 
     Returns
     -------
@@ -69,6 +73,7 @@ def collect(
     """
     if len({one.id for one in samples}) != len(samples):
         raise ValueError(f"{len(samples)} samples share ids; give each its own")
+    vlm = vlm.asking(PromptOptions.of(prompt_options).over(vlm.prompt_options))
     options = {
         "pruner": pruner,
         "sample": sample,

@@ -73,7 +73,8 @@ class Replay:
         if len(trace) < 2:
             raise ValueError("the trace has one token, and prefill is never pruned; decode at least two tokens")
         self.vlm, self.n_steps = vlm, len(trace)
-        prompt = vlm.prompt(media_of(trace), trace.question)
+        vlm = vlm.asking(trace.meta.get("prompt_options"))  # as the trace was made
+        prompt = vlm.prompt(media_of(trace), trace.meta.get("turns", trace.question))
         device = vlm.model.device
         self.n_prompt = len(prompt.ids)
         self._tokens = torch.from_numpy(np.array(trace.token_ids[:-1])).to(device)

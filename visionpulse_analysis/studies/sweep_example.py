@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from visionpulse_analysis.models import load
 from visionpulse_analysis.studies.kept import (
@@ -34,6 +35,7 @@ def example_sweep(
     batch_size: int = 8,
     workers: int = 0,
     trust_remote_code: bool = False,
+    prompt_options: Mapping[str, Any] | None = None,
 ) -> Sweep:
     """Sweep generated scenes: dense, and every pruner at every budget. What an interrupted call has done is kept.
 
@@ -43,7 +45,7 @@ def example_sweep(
     budgets : shares of the patches, each in (0, 1]
     workers : int
         As `sweeps.running.run`; 0: in this process.
-    trust_remote_code : bool
+    trust_remote_code, prompt_options
         As `load`.
 
     Raises
@@ -54,7 +56,7 @@ def example_sweep(
     arms = [{"name": p, "budget": b, "label": f"{p} {100 * b:g} %"} for p in pruners for b in budgets]
     plain = {
         "samples": {"scenes": {"n": n_samples, "seed": seed}},
-        "models": [{"name": model, "trust_remote_code": trust_remote_code}],
+        "models": [{"name": model, "trust_remote_code": trust_remote_code, "prompt_options": prompt_options or None}],
         "pruners": ["dense", *arms],
         "decode": {"layers": "anchor", "max_new_tokens": max_new_tokens, "batch_size": batch_size},
     }

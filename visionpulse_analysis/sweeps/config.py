@@ -14,6 +14,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+from visionpulse_analysis.families import PromptOptions
 from visionpulse_analysis.judging import check_judge
 from visionpulse_analysis.models import BUNDLED
 from visionpulse_analysis.pruners import list_pruners, make_pruner
@@ -124,6 +125,7 @@ class Model:
     device: str | None = None
     revision: str = "main"
     trust_remote_code: bool = False
+    prompt_options: PromptOptions | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or Path(self.name).name)
@@ -147,6 +149,7 @@ class Decoding:
     max_new_tokens: int = 256
     batch_size: int = 8
     sample: Sampling | None = None
+    prompt_options: PromptOptions | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.batch_size < 1:
@@ -210,9 +213,12 @@ class SweepConfig:
 
     def recipe(self, model: Model, arm: Arm) -> dict[str, Any]:
         """Everything but sample and seed that decides what a trace holds, JSON-ready."""
-        decode = {name: value for name, value in asdict(self.decode).items() if name != "batch_size"}
-        named = {k: v for k, v in asdict(model).items() if k not in ("label", "device") and v is not False}
-        return {"model": named, "pruner": arm.pruner and arm.pruner.to_dict(), "decode": decode}
+        apart = ("batch_size", "prompt_options", "label", "device")
+        decode = {name: value for name, value in asdict(self.decode).items() if name not in apart}
+        named = {name: value for name, value in asdict(model).items() if name not in apart and value is not False}
+        asked = PromptOptions.of(self.decode.prompt_options).over(PromptOptions.of(model.prompt_options)).to_dict()
+        recipe = {"model": named, "pruner": arm.pruner and arm.pruner.to_dict(), "decode": decode}
+        return {**recipe, "prompt_options": asked} if asked else recipe
 
 
 @dataclass(frozen=True)
