@@ -252,7 +252,8 @@ def test_parameters():
 
 
 def test_how_tokens_are_drawn_is_said_together(call, picture):
-    assert drawing(None, None, None) is None and drawing(0.7, None, None) == vpa.Sample(0.7)
+    assert drawing(None, None, None) == "model" and drawing(None, None, None, greedy=True) is None
+    assert drawing(0.7, None, None) == vpa.Sample(0.7)
     assert drawing(0.7, 0.8, 20) == vpa.Sample(0.7, 0.8, 20)
     for command in (("decode",), ("compare", "--pruners", "visionpulse:10")):
         failed = call(*command, picture, "where ?", "--model", "none", "--top-k", 20, code=2)

@@ -87,13 +87,62 @@ def test_stop_strings_end_a_trace(asking, pictures, plain):
         assert trace.token_ids.tolist() == plain[:3] and trace.meta["finished"]
 
 
-def test_sampling_of_the_model_is_left_out_and_named(asking, pictures, plain):
-    vlm = asking({"do_sample": True, "temperature": 0.6, "top_k": 20, "guidance_scale": 2.0})
-    trace = vpa.decode(vlm, pictures[0], QUESTIONS[0], layers="none", max_new_tokens=STEPS)
-    assert trace.token_ids.tolist() == plain and "generation" not in trace.meta
-    assert trace.meta["generation_left_out"] == {
-        "do_sample": True, "temperature": 0.6, "top_k": 20, "guidance_scale": 2.0
-    }  # fmt: skip
+WARM = {"do_sample": True, "temperature": 0.6, "top_k": 20}
+
+
+def test_the_model_samples_as_it_says_and_greedy_where_asked(asking, pictures, plain):
+    vlm = asking({**WARM, "guidance_scale": 2.0, "min_p": 0.1})
+    options = {"layers": "none", "max_new_tokens": STEPS}
+    own, same, greedy = (
+        [vpa.decode(vlm, pictures[0], QUESTIONS[0], seed=seed, **options, **drawn) for seed in range(4)]
+        for drawn in ({}, {"sample": vpa.Sample(0.6, top_k=20)}, {"sample": None})
+    )
+    rest = {"guidance_scale": 2.0, "min_p": 0.1}
+    for a, b, c in zip(own, same, greedy, strict=True):
+        assert a.tokens == b.tokens and c.token_ids.tolist() == plain
+        assert a.meta["sample"] == b.meta["sample"] == {"temperature": 0.6, "top_p": 1.0, "top_k": 20}
+        assert (a.meta["generation"], a.meta["generation_left_out"]) == (WARM, rest)
+        assert c.meta["sample"] is None and "generation" not in c.meta
+        assert b.meta["generation_left_out"] == c.meta["generation_left_out"] == {**rest, **WARM}
+    assert len({tuple(trace.tokens) for trace in own}) > 1
+
+
+@pytest.mark.parametrize(
+    ("stated", "sample"),
+    [
+        ({"do_sample": True}, {"temperature": 1.0, "top_p": 1.0, "top_k": 50}),  # as in the library
+        ({"do_sample": True, "top_k": 0, "top_p": 0.8}, {"temperature": 1.0, "top_p": 0.8, "top_k": None}),
+        ({"temperature": 0.6, "top_k": 20}, None),  # says how, but not to do it
+        ({"do_sample": False, "temperature": 0.6}, None),
+    ],
+    ids=str,
+)
+def test_what_a_model_says_of_drawing(asking, pictures, stated, sample):
+    assert (
+        vpa.decode(asking(stated), pictures[0], QUESTIONS[0], layers="none", max_new_tokens=1).meta["sample"] == sample
+    )
+
+
+def test_the_models_own_draws_have_the_librarys_probabilities(asking, pictures):
+    """Of the second token: words that `generate` never draws are never drawn, and the others as often."""
+    vlm = asking({"do_sample": True, "top_k": 3, "temperature": 0.7})
+    inputs = vlm.family.batch([vlm.prompt(pictures[0], QUESTIONS[0])], padding=0)
+    out = vlm.model.generate(**inputs, max_new_tokens=1, return_dict_in_generate=True, output_scores=True)
+    shares = out.scores[0][0].softmax(0).numpy()
+    drawn = vpa.decode(vlm, pictures[0], [QUESTIONS[0]] * 200, layers="none", max_new_tokens=1, batch_size=100)
+    counts = np.bincount([int(trace.token_ids[0]) for trace in drawn], minlength=len(shares))
+    assert set(np.flatnonzero(counts)) <= set(np.flatnonzero(shares)) and (shares > 0).sum() == 3
+    spread = np.sqrt(200 * shares * (1 - shares))
+    assert (np.abs(counts - 200 * shares) <= 5 * spread + 1e-9).all()
+
+
+def test_the_models_own_limit_of_tokens(asking, pictures, plain):
+    vlm = asking({"max_new_tokens": 3, "eos_token_id": []})
+    trace = vpa.decode(vlm, pictures[0], QUESTIONS[0], layers="none")
+    assert len(trace) == trace.meta["max_new_tokens"] == 3 and trace.meta["generation"]["max_new_tokens"] == 3
+    other = vpa.decode(vlm, pictures[0], QUESTIONS[0], layers="none", max_new_tokens=2)
+    assert len(other) == 2 and other.meta["generation_left_out"]["max_new_tokens"] == 3
+    assert vpa.decode(asking({"max_new_tokens": None}), pictures[0], QUESTIONS[0]).meta["max_new_tokens"] == 256
 
 
 def test_logprobs_are_those_of_the_models_own_logits(asking, pictures, plain):

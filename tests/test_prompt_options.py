@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from visionpulse_analysis.studies.collect import collect, key_of
 from visionpulse_analysis.studies.kept import state_of
 from visionpulse_analysis.studies.replay import Replay
 from visionpulse_analysis.studies.samples import Sample
+from visionpulse_analysis.sweeps import worker
 from visionpulse_analysis.sweeps.config import SweepConfig
 from visionpulse_analysis.sweeps.plan import plan
 
@@ -257,6 +259,22 @@ def test_no_two_ways_of_asking_share_a_trace_of_a_sweep(tmp_path):
         ids({}, {"prompt_options": {"max_pixel": 5}})
     with pytest.raises(ValueError, match="max_pixels must be at least 1"):
         ids({}, {"prompt_options": {"max_pixels": 0}})
+
+
+def test_a_sweep_draws_as_the_model_says_unless_told(tmp_path):
+    def first(decode):
+        plain = {"out": "x", "samples": {"scenes": {"n": 1}}, "decode": decode}
+        config = SweepConfig.from_plain(plain, folder=tmp_path)
+        task = {"decode": json.loads(json.dumps(asdict(config.decode))), "pruner": None}
+        return plan(config)[0].id, worker._options(task)["sample"]
+
+    own, greedy, warm = (first(one) for one in ({}, {"sample": "greedy"}, {"sample": {"temperature": 0.7}}))
+    assert [own[1], greedy[1], warm[1]] == ["model", None, vpa.Sample(0.7)]
+    assert own == first({"sample": "model"}) and greedy == first({"sample": None})
+    others = [first({"max_new_tokens": None})[0], first({"max_new_tokens": 255})[0]]
+    assert own[0] == first({"max_new_tokens": 256})[0] and len({own[0], greedy[0], warm[0], *others}) == 5
+    with pytest.raises(ValueError, match="sample: expected key: value lines, got 'warm'"):
+        first({"sample": "warm"})
 
 
 def test_commands_take_the_options(vlm, scenes_folder, tmp_path, pictures):

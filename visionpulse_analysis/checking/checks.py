@@ -191,8 +191,8 @@ def _gathered(subject: _Subject) -> Finding:
 
 def _keep_all(subject: _Subject) -> Finding:
     vlm = subject.vlm
-    dense = decode(vlm, _noise(), QUESTION, max_new_tokens=STEPS)
-    kept = decode(vlm, _noise(), QUESTION, max_new_tokens=STEPS, pruner=VisionPulse(budget=1.0))
+    dense = decode(vlm, _noise(), QUESTION, max_new_tokens=STEPS, sample=None)
+    kept = decode(vlm, _noise(), QUESTION, max_new_tokens=STEPS, sample=None, pruner=VisionPulse(budget=1.0))
     if dense.tokens != kept.tokens:
         return Finding("", False, note=f"tokens {dense.tokens} and {kept.tokens}")
     return _within(float(np.abs(dense.logprobs - kept.logprobs).max()), 0)

@@ -115,13 +115,21 @@ KeepTraces = Annotated[
         "long answer of a large model; --layers anchor keeps one layer, --no-keep-traces only the page."
     ),
 ]
-Temperature = Annotated[float | None, typer.Option(help="Sample at this temperature; greedy without it.")]
+Temperature = Annotated[
+    float | None, typer.Option(help="Sample at this temperature; as the model's files say without it.")
+]
 TopP = Annotated[
     float | None, typer.Option(help="Sample from the fewest tokens that hold this much probability, after --top-k.")
 ]
 TopK = Annotated[int | None, typer.Option(help="Sample from so many tokens, the likeliest.")]
 Seed = Annotated[int, typer.Option(help="Fixes what is drawn: tokens of a sampled trace, patches of a random pruner.")]
-MostTokens = Annotated[int, typer.Option(help="A longer trace is cut off.")]
+MostTokens = Annotated[
+    int | None,
+    typer.Option(help="A longer trace is cut off; as the model's files say without it, or 256.", show_default=False),
+]
+Greedy = Annotated[
+    bool, typer.Option("--greedy", help="Take the likeliest token, also where the model's files say to sample.")
+]
 Count = Annotated[int, typer.Option(min=1, help="How many.")]
 Load = Callable[[str], Any]
 
@@ -285,14 +293,18 @@ def sample_of(found: Any, source: Path, id: str) -> Any:
     return found[id]
 
 
-def drawing(temperature: float | None, top_p: float | None, top_k: int | None) -> Any:
-    """How to draw tokens, or None for greedy; ValueError for a cut without a temperature."""
+def drawing(temperature: float | None, top_p: float | None, top_k: int | None, greedy: bool = False) -> Any:
+    """How to draw tokens, None for greedy, "model" as the model says; ValueError for a cut without a temperature."""
     from visionpulse_analysis.sampling import Sample
 
+    if greedy:
+        if (temperature, top_p, top_k) != (None, None, None):
+            raise ValueError("--greedy draws nothing: leave it out, or --temperature, --top-p and --top-k")
+        return None
     if temperature is None:
         if top_p is not None or top_k is not None:
             raise ValueError("--top-p and --top-k are of sampling; say --temperature too (1 is the model's own)")
-        return None
+        return "model"
     return Sample(temperature, 1.0 if top_p is None else top_p, top_k)
 
 

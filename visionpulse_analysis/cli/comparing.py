@@ -10,6 +10,7 @@ import typer
 from visionpulse_analysis.cli.base import (
     Asked,
     Fps,
+    Greedy,
     Json,
     KeepTraces,
     Load,
@@ -52,8 +53,9 @@ def compare(
     temperature: Temperature = None,
     top_p: TopP = None,
     top_k: TopK = None,
+    greedy: Greedy = False,
     seed: Seed = 0,
-    max_new_tokens: MostTokens = 256,
+    max_new_tokens: MostTokens = None,
     store: Annotated[Path | None, typer.Option(help="Stream the traces into this trace store.")] = None,
     keep_traces: KeepTraces = True,
     id: Annotated[str, typer.Option(help="Beginning of the names of the traces.")] = "compare",
@@ -72,7 +74,7 @@ def compare(
     question, shown = shown_and_asked(asked, video, fps, sample_fps, turns)
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"--out {out} is a file; name a folder")
-    sample = drawing(temperature, top_p, top_k)
+    sample = drawing(temperature, top_p, top_k, greedy)
     vlm = load(model)
     chosen = side_by_side.named_pruners(pruners, Basis.of(vlm), budget)
     traces = side_by_side.decode_side_by_side(
@@ -85,8 +87,8 @@ def compare(
     used = {
         "model": model, "weights": vlm.weights_hash, "images": [one for one in shown if isinstance(one, str)],
         "videos": [*map(str, video or ())], "question": question, "prompt_options": vlm.prompt_options.to_dict(),
-        "pruners": pruners, "budget": budget, "temperature": temperature,
-        "top_p": top_p, "top_k": top_k, "max_new_tokens": max_new_tokens,
+        "pruners": pruners, "budget": budget,
+        **{name: next(iter(traces.values())).meta[name] for name in ("sample", "max_new_tokens")},
     }  # fmt: skip
     about = {"parameters": used, "seed": seed, "data_hash": traces_hash(list(traces.values()))}
     # Nothing is written before everything is there.

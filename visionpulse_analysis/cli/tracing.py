@@ -11,6 +11,7 @@ import typer
 from visionpulse_analysis.cli.base import (
     Asked,
     Fps,
+    Greedy,
     Json,
     KeepTraces,
     Load,
@@ -59,8 +60,9 @@ def decode(
     temperature: Temperature = None,
     top_p: TopP = None,
     top_k: TopK = None,
+    greedy: Greedy = False,
     seed: Seed = 0,
-    max_new_tokens: MostTokens = 256,
+    max_new_tokens: MostTokens = None,
     store: Annotated[Path | None, typer.Option(help="Stream the trace into this trace store.")] = None,
     id: Annotated[str, typer.Option(help="Name of the trace in the store.")] = "trace",
     out: Annotated[Path | None, typer.Option(help="Save the trace here.")] = None,
@@ -76,7 +78,7 @@ def decode(
     import visionpulse_analysis as vpa
     from visionpulse_analysis.explorer.page import check_folder
 
-    sample = drawing(temperature, top_p, top_k)
+    sample = drawing(temperature, top_p, top_k, greedy)
     question, image = shown_and_asked(asked, video, fps, sample_fps, turns)
     kept = None if store is None else vpa.TraceStore(store, mode="a")
     dense_id = f"{id}-dense"

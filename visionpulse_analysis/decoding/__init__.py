@@ -14,7 +14,7 @@ from visionpulse_analysis.attending import Execution
 from visionpulse_analysis.attention import check_kernel
 from visionpulse_analysis.collecting import Record
 from visionpulse_analysis.decoding.batch import Batch
-from visionpulse_analysis.decoding.options import Options, asking_each, heads_of, layers_of, seeds_of
+from visionpulse_analysis.decoding.options import Options, asking_each, heads_of, layers_of, sample_of, seeds_of
 from visionpulse_analysis.decoding.run import Run
 from visionpulse_analysis.decoding.sharing import Trunk
 from visionpulse_analysis.decoding.tokens import end_ids
@@ -27,7 +27,18 @@ from visionpulse_analysis.renumbering import check_one_dimensional
 from visionpulse_analysis.sampling import Sample
 from visionpulse_analysis.store import TraceStore
 
-__all__ = ["Batch", "Options", "Run", "Trunk", "decode", "end_ids", "heads_of", "layers_of", "provenance"]
+__all__ = [
+    "Batch",
+    "Options",
+    "Run",
+    "Trunk",
+    "asking_each",
+    "decode",
+    "end_ids",
+    "heads_of",
+    "layers_of",
+    "provenance",
+]
 
 
 def decode(
@@ -40,8 +51,8 @@ def decode(
     pruner: Pruner | Sequence[Pruner | None] | None = None,
     execution: Execution = "masked",
     seed: int | Sequence[int] = 0,
-    sample: Sample | None = None,
-    max_new_tokens: int = 256,
+    sample: Sample | Literal["model"] | None = "model",
+    max_new_tokens: int | None = None,
     batch_size: int = 32,
     store: TraceStore | None = None,
     ids: str | Sequence[str] | None = None,
@@ -56,7 +67,9 @@ def decode(
 
     What the model's generation configuration says of repetitions, suppressed and forced tokens, lengths and ends is
     followed as the library follows it, row by row, and kept in ``meta["generation"]``; ``logprobs`` are those of the
-    model's own logits. Its sampling, beams and guidance are not followed: ``meta["generation_left_out"]`` names them.
+    model's own logits. So are ``do_sample``, ``temperature``, ``top_p``, ``top_k`` and ``max_new_tokens``, unless
+    `sample` and `max_new_tokens` say otherwise. Beams, guidance and other ways to draw are not followed:
+    ``meta["generation_left_out"]`` names them.
 
     Parameters
     ----------
@@ -84,12 +97,14 @@ def decode(
     seed : int or list of int
         Row ``i`` of a list of questions uses ``seed + i``, or the i-th seed of a list. With a list of pruners, a list
         has one seed for each of them: a pruner given three times with three seeds is sampled three times.
-    sample : Sample, optional
-        Temperature and truncation; greedy without one.
+    sample : "model", Sample or None
+        Temperature and truncation; None for greedy. "model" draws as the model's generation configuration says, as
+        ``generate`` would, and is greedy where that says nothing. ``meta["sample"]`` has what was done.
     batch_size : int
         Rows decoded together, at least 1.
-    max_new_tokens : int
-        At least 1. A trace that stops here has ``meta["finished"]`` False.
+    max_new_tokens : int, optional
+        At least 1; without it what the model's generation configuration says, or 256. A trace that stops here has
+        ``meta["finished"]`` False.
     store : TraceStore, optional
         Streams every finished step to disk under ``ids`` while decoding.
     ids : str or list of str, optional
@@ -134,10 +149,14 @@ def decode(
         raise ValueError(f"{len(questions)} questions need as many images, got {len(images)}")
     batch_size = whole_number(batch_size, "batch_size", least=1)
     several = isinstance(pruner, list | tuple)
+    drawn, own = sample_of(vlm, sample), vlm.generation
+    followed = [*own.drawing] if isinstance(sample, str) else []
+    if max_new_tokens is None:
+        max_new_tokens, followed = own.max_new_tokens or 256, [*followed, "max_new_tokens"]
     arms: list[tuple[Any, Any, Any]] = _arms(list(pruner), seed, ids) if several else [(pruner, seed, ids)]
     asked: list[tuple[Options, list[int], list[str | None]]] = []
     for arm, arm_seed, arm_ids in arms:
-        options = Options(layers_of(vlm, layers), heads_of(vlm, heads), arm, execution, sample, max_new_tokens)
+        options = Options(layers_of(vlm, layers), heads_of(vlm, heads), arm, execution, drawn, max_new_tokens)
         if options.pruner is not None and options.pruner.renumbers:
             check_one_dimensional(vlm.name, vlm.model, vlm.family.mrope, vlm.windowed_layers)
         names = _names(arm_ids, len(questions), store, overwrite)
@@ -150,8 +169,9 @@ def decode(
     weights = vlm.weights_hash
     runs = [
         (options, [
-            Record(vlm, prompt, row_seed, _meta(vlm, weights, prompt, options, row_seed, name), layers=options.layers,
-                   heads=options.heads, pruned=options.pruner is not None, store=store, overwrite=overwrite)
+            Record(vlm, prompt, row_seed, _meta(vlm, weights, prompt, options, row_seed, name, followed),
+                   layers=options.layers, heads=options.heads, pruned=options.pruner is not None, store=store,
+                   overwrite=overwrite)
             for prompt, row_seed, name in zip(prompts, seeds, names, strict=True)
         ])
         for options, seeds, names in asked
@@ -207,8 +227,14 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{package: version(package) for package in packages}}
 
 
-def _meta(vlm: VLM, weights: str, prompt: Prompt, options: Options, seed: int, name: str | None) -> dict[str, Any]:
+def _meta(
+    vlm: VLM, weights: str, prompt: Prompt, options: Options, seed: int, name: str | None, followed: Sequence[str]
+) -> dict[str, Any]:
+    """What a trace says from its beginning; ``followed`` of the model's own ways to draw, and its limit of tokens."""
     asked = vlm.generation
+    stated = {**asked.drawing, **({} if asked.max_new_tokens is None else {"max_new_tokens": asked.max_new_tokens})}
+    applied = {**asked.applied, **{name: stated[name] for name in followed if name in stated}}
+    left_out = {**asked.left_out, **{name: value for name, value in stated.items() if name not in applied}}
     return {
         **({} if name is None else {"id": name}),
         "question": prompt.question,
@@ -216,8 +242,8 @@ def _meta(vlm: VLM, weights: str, prompt: Prompt, options: Options, seed: int, n
         **({"prompt_options": prompt.options.to_dict()} if prompt.options.to_dict() else {}),
         **({"videos": prompt.videos} if prompt.videos else {}),
         **provenance(vlm, options, seed, options.max_new_tokens, weights),
-        **({"generation": asked.applied} if asked.applied else {}),
-        **({"generation_left_out": asked.left_out} if asked.left_out else {}),
+        **({"generation": applied} if applied else {}),
+        **({"generation_left_out": left_out} if left_out else {}),
         # A negative id, as some configurations have it, means that no token ends a trace.
         "end_tokens": [vlm.decoder([token]) for token in sorted(end_ids(vlm)) if token >= 0],
     }

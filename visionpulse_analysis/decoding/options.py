@@ -37,7 +37,7 @@ class Options:
         if self.sample is not None and not isinstance(self.sample, Sample):
             raise ValueError(
                 f"sample must be a Sample or None, got {self.sample!r}; say sample=Sample(temperature=1.0), "
-                "from visionpulse_analysis.sampling"
+                "from visionpulse_analysis.sampling, or 'model' for the model's own way"
             )
         if self.execution not in ("masked", "gathered"):
             raise ValueError(f"execution must be 'masked' or 'gathered', got {self.execution!r}")
@@ -67,6 +67,14 @@ def seeds_of(seed: Any, count: int) -> list[int]:
     if len(seeds) != count:
         raise ValueError(f"{count} questions need as many seeds, got {len(seeds)}")
     return [whole_number(one, "seed", least=-(2**63), most=2**63 - 1) for one in seeds]
+
+
+def sample_of(vlm: VLM, given: Any) -> Any:
+    """How tokens are drawn: what is given, and for "model" what the model's generation configuration says."""
+    if not (isinstance(given, str) and given == "model"):
+        return given
+    drawn = vlm.generation.drawn
+    return None if drawn is None else Sample(**drawn)
 
 
 def asking_each(vlm: VLM, given: Any, count: int) -> list[VLM]:

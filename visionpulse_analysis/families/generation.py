@@ -16,6 +16,8 @@ RULES = (
     *("encoder_repetition_penalty", "encoder_no_repeat_ngram_size"),  # of the prompt, where there is no encoder
 )
 STOPS = ("stop_strings",)
+DRAWING = ("do_sample", "temperature", "top_p", "top_k")
+TOP_K = 50  # of the library, where a model that samples states none
 # What says nothing about which tokens come: where things are kept, what is returned, what `decode` is told itself.
 ASIDE = (
     *("transformers_version", "_from_model_config", "bos_token_id", "eos_token_id", "pad_token_id"),
@@ -30,7 +32,9 @@ class Generation:
     Attributes
     ----------
     applied : dict, the settings that decoding follows, by the library's names; JSON-ready
-    left_out : dict, the others: sampling, which is asked for with `Sample`, search in beams, guidance
+    drawing : dict, how the model says that tokens are drawn, which is followed unless a decode says otherwise; {} where
+    it says nothing, or that the likeliest is taken
+    left_out : dict, the others: search in beams, guidance, other ways to draw
     """
 
     def __init__(self, model: Any, tokenizer: Any):
@@ -43,7 +47,24 @@ class Generation:
             if value not in (None, [], {}) and name not in ASIDE and not name.startswith("output_")
         }
         self.applied = {name: value for name, value in stated.items() if name in (*RULES, *STOPS)}
-        self.left_out = {name: value for name, value in stated.items() if name not in self.applied}
+        draws = stated.get("do_sample") is True
+        self.drawing = {name: value for name, value in stated.items() if draws and name in DRAWING}
+        self.left_out = {name: value for name, value in stated.items() if name not in {**self.applied, **self.drawing}}
+
+    @property
+    def max_new_tokens(self) -> int | None:
+        """The limit that the model states, where it does."""
+        return getattr(self.config, "max_new_tokens", None)
+
+    @property
+    def drawn(self) -> dict[str, Any] | None:
+        """Temperature, top_p and top_k at which the model says that tokens are drawn; None where the likeliest is."""
+        if not self.drawing:
+            return None
+        top_k = self.drawing.get("top_k", getattr(self.config, "top_k", None))
+        top_k = TOP_K if top_k is None else int(top_k)
+        warmth, share = (float(self.drawing.get(name, 1.0)) for name in ("temperature", "top_p"))
+        return {"temperature": warmth, "top_p": share, "top_k": top_k if top_k > 0 else None}
 
     @property
     def shapes_logits(self) -> bool:
@@ -53,7 +74,7 @@ class Generation:
     def rules(self, prompt: torch.Tensor, limit: int, device: Any) -> Rules:
         """The rules for one row, with ``prompt`` int64 [token] unpadded, and at most ``limit`` tokens to come."""
         config: Any = copy.deepcopy(self.config)
-        given = dict.fromkeys((name for name in self.left_out if hasattr(config, name)), None)
+        given = dict.fromkeys((name for name in {**self.left_out, **self.drawing} if hasattr(config, name)), None)
         config.update(**given)
         config.update(do_sample=False, num_beams=1, max_length=len(prompt) + limit)
         if config.pad_token_id is None:

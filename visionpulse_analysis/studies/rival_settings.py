@@ -67,7 +67,7 @@ class Basis:
         images, questions = [one.image for one in self.samples], [one.question for one in self.samples]
 
         def share(pruner: Pruner, first: int) -> float:
-            traces = decode(self.vlm, images, questions, pruner=pruner, layers="none", max_new_tokens=2)
+            traces = decode(self.vlm, images, questions, pruner=pruner, layers="none", max_new_tokens=2, sample=None)
             return float(np.mean([share_of_layers(kept_by_layer(trace), first) for trace in traces]))
 
         return cache(share)

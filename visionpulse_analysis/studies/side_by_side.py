@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from visionpulse_analysis.collecting import Record
 from visionpulse_analysis.costs import costs_of
-from visionpulse_analysis.decoding import Batch, Options, decode
+from visionpulse_analysis.decoding import Batch, Options, asking_each, decode
 from visionpulse_analysis.explorer.alignment import align
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners import make_pruner
@@ -133,7 +133,8 @@ def decode_side_by_side(
     FileExistsError
         The store holds one of the names.
     """
-    record = Record(vlm, vlm.prompt(image, question), 0, {}, layers=[])
+    [asked] = asking_each(vlm, options.get("prompt_options"), 1)
+    record = Record(vlm, asked.prompt(image, question), 0, {}, layers=[])
     for name, pruner in pruners.items():
         try:
             Batch(vlm, [record], Options([], None, pruner))

@@ -125,7 +125,8 @@ def ask(vlm: VLM, samples: Sequence[Sample], *, max_new_tokens: int = 48, batch_
     """
     images, questions = [one.image for one in samples], [one.question for one in samples]
     # With a layer recorded, models whose attention cannot be read exactly are refused here.
-    traces = decode(vlm, images, questions, layers="anchor", max_new_tokens=max_new_tokens, batch_size=batch_size)
+    options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "sample": None}
+    traces = decode(vlm, images, questions, layers="anchor", **options)
     prompts = [vlm.prompt(image, question) for image, question in zip(images, questions, strict=True)]
     asked = []
     for start in range(0, len(samples), batch_size):

@@ -79,6 +79,9 @@ def from_plain(cls: type[T], given: Any, where: str) -> T:
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
+    words = [word for part in get_args(hint) if get_origin(part) is Literal for word in get_args(part)]
+    if isinstance(value, str) and value in words:
+        return value
     inner = next((part for part in (hint, *get_args(hint)) if is_dataclass(part)), None)
     if inner is not None and not (value is None and type(None) in get_args(hint)):
         return from_plain(inner, value, where)  # pyright: ignore[reportArgumentType]

@@ -141,18 +141,22 @@ class Arm:
 
 @dataclass(frozen=True)
 class Decoding:
-    """Options of `decode`, the same for every job."""
+    """Options of `decode`, the same for every job.
+
+    max_new_tokens : null for what the model says. sample : as the model says, or "greedy" (as null), or a `Sample`.
+    """
 
     layers: Literal["all", "anchor", "none"] | int | list[int] = "anchor"
     heads: Literal["mean", "all"] | list[int] = "mean"
     execution: Literal["masked", "gathered"] = "masked"
-    max_new_tokens: int = 256
+    max_new_tokens: int | None = 256
     batch_size: int = 8
-    sample: Sampling | None = None
+    sample: Sampling | Literal["model", "greedy"] | None = "model"
     prompt_options: PromptOptions | None = None
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.batch_size < 1:
+        object.__setattr__(self, "sample", None if self.sample == "greedy" else self.sample)
+        if (self.max_new_tokens is not None and self.max_new_tokens < 1) or self.batch_size < 1:
             raise ValueError(
                 f"max_new_tokens and batch_size must be at least 1, got {self.max_new_tokens} and {self.batch_size}"
             )
@@ -215,6 +219,9 @@ class SweepConfig:
         """Everything but sample and seed that decides what a trace holds, JSON-ready."""
         apart = ("batch_size", "prompt_options", "label", "device")
         decode = {name: value for name, value in asdict(self.decode).items() if name not in apart}
+        # As sweeps said it before a model's own way to draw was followed: those go on.
+        if self.decode.sample in (None, "model"):
+            decode["sample"] = "greedy" if self.decode.sample is None else None
         named = {name: value for name, value in asdict(model).items() if name not in apart and value is not False}
         asked = PromptOptions.of(self.decode.prompt_options).over(PromptOptions.of(model.prompt_options)).to_dict()
         recipe = {"model": named, "pruner": arm.pruner and arm.pruner.to_dict(), "decode": decode}

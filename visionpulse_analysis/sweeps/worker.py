@@ -195,7 +195,7 @@ def _options(task: dict[str, Any]) -> dict[str, Any]:
     options = {name: value for name, value in task["decode"].items() if name != "batch_size"}
     pruner, sample = task["pruner"], options["sample"]
     options["pruner"] = None if pruner is None else make_pruner(**pruner)
-    options["sample"] = None if sample is None else Sample(**sample)
+    options["sample"] = Sample(**sample) if isinstance(sample, dict) else sample
     return options
 
 

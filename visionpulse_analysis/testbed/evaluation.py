@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from visionpulse_analysis.decoding import decode
+from visionpulse_analysis.families import PromptOptions
 from visionpulse_analysis.models import VLM, data_folder
 from visionpulse_analysis.pruners import Pruner, Random
 from visionpulse_analysis.statistics import paired_difference, proportion_interval
@@ -44,7 +45,7 @@ def ask_all(
 ) -> list[Trace]:
     """Decode one task's question of every item (greedy unless ``sample`` is given); unrecorded unless asked for."""
     images = [item.scene.render() if image_of is None else image_of(item) for item in items]
-    settings = {"layers": "none", "max_new_tokens": LIMIT, **options}
+    settings = {"layers": "none", "max_new_tokens": LIMIT, "sample": None, **options}
     return decode(vlm, images, [item.questions[task].text for item in items], **settings)
 
 
@@ -55,7 +56,13 @@ def right_answers(items: list[Item], task: str, traces: list[Trace]) -> np.ndarr
 
 
 def evaluate(
-    vlm: VLM, items: list[Item] | None = None, *, cells: int = 8, controls: bool = True, batch_size: int = 32
+    vlm: VLM,
+    items: list[Item] | None = None,
+    *,
+    cells: int = 8,
+    controls: bool = True,
+    batch_size: int = 32,
+    prompt_options: PromptOptions | Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Score a model on the evaluation set.
 
@@ -68,6 +75,8 @@ def evaluate(
     controls : bool
         Also measure noise images, other scenes' images, random 5 % of the patches, the reading horizon, and scenes of
         sizes that were not trained (at most as many of each as there are scenes of the headline size).
+    prompt_options : PromptOptions or dict, optional
+        Over those that the model was loaded with, as in :func:`decode`.
 
     Returns
     -------
@@ -81,10 +90,13 @@ def evaluate(
         their paired difference. ``horizon``: see :func:`reading_horizon`.
     """
     items = evaluation_items() if items is None else items
+    vlm = vlm.asking(PromptOptions.of(prompt_options).over(vlm.prompt_options))
     main = [item for item in items if item.scene.cells == cells]
     if not main:
         raise ValueError(f"no scene of {cells} x {cells} cells in the evaluation set")
     result: dict[str, Any] = {"model": vlm.name, "weights": vlm.weights_hash, "sizes": {}, "tasks": {}}
+    if vlm.prompt_options.to_dict():
+        result["prompt_options"] = vlm.prompt_options.to_dict()
     result["main_patches"] = (2 * cells) ** 2
     statements: dict[str, dict[int, list[bool]]] = {name: {} for name in NAMED}
     find_right = np.zeros(0)
