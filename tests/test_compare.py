@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import visionpulse_analysis as vpa
 from visionpulse_analysis.cli import app
 from visionpulse_analysis.figures import read_provenance
+from visionpulse_analysis.judging import Reference
 from visionpulse_analysis.pruners import FastV, PyramidDrop, VisionPulse
 from visionpulse_analysis.sampling import Sample
 from visionpulse_analysis.studies import side_by_side
@@ -179,6 +180,44 @@ def test_the_table_says_what_changed_against_dense():
     said = " ".join(meaning)
     assert said.startswith("kept: share of the patches, mean over the steps after prefill and over the layers")
     assert "own setting: no parameter sets that share" in said and all(len(line) <= 120 for line in meaning)
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "verdict", "shown"),
+    [
+        (Reference("relaxed", ("100",)), "104", (True, 1.0), "yes"),
+        (Reference("exact", ("100",)), "104", (False, 0.0), "no"),
+        (Reference("anls", ("brazil",)), "Brasil", (True, 5 / 6), "yes (0.83)"),
+        (Reference("choice", ("B",), {"A": "one", "B": "two"}), "It is (B).", (True, 1.0), "yes"),
+        (Reference("language model", ()), "104", (None, None), "not known"),
+    ],
+    ids=lambda value: value.judge if isinstance(value, Reference) else None,
+)
+def test_answers_are_judged_by_the_rules_of_sweeps(vlm, pictures, reference, answer, verdict, shown):
+    trace = vpa.decode(vlm, pictures[0], "where ?", max_new_tokens=2, layers="none")
+    row = side_by_side._judged(answer, reference)
+    assert (row["right"], row["judge"]) == (verdict[0], reference.judge) and row["score"] == pytest.approx(verdict[1])
+    [whole] = side_by_side.comparison({"dense": trace}, reference)
+    assert whole["score"] == reference.score(trace.answer)
+    assert "judge" not in side_by_side.comparison({"dense": trace})[0]
+    table = side_by_side.format_comparison([whole | row])
+    assert f"right ({reference.judge})" in table.splitlines()[0] and shown in table.splitlines()[1]
+
+
+def test_the_command_judges_too(compare, tmp_path):
+    words = ("--pruners", "keep_all", "--layers", 5, "--no-keep-traces", "--out", tmp_path / "out")
+    options = ("--judge", "choice", "--right", "B", "--option", "A=nothing", "--option", "B=x")
+    for row in json.loads(compare(*words, *options, "--json").stdout)["rows"]:
+        score = Reference("choice", ("B",), {"A": "nothing", "B": "x"}).score(row["answer"])
+        assert (row["score"], row["judge"]) == (score, "choice")
+    known = read_provenance(tmp_path / "out" / "kept.png")["parameters"]
+    assert known["right"] == ["B"] and known["judge"] == "choice"
+    for wrong, message in [
+        (("--judge", "relaxed"), "say --right"),
+        (("--judge", "magic", "--right", "2"), "no judge 'magic'; known:"),
+        (("--judge", "choice", "--right", "C", "--option", "A=x"), "the right option is 'C'"),
+    ]:
+        assert message in compare(*words, *wrong, code=2).stderr
 
 
 def test_the_figure_shows_steps_that_all_reach_unless_one_ends_at_once(vlm, pictures):

@@ -27,6 +27,7 @@ from visionpulse_analysis.cli.base import (
     command,
     drawing,
     indices,
+    key_values,
     loads_model,
     show,
     shown_and_asked,
@@ -43,6 +44,15 @@ def compare(
     budget: Annotated[
         float | None,
         typer.Option(help="Share of patches kept, for pruners written without parameters; said where none sets it."),
+    ] = None,
+    right: Annotated[
+        list[str] | None, typer.Option(help="A right answer, by which answers are judged; may be repeated.")
+    ] = None,
+    judge: Annotated[
+        str, typer.Option(help="By which rule: exact, words, relaxed (5 % off), anls or choice.")
+    ] = "exact",
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="LETTER=TEXT", help="Of --judge choice; may be repeated.")
     ] = None,
     video: Videos = None,
     fps: Fps = None,
@@ -67,6 +77,7 @@ def compare(
     """Answer a question dense and under several pruners: a table, a figure of what they keep, an explorer page."""
     import visionpulse_analysis as vpa
     from visionpulse_analysis import figures
+    from visionpulse_analysis.judging import Reference
     from visionpulse_analysis.studies import side_by_side
     from visionpulse_analysis.studies.collect import traces_hash
     from visionpulse_analysis.studies.rival_settings import Basis
@@ -74,6 +85,9 @@ def compare(
     question, shown = shown_and_asked(asked, video, fps, sample_fps, turns)
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"--out {out} is a file; name a folder")
+    if not right and (judge != "exact" or option):
+        raise ValueError("--judge and --option say how answers are judged; say --right, the right answer, too")
+    reference = Reference(judge, tuple(right), key_values(option)) if right else None
     sample = drawing(temperature, top_p, top_k, greedy)
     vlm = load(model)
     chosen = side_by_side.named_pruners(pruners, Basis.of(vlm), budget)
@@ -81,7 +95,7 @@ def compare(
         vlm, shown, question, chosen, store=store, id=id, layers=indices(layers), seed=seed, sample=sample,
         max_new_tokens=max_new_tokens,
     )  # fmt: skip
-    rows = side_by_side.comparison(traces)
+    rows = side_by_side.comparison(traces, reference)
     page = vpa.explore(*traces.values(), store=store)
     figure = side_by_side.kept_figure(traces)
     used = {
@@ -89,6 +103,7 @@ def compare(
         "videos": [*map(str, video or ())], "question": question, "prompt_options": vlm.prompt_options.to_dict(),
         "pruners": pruners, "budget": budget,
         **{name: next(iter(traces.values())).meta[name] for name in ("sample", "max_new_tokens")},
+        **({} if reference is None else {"right": right, "judge": judge, "options": option}),
     }  # fmt: skip
     about = {"parameters": used, "seed": seed, "data_hash": traces_hash(list(traces.values()))}
     # Nothing is written before everything is there.

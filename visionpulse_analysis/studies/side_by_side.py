@@ -17,6 +17,7 @@ from visionpulse_analysis.collecting import Record
 from visionpulse_analysis.costs import costs_of
 from visionpulse_analysis.decoding import Batch, Options, asking_each, decode
 from visionpulse_analysis.explorer.alignment import align
+from visionpulse_analysis.judging import RIGHT_FROM, Reference
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners import make_pruner
 from visionpulse_analysis.pruners.base import Pruner
@@ -154,12 +155,13 @@ def decode_side_by_side(
     }
 
 
-def comparison(traces: Mapping[str, Trace]) -> list[dict[str, Any]]:
+def comparison(traces: Mapping[str, Trace], reference: Reference | None = None) -> list[dict[str, Any]]:
     """What each trace answers, keeps and costs, one row per trace, JSON-ready.
 
     ``divergence`` is the first step at which a trace parts from the dense one, None where it does not. ``retention``:
     see :func:`retention`; None without a step after prefill. Costs are of the whole trace: operations, and bytes of
-    keys and values.
+    keys and values. With a `reference`, ``right``, ``score`` (0..1) and ``judge`` as in a sweep's table; only the
+    judge's name where a language model must tell.
     """
     dense, rows = traces[DENSE], []
     for name, trace in traces.items():
@@ -177,9 +179,15 @@ def comparison(traces: Mapping[str, Trace]) -> list[dict[str, Any]]:
                 "flops": float(costs.flops.sum()),
                 "kv_bytes_read": float(costs.kv_bytes_read.sum()),
                 "peak_kv_bytes": costs.peak_kv_bytes,
+                **({} if reference is None else _judged(trace.answer, reference)),
             }
         )
     return rows
+
+
+def _judged(answer: str, reference: Reference) -> dict[str, Any]:
+    score = reference.score(answer)
+    return {"right": None if score is None else score >= RIGHT_FROM, "score": score, "judge": reference.judge}
 
 
 def format_comparison(rows: list[dict[str, Any]]) -> str:
@@ -189,6 +197,7 @@ def format_comparison(rows: list[dict[str, Any]]) -> str:
         {
             "": row["name"],
             "answer": row["answer"][:LONGEST_ANSWER] or "none",
+            **_verdict(row),
             "same": "yes" if row["same_answer"] else "no",
             "steps": f"{row['steps']}" + ("" if row["finished"] else ", cut off"),
             "parts at": "never" if row["divergence"] is None else f"step {row['divergence']}",
@@ -198,6 +207,16 @@ def format_comparison(rows: list[dict[str, Any]]) -> str:
         for row in rows
     ]
     return f"{pd.DataFrame(table).to_string(index=False)}\n\n{MEANING}"
+
+
+def _verdict(row: Mapping[str, Any]) -> dict[str, str]:
+    """Under the judge's name: yes or no, with the score where it is neither 0 nor 1."""
+    if "judge" not in row:
+        return {}
+    part = "" if row["score"] in (None, 0, 1) else f" ({row['score']:.2f})"
+    return {
+        f"right ({row['judge']})": ("not known" if row["right"] is None else "yes" if row["right"] else "no") + part
+    }
 
 
 def _beside(value: float, dense: float) -> str:
