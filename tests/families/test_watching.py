@@ -506,8 +506,9 @@ class Stops(BaseException):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Stops, ValueError])
 def test_a_generation_that_fails_leaves_the_model_as_it_was_and_its_steps_in_the_store(tiny, photos, tmp_path, error):
     vlm = tiny("llava")
-    before, (inputs, _) = state_of(vlm.model), batch_of(vlm, photos)
+    inputs, _ = batch_of(vlm, photos)
     whole = vlm.model.generate(**inputs, **GREEDY)[:, inputs["input_ids"].shape[1] :]
+    before = state_of(vlm.model)
 
     def stops(ids, scores, **_):
         if ids.shape[1] == inputs["input_ids"].shape[1] + 4:
@@ -525,6 +526,40 @@ def test_a_generation_that_fails_leaves_the_model_as_it_was_and_its_steps_in_the
     assert [trace.meta["id"] for trace in w.traces] == ["c", "d"] and store["d"].meta["finished"] is False
     assert store["d"].meta["complete"] and len(store["d"]) == 6
     assert not store["b"].meta["complete"] and store["b"].token_ids.tolist() == whole[1, :3].tolist()
+
+
+@pytest.mark.parametrize("way", [{}, {"do_sample": True, "num_return_sequences": 2}], ids=["greedy", "two samples"])
+def test_traces_are_written_as_generate_goes_on(tiny, photos, tmp_path, way):
+    """Seen from inside: the steps but the newest two, and whole what has ended; kept when the rest is interrupted."""
+    vlm = tiny("llava")
+    inputs, _ = batch_of(vlm, photos)
+    length, names = inputs["input_ids"].shape[1], list("abcd"[: 2 * way.get("num_return_sequences", 1)])
+    torch.manual_seed(0)
+    with vpa.watch(vlm.model) as plain:
+        long = vlm.model.generate(**inputs, **{**GREEDY, **way})[:, length:].tolist()
+    end = next(token for token in long[0][1:3] if all(token not in other for other in long[1:]))
+    at = long[0].index(end)
+    store, seen = vpa.TraceStore(tmp_path / "traces", mode="a"), []
+
+    def look(ids, scores, **_):
+        seen.append([(name in store.finished_ids, len(store[name]) if name in store else 0) for name in names])
+        if ids.shape[1] == length + 5:
+            raise Stops
+        return torch.zeros(len(ids), dtype=torch.bool)
+
+    torch.manual_seed(0)
+    with pytest.raises(Stops), vpa.watch(vlm.model, store=store, ids=names) as w:
+        options = {**GREEDY, **way, "eos_token_id": end, "pad_token_id": 0}
+        vlm.model.generate(**inputs, **options, stopping_criteria=[look])
+    assert [[count for _, count in row[1:]] for row in seen] == [[max(0, step - 1)] * len(row[1:])
+                                                                 for step, row in enumerate(seen)]  # fmt: skip
+    assert [row[0] for row in seen] == [(step > at, at + 1 if step > at else max(0, step - 1)) for step in range(5)]
+    assert [trace.meta["id"] for trace in w.traces] == ["a"] and store["a"].meta["finished"]
+    for number, name in enumerate(names):
+        trace, whole = store[name], plain.traces[number]
+        assert trace.token_ids.tolist() == long[number][: at + 1 if number == 0 else 4]
+        assert np.array_equal(trace.attention.values, whole.attention.values[: len(trace)])
+        assert trace.logprobs.tolist() == whole.logprobs.tolist()[: len(trace)]
 
 
 def test_ends_of_sequences(tiny, photos):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
@@ -75,7 +76,8 @@ def watch(
     seed : int
         Of pruners that draw; prompt ``i`` of a batch uses ``seed + i``.
     store : TraceStore, optional
-        Where traces are also written, each when `generate` returns it, or, unfinished, when it fails.
+        Where traces are also written: as `generate` goes on, each whole as soon as it ends; where rows change places or
+        tokens are given up again (beams, assistants), when `generate` returns. One that fails leaves its steps.
     ids : iterable of str, optional
         Names of the traces in the order in which they are made; needed with a store.
     overwrite : bool
@@ -190,6 +192,10 @@ class Watch:
         names = self._shelf.take(len(prompts.ids) * _returned(part, kwargs))
         seeds = [self._seed + row for row in range(len(prompts.ids))]
         generation = Generation(self._vlm, self._options, prompts, self._every_layer, seeds)
+        config = _configuration(part, kwargs)
+        records = _Growing(generation, config, partial(self._records, generation, config, names))
+        if self._shelf.store is not None and _row_by_row(kwargs, config):
+            generation.went_on = records.grow
         with self._lock:
             self._running += 1
         self._here.generation, self._here.depth = generation, 0
@@ -197,18 +203,20 @@ class Watch:
             # What was compiled before would run past the lookup of attention functions.
             with torch.compiler.set_stance("force_eager") if _compiled(part) else ExitStack():
                 out = original(*args, **kwargs)
+            records.finish(_sequences(out))
         except BaseException:
             # What was seen so far is worth keeping; what went wrong is worth more.
             with suppress(Exception):
-                if self._shelf.store is not None:
-                    self._write_unfinished(generation, part, kwargs, names)
+                if _row_by_row(kwargs, config):
+                    records.grow(interrupted=True)
             raise
         finally:
             generation.during_forward.close()
             self._here.generation = None
+            records.abandon()
             with self._lock:
                 self._running -= 1
-        self._finish(generation, part, _sequences(out), kwargs, names)
+                self.traces += records.whole
         return out
 
     def check_still(self) -> None:
@@ -221,51 +229,8 @@ class Watch:
 
     # What becomes of a generation.
 
-    def _finish(
-        self,
-        generation: Generation,
-        part: Any,
-        sequences: torch.Tensor,
-        kwargs: dict[str, Any],
-        names: list[str | None],
-    ) -> None:
-        config, prompts = _configuration(part, kwargs), generation.prompts
-        whole = sequences.cpu().numpy()
-        share = len(whole) // len(prompts.ids)
-        begins = whole.shape[1] >= prompts.length and np.array_equal(
-            whole[:, : prompts.length], np.repeat(prompts.ids, share, axis=0)
-        )
-        generated = whole[:, prompts.length :] if begins else whole
-        records = self._records(generation, config, share, names)
-        for row, (record, tokens) in enumerate(zip(records, generated, strict=True)):
-            kept, finished = _ended(tokens, config)
-            record.begin()
-            try:
-                generation.fill(record, row, len(generated), kept)
-                record.finished = finished
-                record.end()
-            finally:
-                record.abandon()
-        with self._lock:
-            self.traces += [record.trace for record in records if record.trace is not None]
-
-    def _write_unfinished(
-        self, generation: Generation, part: Any, kwargs: dict[str, Any], names: list[str | None]
-    ) -> None:
-        """Write the steps of which the token is known; what beams were doing is not."""
-        running = generation.running
-        if running is None or len(running) != len(generation.prompts.ids):
-            return
-        config = _configuration(part, kwargs)
-        for row, record in enumerate(self._records(generation, config, 1, names)):
-            record.begin()
-            try:
-                generation.fill(record, row, len(running), _ended(running[row].cpu().numpy(), config)[0])
-            finally:
-                record.abandon()
-
     def _records(
-        self, generation: Generation, config: dict[str, Any], share: int, names: list[str | None]
+        self, generation: Generation, config: dict[str, Any], names: list[str | None], share: int, overwrite: bool
     ) -> list[Record]:
         """An empty record for each sequence, ``share`` of them for each prompt."""
         prompts, records, weights = generation.prompts, [], self._vlm.weights_hash
@@ -275,7 +240,8 @@ class Watch:
                 meta = self._meta(generation, given.question, prompt, config, names[row], weights)
                 records.append(Record(
                     self._vlm, given, generation.seeds[prompt], meta, layers=generation.layers or [],
-                    heads=self._options.heads, pruned=self._options.pruner is not None, **self._shelf.options,
+                    heads=self._options.heads, pruned=self._options.pruner is not None, store=self._shelf.store,
+                    overwrite=overwrite or self._shelf.overwrite,
                 ))  # fmt: skip
         return records
 
@@ -300,6 +266,71 @@ class Watch:
         return meta
 
 
+class _Growing:
+    """The records of one generation, each filled as its row goes on, and ended with the row.
+
+    make : gives empty records, so many for each prompt; whether they replace what is stored.
+    """
+
+    def __init__(self, generation: Generation, config: dict[str, Any], make: Callable[[int, bool], list[Record]]):
+        self.generation, self.config, self.make = generation, config, make
+        self.records: list[Record] = []
+        self.taken: list[list[int]] = []  # the tokens of each
+        self.overwrite = False
+
+    @property
+    def whole(self) -> list[Trace]:
+        return [record.trace for record in self.records if record.trace is not None]
+
+    def grow(self, interrupted: bool = False) -> None:
+        """Take what is known of the running rows: all but the newest token, which may yet be the last."""
+        if self.generation.running is None:
+            return
+        running = self.generation.running.cpu().numpy()
+        self._begin(len(running))
+        for row, record in enumerate(self.records):
+            if not record.over:
+                tokens, finished = _ended(running[row], self.config, running=True)
+                known = tokens if finished or interrupted else tokens[:-1]
+                self._fill(record, row, known, finished if finished else None)
+
+    def finish(self, sequences: torch.Tensor) -> None:
+        """Take what `generate` returned."""
+        prompts, whole = self.generation.prompts, sequences.cpu().numpy()
+        begins = whole.shape[1] >= prompts.length and np.array_equal(
+            whole[:, : prompts.length], np.repeat(prompts.ids, len(whole) // len(prompts.ids), axis=0)
+        )
+        generated = whole[:, prompts.length :] if begins else whole
+        ended = [_ended(tokens, self.config) for tokens in generated]
+        if any(taken != tokens[: len(taken)].tolist() for taken, (tokens, _) in zip(self.taken, ended, strict=False)):
+            self.abandon()  # they went another way than it seemed
+            self.records, self.taken, self.overwrite = [], [], True
+        self._begin(len(generated))
+        for row, (record, (tokens, finished)) in enumerate(zip(self.records, ended, strict=True)):
+            if not record.over:
+                self._fill(record, row, tokens, finished)
+
+    def abandon(self) -> None:
+        """Leave what is not whole as it is."""
+        for record in self.records:
+            record.abandon()
+
+    def _begin(self, rows: int) -> None:
+        if not self.records:
+            self.records = self.make(rows // len(self.generation.prompts.ids), self.overwrite)
+            self.taken = [[] for _ in self.records]
+            for record in self.records:
+                record.begin()
+
+    def _fill(self, record: Record, row: int, tokens: np.ndarray, finished: bool | None) -> None:
+        """finished : whether the row ended by itself, None where it has not ended."""
+        self.generation.fill(record, row, len(self.records), tokens, whole=finished is not None)
+        self.taken[row] = tokens.tolist()
+        if finished is not None:
+            record.finished = finished
+            record.end()
+
+
 class _Shelf:
     """Where traces go, and under which names."""
 
@@ -309,7 +340,6 @@ class _Shelf:
         if store is not None and ids is None:
             raise ValueError("writing to a store needs ids, names for the traces in the order in which they are made")
         self.store, self.overwrite = store, overwrite
-        self.options: dict[str, Any] = {"store": store, "overwrite": overwrite}
         self.names = None if ids is None else iter([ids] if isinstance(ids, str) else ids)
         self.lock = threading.Lock()
 
@@ -382,7 +412,7 @@ def _configuration(part: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     stated = kwargs.get("generation_config") or getattr(part, "generation_config", None)
     named = {} if stated is None else stated.to_dict()
     names = ("eos_token_id", "pad_token_id", "max_new_tokens", "do_sample", "temperature", "top_p", "top_k",
-             "num_return_sequences")  # fmt: skip
+             "num_return_sequences", "num_beams", "prompt_lookup_num_tokens")  # fmt: skip
     return {name: kwargs[name] if name in kwargs else named.get(name) for name in names}
 
 
@@ -390,8 +420,11 @@ def _returned(part: Any, kwargs: dict[str, Any]) -> int:
     return int(_configuration(part, kwargs)["num_return_sequences"] or 1)
 
 
-def _ended(tokens: np.ndarray, config: dict[str, Any]) -> tuple[np.ndarray, bool]:
-    """The tokens of one sequence without what fills it up behind its end, and whether it ended by itself."""
+def _ended(tokens: np.ndarray, config: dict[str, Any], running: bool = False) -> tuple[np.ndarray, bool]:
+    """The tokens of one sequence without what fills it up behind its end, and whether it ended by itself.
+
+    running : whether more tokens may come, so that only an end token tells of an end.
+    """
     ends = np.atleast_1d(_numbers(config["eos_token_id"]))
     found = np.flatnonzero(np.isin(tokens, ends))
     if len(found):
@@ -400,7 +433,13 @@ def _ended(tokens: np.ndarray, config: dict[str, Any]) -> tuple[np.ndarray, bool
     padding = _numbers(config["pad_token_id"])
     filled = len(tokens) - int((np.isin(tokens[::-1], padding).cumprod()).sum()) if len(padding) else len(tokens)
     filled, limit = max(filled, 1), config["max_new_tokens"]
-    return tokens[:filled], filled < len(tokens) or (limit is not None and filled < limit)
+    return tokens[:filled], not running and (filled < len(tokens) or (limit is not None and filled < limit))
+
+
+def _row_by_row(kwargs: dict[str, Any], config: dict[str, Any]) -> bool:
+    """Whether each row of a batch is one sequence to its end, and no token that is read is given up again."""
+    others = [kwargs.get(name) for name in ("assistant_model", "custom_generate")]
+    return config["num_beams"] in (None, 1) and config["prompt_lookup_num_tokens"] is None and others == [None, None]
 
 
 def _numbers(given: Any) -> np.ndarray:

@@ -119,6 +119,7 @@ class Generation:
         self.grids: list[PatchGrid] = []  # one for each prompt
         self.during_forward = ExitStack()
         self.scatters = Scatters()
+        self.went_on: Callable[[], None] | None = None  # told of each token that `running` has become longer by
 
     # What `generate` does, in its order.
 
@@ -130,6 +131,8 @@ class Generation:
         if self.open:
             self.running = ids[:, self.prompts.length :]
             self._follow(self.running)
+            if self.went_on is not None:
+                self.went_on()
 
     def before(self, inputs: dict[str, Any]) -> None:
         """A forward pass begins."""
@@ -292,22 +295,23 @@ class Generation:
 
     # What becomes of all of them.
 
-    def fill(self, record: Record, row: int, returned: int, tokens: np.ndarray) -> None:
-        """Hand to the record what was seen at each of the tokens int64 [step] of a sequence.
+    def fill(self, record: Record, row: int, returned: int, tokens: np.ndarray, whole: bool) -> None:
+        """Hand to the record what was seen at each of the tokens int64 [step] of a sequence, from where the record is.
 
-        row : its place among the ``returned`` sequences. Raises RuntimeError where a token was not seen.
+        row : its place among the ``returned`` sequences. whole : whether the last of the tokens ends it. Raises
+        RuntimeError where a token was not seen.
         """
         hashes = _hashes(torch.from_numpy(tokens)[None])[0].tolist()
         patches = len(record.prompt.grid)
         if self.pruning is not None:
             record.account = self.pruning.group.account(row // (returned // len(self.prompts.ids)))
-        for number, token in enumerate(tokens.tolist()):
+        for number in range(len(record.steps), len(tokens)):
             kept, place, rows = self._find(row, returned, number, hashes[number])
-            values = kept.values.get()
+            values, token = kept.values.get(), int(tokens[number])
             choice: Choice | None = None if kept.visible is None else choice_of(place, patches, kept.visible.get())
             logprob = kept.probability(place, rows, hashes[number + 1], token)
             attention, mass = values["attention"][place, ..., :patches].copy(), values["mass"][place].copy()
-            record.add(token, logprob, attention, mass, choice, last=number + 1 == len(tokens))
+            record.add(token, logprob, attention, mass, choice, last=whole and number + 1 == len(tokens))
 
     def _find(self, row: int, returned: int, number: int, prefix: int) -> tuple[Kept, int, range]:
         """The step with this prefix, the row that it had there, and all rows of its prompt."""
