@@ -4,6 +4,7 @@
 # make test-torchvision run the tests of families that compare with torchvision or, on the oldest transformers, need it
 # make test-triton     run the tests of the GPU kernels: in Triton's interpreter, and compiled for GPUs that are not there
 # make test-trained   run the tests on a language model with trained weights, SmolLM2-135M in a small SmolVLM (minutes)
+# make test-lmms-eval  run lmms-eval's own command line under watch, on tiny models and a local task (minutes)
 # make family-table    run the tests of all families on the oldest and newest transformers, write their table into the README
 # make lab             open JupyterLab in notebooks/
 # make lint            ruff, pyright, import-linter
@@ -16,13 +17,14 @@ FLOOR := $(VENV)/floor
 TORCHVISION := $(VENV)/torchvision
 TRITON := $(VENV)/triton
 TRAINED := $(VENV)/trained
+LMMS := $(VENV)/lmms
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable
 INTO := $(BIN)/python -m pip install --disable-pip-version-check --no-deps --target
 
 # Everything bundled works without network; say HF_HUB_OFFLINE=0 to load a model from the hub.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: figures test test-floor test-torchvision test-triton test-trained family-table lab lint clean
+.PHONY: figures test test-floor test-torchvision test-triton test-trained test-lmms-eval family-table lab lint clean
 
 figures: $(VENV)/.installed
 	$(BIN)/visionpulse figures $(NAME) $(if $(filter-out 0,$(FAST)),--fast)
@@ -43,6 +45,9 @@ test-triton: $(TRITON)/.installed
 
 test-trained: $(TRAINED)/.installed
 	PYTHONPATH=$(TRAINED) $(BIN)/python -m pytest tests/trained
+
+test-lmms-eval: $(LMMS)/.installed
+	PYTHONPATH=$(LMMS) $(BIN)/python -m pytest tests/lmms
 
 family-table: $(FLOOR)/.installed $(TORCHVISION)/.installed
 	PYTHONPATH=$(FLOOR) FAMILY_TABLE=write $(BIN)/python -m pytest tests/families
@@ -85,6 +90,11 @@ $(TRITON)/.installed: constraints-triton.txt $(VENV)/.installed
 $(TRAINED)/.installed: constraints-trained.txt $(VENV)/.installed
 	rm -rf $(TRAINED)
 	$(INTO) $(TRAINED) --requirement constraints-trained.txt
+	touch $@
+
+$(LMMS)/.installed: constraints-lmms.txt $(VENV)/.installed
+	rm -rf $(LMMS)
+	$(INTO) $(LMMS) --requirement constraints-lmms.txt
 	touch $@
 
 $(BIN)/python:

@@ -31,6 +31,7 @@ _MODULE_OF = {
     "locate": "locating",
     "make_pruner": "pruners",
     "watch": "watching",
+    "watch_lmms_eval": "lmms_harness",
 }
 
 __all__ = [*_MODULE_OF, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -8,7 +8,17 @@ from visionpulse_analysis.cli.base import app, key_values, literals
 
 # The order in which --help lists the commands.
 # isort: off
-from visionpulse_analysis.cli import tracing, comparing, checking, exchange, sweeps, figures, testbed, benchmarks
+from visionpulse_analysis.cli import (
+    tracing,
+    comparing,
+    checking,
+    harness,
+    exchange,
+    sweeps,
+    figures,
+    testbed,
+    benchmarks,
+)
 
 __all__ = [
     "app",
@@ -17,6 +27,7 @@ __all__ = [
     "comparing",
     "exchange",
     "figures",
+    "harness",
     "key_values",
     "literals",
     "sweeps",
