@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 import visionpulse_analysis as vpa
 from visionpulse_analysis.cli import app
 from visionpulse_analysis.figures import read_provenance
+from visionpulse_analysis.figures.provenance import command_for
 from visionpulse_analysis.judging import Reference
 from visionpulse_analysis.pruners import FastV, PyramidDrop, VisionPulse
 from visionpulse_analysis.sampling import Sample
@@ -79,6 +81,14 @@ def test_figure_and_page_hold_what_was_compared(compared):
     found = read_provenance(out / "kept.png")
     assert found["numbers"] == {row["name"]: row for row in result["rows"]} and found["seed"] == 3
     assert found["parameters"]["pruners"] == NAMED and found["parameters"]["budget"] == 0.5
+    again = shlex.split(command_for(found).partition("visionpulse ")[2])
+    assert again[:3] == ["compare", "--out", "again"] and again[-2:] == [found["parameters"]["images"][0], "where ?"]
+    given = dict(zip(again[3:-2:2], again[4:-2:2], strict=True))
+    assert given.pop("--model") == found["parameters"]["model"]
+    assert given == {
+        "--pruners": NAMED, "--budget": "0.5", "--layers": "2,5", "--temperature": "1.5", "--seed": "3",
+        "--max-new-tokens": "6",
+    }  # fmt: skip
     shown = json.loads((out / "explorer.html").read_text().split('id="payload">')[1].split("</script>")[0])
     labels = ["", "visionpulse", "keep_all", "fastv", "divprune | visionpulse"]
     assert [trace["label"] for trace in shown["traces"]] == labels

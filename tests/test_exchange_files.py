@@ -11,6 +11,7 @@ import pytest
 from exchanged import assert_equal, assert_same, authors_fields, load, own, save
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from typer.testing import CliRunner
 
 from visionpulse_analysis.cli import app
@@ -21,6 +22,7 @@ from visionpulse_analysis.exchange import (
     step_table,
     write_boxes,
     write_npz,
+    write_npz_folder,
     write_table,
 )
 from visionpulse_analysis.exchange.importing import safe_id
@@ -174,6 +176,53 @@ class TestCommands:
         result = self.call(*filled, code=2)
         assert message in result.stderr and "Traceback" not in result.output
         assert TraceStore(tmp_path / "s").ids == ["a", "b"] and not (tmp_path / "out.csv").exists()
+
+
+class TestExportIsWholeOrNot:
+    """Several files are all there at the end, or none of them."""
+
+    @pytest.fixture
+    def store(self, tmp_path):
+        kept = TraceStore(tmp_path / "s", mode="a")
+        for id, trace in {"a": own(), "b": own(images=2), "c": own()}.items():
+            kept.add(trace.with_meta({**trace.meta, "id": id}))
+        return kept
+
+    def test_no_folder_is_written_where_one_trace_cannot_be(self, store, tmp_path):
+        for layer, message in ((2, "trace 'b': trace.npz holds the steps of one still image"), (9, "trace 'a': ")):
+            with pytest.raises((ValueError, IndexError), match=message):
+                write_npz_folder(store, tmp_path / "deep" / "out", layer)
+            assert not (tmp_path / "deep").exists()
+        (tmp_path / "out" / "c").mkdir(parents=True)
+        (tmp_path / "out" / "c" / "image.png").write_bytes(b"mine")
+        some = {id: store[id] for id in "ac"}
+        with pytest.raises(FileExistsError):
+            write_npz_folder(some, tmp_path / "out", 2)
+        assert [path.name for path in (tmp_path / "out").rglob("*.*")] == ["image.png"]
+        assert len(write_npz_folder(some, tmp_path / "out", 2, overwrite=True)) == 4
+
+    @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+    @pytest.mark.parametrize("pictures", [1, 2])
+    def test_nothing_new_is_left_where_the_disk_is_full_or_the_user_stops(
+        self, store, tmp_path, monkeypatch, error, pictures
+    ):
+        saved, written = Image.Image.save, []
+
+        def full(image, draft, *args):
+            if len(written) == pictures - 1:
+                raise error
+            written.append(draft)
+            saved(image, draft, *args)
+
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "note.txt").write_text("stays")
+        monkeypatch.setattr(Image.Image, "save", full)
+        with pytest.raises(type(error)):
+            write_npz_folder({id: store[id] for id in "ac"}, tmp_path / "mine" / "out", 2)
+        written.clear()
+        with pytest.raises(type(error)):
+            write_boxes(store["b"], tmp_path / "mine" / "boxes" / "boxes.json", 2)
+        assert [path.name for path in (tmp_path / "mine").rglob("*")] == ["note.txt"]
 
 
 STRANGE = ("a b", "a:b", "图 1", "chart/12", "é", "..hidden", "-", "x" * 240, "a/../b")

@@ -6,10 +6,12 @@ import copy
 import dataclasses
 import json
 import logging
+import math
 import operator
 import os
 import random
 import shutil
+import statistics
 import struct
 import subprocess
 import sys
@@ -286,7 +288,7 @@ def cell(request):
 
 WHOLE = "shift(score(layout.patches))"
 MINE = """
-import datetime, os, random, uuid
+import datetime, os, random, statistics, uuid
 import numpy as np
 import torch
 from pathlib import Path
@@ -486,6 +488,18 @@ def test_an_arm_is_decoded_for_its_own_changes_only(vlm, samples, cell):
     branched(vlm, samples, {"dense": None, "mine": cell()})
     assert branched(vlm, samples, {"dense": None, "mine": cell(body=f"-{WHOLE}")})[1] == 1
     assert branched(vlm, samples, {"dense": None, "mine": cell()})[1] == 0
+
+
+def test_what_is_replaced_in_a_library_that_a_pruner_alone_uses_counts(vlm, samples, cell, monkeypatch):
+    """`fmean` stays the library's own; what it adds up with does not."""
+    given = {"dense": None, "mine": cell(body=f"{WHOLE} * (statistics.fmean([1.0, 1.0]) - 1.5)")}
+    first, count = branched(vlm, samples, given)
+    assert count == 2 and branched(vlm, samples, given) == (first, 0)
+    monkeypatch.setattr(statistics, "fsum", lambda numbers: 2 * math.fsum(numbers))
+    second, count = branched(vlm, samples, given)
+    assert count >= 1 and second["dense"] == first["dense"] and second["mine"] != first["mine"]
+    monkeypatch.setattr(statistics, "fsum", math.fsum)
+    assert branched(vlm, samples, given) == (first, 0)
 
 
 def test_weights_changed_in_place_change_outcomes_and_relevance(own, samples):

@@ -8,14 +8,18 @@ import sys
 
 import numpy as np
 import pytest
+from exchanged import own
 from figure_gallery import GALLERY
 from PIL import Image
 from typer.testing import CliRunner
 
-from visionpulse_analysis import _ledger, notebooks
+from visionpulse_analysis import _ledger, figures, notebooks
 from visionpulse_analysis.cli import app
+from visionpulse_analysis.explorer import explore
 from visionpulse_analysis.figures import provenance, read_provenance, save
+from visionpulse_analysis.store import TraceStore
 from visionpulse_analysis.studies.samples import image_files
+from visionpulse_analysis.traces import traces_hash
 
 
 def told(figure):
@@ -27,19 +31,63 @@ def told(figure):
 @pytest.mark.parametrize("name", ["07", pytest.param("06", marks=pytest.mark.slow)])
 def test_the_command_in_a_figure_draws_the_same_bytes(name, tmp_path):
     notebooks.run(name, {"seed": 1} if name == "06" else {}, out=tmp_path / "first", fast=True)
-    figures = sorted((tmp_path / "first").glob("*.png"))
-    [command] = {told(figure)["command"] for figure in figures}
+    drawn = sorted((tmp_path / "first").glob("*.png"))
+    [command] = {told(figure)["command"] for figure in drawn}
     *variables, program = shlex.split(command)[: 1 + command.count("OMP_NUM_THREADS=")]
     words = shlex.split(command)[1 + len(variables) : -1]
     environment = {**os.environ, **dict(one.split("=") for one in variables), "VISIONPULSE_CACHE": str(tmp_path / "no")}
     script = "from visionpulse_analysis.cli import app; app()"
     again = [sys.executable, "-c", script, *words, str(tmp_path / "again")]
     subprocess.run(again, env=environment, cwd=notebooks.ROOT, check=True, capture_output=True)
-    assert program == "visionpulse" and figures
-    for figure in figures:
+    assert program == "visionpulse" and drawn
+    for figure in drawn:
         for ending in (".png", ".pdf", ".svg"):
             first = figure.with_suffix(ending)
             assert first.read_bytes() == (tmp_path / "again" / first.name).read_bytes(), first.name
+
+
+@pytest.fixture
+def stored(tmp_path, monkeypatch):
+    """A folder to work in, with a store of a dense trace and two of others: the second differs from the third alone."""
+    store = TraceStore(tmp_path / "of mine", mode="a")
+    for id, tokens in (("dense", None), ("-one", None), ("two", ["a", "b", "c", "d", "e"])):
+        trace = own(pruned=id != "dense", tokens=tokens)
+        told = {} if id != "dense" else {"pruner": None, "finished": True}
+        store.add(trace.with_meta({**trace.meta, **told, "id": id}))
+    monkeypatch.chdir(tmp_path)
+
+
+PICTURES = "--layer 7 --level 50 --step 1 --step 2 --threshold 0.01 --out OUT"
+VIEW = "--pruned -one --sample dense --view step=2&layer=7 --figure OUT/view"
+
+
+@pytest.mark.parametrize("words", [["explore", "of mine", *VIEW.split()], ["pictures", "of mine", *PICTURES.split()]])
+def test_the_command_in_a_figure_of_a_command_draws_the_same_bytes(stored, tmp_path, words):
+    def run(*given):
+        done = CliRunner().invoke(app, list(given))
+        assert done.exit_code == 0, done.output
+
+    run(*(word.replace("OUT", "first") for word in words))
+    [command] = {told(path)["command"] for path in (tmp_path / "first").glob("*.p*")}
+    _, *again = shlex.split(command.partition("OMP_NUM_THREADS=")[2].partition(" ")[2] or command)
+    run(*again)
+    first, second = tmp_path / "first", tmp_path / "again"
+    assert {path.name for path in first.iterdir()} == {path.name for path in second.iterdir()}
+    for path in first.iterdir():
+        assert path.read_bytes() == (second / path.name).read_bytes(), path.name
+
+
+def test_the_data_hash_of_a_view_covers_every_trace_in_it(stored, tmp_path, monkeypatch):
+    store, given = TraceStore(tmp_path / "of mine"), []
+    monkeypatch.setattr(figures, "save", lambda *about, **options: given.append(options["data_hash"]) or [])
+    for others in ([], ["-one"], ["two"]):
+        words = [word for other in others for word in ("--pruned", other)]
+        done = CliRunner().invoke(app, ["explore", "of mine", "--sample", "dense", *words, "--figure", "a"])
+        assert done.exit_code == 0, done.output
+        shown = [store[id] for id in ("dense", *others)]
+        explore(*shown).figure("b")
+        assert given[-2:] == [traces_hash(shown)] * 2
+    assert len(given) == 6 and len(set(given)) == 3
 
 
 def test_no_two_pictures_share_a_hash_and_one_picture_has_one(tmp_path):

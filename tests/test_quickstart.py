@@ -7,6 +7,8 @@ import pytest
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.patches import PatchGrid
+from visionpulse_analysis.studies.findings_table import found_06
+from visionpulse_analysis.studies.measured_on import cut_off_told
 from visionpulse_analysis.studies.quickstart import questions_page, quickstart_page, trace_numbers, trace_sentence
 from visionpulse_analysis.studies.samples import scene_samples
 from visionpulse_analysis.studies.step_dependence import rows_of
@@ -52,7 +54,16 @@ def test_the_sentence_says_what_the_trace_does():
     assert "between 50 and 50 % of a step's attention, 50 % on average" in still and "at 0 of 4 steps" in still
     restless = trace_sentence(trace_numbers(looking([(0, 0.1), (1, 0.9), (0, 0.2), (3, 0.8)]), 0))
     assert "between 10 and 90 %" in restless and "at 3 of 3 steps" in restless
-    assert "at 0 of 0 steps" in trace_sentence(trace_numbers(looking([(0, 0.1)]), 0))
+    one = looking([(0, 0.1)])
+    assert "at 0 of 0 steps" in trace_sentence(trace_numbers(one, 0))
+    for finished, told in ((False, "1 steps, cut off at the limit of tokens, the image"), (True, "1 steps the image")):
+        assert told in trace_sentence(trace_numbers(one.with_meta({**one.meta, "finished": finished}), 0))
+    cut, whole = one.with_meta({**one.meta, "finished": False}), one.with_meta({**one.meta, "finished": True})
+    assert cut_off_told([cut, whole, cut]).startswith("Cut off at the limit of tokens: 2 of 3 traces.")
+    assert cut_off_told([whole]) == "None of the 1 traces was cut off at the limit of tokens."
+    explored = {"page_bytes": 1000, "dense_steps": 3, "pruned_steps": 9, "cut_off": ["pruned"]}
+    assert found_06(explored).endswith("Cut off at the limit of tokens: pruned.")
+    assert "Cut off" not in found_06({**explored, "cut_off": []})
 
 
 @pytest.mark.parametrize(("finished", "says"), [(True, "answer: none"), (False, "none within the limit of tokens")])

@@ -130,6 +130,9 @@ def test_visible_counts_without_a_layer_that_was_recorded_are_refused(layers: li
         create_trace(**given, k_per_layer=counts[:, :7])
 
 
+ANALYSIS = "<|channel|>analysis<|message|>"
+
+
 @pytest.mark.parametrize(
     "text, prompt, thinking, answer",
     [
@@ -151,6 +154,10 @@ def test_visible_counts_without_a_layer_that_was_recorded_are_refused(layers: li
         ("a ◁/think▷ red[EOS]", ["◁think▷"], "a", "red"),
         ("◁think▷ a", [], "a", ""),
         ("[THINK]a[/THINK]red</s>", [], "a", "red"),
+        ("<seed:think>a</seed:think>red<seed:eos>", [], "a", "red"),
+        (f"{ANALYSIS}a<|end|><|start|>assistant<|channel|>final<|message|>red<|return|>", [], "a", "red"),
+        (f"{ANALYSIS}a<|end|><|start|>assistant<|channel|>final <|constrain|>x<|message|>red", [], "a", "red"),
+        (f"{ANALYSIS}a", [], "a", ""),
         ("<think>a <think>b</think> c</think> red", [], "a b c", "red"),
         ("<think>a</think> red <think> b", [], "a b", "red"),
         ("<think>a <answer>red</answer>", [], "a", "red"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import secrets
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _LEFT_BY_SYSTEMS = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "icon\r"}
@@ -49,9 +49,28 @@ def written_whole(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
+@contextmanager
+def all_or_none(paths: Collection[Path]) -> Iterator[None]:
+    """Take away again, where the block fails or is interrupted, what it wrote of files that were not there before.
+
+    Folders that were made for them go as well, where nothing else is in them. What was replaced stays, old or new.
+    """
+    new = [path for path in paths if not path.exists()]
+    folders = {folder for path in new for folder in path.parents if not folder.exists()}
+    try:
+        yield
+    except BaseException:
+        for path in new:
+            path.unlink(missing_ok=True)
+        for folder in sorted(folders, key=lambda one: -len(one.parts)):
+            with suppress(OSError):  # not made, or not empty
+                folder.rmdir()
+        raise
+
+
 def is_foreign(name: str) -> bool:
     """Whether a file or folder of this name was left by another program (Finder, Explorer, an editor), or is hidden."""
-    return name.startswith((".", "@eaDir")) or name.endswith("~") or name.lower() in _LEFT_BY_SYSTEMS
+    return name.startswith((".", "~$", "@eaDir")) or name.endswith("~") or name.lower() in _LEFT_BY_SYSTEMS
 
 
 def is_apple_double(path: Path) -> bool:

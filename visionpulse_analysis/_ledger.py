@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 _noted: dict[str, dict[str, Any]] = {}
+command: list[str] | None = None  # that runs, as words for a shell, without where it writes
 _alive: list[tuple[str, weakref.ref, Callable[[Any], dict[str, Any]]]] = []
 
 

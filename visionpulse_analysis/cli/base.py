@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from visionpulse_analysis import _ledger
+
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 bench = typer.Typer(no_args_is_help=True, help="Measure speed and memory, as ratios taken side by side.")
 app.add_typer(bench, name="bench")
@@ -130,6 +132,7 @@ MostTokens = Annotated[
 Greedy = Annotated[
     bool, typer.Option("--greedy", help="Take the likeliest token, also where the model's files say to sample.")
 ]
+WRITES_TO = ("out", "figure", "store", "as_json")  # as options: where results go
 Count = Annotated[int, typer.Option(min=1, help="How many.")]
 Load = Callable[[str], Any]
 
@@ -187,6 +190,7 @@ def command(group: typer.Typer, name: str | None = None) -> Callable:
     def register(function: Callable) -> Callable:
         @wraps(function)
         def run(*args: Any, **options: Any) -> None:
+            _ledger.command = _words(function, name or function.__name__, options)
             try:
                 function(*args, **options)
             except typer.Exit:  # a RuntimeError, but an answer and not an error
@@ -197,11 +201,32 @@ def command(group: typer.Typer, name: str | None = None) -> Callable:
                 message = error.args[0] if isinstance(error, KeyError) and error.args else error
                 typer.echo(f"error: {message}", err=True)
                 raise typer.Exit(2) from error
+            finally:
+                _ledger.command = None
 
         group.command(name)(run)
         return function
 
     return register
+
+
+def _words(function: Callable, name: str, options: dict[str, Any]) -> list[str]:
+    """The command that runs as it was given, without where it writes: figures tell it, to be drawn again."""
+    words, given = ["visionpulse", name], []
+    for parameter in inspect.signature(function, eval_str=True).parameters.values():
+        value, told = options.get(parameter.name, parameter.default), parameter.annotation.__metadata__[0]
+        values = [str(one) for one in (value if isinstance(value, list | tuple) else [value])]
+        plain = parameter.name.replace("_", "-")
+        argument = isinstance(told, typer.models.ArgumentInfo)
+        if value == parameter.default or (parameter.name in WRITES_TO and not argument):
+            continue
+        if argument:
+            given += values
+        elif isinstance(value, bool):
+            words.append((told.param_decls or [f"--{plain}"])[0] if value else f"--no-{plain}")
+        else:
+            words += [word for one in values for word in ((told.param_decls or [f"--{plain}"])[0], one)]
+    return [*words, *(["--"] if any(word.startswith("-") for word in given) else []), *given]
 
 
 def show(result: Any, as_json: bool, text: str) -> None:

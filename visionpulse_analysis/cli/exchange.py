@@ -73,8 +73,7 @@ def export(
     elif out.suffix == ".json":
         written = exchange.write_boxes(_only(found, source), out, layer, top=top, overwrite=overwrite)
     elif not out.suffix or out.is_dir():
-        parts = (exchange.write_npz(t, out / id / "trace.npz", layer, overwrite=overwrite) for id, t in found.items())
-        written = [path for part in parts for path in part]
+        written = exchange.write_npz_folder(found, out, layer, overwrite=overwrite)
     else:
         raise ValueError(f"OUT must end in .csv, .parquet, .npz or .json, or be a folder; got {out.name!r}")
     show({"written": [str(path) for path in written]}, as_json, "\n".join(f"wrote {path}" for path in written))

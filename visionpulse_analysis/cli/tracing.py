@@ -164,6 +164,7 @@ def explore(
     if figure is not None:
         from visionpulse_analysis.explorer.figure import draw_view
         from visionpulse_analysis.figures import save
+        from visionpulse_analysis.traces import traces_hash
 
         about = {"store": str(store), "sample": first.meta.get("id"), "pruned": pruned, "view": view}
         written = save(
@@ -171,7 +172,7 @@ def explore(
             figure.stem,
             folder=figure.parent,
             parameters=about,
-            data_hash=first.data_hash,
+            data_hash=traces_hash([first, *others]),
         )
         show({"figures": [str(path) for path in written]}, as_json, "\n".join(f"wrote {path}" for path in written))
         return

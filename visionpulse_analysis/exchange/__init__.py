@@ -2,7 +2,7 @@
 
 from visionpulse_analysis.exchange.boxes import patch_boxes, write_boxes
 from visionpulse_analysis.exchange.importing import import_traces
-from visionpulse_analysis.exchange.npz import attention_definition, read_npz, write_npz
+from visionpulse_analysis.exchange.npz import attention_definition, read_npz, write_npz, write_npz_folder
 from visionpulse_analysis.exchange.tables import step_table, write_table
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "step_table",
     "write_boxes",
     "write_npz",
+    "write_npz_folder",
     "write_table",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from visionpulse_analysis._files import written_whole
+from visionpulse_analysis._files import all_or_none, written_whole
 from visionpulse_analysis.patches import PatchGrid
 from visionpulse_analysis.traces import Trace
 
@@ -146,10 +146,11 @@ def write_boxes(
     for file in files:
         if file.exists() and not overwrite:
             raise FileExistsError(f"{file} exists; choose another place, or say overwrite=True (--overwrite)")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as draft:
-        draft.write_text(json.dumps(boxes, allow_nan=False), "utf-8")
-    for file, image in zip(files[1:], trace.images, strict=True):
-        with written_whole(file) as draft:
-            Image.fromarray(image).save(draft, "PNG")
+    with all_or_none(files):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as draft:
+            draft.write_text(json.dumps(boxes, allow_nan=False), "utf-8")
+        for file, image in zip(files[1:], trace.images, strict=True):
+            with written_whole(file) as draft:
+                Image.fromarray(image).save(draft, "PNG")
     return files

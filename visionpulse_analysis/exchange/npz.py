@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from visionpulse_analysis._files import written_whole
+from visionpulse_analysis._files import all_or_none, written_whole
 from visionpulse_analysis.exchange.npz_fields import FORMAT_VERSION, OURS, check_fields, load_fields
 from visionpulse_analysis.images import ImageLike, read_image
 from visionpulse_analysis.patches import PatchGrid
@@ -170,21 +171,71 @@ def write_npz(
         The disk is full or the folder cannot be written.
     """
     path = Path(path)
-    fields = npz_fields(trace, layer)
+    targets, fields = _targets(trace, path, overwrite), npz_fields(trace, layer)
     if whole and "trace_npz" not in trace.meta:
         arrays, attributes = to_parts(trace.dataset)
         fields |= {OURS + name: array for name, array in arrays.items()}
         fields[OURS + "attributes"] = np.asarray(json.dumps(attributes))
+    with all_or_none(targets):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as draft, draft.open("xb") as file:
+            np.savez_compressed(file, **fields)  # pyright: ignore[reportArgumentType]
+        if trace.images:
+            with written_whole(targets[1]) as draft:
+                Image.fromarray(trace.images[0]).save(draft, "PNG")
+    return targets
+
+
+def write_npz_folder(
+    traces: Mapping[str, Trace],
+    folder: str | Path,
+    layer: int | None = None,
+    *,
+    whole: bool = True,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write every trace as ``trace.npz`` into a folder of its own: all of them, or none where one cannot be.
+
+    Parameters
+    ----------
+    traces : mapping of id to Trace
+        Such as a `TraceStore`; the id becomes the name of the trace's folder.
+    folder : str or Path
+        Made if it does not exist.
+    layer, whole, overwrite
+        As in `write_npz`.
+
+    Returns
+    -------
+    list of Path
+        All files.
+
+    Raises
+    ------
+    ValueError, IndexError, FileExistsError, OSError
+        As `write_npz`, with the id of the trace; nothing new is left behind.
+    """
+    places = {id: Path(folder) / id / "trace.npz" for id in traces}
+    targets: list[Path] = []
+    for id, place in places.items():  # one at a time: a store may be larger than the memory
+        trace = traces[id]
+        targets += _targets(trace, place, overwrite)
+        try:
+            npz_fields(trace, layer)
+        except (ValueError, IndexError) as error:
+            raise type(error)(f"trace {id!r}: {error}") from error
+    with all_or_none(targets):
+        for id, place in places.items():
+            write_npz(traces[id], place, layer, whole=whole, overwrite=overwrite)
+    return targets
+
+
+def _targets(trace: Trace, path: Path, overwrite: bool) -> list[Path]:
+    """The files of a trace; FileExistsError where one is there that is not to be replaced."""
     targets = [path, path.with_name(_IMAGE)] if trace.images else [path]
     for target in targets:
         if target.exists() and not overwrite:
             raise FileExistsError(f"{target} exists; choose another place, or say overwrite=True (--overwrite)")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as draft, draft.open("xb") as file:
-        np.savez_compressed(file, **fields)  # pyright: ignore[reportArgumentType]
-    if trace.images:
-        with written_whole(targets[1]) as draft:
-            Image.fromarray(trace.images[0]).save(draft, "PNG")
     return targets
 
 

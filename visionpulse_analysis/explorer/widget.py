@@ -18,6 +18,7 @@ from visionpulse_analysis.explorer import bundle, page
 from visionpulse_analysis.explorer.payload import pack
 from visionpulse_analysis.explorer.view import check_view, read_view
 from visionpulse_analysis.store import TraceStore
+from visionpulse_analysis.traces import traces_hash
 
 
 class Explorer(anywidget.AnyWidget):
@@ -113,7 +114,7 @@ class Explorer(anywidget.AnyWidget):
         if path is not None:
             ids = [str(trace.meta.get("id", "")) for trace in self._traces]
             about = {"sample": ids[0], "pruned": ids[1:], "view": self.view}
-            where = {"folder": Path(path).parent, "data_hash": self._traces[0].data_hash}
+            where = {"folder": Path(path).parent, "data_hash": traces_hash(self._traces)}
             save(figure, Path(path).stem, parameters=about, **where)
         return figure
 

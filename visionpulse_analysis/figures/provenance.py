@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from visionpulse_analysis._ledger import noted
+from visionpulse_analysis import _ledger
 
 KEY = "visionpulse_analysis"  # PNG keyword, and the start of the text by which the other formats know it
 RUNNING = "VISIONPULSE_NOTEBOOK"  # variable of the environment by which a kernel knows what it runs
@@ -76,7 +76,7 @@ def read_provenance(path: str | Path) -> dict[str, Any]:
     dict
         With the keys figure, parameters, seed, data_hash, numbers, versions and commit; of figures since format 2 also
         drawn (sha256 of the pixels), process (threads, what it had loaded and read) and made_by (the notebook and all
-        its parameters, where one drew it).
+        its parameters, or the command, where one drew it).
 
     Raises
     ------
@@ -167,17 +167,19 @@ def _beside() -> list[str]:
 def _process() -> dict[str, Any]:
     """What of this process changes digits, and what it has used."""
     torch = sys.modules.get("torch")  # not imported for this: then nothing was computed with it
-    return {"threads": None if torch is None else torch.get_num_threads(), **noted()}
+    return {"threads": None if torch is None else torch.get_num_threads(), **_ledger.noted()}
 
 
 def _made_by() -> dict[str, Any] | None:
-    """The notebook that runs, as the runner tells its kernel."""
+    """The notebook that runs, as the runner tells its kernel; else the command, as the command line tells."""
     told = os.environ.get(RUNNING)
-    return None if told is None else json.loads(told)
+    if told is not None:
+        return json.loads(told)
+    return None if _ledger.command is None else {"command": _ledger.command}
 
 
 def command_for(record: Mapping[str, Any]) -> str | None:
-    """The command that draws a figure again, from its provenance alone; None where no notebook of ours drew it.
+    """The command that draws a figure again, from its provenance alone; None where it is not known.
 
     Parameters
     ----------
@@ -187,13 +189,17 @@ def command_for(record: Mapping[str, Any]) -> str | None:
     Returns
     -------
     str
-        For a shell, in the project's folder, at the commit that the record names.
+        For a shell, at the commit that the record names: in the project's folder where a notebook drew it, else in
+        the folder where the command was given.
     """
     made = record.get("made_by")
     if not made:
         return None
     threads = (record.get("process") or {}).get("threads")
     words = [f"OMP_NUM_THREADS={threads}"] if threads else []
+    if "command" in made:
+        out = ["--figure", f"again/{record['figure']}"] if made["command"][1] == "explore" else ["--out", "again"]
+        return " ".join([*words, shlex.join([*made["command"][:2], *out, *made["command"][2:]])])
     words += ["visionpulse", "figures", made["notebook"]]
     for name, value in made["parameters"].items():
         words += ["-p", shlex.quote(f"{name}={value if isinstance(value, str) else repr(value)}")]

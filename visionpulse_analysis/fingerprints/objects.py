@@ -69,6 +69,26 @@ def fingerprint(*values: Any, hashed: Iterable[torch.Tensor] = (), installed: bo
     return _Walk({id(tensor) for tensor in hashed}).hash(values, installed)
 
 
+def replaced_parts(*values: Any) -> str:
+    """Hash what somebody replaced in the libraries that take part in what these objects do.
+
+    The same hash wherever nothing is replaced, so that it can be part of the keys of several objects. Objects that
+    `fingerprint` knows nothing of are left out.
+
+    Raises
+    ------
+    Unknown
+        Of something that was replaced, as `fingerprint`.
+    """
+    libraries: set[str] = set()
+    for value in values:
+        walk = _Walk(())
+        with contextlib.suppress(Unknown):
+            walk.hash([value], installed=False)
+            libraries |= walk.libraries
+    return fingerprint(list(replaced(libraries)), installed=False)
+
+
 ATOMS = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented))
 PLAIN = (PurePath, re.Pattern, range, slice, date, datetime, time_of_day, timedelta, np.dtype, torch.dtype,
          torch.device, torch.layout, torch.memory_format, torch.Size)  # fmt: skip

@@ -26,6 +26,7 @@ from visionpulse_analysis.studies.kept import (
     keep,
     part_of_key,
     recall,
+    replaced_in_libraries,
     say_once,
     state_of,
 )
@@ -93,8 +94,9 @@ def decode_arms(
         raise ValueError(f"expected samples, arms and seeds, got {len(samples)}, {len(arms)} and {len(seeds)} of them")
     note("batch_size", "decoded together", batch_size)
     ran = (_outcome, Trunk, sample)
-    state = state_of(vlm, *ran)
-    base = key_of(vlm, samples, {"max_new_tokens": max_new_tokens}, state)
+    state, replaced = state_of(vlm, *ran), replaced_in_libraries(*arms.values())
+    options = {"max_new_tokens": max_new_tokens, "replaced for pruners": replaced}
+    base = None if replaced is None else key_of(vlm, samples, options, state)
     files = {(arm, seed): _file(base, pruner, seed) for arm, pruner in arms.items() for seed in seeds}
     found = {job: None if path is None else recall(path) for job, path in files.items()}
     missing = [job for job, outcomes in found.items() if outcomes is None]
@@ -109,6 +111,7 @@ def decode_arms(
             if at != (at := generators()):
                 moved.add((arm, seed))
     same = bool(missing) and base is not None and state_of(vlm, *ran) == state
+    same = same and replaced_in_libraries(*arms.values()) == replaced
     for (arm, seed), outcomes in fresh.items():
         path = files[arm, seed]
         if path is not None and same and (arm, seed) not in moved and _file(base, arms[arm], seed) == path:

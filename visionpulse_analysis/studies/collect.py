@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -30,7 +29,9 @@ from visionpulse_analysis.studies.kept import (
     state_of,
 )
 from visionpulse_analysis.studies.samples import Sample
-from visionpulse_analysis.traces import Trace
+from visionpulse_analysis.traces import Trace, traces_hash
+
+__all__ = ["collect", "key_of", "traces_hash"]
 
 
 def collect(
@@ -126,11 +127,6 @@ def collect(
                         raise
     store = TraceStore(folder)
     return [store[s.id] for s in samples]
-
-
-def traces_hash(traces: Sequence[Trace]) -> str:
-    """sha256 (hex) over the data of several traces, for the provenance of a figure."""
-    return hashlib.sha256("".join(trace.data_hash for trace in traces).encode()).hexdigest()
 
 
 def key_of(vlm: VLM, samples: Sequence[Sample], options: dict[str, Any], state: str | None) -> str | None:

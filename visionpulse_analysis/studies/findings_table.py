@@ -200,9 +200,10 @@ def found_07(n: dict[str, Any]) -> str:
 
 
 def found_06(n: dict[str, Any]) -> str:
+    cut = f" Cut off at the limit of tokens: {listed(n['cut_off'])}." if n.get("cut_off") else ""
     return (
         f"A page of {n['page_bytes'] / 1000:.0f} kB that works with the network off: {n['dense_steps']} steps dense "
-        f"beside {n['pruned_steps']} pruned, every step, layer and patch to be pointed at."
+        f"beside {n['pruned_steps']} pruned, every step, layer and patch to be pointed at.{cut}"
     )
 
 

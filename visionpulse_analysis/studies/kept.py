@@ -11,6 +11,7 @@ import random
 import secrets
 import shutil
 import tempfile
+from collections.abc import Callable
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 
 from visionpulse_analysis._files import write_whole
 from visionpulse_analysis.fingerprints import Unknown, fingerprint, settings
-from visionpulse_analysis.fingerprints.objects import global_hooks
+from visionpulse_analysis.fingerprints.objects import global_hooks, replaced_parts
 from visionpulse_analysis.models import VLM
 
 FORMAT = 4  # of the kept files and of their keys
@@ -58,6 +59,11 @@ def part_of_key(value: Any) -> str | None:
     return _or_none([value], installed=False)
 
 
+def replaced_in_libraries(*values: Any) -> str | None:
+    """What somebody replaced in the libraries that arguments such as pruners use; None where that cannot be told."""
+    return _or_none_of(lambda: replaced_parts(*values))
+
+
 def generators() -> str:
     """Fingerprint of the generators that the whole process shares; a run that moved one depends on where it stood.
 
@@ -69,8 +75,13 @@ def generators() -> str:
 
 
 def _or_none(values: list[Any], hashed: Any = (), installed: bool = True) -> str | None:
+    known = [one for one in hashed if hasattr(one, "data_ptr")]
+    return _or_none_of(lambda: fingerprint(*values, hashed=known, installed=installed))
+
+
+def _or_none_of(told: Callable[[], str]) -> str | None:
     try:
-        return fingerprint(*values, hashed=[one for one in hashed if hasattr(one, "data_ptr")], installed=installed)
+        return told()
     except Unknown as error:
         say_once(f"results are not kept, for what they depend on cannot be told: {error}")
         return None

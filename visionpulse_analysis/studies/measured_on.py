@@ -11,6 +11,7 @@ from visionpulse_analysis.statistics import cluster_bootstrap
 from visionpulse_analysis.studies.drawing import show
 from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.studies.trace_measures import Arm
+from visionpulse_analysis.traces import Trace
 
 PAPER = "arXiv 2605.31457 measured Qwen3-VL and InternVL3.5 of 4B and 8B, on images of 1,280 visual tokens and more"
 
@@ -33,6 +34,17 @@ def measured_on(vlm: VLM, samples: Sequence[Sample], dense: Arm, share: float | 
         f"Measured on {vlm.name}: {vlm.n_layers} layers, {len(samples)} samples of {_range(patches)} visual tokens"
         f"{told}; dense traces of {show(length, 1, '', sign=False)} tokens on average, {cut} of {dense.finished.size} "
         f"of them cut off. {PAPER}. How far anything found here carries beyond what it was measured on is not measured."
+    )
+
+
+def cut_off_told(traces: Sequence[Trace]) -> str:
+    """How many traces the limit of tokens cut off: what these would have gone on to say is in no number."""
+    cut = sum(trace.meta.get("finished") is False for trace in traces)
+    if cut == 0:
+        return f"None of the {len(traces)} traces was cut off at the limit of tokens."
+    return (
+        f"Cut off at the limit of tokens: {cut} of {len(traces)} traces. What is said of their steps is of those up to "
+        "the limit; what would have followed is not known."
     )
 
 

@@ -57,6 +57,9 @@ def questions_page(traces: Sequence[Trace], samples: Sequence[Sample], layer: in
     return fig
 
 
+CUT = ", cut off at the limit of tokens,"
+
+
 def trace_numbers(trace: Trace, layer: int) -> dict[str, Any]:
     """How much one trace looks at the image at a layer, and how often elsewhere than the step before, JSON-ready.
 
@@ -78,9 +81,9 @@ def trace_sentence(n: dict[str, Any]) -> str:
     """The numbers of one trace in words; of one trace there is no interval."""
     shares = (f"{100 * n[name]:.0f}" for name in ("least_mass", "most_mass", "mean_mass"))
     return (
-        "In one trace of {steps} steps the image holds between {} and {} % of a step's attention, {} % on average; the "
-        "most attended patch is another one than at the step before at {moves} of {} steps."
-    ).format(*shares, n["steps"] - 1, steps=n["steps"], moves=n["moves"])
+        "In one trace of {steps} steps{cut} the image holds between {} and {} % of a step's attention, {} % on "
+        "average; the most attended patch is another one than at the step before at {moves} of {} steps."
+    ).format(*shares, n["steps"] - 1, steps=n["steps"], moves=n["moves"], cut=CUT * (n["finished"] is False))
 
 
 def quickstart_page(trace: Trace, sample: Sample, layer: int, *, text_below: float = 0.5) -> Figure:

@@ -3,6 +3,6 @@
 from visionpulse_analysis.traces.creation import create_trace
 from visionpulse_analysis.traces.files import StoreVersionError
 from visionpulse_analysis.traces.frames import frame_labels, frame_pictures, media_of
-from visionpulse_analysis.traces.trace import Trace
+from visionpulse_analysis.traces.trace import Trace, traces_hash
 
-__all__ = ["StoreVersionError", "Trace", "create_trace", "frame_labels", "frame_pictures", "media_of"]
+__all__ = ["StoreVersionError", "Trace", "create_trace", "frame_labels", "frame_pictures", "media_of", "traces_hash"]

@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-# Qwen, GLM, InternVL and others of the kind of R1, and what is trained to write like them; Kimi-VL; Magistral.
-OPENING = r"<think(?:ing)?>|<thought>|<reasoning>|◁think▷|\[THINK\]"
-CLOSING = r"</think(?:ing)?>|</thought>|</reasoning>|◁/think▷|\[/THINK\]"
+# Qwen, GLM, InternVL and others of the kind of R1, and what is trained to write like them; Kimi-VL; Magistral; Seed.
+_NAMED = "think(?:ing)?|thought|reasoning|seed:think"
+# The channels of gpt-oss, also as the language model of InternVL 3.5.
+_CHANNEL = r"(?:<\|end\|>)?(?:<\|start\|>assistant)?<\|channel\|>{}(?:(?!<\|message\|>).)*<\|message\|>"
+OPENING = rf"<(?:{_NAMED})>|◁think▷|\[THINK\]|{_CHANNEL.format('(?:analysis|commentary)')}"
+CLOSING = rf"</(?:{_NAMED})>|◁/think▷|\[/THINK\]|{_CHANNEL.format('final')}"
 ANSWER = r"answer|final_answer|response|conclusion"  # the last, of LLaVA-CoT
 _THINK = re.compile(rf"(?P<open>{OPENING})|(?P<close>{CLOSING})", re.I)
 _MARKED = re.compile(rf"<(?P<name>{ANSWER})>(?P<said>(?:(?!</?(?:{ANSWER})>).)*)(?P<whole></(?P=name)>)?", re.S | re.I)
 _ANSWER_MARK = re.compile(rf"</?(?:{ANSWER})>", re.I)
 _BOX = re.compile(r"<\|begin_of_box\|>(?P<said>.*?)(?:<\|end_of_box\|>|$)", re.S)  # GLM-V
 _SPECIAL_TOKEN = re.compile(
-    r"<[|\uff5c][^<>|\uff5c]*[|\uff5c]>|</?s>|<(?:bos|eos|pad|unk|end_of_turn|end_of_utterance)>|\[/?INST\]"
+    r"<[|\uff5c][^<>|\uff5c]*[|\uff5c]>|</?s>|<(?:bos|eos|pad|unk|end_of_turn|end_of_utterance|seed:eos)>|\[/?INST\]"
 )
 
 

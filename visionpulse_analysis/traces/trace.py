@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -291,3 +292,18 @@ class Trace:
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name}: {size}" for name, size in self.attention.sizes.items())
         return f"<Trace {self.meta.get('id', '')!r} ({sizes}) {self.text[:60]!r}>"
+
+
+def traces_hash(traces: Sequence[Trace]) -> str:
+    """sha256 (hex) over the data of several traces, for the provenance of a figure.
+
+    Parameters
+    ----------
+    traces : sequence of Trace
+        All that the figure shows, in its order.
+
+    Returns
+    -------
+    str
+    """
+    return hashlib.sha256("".join(trace.data_hash for trace in traces).encode()).hexdigest()
