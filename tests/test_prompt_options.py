@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import re
+from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from visionpulse_analysis.sweeps.config import SweepConfig
 from visionpulse_analysis.sweeps.plan import plan
 
 QUESTION = "where is the red circle ?"
+PAGE = Path(__file__).parents[1] / "docs" / "prompts.md"
 U, A = {"role": "user", "content": "red ?"}, {"role": "assistant", "content": "circle"}
 IMAGE, RED, ASKED = {"type": "image"}, {"type": "text", "text": "red"}, {"type": "text", "text": QUESTION}
 WEB = {"type": "image", "url": "https://x/y.png"}
@@ -326,3 +329,14 @@ def test_masses_of_a_prefix_are_those_of_the_words_as_the_models_own(vlm, pictur
     )
     assert asked.meta["costs"]["text"] == plain.meta["costs"]["text"] + len(words(vlm, " the red"))
     assert np.isfinite(asked.mass.values).all()
+
+
+def test_the_python_of_the_page_runs_as_it_stands(monkeypatch):
+    monkeypatch.chdir(PAGE.parents[1])
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL):
+        exec(block, names)
+    assert names["trace"].question == "find the red circle ." and len(names["trace"].meta["turns"]) == 3
+    assert names["other"].prompt_options == vpa.PromptOptions(max_pixels=4096)
+    for field in fields(vpa.PromptOptions):
+        assert f"`{field.name}`" in PAGE.read_text("utf-8")

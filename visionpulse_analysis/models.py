@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import (
@@ -195,6 +196,26 @@ class VLM:
         Prompt
         """
         return self.family.prompt(images, question)
+
+    def stock_inputs(self, images: Sequence[np.ndarray], text: str) -> Mapping[str, torch.Tensor] | None:
+        """What the stock processor makes of a prompt, within the limits asked for; None where it does not load.
+
+        Parameters
+        ----------
+        images : pictures of one size, uint8 [row_px, col_px, 3] each
+        text : str, with one placeholder for each of them
+
+        Returns
+        -------
+        mapping of str to tensor, or None
+        """
+        if self.processor is None:
+            return None
+        family, processor = self.family, copy.copy(self.processor)
+        processor.image_processor = family.image_processor
+        # As its own chat template hands them over, with the first token where the template writes none.
+        options = {"add_special_tokens": not family.begun(text), **family.for_size(*images[0].shape[:2])}
+        return processor(images=[list(images)], text=text, return_tensors="pt", **options)
 
     def to_device(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Model `inputs` by name, axes as given [...], on the model's device, pixels in its dtype, not times."""

@@ -25,7 +25,14 @@ def test_all_checks_hold(family, dtype):
     vlm = family.vlm if dtype == "float32" else replace(family.vlm, model=deepcopy(family.vlm.model))
     vlm.model.to(getattr(torch, dtype))
     report = vpa.check(vlm)
-    assert report.passed and len(report.findings) == 8 and f"{dtype} on cpu" in str(report), str(report)
+    stock = vlm.processor is not None
+    assert report.passed and len(report.findings) == 8 + stock and f"{dtype} on cpu" in str(report), str(report)
+
+
+@pytest.mark.parametrize("family", ["llava"], indirect=True)
+def test_a_stock_processor_that_writes_another_prompt(family, monkeypatch):
+    monkeypatch.setattr(family.vlm.processor, "patch_size", 8)
+    assert failed(family.vlm) == ["prompts are the stock processor's"]
 
 
 def failed(vlm) -> list[str]:

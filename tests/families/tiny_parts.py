@@ -35,10 +35,20 @@ class Tiny:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
-        if isinstance(self.processor, hf.ProcessorMixin):
-            self.processor.save_pretrained(folder)
+        self._save_processor(folder)
         if self.video is not None:
             (folder / "video_preprocessor_config.json").write_text(json.dumps(self.video[1]), "utf-8")
+
+    def _save_processor(self, folder) -> None:
+        """As models of the hub have it; only its name where it cannot be made here."""
+        made = self.processor
+        try:
+            made = made if isinstance(made, hf.ProcessorMixin) else made(self.image_processor, self.tokenizer)
+        except (ImportError, AttributeError, TypeError, ValueError):  # its video half needs torchvision
+            if made is None:
+                (folder / "processor_config.json").write_text('{"processor_class": "PixtralProcessor"}', "utf-8")
+        else:
+            made.save_pretrained(folder)
 
 
 def tokenizer(marks: dict[str, str], turn: str, begins: bool = True, clip: str = "<video>") -> Any:

@@ -95,6 +95,8 @@ def check(vlm: VLM) -> Report:
         "a bright cell reaches its patch": _geometry,
         "left padding changes nothing": _padding,
     }
+    if vlm.processor is not None:
+        checks["prompts are the stock processor's"] = _stock
     findings = [_run(name, one, subject) for name, one in checks.items()]
     findings.append(Finding("the model is as it was", _state(vlm) == before))
     about = (
@@ -228,6 +230,22 @@ def _grey(vlm: VLM) -> tuple[np.ndarray, Prompt]:
         if (prompt.grid.box[:, 2:] - prompt.grid.box[:, :2]).min() >= CELL:
             break
     return grey, prompt
+
+
+def _stock(subject: _Subject) -> Finding:
+    vlm, picture = subject.vlm, _noise()
+    prompt = vlm.prompt(picture, QUESTION)
+    made = vlm.stock_inputs([picture], vlm.family.asked(vlm.family.read(picture, QUESTION)))
+    if made is None:
+        raise ValueError("the stock processor does not load")
+    ids, pixels = made["input_ids"][0], torch.as_tensor(made["pixel_values"])
+    if not torch.equal(ids, prompt.ids):
+        return Finding("", False, note=f"{len(prompt.ids)} tokens, the processor writes {len(ids)} or others")
+    mine = prompt.inputs["pixel_values"]
+    if mine.numel() != pixels.numel():
+        return Finding("", False, note=f"pixels {[*mine.shape]}, the processor gives {[*pixels.shape]}")
+    gap = float((mine.flatten() - pixels.flatten()).abs().max())
+    return _within(gap, 0, f"pixels; all {len(ids)} tokens are the same")
 
 
 def _padding(subject: _Subject) -> Finding:

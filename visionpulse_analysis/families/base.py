@@ -66,6 +66,10 @@ class Family(ABC):
             f"models of family {self.config.model_type!r} read no video here; give frames of it as a list of images"
         )
 
+    def for_size(self, height: int, width: int) -> dict[str, Any]:
+        """What the image processor is told of limits that depend on the shape of a picture, in pixels."""
+        return {}
+
     def process(self, picture: np.ndarray, *, twice: bool = False, **options: Any) -> Any:
         """What the library's image processor makes of a still, as tensors; ``twice``, of a prompt that shows it twice.
 
@@ -158,6 +162,10 @@ class Family(ABC):
             messages = [{"role": "system", "content": [{"type": "text", "text": self.options.system}]}, *messages]
         several = turns.several or bool(self.options.system)
         return written(self.tokenizer, messages, self.template(turns.media), self.options.template, probe=several)
+
+    def asked(self, turns: Turns) -> str:
+        """All that is written before the answer goes on, its prefix too, as the stock processor takes it."""
+        return self.text(turns) + (self.options.prefix or "")
 
     def prompt(self, images: ImageLike | Video | Sequence[ImageLike | Video] | None, question: Any) -> Prompt:
         """Build the prompt of one question, or of several turns, about one image or video or several.

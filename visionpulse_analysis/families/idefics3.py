@@ -29,7 +29,7 @@ class Idefics3(Family):
         return image_processor  # how far a picture is shrunk to have fewer tiles depends on its shape
 
     def show(self, picture: np.ndarray) -> Shown:
-        features = self.process(picture, return_row_col_info=True, **self._longest(*picture.shape[:2]))
+        features = self.process(picture, return_row_col_info=True, **self.for_size(*picture.shape[:2]))
         down, across = int(features["rows"][0][0]), int(features["cols"][0][0])
         height, width = picture.shape[:2]
         side = self.side
@@ -48,7 +48,7 @@ class Idefics3(Family):
         inputs = {name: features[name][0][:, None] for name in ("pixel_values", "pixel_attention_mask")}
         return Shown(text, Cells.join(*tiles), inputs)
 
-    def _longest(self, height: int, width: int) -> dict[str, Any]:
+    def for_size(self, height: int, width: int) -> dict[str, Any]:
         """To how many pixels along the longer edge a picture is scaled, in whole tiles, to have no more than asked."""
         most, processor = self.options.max_tiles, self.image_processor
         if most is None or not processor.do_image_splitting:

@@ -23,9 +23,7 @@ def limited(image_processor: Any, options: PromptOptions, name: str) -> Any:
         return image_processor
     annotated = getattr(getattr(image_processor, "valid_kwargs", None), "__annotations__", {})
     if not {"min_pixels", "max_pixels"} <= set(annotated):
-        raise refused(
-            name, image_processor, "min_pixels and max_pixels", "pictures are not read at a size of their own"
-        )
+        raise refused(name, image_processor, "min_pixels and max_pixels", "no fewest and most pixels are stated")
     return within_pixels(image_processor, options)
 
 

@@ -95,6 +95,9 @@ class PaliGemma(Family):
             raise ValueError(f"{self.config.model_type} has no conversation, and so no turns; give a question as text")
         return f"{self.placeholder * len(turns.media)}{self.tokenizer.bos_token}{turns.question}\n"
 
+    def asked(self, turns: Turns) -> str:
+        return f"{self.placeholder * len(turns.media)}{turns.question}"  # its processor writes the rest
+
     def begun(self, text: str) -> bool:
         return True
 
