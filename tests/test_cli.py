@@ -169,14 +169,13 @@ def test_provenance(call, tmp_path):
 
 
 def test_train_and_evaluate(call, tmp_path, monkeypatch):
-    from visionpulse_analysis.testbed import evaluation, publishing, training
+    from visionpulse_analysis.testbed import evaluation, plan, publishing, worlds
 
-    monkeypatch.setattr(training, "VISION_STEPS", 2)
+    monkeypatch.setattr(worlds, "VISION_STEPS", 2)
     monkeypatch.setattr(evaluation, "UNTRAINED_SIZES", {5: 2})
     monkeypatch.setattr(publishing, "ANCHOR_SCENES", 2)
-    tiny = (training.Stage("read", 2, {4: 1.0}, {"describe": 1.0}, 2, 1, (1e-3, 1e-3)),)
-    defaults = dict(training.Trainer.__init__.__kwdefaults__ or {}, plan=tiny)
-    monkeypatch.setattr(training.Trainer.__init__, "__kwdefaults__", defaults)
+    tiny = (plan.Stage("read", 2, {4: 1.0}, {"describe": 1.0}, 2, 1, (1e-3, 1e-3)),)
+    monkeypatch.setattr(worlds.Scenes, "plan", tiny)
     state = json.loads(call("train", "--folder", tmp_path / "run", "--publish", tmp_path / "model", "--json").stdout)
     assert state["step"] == 2 and state["stage"] == 1
     scores = json.loads(call("evaluate", "--model", tmp_path / "model", "--limit", 2, "--json").stdout)

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from visionpulse_analysis.testbed import plan, publishing, training
-from visionpulse_analysis.testbed.batches import KINDS, READ_OFF_THE_IMAGE, make_batch, make_drill, pack, patches_of
+from visionpulse_analysis.testbed import plan, publishing, worlds
+from visionpulse_analysis.testbed.batches import KINDS, READ_OFF_THE_IMAGE, make_batch, make_drill, pack
 from visionpulse_analysis.testbed.horizon import reading_anchor
 from visionpulse_analysis.testbed.model import build_image_processor, build_model
+from visionpulse_analysis.testbed.packing import patches_of
 from visionpulse_analysis.testbed.plan import MIX, Stage
 from visionpulse_analysis.testbed.publishing import publish
 from visionpulse_analysis.testbed.questions import TASKS, ask, reason
@@ -149,7 +150,7 @@ def test_vision_pretraining_touches_the_tower_only():
 
 @pytest.fixture
 def short_vision(monkeypatch):
-    monkeypatch.setattr(training, "VISION_STEPS", 2)
+    monkeypatch.setattr(worlds, "VISION_STEPS", 2)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, short_vision):

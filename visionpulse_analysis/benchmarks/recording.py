@@ -19,7 +19,8 @@ from visionpulse_analysis._checks import whole_number
 from visionpulse_analysis.benchmarks.machine import about_machine, spread
 from visionpulse_analysis.decoding import decode
 from visionpulse_analysis.models import VLM
-from visionpulse_analysis.testbed.model import PATCH, Size, build_image_processor, build_model
+from visionpulse_analysis.testbed.model import Size, build_image_processor, build_model
+from visionpulse_analysis.testbed.packing import PATCH
 from visionpulse_analysis.testbed.tokens import build_tokenizer
 from visionpulse_analysis.watching import watch
 

@@ -12,9 +12,11 @@ from visionpulse_analysis.cli.base import Json, Load, Model, app, command, loads
 
 @command(app)
 def train(
-    folder: Annotated[Path, typer.Option(help="Checkpoints; training goes on from what is there.")] = Path(
-        "runs/scenes"
-    ),
+    world: Annotated[str, typer.Option(help="scenes, or charts (in the making).")] = "scenes",
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoints; training goes on from what is there. By default runs/ and the world's name."),
+    ] = None,
     minutes: Annotated[
         float | None,
         typer.Option(help="Stop after this much time, once the vision tower is trained, which comes first."),
@@ -24,14 +26,25 @@ def train(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     start: Annotated[Path | None, typer.Option(help="A published model to go on from, in a new folder.")] = None,
     publish: Annotated[Path | None, typer.Option(help="Write the averaged weights as a model here at the end.")] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="At each checkpoint, write a small one here, for a repository.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train the bundled model, or go on training it."""
+    from visionpulse_analysis.testbed.charts.world import CHARTS
     from visionpulse_analysis.testbed.publishing import publish as publish_model
     from visionpulse_analysis.testbed.training import Trainer
+    from visionpulse_analysis.testbed.worlds import SCENES, World
 
-    trainer = Trainer(folder, seed=seed, device=device, threads=threads, start=start)
-    trainer.run(minutes=minutes, report=lambda line: typer.echo(line, err=True))
+    worlds: dict[str, World] = {"scenes": SCENES, "charts": CHARTS}
+    if world not in worlds:
+        raise ValueError(f"unknown world {world!r}; known: {', '.join(worlds)}")
+    if publish is not None and world != "scenes":
+        raise ValueError(f"--publish is for the world of scenes: the model of {world} is in the making; use --keep")
+    folder = Path("runs") / world if folder is None else folder
+    trainer = Trainer(folder, world=worlds[world], seed=seed, device=device, threads=threads, start=start)
+    trainer.run(minutes=minutes, keep=keep, report=lambda line: typer.echo(line, err=True))
     if publish is not None:
         publish_model(trainer, publish)
     show(

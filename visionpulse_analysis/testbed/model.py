@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +10,9 @@ import torch
 from transformers import GenerationConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from visionpulse_analysis.testbed.packing import PATCH
 from visionpulse_analysis.testbed.scenes import MAX_CELLS
-from visionpulse_analysis.testbed.tokens import build_tokenizer, vocabulary
-
-PATCH = 8  # pixels per patch side: a cell of the scene is 2 x 2 patches
+from visionpulse_analysis.testbed.tokens import SYSTEM_PROMPT, build_tokenizer, vocabulary
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Size:
 BUNDLED = Size()
 
 
-def build_config(size: Size = BUNDLED) -> Qwen3VLConfig:
-    """Configuration of a small Qwen3-VL over the bundled vocabulary; one patch is one token."""
-    ids = {word: index for index, word in enumerate(vocabulary())}
+def build_config(size: Size = BUNDLED, words: Sequence[str] | None = None) -> Qwen3VLConfig:
+    """Configuration of a small Qwen3-VL over ``words``, by default those of scenes; one patch is one token."""
+    ids = {word: index for index, word in enumerate(vocabulary() if words is None else words)}
     # Frequencies are split over time, row and column as in the large models (24, 20, 20 of 64).
     spatial = size.head_dim // 2 * 5 // 16
     return Qwen3VLConfig(
@@ -78,11 +78,13 @@ def build_config(size: Size = BUNDLED) -> Qwen3VLConfig:
     )
 
 
-def build_model(seed: int = 0, size: Size = BUNDLED) -> Qwen3VLForConditionalGeneration:
+def build_model(
+    seed: int = 0, size: Size = BUNDLED, words: Sequence[str] | None = None
+) -> Qwen3VLForConditionalGeneration:
     """A freshly initialised model; ``seed`` fixes its weights without touching the global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen3VLForConditionalGeneration(build_config(size))
+        model = Qwen3VLForConditionalGeneration(build_config(size, words))
     text = model.config.get_text_config()
     model.generation_config = GenerationConfig(eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id)
     return model
@@ -100,8 +102,13 @@ def build_image_processor(max_patches: int = (2 * MAX_CELLS) ** 2) -> Qwen2VLIma
     )
 
 
-def save_bundle(model: Qwen3VLForConditionalGeneration, folder: str | Path) -> None:
-    """Write model, tokenizer and image processor in Hugging Face format, ready for ``load``."""
+def save_bundle(
+    model: Qwen3VLForConditionalGeneration,
+    folder: str | Path,
+    words: Sequence[str] | None = None,
+    system_prompt: str = SYSTEM_PROMPT,
+) -> None:
+    """Write model, tokenizer (of ``words``, by default those of scenes) and image processor, ready for ``load``."""
     model.save_pretrained(folder)
-    build_tokenizer().save_pretrained(folder)
+    build_tokenizer(words, system_prompt).save_pretrained(folder)
     build_image_processor().save_pretrained(folder)

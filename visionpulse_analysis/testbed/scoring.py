@@ -6,7 +6,8 @@ import torch
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from visionpulse_analysis.attention import Call, intercept
-from visionpulse_analysis.testbed.batches import ALL_TASKS, KINDS, Batch
+from visionpulse_analysis.testbed.batches import LANGUAGE
+from visionpulse_analysis.testbed.packing import Batch, Language
 
 
 def hidden_states(model, batch: Batch) -> torch.Tensor:
@@ -39,8 +40,8 @@ def shared_prefix_attention(prefix: int):
     return attend
 
 
-def scores(model, batch: Batch) -> tuple[torch.Tensor, dict[str, tuple[int, int]]]:
-    """Loss (mean cross-entropy over supervised tokens, nats) and teacher-forced (right, total).
+def scores(model, batch: Batch, language: Language = LANGUAGE) -> tuple[torch.Tensor, dict[str, tuple[int, int]]]:
+    """Loss (weighted mean cross-entropy over supervised tokens, nats) and teacher-forced (right, total).
 
     By kind of token, and by task over its answer tokens.
     """
@@ -49,8 +50,12 @@ def scores(model, batch: Batch) -> tuple[torch.Tensor, dict[str, tuple[int, int]
     chosen = batch.target != -100
     logits, target, kind = model.lm_head(hidden[chosen]), batch.target[chosen], batch.kind[chosen]
     right = logits.argmax(-1) == target
-    answers, task = kind == KINDS.index("answer"), batch.task[chosen]
-    groups = {name: kind == index for index, name in enumerate(KINDS)}
-    groups |= {name: answers & (task == index) for index, name in enumerate(ALL_TASKS)}
+    answers, task = kind == language.kinds.index("answer"), batch.task[chosen]
+    groups = {name: kind == index for index, name in enumerate(language.kinds)}
+    groups |= {name: answers & (task == index) for index, name in enumerate(language.tasks)}
     counts = {name: (int((right & members).sum()), int(members.sum())) for name, members in groups.items()}
-    return cross_entropy(logits.float(), target), counts
+    if not language.weights:
+        return cross_entropy(logits.float(), target), counts
+    weights = torch.tensor([language.weights.get(name, 1.0) for name in language.kinds], device=kind.device)[kind]
+    each = cross_entropy(logits.float(), target, reduction="none")
+    return (weights * each).sum() / weights.sum(), counts

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -48,9 +50,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Build the word-level tokenizer of the bundled model, with its chat template."""
-    ids = {word: index for index, word in enumerate(vocabulary())}
+def build_tokenizer(words: Sequence[str] | None = None, system_prompt: str = SYSTEM_PROMPT) -> PreTrainedTokenizerFast:
+    """Build the word-level tokenizer of ``words``, by default those of scenes, with its chat template."""
+    ids = {word: index for index, word in enumerate(vocabulary() if words is None else words)}
     core = Tokenizer(models.WordLevel(ids, unk_token="<|unk|>"))
     core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
@@ -60,7 +62,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         unk_token="<|unk|>",
         eos_token="<|im_end|>",
         additional_special_tokens=[s for s in SPECIAL if s not in ("<|pad|>", "<|unk|>", "<|im_end|>")],
-        chat_template=CHAT_TEMPLATE,
+        chat_template=CHAT_TEMPLATE.replace(SYSTEM_PROMPT, system_prompt),
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from visionpulse_analysis.testbed.batches import patches_of
 from visionpulse_analysis.testbed.optimizers import build_optimizers
+from visionpulse_analysis.testbed.packing import patches_of
 from visionpulse_analysis.testbed.scenes import COLOURS, MAX_CELLS, SHAPES, Scene, generate
 
 LABELS = {"colour": len(COLOURS) + 1, "shape": len(SHAPES) + 1, "row": MAX_CELLS, "column": MAX_CELLS}

@@ -1,0 +1,86 @@
+"""Conversations of training only: dense reading and glances, taught by themselves before any reasoning is.
+
+They use the phrases of the traces, so that what is learned in them is what traces need.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from visionpulse_analysis.testbed.charts.chart import PARTS, Chart
+from visionpulse_analysis.testbed.charts.questions import ORDINALS, Question, in_series
+from visionpulse_analysis.testbed.charts.reasoning import (
+    TokenTruth,
+    answered,
+    describe,
+    glance_above,
+    glance_above_half,
+    glance_extreme,
+    glance_larger,
+    glance_trend,
+    legend_entry,
+    read_off,
+    state_of,
+)
+from visionpulse_analysis.testbed.charts.regions import Thing
+
+DENSE = ("describe", "read", "visit", "survey")
+
+
+def practise(chart: Chart, task: str, rng: np.random.Generator) -> tuple[Question, list[TokenTruth]]:
+    """Draw one conversation of a task of ``DENSE``.
+
+    describe : the kind of chart, its axis and legend. read : marks given by their labels, in any order (by their
+    places where there are no labels). visit : marks given by their places. survey : what a glance at many marks tells.
+    Raises ValueError for any other task.
+    """
+    if task not in DENSE:
+        raise ValueError(f"unknown task {task!r}; known: {', '.join(DENSE)}")
+    series = int(rng.integers(len(chart.names)))
+    where = in_series(chart, series)
+    if task == "describe":
+        body = describe(chart)
+        if len(chart.names) > 1:
+            for s in range(len(chart.names)):
+                body += [*legend_entry(chart, s, "both"), TokenTruth(".")]
+        return _conversation(task, "describe the chart .", series, body)
+    if task == "survey":
+        return _conversation(
+            task, f"glance at {where.removeprefix(' in ') or 'it'} .", series, _glance(chart, series, rng)
+        )
+    marks = [int(m) for m in rng.permutation(chart.n_marks)[:5]]
+    by_label = task == "read" and chart.labels
+    given = [chart.labels[m] if by_label else ORDINALS[m] for m in marks]
+    body = [token for mark in marks for token in _inspected(chart, series, mark, bool(by_label))]
+    return _conversation(task, f"{task} {' , '.join(given)}{where} .", series, body)
+
+
+def _conversation(task: str, text: str, series: int, body: list[TokenTruth]) -> tuple[Question, list[TokenTruth]]:
+    return Question(task, text, "done", series), answered(body, "done")
+
+
+def _inspected(chart: Chart, series: int, mark: int, by_label: bool) -> list[TokenTruth]:
+    about = (Thing("label", mark),) if chart.labels else (Thing("top", mark, series),)
+    if by_label:
+        named = [TokenTruth(chart.labels[mark]), TokenTruth(ORDINALS[mark], "place", about)]
+    else:
+        named = [TokenTruth(ORDINALS[mark])]
+        named += [TokenTruth(chart.labels[mark], "label", about)] if chart.labels else []
+    state = state_of(chart, series, mark)
+    return [TokenTruth("see"), *named, state, TokenTruth(","), *read_off(chart, series, mark), TokenTruth(".")]
+
+
+def _glance(chart: Chart, series: int, rng: np.random.Generator) -> list[TokenTruth]:
+    seen = [glance_above(chart, series, PARTS * tick) for tick in range(1, chart.intervals)]
+    seen += [glance_above_half(chart, series)]
+    if chart.kind in ("line", "scatter"):
+        seen.append(glance_trend(chart, series))
+    if chart.labels:
+        seen += [glance_extreme(chart, series, which) for which in ("highest", "lowest")]
+        pairs = [tuple(int(m) for m in rng.choice(chart.n_marks, size=2, replace=False)) for _ in range(2)]
+        for a, b in pairs:
+            if chart.levels[series, a] != chart.levels[series, b]:
+                named = [TokenTruth(word) for word in f"{chart.labels[a]} and {chart.labels[b]} ,".split()]
+                seen.append([*named, *glance_larger(chart, series, a, b)])
+    order = rng.permutation(len(seen))
+    return [token for i in order for token in [*seen[i], TokenTruth(".")]]

@@ -1,0 +1,82 @@
+"""What a training run trains on: a world draws pictures and conversations, and builds the model that learns them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from visionpulse_analysis.testbed.batches import ALL_TASKS, make_batch, make_drill
+from visionpulse_analysis.testbed.model import build_model
+from visionpulse_analysis.testbed.plan import FIRST_TRAINING_SEED, FIRST_VISION_SEED, PLAN, VISION_STEPS, Stage
+from visionpulse_analysis.testbed.scoring import scores
+from visionpulse_analysis.testbed.vision import pretrain_vision
+
+DRILL_ROWS = 64
+
+
+class World(Protocol):
+    """What a trainer asks of a world."""
+
+    @property
+    def plan(self) -> Sequence[Any]:
+        """Its curriculum: dataclasses with name, steps, rate and until; the rest of a stage is for the world."""
+        ...
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The scores that are shown while it is trained, as soon as there are any."""
+        ...
+
+    def build(self, seed: int) -> Any:
+        """A freshly initialised model."""
+        ...
+
+    def beside(self, model, seed: int) -> torch.nn.Module:
+        """What is trained beside the model and is no part of it; a module without parameters for nothing."""
+        ...
+
+    def prepare(self, model, *, seed: int, report: Callable[[str], None]) -> dict[str, float]:
+        """Train what comes before the plan, in place, and return its scores."""
+        ...
+
+    def loss(
+        self, model, beside: Any, stage: Any, seed: int, step: int
+    ) -> tuple[torch.Tensor, dict[str, tuple[int, int]]]:
+        """Loss of one step, a function of (seed, step), and teacher-forced (right, total) by name."""
+        ...
+
+
+class Scenes:
+    """Coloured shapes on a grid; the vision tower is trained before the plan begins."""
+
+    plan = PLAN
+    shown = (*ALL_TASKS, "row", "column", "verdict")
+
+    def build(self, seed: int):
+        return build_model(seed)
+
+    def beside(self, model, seed: int) -> torch.nn.Module:
+        return torch.nn.Module()
+
+    def prepare(self, model, *, seed: int, report: Callable[[str], None]) -> dict[str, float]:
+        return pretrain_vision(model, steps=VISION_STEPS, seed=seed, first_scene=FIRST_VISION_SEED, report=report)
+
+    def loss(
+        self, model, beside: torch.nn.Module, stage: Stage, seed: int, step: int
+    ) -> tuple[torch.Tensor, dict[str, tuple[int, int]]]:
+        rng = np.random.default_rng([seed, step])
+        sizes = list(stage.sizes)
+        cells = int(rng.choice(sizes, p=np.array([stage.sizes[s] for s in sizes]) / sum(stage.sizes.values())))
+        first = FIRST_TRAINING_SEED + 64 * step
+        # Drawn only where there are drills: each draw is part of what makes a run repeatable.
+        if stage.drills and rng.random() < stage.drills:
+            batch = make_drill(rng, list(range(first, first + DRILL_ROWS)))
+        else:
+            batch = make_batch(rng, list(range(first, first + stage.images)), cells, stage.tasks, stage.questions)
+        return scores(model, batch.to(next(model.parameters()).device))
+
+
+SCENES = Scenes()
