@@ -1,5 +1,6 @@
 """Each family's rows, tokens and pruned decodes, against the library's own eager attention and generate."""
 
+import copy
 from inspect import signature
 from typing import Any
 
@@ -35,7 +36,9 @@ def stock_inputs(family) -> Any:
             patch.setattr(ProcessorMixin, "check_argument_for_proper_class", lambda *given: None)
             patch.setattr(processing_smolvlm, "num2words", str)
             video = {"video_processor": None} if "video_processor" in signature(processor).parameters else {}
-            processor = processor(tiny.image_processor, tiny.tokenizer, **video)
+            processor = processor(family.vlm.image_processor, tiny.tokenizer, **video)
+    processor = copy.copy(processor)
+    processor.image_processor = family.vlm.image_processor  # torchvision's, where that is there
     processor.chat_template = tiny.tokenizer.chat_template
 
     tensors: Any = {"return_tensors": "pt"}

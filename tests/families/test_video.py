@@ -71,7 +71,7 @@ def stock_inputs(family, media) -> Any:
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(processing_smolvlm, "num2words", in_words)
-        processor = tiny.processor(tiny.image_processor, tiny.tokenizer, getattr(hf, kind)(**settings))
+        processor = tiny.processor(family.vlm.image_processor, tiny.tokenizer, getattr(hf, kind)(**settings))
         inputs = processor(
             images=[pictures] if pictures else None, videos=[one.frames for one in videos], text=text,
             return_tensors="pt", do_sample_frames=False, video_metadata=known,

@@ -45,8 +45,9 @@ class Tiny:
         try:
             made = made if isinstance(made, hf.ProcessorMixin) else made(self.image_processor, self.tokenizer)
         except (ImportError, AttributeError, TypeError, ValueError):  # its video half needs torchvision
-            if made is None:
-                (folder / "processor_config.json").write_text('{"processor_class": "PixtralProcessor"}', "utf-8")
+            name = "PixtralProcessor" if made is None else getattr(made, "func", made).__name__
+            settings = {"processor_class": name, **getattr(made, "keywords", {})}
+            (folder / "processor_config.json").write_text(json.dumps(settings), "utf-8")
         else:
             made.save_pretrained(folder)
 
