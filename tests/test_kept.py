@@ -28,11 +28,12 @@ import torch
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis import attention, costs
+from visionpulse_analysis._files import cache_folder
 from visionpulse_analysis.fingerprints import fingerprint, settings
 from visionpulse_analysis.pruners import visionpulse
 from visionpulse_analysis.studies import arms, kept, trunk
 from visionpulse_analysis.studies.collect import collect
-from visionpulse_analysis.studies.kept import cache_folder, state_of
+from visionpulse_analysis.studies.kept import state_of
 from visionpulse_analysis.studies.samples import scene_samples
 
 SHORT = {"max_new_tokens": 3, "layers": [1]}

@@ -28,7 +28,7 @@ _MODULE_OF = {
     "explore": "explorer",
     "list_pruners": "pruners",
     "load": "models",
-    "locate": "locating",
+    "locate": "maps",
     "make_pruner": "pruners",
     "watch": "watching",
     "watch_lmms_eval": "lmms_harness",

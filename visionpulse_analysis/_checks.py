@@ -19,6 +19,10 @@ BROKEN = (
 )
 
 
+class UnsupportedModelError(ValueError):
+    """The model cannot be recorded exactly, and the message says why."""
+
+
 def whole_number(value: Any, name: str, least: int | None = None, most: int | None = None) -> int:
     """Return an int; raise ValueError for anything else (also 5.0, "5" and True) or outside the limits."""
     number = value.item() if isinstance(value, np.integer) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import secrets
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,11 @@ _ADVICE = {
     errno.EPERM: "choose a folder you may write to",
     errno.EROFS: "choose a folder you may write to",
 }
+
+
+def cache_folder() -> Path:
+    """Where kept results lie: ``.cache/traces`` of the project, or ``VISIONPULSE_CACHE``."""
+    return Path(os.environ.get("VISIONPULSE_CACHE", Path(__file__).parents[1] / ".cache" / "traces"))
 
 
 def disk_error(error: OSError, path: Path, kept: str) -> OSError:

@@ -26,16 +26,26 @@ from transformers import (
 )
 
 from visionpulse_analysis._ledger import note, note_object
-from visionpulse_analysis.families import Family, Prompt, PromptOptions, attention_of, check_supported, family_class
+from visionpulse_analysis.families import (
+    Family,
+    Prompt,
+    PromptOptions,
+    Stock,
+    attention_of,
+    check_supported,
+    family_class,
+)
 from visionpulse_analysis.families.generation import Generation
 from visionpulse_analysis.families.pieces import Decoder
 from visionpulse_analysis.families.processors import (
     explain_own_code,
     load_image_processor,
+    load_stills,
     load_stock,
     load_video_settings,
     quiet,
 )
+from visionpulse_analysis.families.stock import FLOATS
 from visionpulse_analysis.families.weights import check_arrived
 from visionpulse_analysis.fingerprints.tensors import bytes_of, every_byte
 from visionpulse_analysis.images import ImageLike
@@ -58,7 +68,8 @@ class VLM:
         Those of transformers; `settings` is what the model's processor file says beside them.
     revision : str, optional, the commit of a hub model
     settings : dict
-    processor : the stock one (``AutoProcessor``), whose parts the two above are; None where it does not load
+    processor : the stock one (``AutoProcessor``), whose parts the two above are; None where it does not load. It builds
+        the prompts of a model of whose family nothing is known here.
     prompt_options : PromptOptions, how the model is asked unless a decode says otherwise; see :meth:`asking`
     """
 
@@ -76,7 +87,10 @@ class VLM:
     def family(self) -> Family:
         """How this kind of model reads pictures."""
         config = self.model.config
-        return family_class(config)(config, self.tokenizer, self.image_processor, self.settings, self.prompt_options)
+        known = family_class(config)
+        if known is None:
+            return Stock(self.model, self.tokenizer, self.processor, self.settings, self.prompt_options)
+        return known(config, self.tokenizer, self.image_processor, self.settings, self.prompt_options)
 
     def asking(self, options: PromptOptions | Mapping[str, Any] | None) -> VLM:
         """The same model, with the same weights, asked with exactly these options.
@@ -218,10 +232,10 @@ class VLM:
         return processor(images=[list(images)], text=text, return_tensors="pt", **options)
 
     def to_device(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Model `inputs` by name, axes as given [...], on the model's device, pixels in its dtype, not times."""
+        """Model `inputs` by name, axes as given [...], on the model's device, pictures in its dtype, not times."""
         device, dtype = self.model.device, self.model.dtype
         return {
-            name: value.to(device, dtype if value.is_floating_point() and name.startswith("pixel") else None)
+            name: value.to(device, dtype if value.is_floating_point() and name.startswith(FLOATS) else None)
             for name, value in inputs.items()
         }
 
@@ -333,7 +347,7 @@ def load(
         left over or of another shape (the message names them), it needs code of its own to run, a dtype or device is
         not there, or ``device_map`` comes with ``device``, without accelerate, or does not hold all of the model.
     UnsupportedModelError
-        If the model is text-only or of a family that is not supported.
+        If the model is text-only, or its pictures are no tokens of the sequence.
     """
     if isinstance(name, tuple) and len(name) == 2:
         if (dtype, device, device_map, revision, trust_remote_code) != ("auto", None, None, "main", False):
@@ -342,6 +356,7 @@ def load(
             )
         vlm = VLM.of(*name)
         check_supported(vlm.model.config, vlm.name)
+        _ = vlm.family  # raises where what builds its prompts is missing
         return vlm.asking(prompt_options)
     prompt_options = PromptOptions.of(prompt_options)
     if not isinstance(name, str | os.PathLike):
@@ -363,6 +378,8 @@ def load(
             loaded: Any = AutoModelForImageTextToText.from_pretrained(source, **options, **how, **found)
         model: Any = loaded[0]
         processor = load_stock(source, **options)
+        if processor is None and family_class(config) is None:
+            processor = load_stills(source, config, **options)
         tokenizer: Any = AutoTokenizer.from_pretrained(source, **options) if processor is None else processor.tokenizer
         pictures: Any = load_image_processor(source, **options) if processor is None else processor.image_processor
         settings, _ = ProcessorMixin.get_processor_dict(source, revision=revision)

@@ -12,10 +12,18 @@ from tiny_models import build
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis import attention, locating
+from visionpulse_analysis.locating import keeping
 from visionpulse_analysis.locating.lattice import frames_of
 
 QUESTION, QUESTIONS = "where ?", ("a ?", "where is it ?")
 QUICK = ["qwen2_5_vl", "llava_next", "gemma3", "idefics3"]
+
+
+@pytest.fixture
+def anew(monkeypatch, tmp_path):
+    """No map is kept from before, in memory or on disk."""
+    monkeypatch.setenv("VISIONPULSE_CACHE", str(tmp_path / "maps"))
+    monkeypatch.setattr(keeping, "_maps", type(keeping._maps)())
 
 
 def seen_boxes(grid):
@@ -65,8 +73,7 @@ def test_every_family_is_found_without_being_known(family, shape):
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "internvl"], indirect=True)
-def test_stripes_take_few_forwards_and_a_map_is_measured_once(family, monkeypatch):
-    monkeypatch.setattr(locating, "_kept", type(locating._kept)())
+def test_stripes_take_few_forwards_and_a_map_is_measured_once(family, monkeypatch, anew):
     picture = np.zeros((64, 64, 3), np.uint8)
     located = vpa.locate(family.vlm, images=picture)
     assert located.way == "stripes" and located.forwards <= 15
@@ -82,8 +89,7 @@ def test_several_pictures_of_one_prompt_come_apart(family):
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl"], indirect=True)
-def test_the_sweep_has_the_last_word(family, monkeypatch):
-    monkeypatch.setattr(locating, "_kept", type(locating._kept)())
+def test_the_sweep_has_the_last_word(family, monkeypatch, anew):
     monkeypatch.setattr(locating, "stripes", lambda light, *_: np.random.default_rng(0).random(len(light.token)))
     assert assert_found(family.vlm, [(64, 64)]).way == "sweep"
 
@@ -100,8 +106,7 @@ def test_measuring_leaves_the_model_as_it_was_and_does_not_run_its_language_part
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3"], indirect=True)
-def test_towers_that_write_their_attention_out_are_silenced_too(family, monkeypatch):
-    monkeypatch.setattr(locating, "_kept", type(locating._kept)())
+def test_towers_that_write_their_attention_out_are_silenced_too(family, anew):
     family.vlm.model.set_attn_implementation({"vision_config": "eager"})
     try:
         assert_found(family.vlm, [(64, 64)])
@@ -152,7 +157,7 @@ def test_a_model_and_its_processor_are_enough(own, photos):
     located = vpa.locate(own.vlm.model, own.processor, photos[1])
     known = vpa.locate(own.vlm, images=photos[1])
     assert np.array_equal(located.grid.box, known.grid.box) and np.array_equal(located.grid.col, known.grid.col)
-    with pytest.raises(ValueError, match=r"processor of Llava.* with its image processor is needed"):
+    with pytest.raises(ValueError, match=r"prompts of Llava.* its processor with its image processor is needed"):
         vpa.locate(own.vlm.model, own.vlm.tokenizer, photos[0])
     with pytest.raises(ValueError, match="no image given"):
         vpa.locate(own.vlm.model, own.processor, [])
@@ -195,7 +200,7 @@ def test_tiles_beside_an_overview_come_apart(rng):
         frames = frames_of(centre + rng.normal(size=centre.shape), (6.0, 6.0))
         assert frames is not None
         assert [frame.shape for frame in frames] == [(8, 12), (3, 4)] and {frame.filled for frame in frames} == {1.0}
-        boxes = frames[0].boxes((64, 96))
+        boxes = frames[0].boxes((64, 96), 0.3)
         assert np.abs(boxes[:, 2:] - boxes[:, :2] - 8).max() < 1e-6 and boxes.min() == 0 and boxes.max() == 96
 
 

@@ -19,8 +19,8 @@ import visionpulse_analysis as vpa
 from visionpulse_analysis import attention
 from visionpulse_analysis.attending import SelfCheckError, rows
 from visionpulse_analysis.families import UnsupportedModelError
+from visionpulse_analysis.locating import LINE, line
 from visionpulse_analysis.pruners.base import KNOWN
-from visionpulse_analysis.watching.prompts import LINE, line
 
 QUESTIONS = ["where is the red circle ?", "how many ?"]
 CACHE = "cache" if Version(transformers.__version__) >= Version("5.24") else "past_key_values"  # its name in generate
@@ -454,7 +454,7 @@ def test_where_no_id_says_so_the_features_tell_where_the_pictures_are(tiny, phot
     inputs, prompts = batch_of(vlm, photos)
     from visionpulse_analysis.watching import prompts as reading
 
-    for name in ("IMAGES", "VIDEOS"):
+    for name in ("IMAGE_IDS", "VIDEOS"):
         monkeypatch.setattr(reading, name, ())
     with vpa.watch(vlm.model, heads="all") as w:
         vlm.model.generate(**inputs, **GREEDY)

@@ -22,6 +22,7 @@ from visionpulse_analysis.decoding import decode
 from visionpulse_analysis.families import Prompt
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners import VisionPulse
+from visionpulse_analysis.traces.frames import NO_MAP
 
 SIDE, STEPS, QUESTION, SHORT = 112, 4, "What is in the picture, and where is it?", "What?"
 CELL = 12  # pixels that a patch is to cover at least where single patches are lit
@@ -53,7 +54,7 @@ class _Subject:
 
     @cached_property
     def floor(self) -> _Floor:
-        vlm, prompt, layers = self.vlm, self.vlm.prompt(_noise(), QUESTION), range(self.vlm.n_layers)
+        vlm, prompt, layers = self.vlm, self.vlm.prompt(_noise(), QUESTION), self.vlm.attention_layers
         plain = forced(vlm, prompt, _answer(vlm), layers=layers)
         said = torch.log_softmax(plain.logits, dim=1)
         noisy = [forced(vlm, prompt, _answer(vlm), layers=layers, witness=OneUnitOff(seed)) for seed in range(NOISES)]
@@ -120,7 +121,8 @@ def _state(vlm: VLM) -> tuple:
     hung = (hook for m in vlm.model.modules() for hook in [*m._forward_hooks.values(), *m._forward_pre_hooks.values()])
     # The library hangs up hooks of its own at first use, which stay.
     hooks = sum(str(getattr(hook, "__module__", "")).startswith("visionpulse_analysis") for hook in hung)
-    parts = (config, config.get_text_config(), config.vision_config)
+    named = (getattr(config, name, None) for name in config.sub_configs)
+    parts = [config, config.get_text_config(), *(part for part in named if part is not None)]
     return [part._attn_implementation for part in parts], hooks, active_interceptors(vlm.model), vlm.model.training
 
 
@@ -140,7 +142,7 @@ def _answer(vlm: VLM) -> list[int]:
 def _rows_times_values(subject: _Subject) -> Finding:
     vlm, witness = subject.vlm, RowsTimesValues()
     forced(vlm, vlm.prompt(_noise(), QUESTION), _answer(vlm), witness=witness)
-    missing = set(range(vlm.n_layers)) - witness.layers
+    missing = set(vlm.attention_layers) - witness.layers
     if missing:
         return Finding("", False, note=f"layers {sorted(missing)} never called the attention function")
     return _within(witness.worst, UNITS, "units of rounding, worst head of all layers")
@@ -150,7 +152,7 @@ def _rows_times_values(subject: _Subject) -> Finding:
 def _rows_of_eager(subject: _Subject) -> Finding:
     vlm = subject.vlm
     prompt, answer = vlm.prompt(_noise(), QUESTION), _answer(vlm)
-    recorded = forced(vlm, prompt, answer, layers=range(vlm.n_layers)).rows
+    recorded = forced(vlm, prompt, answer, layers=vlm.attention_layers).rows
     whole = vlm.to_device(vlm.family.batch([prompt.answered(torch.tensor(answer))], padding=0))
     position = vlm.family.positions(vlm.model, whole)
     before = vlm.model.config.get_text_config()._attn_implementation
@@ -160,7 +162,8 @@ def _rows_of_eager(subject: _Subject) -> Finding:
     finally:
         vlm.model.set_attn_implementation({"text_config": before})
     places = torch.from_numpy(prompt.grid.position.copy())
-    rows = torch.stack([layer[0].float().cpu() for layer in out.attentions])  # [layer, head, query, key]
+    given = [layer for layer in out.attentions if layer is not None]  # none of layers without attention
+    rows = torch.stack([layer[0].float().cpu() for layer in given])  # [layer, head, query, key]
     eager = rows[:, :, len(prompt.ids) - 1 :][..., places].mean(dim=1).transpose(0, 1)  # [step, layer, patch]
     worst = float((recorded - eager).abs().max() / eager.max())
     return _within(worst, FLOORS * subject.floor.row, "relative to the largest weight, all layers and steps")
@@ -169,7 +172,7 @@ def _rows_of_eager(subject: _Subject) -> Finding:
 def _recording(subject: _Subject) -> Finding:
     vlm = subject.vlm
     prompt, answer = vlm.prompt(_noise(), QUESTION), _answer(vlm)
-    plain, recorded = (forced(vlm, prompt, answer, layers=range(n)).logits for n in (0, vlm.n_layers))
+    plain, recorded = (forced(vlm, prompt, answer, layers=layers).logits for layers in ([], vlm.attention_layers))
     if not bool(torch.isfinite(plain).all()):
         return Finding("", False, note="the model's own logits are not finite")
     return _within(float((plain - recorded).abs().max()), 0)
@@ -203,6 +206,8 @@ def _keep_all(subject: _Subject) -> Finding:
 def _geometry(subject: _Subject) -> Finding:
     vlm = subject.vlm
     grey, before = _grey(vlm)
+    if before.map.startswith(NO_MAP):
+        return Finding("", True, note=before.map)
     grid, bright = before.grid, vlm.prompt(np.full_like(grey, 255), SHORT)
     tried = 0
     for image, frame, *_ in np.asarray(grid.frames).tolist():

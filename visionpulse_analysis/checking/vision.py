@@ -2,83 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import numpy as np
 import torch
 
 from visionpulse_analysis.families import Prompt
+from visionpulse_analysis.locating import probing
+from visionpulse_analysis.locating.light import way_gone
 from visionpulse_analysis.models import VLM
 
 
-class _Reached(Exception):
-    """The language model was about to run; carries what it was given."""
-
-    def __init__(self, embeddings: torch.Tensor):
-        super().__init__()
-        self.embeddings = embeddings
-
-
-@contextmanager
-def local_vision(vlm: VLM) -> Iterator[None]:
-    """Silence attention in the vision tower, so that each patch shows its own pixels and no others."""
-
-    def nothing(module: Any, given: Any, output: Any) -> Any:
-        return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(output)
-
-    def attends(module: torch.nn.Module) -> bool:
-        return "Attention" in type(module).__name__
-
-    language = set(vlm.model.get_decoder().modules())
-    attention = [module for module in vlm.model.modules() if module not in language and attends(module)]
-    # Of a whole block named after its attention, the attention inside.
-    innermost = [module for module in attention if not any(map(attends, list(module.modules())[1:]))]
-    handles = [module.register_forward_hook(nothing) for module in innermost]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@torch.inference_mode()
 def embeddings(vlm: VLM, prompt: Prompt) -> torch.Tensor:
-    """What the language model reads: float32 [token, width], words and patches."""
-
-    def stop(module: Any, args: Any, options: dict[str, Any]) -> None:
-        raise _Reached(options["inputs_embeds"])
-
+    """What the language model reads, every patch by itself: float32 [token, width], words and patches."""
     inputs = vlm.to_device(vlm.family.batch([prompt], padding=0))
-    position = vlm.family.positions(vlm.model, inputs)
-    handle = vlm.model.get_decoder().register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        vlm.model(**inputs, position_ids=position, use_cache=False)
-    except _Reached as reached:
-        return reached.embeddings[0].float().cpu()
-    finally:
-        handle.remove()
-    raise RuntimeError(f"the language model of {type(vlm.model).__name__} was never called")
+    return probing.embeddings(vlm.model, {**inputs, "position_ids": vlm.family.positions(vlm.model, inputs)}).cpu()
 
 
 def changes(vlm: VLM, before: Prompt, after: Prompt) -> np.ndarray:
     """How much each token's embedding differs between two prompts of one layout: float32 [token]."""
-    with local_vision(vlm):
-        one, other = (embeddings(vlm, prompt) for prompt in (before, after))
+    one, other = (embeddings(vlm, prompt) for prompt in (before, after))
     return (one - other).norm(dim=1).numpy()
 
 
 def lit(vlm: VLM, dark: Prompt, after: Prompt, bright: Prompt) -> np.ndarray:
-    """How far each token has gone from how it looks in a dark picture to how it looks in a bright one.
-
-    float32 [token] in [0, 1], of three prompts of one layout; 0 where the two look alike. The way gone, and not its
-    length: a tower with few or random weights may answer to half the light of a patch with a longer step than to all.
-    """
-    with local_vision(vlm):
-        here, there, now = (embeddings(vlm, prompt) for prompt in (dark, bright, after))
-    gone, left = (now - here).norm(dim=1), (there - now).norm(dim=1)
-    return (gone / (gone + left).clamp(min=torch.finfo(torch.float32).tiny)).numpy()
+    """How far each token has gone from a dark picture to a bright one, of three prompts of one layout: `way_gone`."""
+    return way_gone(*(embeddings(vlm, prompt) for prompt in (dark, after, bright)))
 
 
 def brighten(picture: np.ndarray, box: np.ndarray) -> np.ndarray:

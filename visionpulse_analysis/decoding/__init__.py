@@ -241,6 +241,7 @@ def _meta(
         **({"turns": prompt.turns} if prompt.turns else {}),
         **({"prompt_options": prompt.options.to_dict()} if prompt.options.to_dict() else {}),
         **({"videos": prompt.videos} if prompt.videos else {}),
+        **({"map": prompt.map} if prompt.map else {}),
         **provenance(vlm, options, seed, options.max_new_tokens, weights),
         **({"generation": applied} if applied else {}),
         **({"generation_left_out": left_out} if left_out else {}),

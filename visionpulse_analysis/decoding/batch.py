@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from visionpulse_analysis.cache import GrowingLayer, grows_in_place, make_cache
 from visionpulse_analysis.collecting import Record
 from visionpulse_analysis.decoding.options import Options
 from visionpulse_analysis.decoding.tokens import end_ids, pad_id
-from visionpulse_analysis.families import Prompt, in_columns
+from visionpulse_analysis.families import Prompt, Stock, in_columns
 from visionpulse_analysis.families.generation import Rules
 from visionpulse_analysis.hooks import watch_layers
 from visionpulse_analysis.models import VLM
@@ -71,9 +72,12 @@ class Batch:
         self.gone: torch.Tensor | None = None  # int64 [row, model_layer], see Group.gone
         self.answers: list[torch.Tensor] = []  # int64 [row] per step, where there is no cache
         self.tokens = self.position = torch.zeros(0, dtype=torch.int64)
-        # A model whose layers all see the whole past takes the mask as it is; others make one per kind of layer.
-        self.takes_mask = grows_in_place(self.cache) and vlm.sees_everything
+        # A known model whose layers all see the whole past takes the mask as it is; others make one per kind of layer.
+        known = not isinstance(vlm.family, Stock)
+        self.takes_mask = grows_in_place(self.cache) and vlm.sees_everything and known
         self.real: torch.Tensor | None = None
+        taken = signature(vlm.model.forward).parameters
+        self.newest_alone = {"logits_to_keep": 1} if "logits_to_keep" in taken else {}
 
     def _layout(self, prompts: list[Prompt]) -> Layout:
         vlm, rows = self.vlm, len(prompts)
@@ -236,7 +240,7 @@ class Batch:
             position_ids=position.expand(3, -1, -1) if self.vlm.family.mrope and position.ndim == 2 else position,
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=1,
+            **self.newest_alone,
             **inputs,
         )
         return out.logits[:, -1].float().to(ids.device)

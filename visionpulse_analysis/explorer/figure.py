@@ -18,7 +18,7 @@ from visionpulse_analysis.explorer.labels import labels
 from visionpulse_analysis.explorer.pairing import check_traces, identities, most_visual_layer, names, shared_layers
 from visionpulse_analysis.explorer.view import MODES, View, check_beside, read_view
 from visionpulse_analysis.figures.scales import colours
-from visionpulse_analysis.traces import frame_labels, frame_pictures
+from visionpulse_analysis.traces import frame_labels, frame_pictures, without_map
 
 SINK_FACTOR, VEIL = 10, 0.65  # as in script/data.js and script/colours.js
 BARE = 119  # grey of a panel whose picture was not recorded
@@ -162,7 +162,7 @@ def _compose(trace, picture: np.ndarray | None, asked: View, shown: _Shown) -> F
     veil[:, 3] *= opacity(shown.values[here])
     _draw_patches(axes[0], picture, boxes, facecolors=veil)
     figures.draw_colour_bar(axes[0], label=shown.unit, opacity=opacity, **scale)
-    panel = f", {frame_labels(trace)[asked.panel].lower()}" if len(grid.frames) > 1 else ""
+    panel = f", {frame_labels(trace)[asked.panel].lower()}" if len(grid.frames) > 1 or without_map(trace) else ""
     title = f"step {shown.step}: {figures.token_label(shown.tokens[shown.step])}\n{shown.where}{panel}"
     axes[0].set_title(title, loc="left", parse_math=False)
     if asked.region is not None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from visionpulse_analysis._checks import UnsupportedModelError
 from visionpulse_analysis.families.anyres import LlavaNext, LlavaOneVision
 from visionpulse_analysis.families.base import Family, Prompt
 from visionpulse_analysis.families.idefics3 import Idefics3
@@ -14,12 +17,14 @@ from visionpulse_analysis.families.prompts import in_columns, in_rows
 from visionpulse_analysis.families.qwen import Glm4v, Glm46v, Qwen3, Qwen25, QwenGrid
 from visionpulse_analysis.families.smolvlm import SmolVLM
 from visionpulse_analysis.families.square import DeepseekVL, Gemma3, Llava, PaliGemma
+from visionpulse_analysis.families.stock import Stock
 
 __all__ = [
     "FAMILIES",
     "Family",
     "Prompt",
     "PromptOptions",
+    "Stock",
     "UnsupportedModelError",
     "attention_of",
     "check_supported",
@@ -52,45 +57,38 @@ FAMILIES: dict[str, type[Family]] = {
 
 
 CROSS_ATTENTION = "pictures are read by cross-attention and are no tokens of the sequence: no row runs over patches"
-QUERY_TOKENS = "learned queries mix the whole picture into every image token: none of them has a place in the picture"
 ENCODER_DECODER = (
     "pictures are read by an encoder, and the decoder sees them by cross-attention: no row runs over patches"
 )
+OWN_SOFTMAX = "the language part computes a softmax of its own, past the library's attention functions"
 REFUSED = {
-    "blip-2": QUERY_TOKENS,
+    "blip": OWN_SOFTMAX,
     "florence2": ENCODER_DECODER,
+    "git": OWN_SOFTMAX,
     "idefics": CROSS_ATTENTION,
-    "idefics2": QUERY_TOKENS,
-    "instructblip": QUERY_TOKENS,
-    "instructblipvideo": QUERY_TOKENS,
-    "kosmos-2": QUERY_TOKENS,
     "mllama": CROSS_ATTENTION,
     "pix2struct": ENCODER_DECODER,
     "vision-encoder-decoder": ENCODER_DECODER,
 }
+READS = "AutoModelForImageTextToText"
 # Language models whose eager functions know more than scaled-dot-product attention, which leaves it out.
 WITH_SINKS = {"gpt_oss"}
 
 
-class UnsupportedModelError(ValueError):
-    """The model cannot be recorded exactly, and the message says why."""
-
-
 def check_supported(config: Any, name: str) -> None:
     """Raise :class:`UnsupportedModelError` unless a model of this configuration can be recorded exactly."""
-    supported = f"supported: {', '.join(FAMILIES)}"
-    if config.model_type in REFUSED:
+    kind = config.model_type
+    reason = REFUSED.get(kind)
+    if reason is None and getattr(config, "is_encoder_decoder", False):
+        reason = ENCODER_DECODER
+    if reason is not None:
+        raise UnsupportedModelError(f"{name!r} is of family {kind!r}, where {reason}; give a model whose pictures are "
+                                    "tokens of its sequence")  # fmt: skip
+    own = getattr(config, "auto_map", None) or {}
+    if kind not in FAMILIES and kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and READS not in own:
         raise UnsupportedModelError(
-            f"{name!r} is of family {config.model_type!r}, where {REFUSED[config.model_type]}; {supported}"
-        )
-    if getattr(config, "vision_config", None) is None:
-        raise UnsupportedModelError(
-            f"{name!r} is a {config.model_type} model without a vision part; give a vision-language model, {supported}"
-        )
-    if config.model_type not in FAMILIES:
-        raise UnsupportedModelError(
-            f"{name!r} is of family {config.model_type!r}, whose image layout is not known here; {supported}. "
-            "vpa.watch(model, processor) records any model inside its own generate"
+            f"{name!r} is a {kind} model without a vision part; give a vision-language model, of a type that "
+            f"{READS} of transformers knows"
         )
 
 
@@ -101,8 +99,8 @@ def attention_of(config: Any) -> str:
     return "eager" if capped or text.model_type in WITH_SINKS else "sdpa"
 
 
-def family_class(config: Any) -> type[Family]:
-    """The family of a supported configuration."""
+def family_class(config: Any) -> type[Family] | None:
+    """The family of a configuration; None where nothing is known of its kind, and `Stock` serves."""
     # Pixtral itself comes as a LLaVA model with another tower.
-    tower = getattr(config.vision_config, "model_type", None)
-    return Pixtral if config.model_type == "llava" and tower == "pixtral" else FAMILIES[config.model_type]
+    tower = getattr(getattr(config, "vision_config", None), "model_type", None)
+    return Pixtral if config.model_type == "llava" and tower == "pixtral" else FAMILIES.get(config.model_type)

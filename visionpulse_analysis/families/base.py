@@ -261,6 +261,10 @@ class Family(ABC):
             "input_ids": torch.stack([padded(prompt.ids, padding) for prompt in prompts]),
             "attention_mask": torch.stack([padded(torch.ones_like(prompt.ids), 0) for prompt in prompts]),
             **self.token_inputs(kinds),
+            **{
+                name: torch.stack([padded(prompt.of_tokens[name], 0) for prompt in prompts])
+                for name in prompts[0].of_tokens
+            },
             **stack([prompt.inputs for prompt in prompts]),
         }
 

@@ -9,8 +9,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoImageProcessor, AutoProcessor, ProcessorMixin
+import transformers
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
 from transformers.image_processing_base import ImageProcessingMixin
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import logging as hf_logging
 from transformers.utils.hub import cached_file
 
@@ -67,6 +69,41 @@ def load_image_processor(source: str, revision: str, trust_remote_code: bool = F
         if kind not in FOLDERS:
             raise ValueError(f"the image processor {kind!r} cannot be loaded: {error}") from error
     return pil_class(kind).from_pretrained(source, revision=revision)
+
+
+def load_stills(source: str, config: Any, revision: str, trust_remote_code: bool = False) -> Any:
+    """The stock processor of a model of this configuration without its video half, which needs torchvision.
+
+    Raises
+    ------
+    OSError, ValueError
+        If its files cannot be read, or there is none of picture and text alone.
+    """
+    settings, _ = ProcessorMixin.get_processor_dict(source, revision=revision)
+    whole: Any = getattr(transformers, settings.get("processor_class") or "", None)
+    whole = whole or (PROCESSOR_MAPPING[type(config)] if type(config) in PROCESSOR_MAPPING else None)
+    parts = set() if whole is None else {*whole.get_attributes()} - {"video_processor"}
+    if parts != {"image_processor", "tokenizer"}:
+        raise ValueError(
+            f"AutoProcessor.from_pretrained loads no processor of pictures and text for {config.model_type!r}, "
+            "whose family is not known here: install what it asks for (torchvision), or load((model, processor))"
+        )
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    loaded = {
+        "image_processor": load_image_processor(source, **options),
+        "tokenizer": AutoTokenizer.from_pretrained(source, **options),
+    }
+    args = [loaded.get(name) for name in whole.get_attributes()]
+    return without_videos(whole).from_args_and_dict(args, settings)
+
+
+def without_videos(whole: type) -> Any:
+    """The class of a processor that takes None for its video half; it reads stills as ever."""
+
+    def check(self: Any, name: str, given: Any) -> Any:
+        return None if given is None else whole.check_argument_for_proper_class(self, name, given)
+
+    return type(whole.__name__, (whole,), {"check_argument_for_proper_class": check})
 
 
 def load_video_settings(source: str, revision: str) -> dict[str, Any]:

@@ -43,6 +43,8 @@ class Prompt:
     inputs : what the model takes beside the tokens, as in `Shown`; images : the original pictures and frames, uint8;
     videos : for the images that are videos their number, and of what the frames are: rate and numbers in the source;
     turns : the messages where it was asked in several, JSON-ready; options : how the model was asked.
+    of_tokens : inputs with one number per token, int64 [token] each; map : how it is known where the patches are, empty
+    where the family computes it.
     """
 
     question: str
@@ -56,6 +58,8 @@ class Prompt:
     pieces: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     turns: list[dict[str, Any]] = field(default_factory=list)
     options: PromptOptions = field(default_factory=PromptOptions)
+    of_tokens: dict[str, torch.Tensor] = field(default_factory=dict)
+    map: str = ""
 
     @property
     def text_at(self) -> np.ndarray:
@@ -65,7 +69,9 @@ class Prompt:
     def answered(self, ids: torch.Tensor) -> Prompt:
         """The prompt followed by the tokens ``ids`` int64 [token] of an answer."""
         kinds = torch.cat([self.kinds, torch.full_like(ids, ANSWER)])
-        return replace(self, ids=torch.cat([self.ids, ids]), kinds=kinds)
+        # An answer is told apart as the last word of the prompt is.
+        of_tokens = {name: torch.cat([one, one[-1].expand(len(ids))]) for name, one in self.of_tokens.items()}
+        return replace(self, ids=torch.cat([self.ids, ids]), kinds=kinds, of_tokens=of_tokens)
 
 
 def in_columns(prompts: Sequence[Prompt], starts: Sequence[int]) -> dict[str, torch.Tensor]:

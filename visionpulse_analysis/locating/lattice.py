@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 NEAR = 0.35  # of a step of a lattice: what lies further than this from its nodes belongs to another one
+WELL = 0.15  # of a step: how near to a line places are that were measured well
 MIDDLE, FAR = 0.45, 0.75  # how far the middle of one of its columns or rows may be measured, and a single token
-SNAP = 0.75  # of a step: an outermost border nearer than this to the picture's own is the picture's
 
 
 @dataclass
@@ -33,10 +33,16 @@ class Axis:
         if len(nodes) == 1:
             return cls(float(middles[0]), float("nan"))
         step, start = np.polyfit(nodes, middles, 1)
-        far = np.abs(start + step * nodes - middles).max() > MIDDLE * step
-        return (
-            None if far or np.abs(start + step * number - centre).max() > FAR * step else cls(float(start), float(step))
-        )
+        far = np.abs(start + step * nodes - middles).max()
+        if len(nodes) > 4:
+            # Of an outermost node that reaches beyond the picture the middle of its visible part is measured: where
+            # the others lie well on a line, or all do not, it has no part in it.
+            inner = np.polyfit(nodes[1:-1], middles[1:-1], 1)
+            off = np.abs(np.polyval(inner, nodes) - middles)[1:-1].max()
+            if off < WELL * inner[0] or far > MIDDLE * step:
+                (step, start), far = inner, off
+        scattered = np.abs(start + step * number - centre).max() > FAR * step
+        return None if far > MIDDLE * step or scattered else cls(float(start), float(step))
 
     def offset(self, count: int, other: Axis, length: int) -> int | None:
         """The node of this lattice of ``count`` nodes at which another of ``length`` begins; None if it does not.
@@ -52,16 +58,17 @@ class Axis:
             return tile
         return int(np.rint(place)) if abs(place - np.rint(place)) <= NEAR else None
 
-    def edges(self, count: int, size: float) -> np.ndarray:
+    def edges(self, count: int, size: float, snap: float) -> np.ndarray:
         """The ``count`` + 1 borders between nodes in pixels of a picture of this size, float64 [border].
 
-        Where a lattice leaves out less than a token at the border of the picture is not measured: it leaves out none.
+        Beyond the picture where its outermost nodes reach into padding. An outermost border that was measured nearer
+        to the picture's own than ``snap`` of a step is the picture's.
         """
         if np.isnan(self.step):
             return np.array([0.0, size])
         first, last = self.start - self.step / 2, self.start + self.step * (count - 0.5)
-        first = 0.0 if first < SNAP * self.step else first
-        last = size if size - last < SNAP * self.step else last
+        first = 0.0 if abs(first) < snap * self.step else first
+        last = size if abs(size - last) < snap * self.step else last
         return np.linspace(first, last, count + 1)
 
 
@@ -113,10 +120,13 @@ class Frame:
             return None
         return Frame.of(token, *cells, centre)
 
-    def boxes(self, size: tuple[int, int]) -> np.ndarray:
-        """Left, top, right, bottom of each token in a picture of (height, width) pixels: float64 [token, 4]."""
-        across = self.axes[0].edges(self.shape[1], size[1])
-        down = self.axes[1].edges(self.shape[0], size[0])
+    def boxes(self, size: tuple[int, int], snap: float) -> np.ndarray:
+        """Left, top, right, bottom of each token in a picture of (height, width) pixels: float64 [token, 4].
+
+        snap : as in `Axis.edges`; infinite where the lattice is known to cover the picture, no more and no less.
+        """
+        across = self.axes[0].edges(self.shape[1], size[1], snap)
+        down = self.axes[1].edges(self.shape[0], size[0], snap)
         return np.stack([across[self.col], down[self.row], across[self.col + 1], down[self.row + 1]], axis=1)
 
 

@@ -16,6 +16,16 @@ PARTLY = 0.25  # nearer than this to the middle of the way from dark to bright
 BEGINS, ENDS = 0.08, 0.92  # of the way from dark to bright: where a rectangle begins and ends
 
 
+def way_gone(dark: torch.Tensor, now: torch.Tensor, bright: torch.Tensor) -> np.ndarray:
+    """How far tokens have gone from how they look in the dark to how they look in the light: float32 [token] in [0, 1].
+
+    Of embeddings [token, width]; 0 where dark and bright look alike. The way gone, not its length: a tower with few or
+    random weights may answer to half the light of a patch with a longer step than to all.
+    """
+    gone, left = (now - dark).norm(dim=1), (bright - now).norm(dim=1)
+    return (gone / (gone + left).clamp(min=torch.finfo(torch.float32).tiny)).cpu().numpy()
+
+
 class Light:
     """Pictures of some sizes, all dark and all bright, as a model sees them.
 
@@ -34,7 +44,6 @@ class Light:
     def reaching(self, where: Callable[[int], tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         """How far each lit token has gone from how it looks in the dark to how it looks in the light: float [lit].
 
-        The way gone, not its length: a tower may answer to half the light of a patch with a longer step than to all.
         ``where`` says for each picture which rows and columns are bright, bool [row_px] and bool [col_px]; light is
         where both are.
         """
@@ -44,9 +53,7 @@ class Light:
             picture = np.full((*size, 3), DARK, np.uint8)
             picture[np.ix_(rows, cols)] = BRIGHT
             pictures.append(picture)
-        now = self.probe(pictures)[self.token]
-        gone, left = (now - self._dark[self.token]).norm(dim=1), (self._bright[self.token] - now).norm(dim=1)
-        return (gone / (gone + left).clamp(min=torch.finfo(torch.float32).tiny)).cpu().numpy()
+        return way_gone(self._dark[self.token], self.probe(pictures)[self.token], self._bright[self.token])
 
     def along(self, axis: int, bright: Callable[[int], np.ndarray]) -> np.ndarray:
         """As `reaching`, of light that differs along one axis only, 0 across and 1 down."""

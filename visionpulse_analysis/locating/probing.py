@@ -8,14 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.overrides import TorchFunctionMode
 
-from visionpulse_analysis.attention import KERNELS
-from visionpulse_analysis.families import UnsupportedModelError
-from visionpulse_analysis.models import VLM
+from visionpulse_analysis._checks import UnsupportedModelError
 
-QUESTION = "?"
+KERNELS = ("sdpa", "eager")  # those that `Apart` silences
 # Builds the inputs of a model from some pictures, uint8 [row_px, col_px, 3] each.
 Inputs = Callable[[Sequence[np.ndarray]], dict[str, Any]]
 
@@ -74,62 +71,38 @@ class Probe:
         self.model, self.inputs, self.forwards, self.silent = model, inputs, 0, True
         self.ids = np.zeros(0, np.int64)
 
-    @torch.inference_mode()
     def __call__(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
         """Embeddings of the prompt, float32 [token, width], words and image tokens."""
-
-        def stop(module: Any, args: Any, options: dict[str, Any]) -> None:
-            given = options.get("inputs_embeds")
-            if given is not None:
-                raise _Reached(given)
-
         inputs = self.inputs(pictures)
         ids = inputs["input_ids"][0].cpu().numpy()
         if self.forwards and not np.array_equal(ids, self.ids):
             raise ValueError("the processor made another prompt of another picture of the same size; its tokens cannot "
                              "be compared, and no map is measured")  # fmt: skip
         self.ids, self.forwards = ids, self.forwards + 1
-        with ExitStack() as stack:
-            if self.silent:
-                stack.enter_context(Apart())
-            stack.callback(self.model.get_decoder().register_forward_pre_hook(stop, with_kwargs=True).remove)
-            try:
-                self.model(**inputs, use_cache=False)
-            except _Reached as reached:
-                return reached.embeddings[0].float()
-        raise UnsupportedModelError(
-            f"the decoder of {type(self.model).__name__} was given no embeddings: image tokens are put nowhere into "
-            "its sequence, and no map can be measured"
-        )
+        return embeddings(self.model, inputs, apart=self.silent)
 
 
-def inputs_of(vlm: VLM, processor: Any, count: int, options: dict[str, Any]) -> Inputs:
-    """How to make inputs from ``count`` pictures: with a processor of the library, or as the model's family does."""
-    if processor is None:
+@torch.inference_mode()
+def embeddings(model: Any, inputs: dict[str, Any], *, apart: bool = True) -> torch.Tensor:
+    """What the decoder of a model is given for the first prompt of its inputs: float32 [token, width].
 
-        def of_family(pictures: Sequence[np.ndarray]) -> dict[str, Any]:
-            inputs = vlm.to_device(vlm.family.batch([vlm.prompt(list(pictures), QUESTION)], padding=0))
-            return {**inputs, "position_ids": vlm.family.positions(vlm.model, inputs)}
+    With the patches of the vision tower kept ``apart``. Raises UnsupportedModelError where it is given nothing.
+    """
 
-        return of_family
-    text = _text(processor, count)
+    def stop(module: Any, args: Any, options: dict[str, Any]) -> None:
+        given = options.get("inputs_embeds")
+        if given is not None:
+            raise _Reached(given)
 
-    def of_processor(pictures: Sequence[np.ndarray]) -> dict[str, Any]:
-        images = [Image.fromarray(one) for one in pictures]
-        made = processor(images=images, text=text, return_tensors="pt", **options)
-        device, dtype = vlm.model.device, vlm.model.dtype
-        return {
-            name: value.to(device, dtype if value.is_floating_point() else None) if torch.is_tensor(value) else value
-            for name, value in made.items()
-        }
-
-    return of_processor
-
-
-def _text(processor: Any, count: int) -> str:
-    """A prompt that shows so many pictures, as the processor's own template writes it."""
-    if getattr(processor, "chat_template", None):
-        content: list[dict[str, Any]] = [{"type": "image"}] * count + [{"type": "text", "text": QUESTION}]
-        turns = [{"role": "user", "content": content}]
-        return processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    return f"{getattr(processor, 'image_token', '')}" * count + QUESTION
+    with ExitStack() as stack:
+        if apart:
+            stack.enter_context(Apart())
+        stack.callback(model.get_decoder().register_forward_pre_hook(stop, with_kwargs=True).remove)
+        try:
+            model(**inputs, use_cache=False)
+        except _Reached as reached:
+            return reached.embeddings[0].float()
+    raise UnsupportedModelError(
+        f"the decoder of {type(model).__name__} was given no embeddings: image tokens are put nowhere into its "
+        "sequence, and no map can be measured"
+    )

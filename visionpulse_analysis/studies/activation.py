@@ -12,7 +12,7 @@ from visionpulse_analysis.figures import DOUBLE
 from visionpulse_analysis.figures.tokens import check_steps
 from visionpulse_analysis.studies.step_dependence import masses_of, rows_of
 from visionpulse_analysis.studies.stored import picture_of
-from visionpulse_analysis.traces import Trace
+from visionpulse_analysis.traces import Trace, without_map
 
 LEVELS = (50, 90)  # percentiles of the paper's pictures
 
@@ -67,5 +67,6 @@ def activation_page(
             with figures.style():
                 ax.set_title(figures.step_title(step, trace.tokens[step]), parse_math=False)
         with figures.style():
-            axes[0].set_ylabel(f"top {100 - level:g} %")
+            lacking = "" if without_map(trace) is None else "\nno map: tokens in order"
+            axes[0].set_ylabel(f"top {100 - level:g} %{lacking}")
     return fig

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from visionpulse_analysis._files import cache_folder
 from visionpulse_analysis._ledger import note
 from visionpulse_analysis.costs import costs_of
 from visionpulse_analysis.models import VLM
@@ -21,7 +22,6 @@ from visionpulse_analysis.sampling import Sample as Sampling
 from visionpulse_analysis.studies.collect import key_of
 from visionpulse_analysis.studies.kept import (
     CHANGED,
-    cache_folder,
     generators,
     keep,
     part_of_key,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from visionpulse_analysis import decoding
+from visionpulse_analysis._files import cache_folder
 from visionpulse_analysis._ledger import note
 from visionpulse_analysis.attending import Execution
 from visionpulse_analysis.decoding import decode, end_ids
@@ -19,7 +20,6 @@ from visionpulse_analysis.sampling import Sample as Sampling
 from visionpulse_analysis.store import TraceStore
 from visionpulse_analysis.studies.kept import (
     CHANGED,
-    cache_folder,
     folder_of_this_process,
     generators,
     is_whole,

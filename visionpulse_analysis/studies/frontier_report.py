@@ -16,6 +16,7 @@ from visionpulse_analysis.statistics import Interval
 from visionpulse_analysis.studies.alignment import Comparison, Divergences, draw_strips, strips_height
 from visionpulse_analysis.studies.drawing import draw_curve, draw_named, ends
 from visionpulse_analysis.studies.frontier import Frontier, Point, advantage
+from visionpulse_analysis.studies.stored import picture_of
 from visionpulse_analysis.studies.trace_length_report import scaled, show
 from visionpulse_analysis.traces import Trace
 
@@ -56,7 +57,7 @@ def mass_of(pruned: Trace) -> np.ndarray:
 def step_page(pruned: Trace, comparison: Comparison, steps: list[int]) -> Figure:
     """Draw one sample: kept patches of some steps, mass and budget over all, dense over pruned tokens."""
     kept, seen = kept_of(pruned), mass_of(pruned)
-    height, width = pruned.images[0].shape[:2]
+    height, width = picture_of(pruned).shape[:2]
     picture = (DOUBLE / len(steps) - 0.08) * height / width + 0.45
     fig, (top, middle, *strips) = figures.new_page(DOUBLE, [picture, 2.5, *strips_height(comparison)])
     with figures.style():
@@ -65,7 +66,7 @@ def step_page(pruned: Trace, comparison: Comparison, steps: list[int]) -> Figure
         for ax, step in zip(panels, steps, strict=True):
             ax.set_title(figures.step_title(step, pruned.tokens[step]), parse_math=False)
     for ax, step in zip(panels, steps, strict=True):
-        figures.draw_kept(ax, pruned.images[0], pruned.grid.to_map(kept[step]))
+        figures.draw_kept(ax, picture_of(pruned), pruned.grid.to_map(kept[step]))
     figures.draw_line_band(budget, np.arange(1, len(kept)), 100 * kept[1:].mean(axis=1))
     budget.set(ylim=(0, 115 * kept[1:].mean(axis=1).max()), ylabel="kept (%)")
     figures.draw_mass_curve(curve, seen, pruned.tokens, marked_steps=steps)

@@ -6,7 +6,6 @@ import atexit
 import hashlib
 import json
 import logging
-import os
 import random
 import secrets
 import shutil
@@ -28,11 +27,6 @@ FORMAT = 4  # of the kept files and of their keys
 SEAL = ".kept.json"
 CHANGED = "results are not kept: what they depend on changed while they were made"
 logger = logging.getLogger(__name__)
-
-
-def cache_folder() -> Path:
-    """Where kept results lie: ``.cache/traces`` of the project, or ``VISIONPULSE_CACHE``."""
-    return Path(os.environ.get("VISIONPULSE_CACHE", Path(__file__).parents[2] / ".cache" / "traces"))
 
 
 def state_of(vlm: VLM, *ran: Any) -> str | None:

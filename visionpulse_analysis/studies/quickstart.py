@@ -15,6 +15,7 @@ from visionpulse_analysis.studies.object_attention import named_objects
 from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.studies.step_dependence import masses_of, rows_of
 from visionpulse_analysis.studies.step_figures import cell_boxes, draw_example, draw_mass, steps_to_show
+from visionpulse_analysis.studies.stored import picture_of
 from visionpulse_analysis.traces import Trace
 
 PERCENTILES = (50, 90)  # of the paper's activation pictures
@@ -29,7 +30,7 @@ def strongest_step(trace: Trace, sample: Sample, layer: int) -> int:
 
 def step_page(trace: Trace, sample: Sample, layer: int, step: int) -> Figure:
     """Draw one step twice: as a heat map, and with all but the most attended half and tenth of the patches black."""
-    image = trace.images[0]
+    image = picture_of(trace)
     height, width = image.shape[:2]
     fig, (band,) = figures.new_page(DOUBLE, [DOUBLE / 3 * height / width + 0.75])
     with figures.style():
@@ -49,7 +50,7 @@ def questions_page(traces: Sequence[Trace], samples: Sequence[Sample], layer: in
     """Draw the attention of some steps under several questions, a row each with the question above, on one scale."""
     shown = [steps_to_show(trace, sample, layer) for trace, sample in zip(traces, samples, strict=True)]
     largest = max(float(rows_of(trace, layer)[steps].max()) for trace, steps in zip(traces, shown, strict=True))
-    shapes = [trace.images[0].shape for trace in traces]
+    shapes = [picture_of(trace).shape for trace in traces]
     fig, bands = figures.new_page(DOUBLE, [1.1 * height / width + 1.1 for height, width, _ in shapes])
     for band, trace, sample, steps in zip(bands, traces, samples, shown, strict=True):
         draw_example(band, trace, sample, layer, steps, scale=largest or 1.0)
@@ -93,7 +94,7 @@ def quickstart_page(trace: Trace, sample: Sample, layer: int, *, text_below: flo
     """
     steps = steps_to_show(trace, sample, layer)
     mass = masses_of(trace, layer)
-    height, width = trace.images[0].shape[:2]
+    height, width = picture_of(trace).shape[:2]
     strip = figures.token_strip_height(trace.tokens, DOUBLE - 0.1)
     top_height = 2.9 * height / width + 0.75
     fig, (top, middle, bottom) = figures.new_page(DOUBLE, [top_height, strip + 0.32, 2.4])
@@ -104,7 +105,7 @@ def quickstart_page(trace: Trace, sample: Sample, layer: int, *, text_below: flo
         picture.set_title(f"{trace.question}\nanswer: {answer}", parse_math=False)
         words.set_title("the trace, shaded by visual attention mass (white: 0, dark: 1)", loc="left")
     named = [index for index in named_objects(trace, sample) if index is not None]
-    figures.draw_blackout(picture, trace.images[0], np.ones((1, 1)), 0)  # the bare image
+    figures.draw_blackout(picture, picture_of(trace), np.ones((1, 1)), 0)  # the bare image
     figures.draw_boxes(picture, cell_boxes(sample.scene, sorted(set(named))), colour=ACCENT)
     draw_example(right, trace, sample, layer, steps, columns=3)
     figures.draw_token_strip(words, trace.tokens, mass, vmin=0, vmax=1, marked_steps=steps)

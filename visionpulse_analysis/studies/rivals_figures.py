@@ -64,9 +64,10 @@ def kept_page(traces: Mapping[str, Trace], steps: Sequence[int], panel: int = 0)
     groups = [labels[start : start + columns] for start in range(0, len(labels), columns)]
     shown = traces[labels[0]]
     frames = np.asarray(shown.grid.frames)
-    picture, (image, frame) = frame_pictures(shown)[0][panel], frames[panel, :2].tolist()
+    pictures, note = frame_pictures(shown)
+    picture, (image, frame) = pictures[panel], frames[panel, :2].tolist()
     if picture is None:
-        raise ValueError("the traces do not hold the picture that was asked about")
+        raise ValueError(f"the traces cannot be drawn over the picture that was asked about: {note}")
     tall, wide = picture.shape[:2]
     height = (figures.DOUBLE / columns * tall / wide + 0.08) * len(steps) + 0.3
     fig, parts = figures.new_page(figures.DOUBLE, [height] * (len(groups) - 1) + [height + 0.15])

@@ -20,7 +20,7 @@ from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.studies.step_dependence import StepDependence, masses_of, rows_of
 from visionpulse_analysis.studies.stored import picture_of
 from visionpulse_analysis.testbed.scenes import CELL, Scene
-from visionpulse_analysis.traces import Trace
+from visionpulse_analysis.traces import Trace, without_map
 
 
 def steps_to_show(trace: Trace, sample: Sample, layer: int, count: int = 6) -> list[int]:
@@ -68,11 +68,12 @@ def draw_example(
     """Draw the attention of some steps on the image, the cell of the object that each one names outlined."""
     named = named_objects(trace, sample)
     rows = rows_of(trace, layer)
+    lacking = "" if without_map(trace) is None else "\nno map: tokens in order"
     return figures.overlay_strip(
         fig,
         picture_of(trace),
         trace.grid.to_map(rows[steps]),
-        [figures.step_title(step, trace.tokens[step]) for step in steps],
+        [figures.step_title(step, trace.tokens[step]) + lacking for step in steps],
         boxes=[cell_boxes(sample.scene, [i for i in (named[step],) if i is not None]) for step in steps],
         scale=scale,
         columns=columns,

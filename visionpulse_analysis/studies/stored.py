@@ -10,7 +10,7 @@ import numpy as np
 from visionpulse_analysis.exchange import attention_definition
 from visionpulse_analysis.store import TraceStore
 from visionpulse_analysis.studies.samples import Sample
-from visionpulse_analysis.traces import Trace
+from visionpulse_analysis.traces import Trace, without_map
 
 
 class StoredTraces:
@@ -103,8 +103,8 @@ class StoredTraces:
 
 
 def picture_of(trace: Trace) -> np.ndarray:
-    """The picture of a trace, or a plain grey one where it has none: uint8 [row_px, col_px, 3]."""
-    if trace.images:
+    """The picture of a trace, or a plain grey one where it has none, or no map: uint8 [row_px, col_px, 3]."""
+    if trace.images and without_map(trace) is None:
         return trace.images[0]
     rows, cols = trace.grid.shape()
     return np.full((16 * rows, 16 * cols, 3), 200, dtype=np.uint8)

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from visionpulse_analysis._files import cache_folder
 from visionpulse_analysis.models import load
 from visionpulse_analysis.studies.kept import (
-    cache_folder,
     folder_of_this_process,
     is_sealed,
     is_whole,

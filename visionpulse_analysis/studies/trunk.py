@@ -9,13 +9,14 @@ import numpy as np
 import torch
 
 from visionpulse_analysis import decoding
+from visionpulse_analysis._files import cache_folder
 from visionpulse_analysis.collecting import Record
 from visionpulse_analysis.decoding import Batch, Options
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.sampling import Sample as Sampling
 from visionpulse_analysis.studies.collect import key_of
-from visionpulse_analysis.studies.kept import cache_folder, keep, recall, state_of
+from visionpulse_analysis.studies.kept import keep, recall, state_of
 from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.traces import Trace
 

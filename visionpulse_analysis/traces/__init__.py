@@ -2,7 +2,16 @@
 
 from visionpulse_analysis.traces.creation import create_trace
 from visionpulse_analysis.traces.files import StoreVersionError
-from visionpulse_analysis.traces.frames import frame_labels, frame_pictures, media_of
+from visionpulse_analysis.traces.frames import frame_labels, frame_pictures, media_of, without_map
 from visionpulse_analysis.traces.trace import Trace, traces_hash
 
-__all__ = ["StoreVersionError", "Trace", "create_trace", "frame_labels", "frame_pictures", "media_of", "traces_hash"]
+__all__ = [
+    "StoreVersionError",
+    "Trace",
+    "create_trace",
+    "frame_labels",
+    "frame_pictures",
+    "media_of",
+    "traces_hash",
+    "without_map",
+]

@@ -8,6 +8,25 @@ import numpy as np
 
 from visionpulse_analysis.videos import Clip
 
+NO_MAP = "no map"  # how `meta["map"]` begins where it is not known where the image tokens lie
+
+
+def without_map(trace) -> str | None:
+    """Why it is not known where the image tokens of a trace lie in its pictures, in words; None where it is known.
+
+    Its ``grid`` has them side by side, in their order in the sequence, and nothing can be drawn over a picture.
+
+    Parameters
+    ----------
+    trace : Trace
+
+    Returns
+    -------
+    str or None
+    """
+    told = str(trace.meta.get("map", ""))
+    return told if told.startswith(NO_MAP) else None
+
 
 def frame_labels(trace) -> list[str]:
     """Name every line of ``trace.grid.frames``.
@@ -24,6 +43,8 @@ def frame_labels(trace) -> list[str]:
     list of str [line]
     """
     grid, known = trace.grid, {video["image"]: video for video in trace.meta.get("videos", ())}
+    if without_map(trace):
+        return ["No map: image tokens in their order"] * len(grid.frames)
     images = grid.frames[:, 0].tolist()
     spans = {image: _span(grid, image) for image in set(images)}
     labels = []
@@ -72,7 +93,10 @@ def frame_pictures(trace) -> tuple[list[np.ndarray | None], str | None]:
     note : str or None
         Why pictures are missing, in words.
     """
-    images, grid = trace.images, trace.grid
+    images, grid, why = trace.images, trace.grid, without_map(trace)
+    if why is not None:
+        note = f"No pictures are shown, for it is not known where the image tokens lie in them: {why}."
+        return [None] * len(grid.frames), note
     expected = int(grid.pictures[:, 1].max(initial=0))
     if len(images) == expected:
         return [images[first] for first in grid.pictures[:, 0].tolist()], None
@@ -93,6 +117,8 @@ def media_of(trace) -> list[np.ndarray | Clip]:
         As ``vlm.prompt`` takes them.
     """
     known = {video["image"]: video for video in trace.meta.get("videos", ())}
+    if without_map(trace):
+        return list(trace.images)
     media: list[np.ndarray | Clip] = []
     for image in range(trace.grid.n_images):
         first, last = _span(trace.grid, image)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -16,7 +16,11 @@ from visionpulse_analysis.similarity import layer_cosines, mean_over_steps
 from visionpulse_analysis.traces.data import check_dataset, data_hash, from_parts, grid_of, json_copy, to_parts
 from visionpulse_analysis.traces.files import read_group, write_group
 from visionpulse_analysis.traces.html import pruner_text, trace_html
+from visionpulse_analysis.traces.placing import placed
 from visionpulse_analysis.traces.text import split_text
+
+if TYPE_CHECKING:
+    from visionpulse_analysis.locating import Located
 
 
 class Trace:
@@ -233,6 +237,30 @@ class Trace:
         kept = {name: self.meta[name] for name in ("complete", "format_version") if name in self.meta}
         return Trace(self.dataset.assign_attrs(meta=json_copy({**kept, **meta}, "meta")))
 
+    def locate(self, images: Any, located: Located) -> Trace:
+        """The same trace with the places of its image tokens, which was recorded without a map.
+
+        Parameters
+        ----------
+        images : image or list of images
+            Those of its prompt, in their order: paths, PIL images or uint8 [row_px, col_px, 3]. The trace keeps them.
+        located : Located
+            What ``vpa.locate(model, processor, images)`` measured.
+
+        Returns
+        -------
+        Trace
+            Its patches are the tokens that show a part of a picture. The attention to others (line breaks, padding) is
+            left out, and taken from the ``mass``, as it was rounded.
+
+        Raises
+        ------
+        ValueError
+            The trace has a map, its prompt had other image tokens, the images have other sizes, or a pruner hid tokens
+            that are no patches, so that its counts cannot be told apart.
+        """
+        return placed(self, images, located)
+
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write the trace as one zarr group; a reader sees all of it or nothing.
 
@@ -284,6 +312,7 @@ class Trace:
             "model": str(self.meta.get("model", "unknown")),
             "pruner": pruner_text(self.meta.get("pruner")),
             **{name: str(self.meta.get(name, "unknown")) for name in ("finished", "complete")},
+            **({"map": str(self.meta["map"])} if "map" in self.meta else {}),
         }
         image = self.images[0] if self.images else None
         mass = self.mass.mean([dim for dim in self.mass.dims if dim != "step"]).values.tolist()

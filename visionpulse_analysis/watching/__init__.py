@@ -22,10 +22,10 @@ from visionpulse_analysis.attending import SelfCheckError
 from visionpulse_analysis.attention import Call, check_kernel, overhear
 from visionpulse_analysis.collecting import Record
 from visionpulse_analysis.decoding import Options, heads_of, layers_of, provenance
-from visionpulse_analysis.families import CROSS_ATTENTION, ENCODER_DECODER, REFUSED, Prompt, UnsupportedModelError
+from visionpulse_analysis.families import ENCODER_DECODER, REFUSED, Prompt, UnsupportedModelError
 from visionpulse_analysis.families.prompts import IMAGE, TEXT, VIDEO
 from visionpulse_analysis.images import ImageLike
-from visionpulse_analysis.locating import MeasuredMaps
+from visionpulse_analysis.maps import MeasuredMaps
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.patches import PatchGrid
 from visionpulse_analysis.pruners.base import Pruner
@@ -36,8 +36,6 @@ from visionpulse_analysis.watching.hooks import tell
 from visionpulse_analysis.watching.prompts import Locate, Prompts, marks_of
 
 __all__ = ["Locate", "SelfCheckError", "Watch", "watch"]
-
-OWN_SOFTMAX = {"blip", "git"}
 
 
 @contextmanager
@@ -255,8 +253,10 @@ class Watch:
         meta |= provenance(vlm, options, generation.seeds[prompt], config.get("max_new_tokens"), weights)
         meta["sample"] = drawn if config.get("do_sample") else None
         meta["end_tokens"] = [vlm.decoder([int(token)]) for token in sorted(_numbers(config["eos_token_id"]))]
+        maps = generation.prompts.maps
         given = getattr(self._locate, "told", "given by locate")  # those that measure tell so
-        meta |= {"prompt": prompt, "map": "no map measured" if self._locate is None else given}
+        why = "no map measured" if maps is None else maps[prompt]
+        meta |= {"prompt": prompt, "map": why if isinstance(why, str) else given}
         others = sorted(set(range(vlm.n_layers)) - set(generation.attention_layers))
         if others:
             meta["without_attention"] = {
@@ -365,11 +365,9 @@ def _check_model(vlm: VLM) -> None:
     if model.training:
         raise ValueError(f"{name} is in training mode, where dropout changes what is recorded; call model.eval()")
     reason = REFUSED.get(config.model_type)
-    if config.model_type in OWN_SOFTMAX:
-        reason = "the language part computes a softmax of its own, past the library's attention functions"
-    elif getattr(config, "is_encoder_decoder", False):
+    if reason is None and getattr(config, "is_encoder_decoder", False):
         reason = ENCODER_DECODER
-    if config.model_type in OWN_SOFTMAX or reason in (CROSS_ATTENTION, ENCODER_DECODER):
+    if reason is not None:
         raise UnsupportedModelError(f"{name} is of family {config.model_type!r}: {reason}; it cannot be watched")
     check_kernel(model)
 

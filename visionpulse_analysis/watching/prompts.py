@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +11,16 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from visionpulse_analysis.families import FAMILIES
+from visionpulse_analysis.locating import IMAGE_IDS, ids_of, line
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.patches import PatchGrid
 
-IMAGES = ("image_token_id", "image_token_index", "image_patch_id")
 VIDEOS = ("video_token_id", "video_token_index")
 OTHERS = ("audio_token_id", "audio_token_index")  # whose features go into the sequence as those of pictures do
-LINE = 2**15 - 1  # cells in a row of a PatchGrid
 
-# Where the image tokens of each prompt lie in its pictures; from the model and the inputs of `generate`.
-Locate = Callable[[Any, Mapping[str, Any]], list[PatchGrid]]
+# Where the image tokens of each prompt lie in its pictures, or why there is no map; from the model and the inputs of
+# `generate`.
+Locate = Callable[[Any, Mapping[str, Any]], Sequence[PatchGrid | str]]
 
 
 class Scatters(TorchFunctionMode):
@@ -49,7 +49,7 @@ class Prompts:
 
     ids int64 [prompt, token], padded on the left; starts int64 [prompt], the column of the first real token; image bool
     [prompt, token]; video bool [prompt, token], those of them that show a video; by_ids : whether a token id says so;
-    maps : one for each prompt, where they are known.
+    maps : one for each prompt, or in words why it has none, where they were asked for.
     """
 
     ids: np.ndarray
@@ -57,14 +57,14 @@ class Prompts:
     image: np.ndarray
     video: np.ndarray
     by_ids: bool = True
-    maps: list[PatchGrid] | None = None
+    maps: list[PatchGrid | str] | None = None
 
     @classmethod
     def of(cls, model: Any, ids: torch.Tensor, inputs: Mapping[str, Any], locate: Locate | None) -> Prompts:
         """Read what `generate` was given: ``ids`` int64 [prompt, token], and its named ``inputs``."""
         numbers = ids.cpu().numpy()
-        image, video = (np.isin(numbers, _ids(model.config, names)) for names in (IMAGES, VIDEOS))
-        known = bool(_ids(model.config, (*IMAGES, *VIDEOS)))
+        image, video = (np.isin(numbers, ids_of(model.config, names)) for names in (IMAGE_IDS, VIDEOS))
+        known = bool(ids_of(model.config, (*IMAGE_IDS, *VIDEOS)))
         maps = None if locate is None else list(locate(model, inputs))
         if maps is not None and len(maps) != len(numbers):
             raise ValueError(f"locate must give one PatchGrid for each of {len(numbers)} prompts, gave {len(maps)}")
@@ -96,14 +96,14 @@ class Prompts:
         # Tokens proposed by an assistant may stand behind the prompt already.
         stop = min(first + scattered.shape[1], self.length)
         rows = scattered[:: len(scattered) // len(self.ids), : stop - first].cpu().numpy()
-        rows = rows & ~np.isin(self.ids[:, first:stop], _ids(model.config, OTHERS))
+        rows = rows & ~np.isin(self.ids[:, first:stop], ids_of(model.config, OTHERS))
         if not self.by_ids:
             self.image[:, first:stop] = rows
             return
         expected = self.image[:, first:stop]
         if not np.array_equal(rows, expected):
             where, elsewhere = (np.argwhere(part)[:4].tolist() for part in (expected & ~rows, rows & ~expected))
-            names = [name for name in (*IMAGES, *VIDEOS) if _ids(model.config, (name,))]
+            names = [name for name in (*IMAGE_IDS, *VIDEOS) if ids_of(model.config, (name,))]
             raise ValueError(
                 f"where the pictures are is told in two ways that differ: {int(expected.sum())} tokens by the ids "
                 f"of {', '.join(names)}, {int(rows.sum())} by where the model put image features (masked_scatter); "
@@ -126,29 +126,15 @@ class Prompts:
         Raises ValueError where the map names a position without an image token.
         """
         positions = np.flatnonzero(self.image[prompt]) - self.starts[prompt]
-        if self.maps is None:
+        found = None if self.maps is None else self.maps[prompt]
+        if found is None or isinstance(found, str):
             return line(positions)
-        wrong = np.setdiff1d(self.maps[prompt].position, positions)
+        wrong = np.setdiff1d(found.position, positions)
         if len(wrong):
             raise ValueError(
                 f"the map of prompt {prompt} names positions {wrong[:4].tolist()}, which are no image tokens"
             )
-        return self.maps[prompt]
-
-
-def line(positions: np.ndarray) -> PatchGrid:
-    """Image tokens whose place in the picture is not known: int64 [patch] side by side, one pixel each."""
-    count = len(positions)
-    number = np.arange(count)
-    row, col = number // LINE, number % LINE
-    box = np.stack([col, row, col + 1, row + 1], axis=1)
-    none = np.zeros(count, np.int64)
-    return PatchGrid(positions, none, none, row, col, box, np.array([[row.max(initial=0) + 1, min(count, LINE)]]))
-
-
-def _ids(config: Any, names: tuple[str, ...]) -> list[int]:
-    found = (getattr(config, name, None) for name in names)
-    return [number for number in found if isinstance(number, int)]
+        return found
 
 
 def marks_of(vlm: VLM) -> list[int]:
