@@ -42,7 +42,7 @@ from visionpulse_analysis.pruners.sparsevlm import SparseVLM
         (VisionPulse, {"temperature": 0}, "temperature must be above 0"),
         (VisionPulse, {"temperature": float("nan")}, "temperature must be a finite number"),
         (VisionPulse, {"temperature": float("inf")}, "finite"),
-        (VisionPulse, {"budget_min": -0.1}, r"budget_min is a share of the patches in \(0, 1\], got -0.1"),
+        (VisionPulse, {"budget_min": -0.1}, r"budget_min is a share of the patches in \[0, 1\], got -0.1"),
         (VisionPulse, {"budget_min": False}, "budget_min must be a finite number"),
         (VisionPulse, {"budget_max": 1.01}, "budget_max is a share"),
         (VisionPulse, {"budget_min": 0.2, "budget_max": 0.1}, "budget_min 0.2 is above budget_max 0.1"),
@@ -129,6 +129,17 @@ class TestNames:
         for kind in vpa.list_pruners().values():
             for preset in kind.presets:
                 assert isinstance(made(f"{kind.name}:{preset}"), kind)
+
+    def test_published_settings_have_names_of_their_own(self):
+        made = vpa.make_pruner
+        assert made("shortv:llava-1.5-7b").layers == (0, 2, 3, 12, *range(17, 32))
+        assert (made("vtw:llava-1.5-7b").layer, made("vtw:llava-1.5-7b-chat").layer) == (15, 16)
+        assert made("sparsevlm:128") == SparseVLM.published(128) and made("sparsevlm:192") == SparseVLM()
+        both = made("vtw:llava-1.5-13b | sparsevlm : 64 (recycled=0.0)")
+        assert both == made("vtw(layer=20)") | replace(SparseVLM.published(64), recycled=0.0)
+        assert made("sparsevlm:64", recycled=0.0) == replace(SparseVLM.published(64), recycled=0.0)
+        with pytest.raises(ValueError, match=r"no preset 'llava-7b'; it has llava-1\.5-7b"):
+            made("shortv:llava-7b")
 
     @pytest.mark.parametrize(
         ("text", "message"),

@@ -5,6 +5,7 @@ Every module of this folder is imported, so a file with a pruner in it is all th
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from functools import reduce
 from importlib import import_module
@@ -90,7 +91,7 @@ def make_pruner(name: str, **parameters: Any) -> Pruner:
     """
     if not isinstance(name, str):
         raise ValueError(f"a pruner is named by a text, one of {', '.join(list_pruners())}; got {name!r}")
-    if name.partition(":")[0] in KNOWN and name.replace(":", "_").isidentifier():
+    if name.partition(":")[0] in KNOWN and re.fullmatch(r"[\w:.-]+", name):
         return _make(name, parameters)
     parts = [_make(part, own) for part, own in parse(name)]
     if parameters:

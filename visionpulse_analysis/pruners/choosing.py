@@ -84,10 +84,10 @@ def _within(k: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     return torch.minimum(k.long().clamp(min=1).to(counts.device), counts)
 
 
-def check_share(name: str, value: float) -> None:
-    """Raise ValueError unless ``value`` is a number in (0, 1]."""
+def check_share(name: str, value: float, told: str = "(0, 1]") -> None:
+    """Raise ValueError unless ``value`` is a number in (0, 1]; `told` is the range that the message names."""
     if not isinstance(value, float | int | np.floating) or isinstance(value, bool) or not 0.0 < value <= 1.0:
-        raise ValueError(f"{name} is a share of the patches in (0, 1], got {value!r}")
+        raise ValueError(f"{name} is a share of the patches in {told}, got {value!r}")
 
 
 def check_anchor(anchor: int | None) -> None:

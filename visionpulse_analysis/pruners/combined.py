@@ -129,18 +129,19 @@ def as_text(pruner: Pruner) -> str:
     return f"{name[1]}({inside})" if inside else name[1]
 
 
-_QUOTED_OR_PRESET = re.compile(r"""('[^']*'|"[^"]*")|(?<=\w)\s*:\s*(\w+)""")
-_ATTRIBUTE = "preset_"
+_QUOTED_OR_PRESET = re.compile(r"""('[^']*'|"[^"]*")|(?<=\w)\s*:\s*(\w[\w.-]*)""")
+_ATTRIBUTE = "preset_"  # and the preset's name in hexadecimal, which may hold dots and hyphens
+_PRESET = re.compile(rf"\.{_ATTRIBUTE}([0-9a-f]+)")
 
 
 def as_expression(text: str) -> str:
     """The text as Python reads it: ``name:preset`` becomes an attribute of the name; quoted text stays."""
-    return _QUOTED_OR_PRESET.sub(lambda found: found[1] or f".{_ATTRIBUTE}{found[2]}", text.strip())
+    return _QUOTED_OR_PRESET.sub(lambda found: found[1] or f".{_ATTRIBUTE}{found[2].encode().hex()}", text.strip())
 
 
 def from_expression(node: ast.expr) -> str:
     """The text of a part of such an expression."""
-    return ast.unparse(node).replace(f".{_ATTRIBUTE}", ":")
+    return _PRESET.sub(lambda found: f":{bytes.fromhex(found[1]).decode()}", ast.unparse(node))
 
 
 def parse(text: str) -> list[tuple[str, dict[str, Any]]]:

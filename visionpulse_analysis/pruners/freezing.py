@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -45,6 +46,10 @@ class ShortV(Pruner):
 
     layers: tuple[int, ...] | None = None
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        model: {"layers": found} for model, found in PUBLISHED.items()
+    }
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.layers is not None:
@@ -69,7 +74,7 @@ class ShortV(Pruner):
         """
         if model not in PUBLISHED:
             raise ValueError(f"the authors give lists for {', '.join(PUBLISHED)}, got {model!r}; calibrate others")
-        return cls(PUBLISHED[model])
+        return cls(**cls.presets[model])
 
     @classmethod
     def calibrated(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -71,6 +72,10 @@ class SparseVLM(Pruner):
     recycled: float = 0.3
     renumber: bool = False
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        str(tokens): {"shares": tuple(kept / 576 for kept in counts)} for tokens, counts in SHARES_OF_576.items()
+    }
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("layers", "shares"):
@@ -107,7 +112,7 @@ class SparseVLM(Pruner):
         """
         if tokens not in SHARES_OF_576:
             raise ValueError(f"the authors give shares for {', '.join(map(str, SHARES_OF_576))} tokens, got {tokens!r}")
-        return cls(shares=tuple(kept / 576 for kept in SHARES_OF_576[tokens]))
+        return cls(**cls.presets[str(tokens)])
 
     def pruning_layers(self, n_layers: int) -> tuple[int, ...]:
         """Layers after which patches go, in a model of ``n_layers``."""

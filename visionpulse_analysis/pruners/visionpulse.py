@@ -85,7 +85,7 @@ class VisionPulse(Pruner):
         super().__post_init__()
         check_temperature(self.temperature)
         if self.budget_min != 0 or isinstance(self.budget_min, bool):
-            check_share("budget_min", self.budget_min)
+            check_share("budget_min", self.budget_min, "[0, 1]")
         check_share("budget_max", self.budget_max)
         if self.budget is not None:
             check_share("budget", self.budget)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -36,6 +37,13 @@ class VTW(Pruner):
     name: ClassVar[str] = "vtw"
 
     layer: int | None = None
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "llava-1.5-7b": {"layer": 15},
+        "llava-1.5-7b-chat": {"layer": 16},
+        "llava-1.5-13b": {"layer": 20},
+        "video-llava": {"layer": 16},
+    }
 
     @classmethod
     def calibrated(
