@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from tiny_models import build
 from transformers import ProcessorMixin
 
 import visionpulse_analysis as vpa
+from visionpulse_analysis.families.limits import limited
 
 QUESTION = "where is it ?"
 PIXELS = ["qwen2_5_vl", "qwen3_vl", "glm4v"]
@@ -89,7 +91,7 @@ def test_tiles_at_most(family):
 @pytest.mark.parametrize("family", ["gemma3"], indirect=True)
 def test_crops_at_most(family, monkeypatch):
     monkeypatch.setattr(family.vlm.image_processor, "do_pan_and_scan", True)
-    for most, crops in ((1, 0), (2, 2), (3, 3), (9, 3)):
+    for most, crops in ((1, 0), (2, 2), (3, 3), (9, 3), (12, 3)):
         frames = family.vlm.asking({"max_tiles": most}).prompt(noise((96, 33)), QUESTION).grid.frames.tolist()
         assert frames == ([[0, 0, 4 * crops, 4], [0, 1, 4, 4]] if crops else [[0, 0, 4, 4]])
 
@@ -183,3 +185,28 @@ def test_a_measured_map_keeps_the_limits(family):
     picture = np.zeros((64, 64, 3), np.uint8)
     less = family.vlm.asking({"max_pixels": 1024})
     assert [vpa.locate(vlm, images=picture).grid.shape() for vlm in (family.vlm, less)] == [(8, 8), (4, 4)]
+
+
+def processor_of(kind: str, name: str, **settings):
+    module = import_module(f"transformers.models.{kind}.image_processing_pil_{kind}")
+    return getattr(module, f"{name}ImageProcessorPil")(**settings)
+
+
+def test_processors_of_other_types_by_what_they_state():
+    """What a setting is called says not what it counts: patches of the tower are no tiles."""
+    picture, side = noise((150, 460)), {"height": 32, "width": 32}
+    tiled = processor_of("ovis2", "Ovis2", crop_to_patches=True, size=side)
+    for most in (2, 3, 20):
+        within = limited(tiled, vpa.PromptOptions(max_tiles=most), "ovis2")
+        assert len(within(images=[picture], return_tensors="pt")["pixel_values"]) <= most + 1
+    dense = processor_of("granite_docling", "GraniteDocling", dense_max_patches=40)
+    within = limited(dense, vpa.PromptOptions(max_tiles=4), "granite_docling")
+    assert (within.max_patches, within.dense_max_patches) == (4, 4) and dense.dense_max_patches == 40
+    for given, kind, name in (("max_tiles", "kosmos2_5", "Kosmos2_5"), ("max_tiles", "mllama", "Mllama"),
+                              ("max_pixels", "glm5_next", "Glm5Next")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{kind} knows no .*{given}.*leave it out, or scale the pictures"):
+            limited(processor_of(kind, name), vpa.PromptOptions(**{given: 4096}), kind)
+    counted = processor_of("hunyuan_vl", "HunYuanVL")
+    within = limited(counted, vpa.PromptOptions(max_pixels=64 * 64 * 4), "hunyuan_vl")
+    grid = within(images=[picture], return_tensors="pt")["image_grid_thw"][0]
+    assert int(grid.prod()) * counted.patch_size**2 <= 64 * 64 * 4 < 150 * 460

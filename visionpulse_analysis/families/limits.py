@@ -7,7 +7,7 @@ from typing import Any
 
 from visionpulse_analysis.families.prompt_options import PromptOptions
 
-TILES = ("max_patches", "max_image_tiles", "max_num_tiles", "max_tiles")  # what processors call tiles at most
+EDGES = ("shortest_edge", "longest_edge")  # what processors call pixels at least and at most
 
 
 def limited(image_processor: Any, options: PromptOptions, name: str) -> Any:
@@ -15,14 +15,13 @@ def limited(image_processor: Any, options: PromptOptions, name: str) -> Any:
 
     Raises ValueError for limits that it does not have; ``name`` is the model's, for the message.
     """
-    for limit in options.limits:
-        image_processor = (
-            _tiles(image_processor, options.limits[limit], name) if limit == "max_tiles" else image_processor
-        )
+    if options.max_tiles is not None:
+        image_processor = _tiles(image_processor, options.max_tiles, name)
     if options.min_pixels is None and options.max_pixels is None:
         return image_processor
     annotated = getattr(getattr(image_processor, "valid_kwargs", None), "__annotations__", {})
-    if not {"min_pixels", "max_pixels"} <= set(annotated):
+    size = dict(getattr(image_processor, "size", None) or {})
+    if not {"min_pixels", "max_pixels"} <= set(annotated) or not all(size.get(edge) for edge in EDGES):
         raise refused(name, image_processor, "min_pixels and max_pixels", "no fewest and most pixels are stated")
     return within_pixels(image_processor, options)
 
@@ -31,7 +30,7 @@ def within_pixels(image_processor: Any, options: PromptOptions, pictures: int = 
     """A copy of a processor whose ``size`` counts pixels, so many times each; raises as `edges`."""
     changed = copy.copy(image_processor)
     changed.size = type(image_processor.size)(**edges(dict(image_processor.size), options, pictures))
-    for limit, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
+    for limit, edge in zip(("min_pixels", "max_pixels"), EDGES, strict=True):
         if getattr(changed, limit, None) is not None:
             setattr(changed, limit, changed.size[edge])
     return changed
@@ -48,14 +47,16 @@ def edges(size: dict[str, int], options: PromptOptions, pictures: int = 1) -> di
 
 
 def _tiles(image_processor: Any, most: int, name: str) -> Any:
-    found = next((limit for limit in TILES if isinstance(getattr(image_processor, limit, None), int)), None)
-    if found is None:
+    # Others call the patches of the vision tower so: of tiles there is a fewest, too, or a canvas of them.
+    of_tiles = any(hasattr(image_processor, mark) for mark in ("min_patches", "resize_to_max_canvas"))
+    found = "max_patches" if of_tiles else "max_num_tiles"
+    if not isinstance(getattr(image_processor, found, None), int):
         raise refused(name, image_processor, "max_tiles", "no number of tiles is stated")
     changed = copy.copy(image_processor)
     setattr(changed, found, most)
-    fewest = found.replace("max_", "min_")
-    if isinstance(getattr(changed, fewest, None), int):
-        setattr(changed, fewest, min(getattr(changed, fewest), most))
+    for other in (found.replace("max_", "min_"), f"dense_{found}"):  # of fewest tiles, and of pages full of text
+        if isinstance(getattr(changed, other, None), int):
+            setattr(changed, other, min(getattr(changed, other), most))
     return changed
 
 

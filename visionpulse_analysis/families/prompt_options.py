@@ -28,7 +28,8 @@ class PromptOptions:
         larger one shrunk, as far as its shape and whole patches allow. Where only one is given, it goes before the
         model's own limit on the other side. Of models that read pictures at their own size (Qwen, GLM).
     max_tiles : int, at least 1, optional
-        Tiles (crops) that a picture is cut into at most, an overview of it not counted; 1 where it is not cut.
+        Tiles (crops) that a picture is cut into at most, an overview of it not counted; 1 where it is not cut. In place
+        of the model's own number, more or fewer; of Idefics3 and SmolVLM fewer only.
     system : str, optional
         Written as the system's turn before all others; "" writes none where the model would be asked with one.
     prefix : str, optional

@@ -125,8 +125,7 @@ class Gemma3(Family):
             raise refused(self.config.model_type, image_processor, "min_pixels and max_pixels",
                           "every picture is read at one size")  # fmt: skip
         changed = copy.copy(image_processor)
-        own = changed.pan_and_scan_max_num_crops or CROPS["max_num_crops"]
-        changed.do_pan_and_scan, changed.pan_and_scan_max_num_crops = most > 1, min(most, own)
+        changed.do_pan_and_scan, changed.pan_and_scan_max_num_crops = most > 1, most
         return changed
 
     def show(self, picture: np.ndarray) -> Shown:
