@@ -1,10 +1,14 @@
 """Several pruners and seeds from one prefill: each gives what it gives alone, to the last bit."""
 
+import gc
+
 import pytest
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.decoding import Batch
+from visionpulse_analysis.decoding.run import Run
 from visionpulse_analysis.pruners.base import KNOWN
+from visionpulse_analysis.pruners.view import View
 
 QUESTION = "where is the red circle ?"
 QUESTIONS = ["where is the red circle ?", "how many blue shapes ?", "where is the green square ?"]
@@ -58,6 +62,28 @@ def test_each_has_its_own_seed_and_place_in_the_store(vlm, pictures, prefills, t
     alone = [vpa.decode(vlm, pictures[0], QUESTION, pruner=pruner, seed=seed, **options) for seed in (1, 2)]
     assert [trace.data_hash for trace in together] == [alone[n].data_hash for n in (0, 1, 0)]
     assert [store[name].meta["seed"] for name in "abc"] == [1, 2, 1]
+
+
+def test_what_pruners_look_at_is_gone_when_decoding_goes_on(vlm, pictures, monkeypatch):
+    """Queries, keys and states of every layer would take as much memory again as the cache."""
+    kept, finish = [], Run.finish
+
+    def note(run):
+        gc.collect()
+        kept.append(sum(issubclass(type(thing), View) for thing in gc.get_objects()))
+        finish(run)
+
+    monkeypatch.setattr(Run, "finish", note)
+    vpa.decode(vlm, pictures[0], QUESTION, pruner=ARMS[1:3], max_new_tokens=2, layers="none")
+    assert kept == [0, 0]
+
+
+def test_nothing_is_read_for_all_where_only_one_could_share_it(vlm, pictures, prefills):
+    arms, options = [ARMS[4], ARMS[1], ARMS[4]], {"max_new_tokens": 2, "layers": "none"}
+    together = vpa.decode(vlm, pictures[0], QUESTION, pruner=arms, **options)
+    assert prefills == [1, 1, 1]
+    alone = [vpa.decode(vlm, pictures[0], QUESTION, pruner=pruner, **options) for pruner in arms]
+    assert [trace.data_hash for trace in together] == [trace.data_hash for trace in alone]
 
 
 @pytest.mark.parametrize(

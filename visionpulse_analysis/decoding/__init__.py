@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -16,7 +16,7 @@ from visionpulse_analysis.collecting import Record
 from visionpulse_analysis.decoding.batch import Batch
 from visionpulse_analysis.decoding.options import Options, asking_each, heads_of, layers_of, sample_of, seeds_of
 from visionpulse_analysis.decoding.run import Run
-from visionpulse_analysis.decoding.sharing import Trunk
+from visionpulse_analysis.decoding.sharing import Trunk, run_together
 from visionpulse_analysis.decoding.tokens import end_ids
 from visionpulse_analysis.families import Prompt, PromptOptions
 from visionpulse_analysis.families.turns import are_turns
@@ -34,6 +34,7 @@ __all__ = [
     "Trunk",
     "asking_each",
     "decode",
+    "decode_each",
     "end_ids",
     "heads_of",
     "layers_of",
@@ -135,6 +136,34 @@ def decode(
     RuntimeError
         The model is decoding in another thread.
     """
+    given = decode_each(
+        vlm, image, question, layers=layers, heads=heads, pruner=pruner, execution=execution, seed=seed, sample=sample,
+        max_new_tokens=max_new_tokens, batch_size=batch_size, store=store, ids=ids, overwrite=overwrite,
+        prompt_options=prompt_options,
+    )  # fmt: skip
+    made = list(given)
+    return made if isinstance(pruner, list | tuple) else made[0]
+
+
+def decode_each(
+    vlm: VLM,
+    image: Any,
+    question: Any,
+    *,
+    layers: Any,
+    heads: Any,
+    pruner: Any,
+    execution: Execution,
+    seed: Any,
+    sample: Any,
+    max_new_tokens: int | None,
+    batch_size: int,
+    store: TraceStore | None = None,
+    ids: Any = None,
+    overwrite: bool = False,
+    prompt_options: Any = None,
+) -> Iterator[Any]:
+    """What :func:`decode` gives, one pruner after the other: the traces of each are made when they are asked for."""
     if not isinstance(vlm, VLM):
         raise ValueError(f"vlm must be a model, as vpa.load gives one, got {vlm!r}")
     image, question, ids = plain_text(image), plain_text(question), plain_text(ids)
@@ -177,27 +206,18 @@ def decode(
         for options, seeds, names in asked
     ]  # fmt: skip
     try:
-        if several:
-            _run_together(vlm, runs, batch_size)
-        else:
-            Run(vlm, runs[0][1], runs[0][0], batch_size).finish()
+        for records in run_together(vlm, runs, batch_size) if several else _run(vlm, *runs[0], batch_size):
+            yield records[0].trace if single else [record.trace for record in records]
+            records.clear()  # what was made is not held until the last pruner is done
     finally:
         for _, records in runs:
             for record in records:
                 record.abandon()
-    given = [records[0].trace if single else [record.trace for record in records] for _, records in runs]
-    return given if several else given[0]
 
 
-def _run_together(vlm: VLM, runs: Sequence[tuple[Options, list[Record]]], batch_size: int) -> None:
-    """Decode every run, so many rows at a time, from one prefill."""
-    options, records = runs[0]
-    looked_at = any(options.pruner is not None for options, _ in runs)
-    for start in range(0, len(records), batch_size):
-        rows = slice(start, start + batch_size)
-        trunk = Trunk(vlm, records[rows], options, looked_at)
-        for arm, of_arm in runs:
-            trunk.branch(of_arm[rows], arm)
+def _run(vlm: VLM, options: Options, records: list[Record], batch_size: int) -> Iterator[list[Record]]:
+    Run(vlm, records, options, batch_size).finish()
+    yield records
 
 
 def _arms(pruners: list[Any], seed: Any, ids: Any) -> list[tuple[Any, Any, Any]]:

@@ -1,13 +1,14 @@
 """A dense prefill that several decodes of the same prompts share.
 
 A decode whose pruner acts from the first step after prefill on starts from a copy of the cache, and its pruner is shown
-the prefill; the others make their own. Prefill is more than half of the cost of short traces.
+the prefill while it goes by; the others make their own. Prefill is more than half of the cost of short traces.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,14 +33,16 @@ class Trunk:
         One for each row; only their prompts count.
     options : Options
         What is recorded; its pruner is left out.
-    looked_at : bool
-        Keep what pruners may look at in prefill: queries, keys and states of every layer.
+    shown : list of Selection, optional
+        Of the branches to come: they look at prefill while it goes by. Without it everything that any pruner may look
+        at is kept for all branches: queries, keys and states of every layer.
     """
 
-    def __init__(self, vlm: VLM, records: Sequence[Record], options: Options, looked_at: bool = True):
+    def __init__(self, vlm: VLM, records: Sequence[Record], options: Options, shown: Sequence[Selection] | None = None):
         self.vlm = vlm
         self.views: list[View] = []
-        witness = _Witness(self.views) if looked_at else None
+        look = self.views.append if shown is None else _show_to(shown)
+        witness = None if shown is not None and not shown else _Witness(look)
         self.batch = Batch(vlm, records, replace(options, pruner=witness, execution="masked"))
         with torch.inference_mode(), intercept(vlm.model, self.batch.attend):
             self.logits = self.batch.prefill()
@@ -60,36 +63,48 @@ class Trunk:
 
 @dataclass(frozen=True)
 class _Witness(Pruner):
-    """Keeps what a selection sees of a dense prefill, layer by layer."""
+    """Tells what a selection sees of a dense prefill, layer by layer."""
 
-    views: list[View]
+    look: Callable[[View], object]
 
     def start(self, layout: Layout) -> Selection:
-        return _Witnessing(layout, self.views)
+        return _Witnessing(layout, self.look)
 
 
 class _Witnessing(Selection):
-    def __init__(self, layout: Layout, views: list[View]):
+    def __init__(self, layout: Layout, look: Callable[[View], object]):
         super().__init__(layout)
-        self.views = views
+        self.look = look
 
     def observe_prefill(self, view: View) -> None:
-        self.views.append(view)
+        self.look(view)
+
+
+def _show_to(selections: Sequence[Selection]) -> Callable[[View], object]:
+    def look(view: View) -> None:
+        for selection in selections:
+            selection.observe_prefill(view)
+
+    return look
 
 
 class _Branch(Run):
-    """A run that goes on from a trunk: its selection is shown the prefill, and it gets a copy of the cache."""
+    """A run that goes on from a trunk: its selection is shown the prefill, and it gets a copy of the cache.
 
-    def __init__(self, trunk: Trunk, records: Sequence[Record], options: Options):
+    made : its batch, which has seen the prefill of the trunk go by, if it can share it.
+    """
+
+    def __init__(self, trunk: Trunk, records: Sequence[Record], options: Options, made: Batch | None = None):
         super().__init__(trunk.vlm, records, options, len(records))
-        self.trunk = trunk
+        self.trunk, self.made = trunk, made
 
     def prefill(self, records: Sequence[Record]) -> tuple[Batch, torch.Tensor]:
         trunk = self.trunk
-        self.current = batch = trunk.make(records, self.options)
+        self.current = batch = trunk.make(records, self.options) if self.made is None else self.made
+        self.made = None
+        if not _can_share(batch):
+            return batch, batch.prefill()
         for group in batch.groups:
-            if not group.selection.dense_prefill:
-                return batch, batch.prefill()
             for view in trunk.views:
                 group.selection.observe_prefill(view)
         trunk.lend(batch)
@@ -97,3 +112,51 @@ class _Branch(Run):
         for group in batch.groups:
             group.settle(batch.cache)
         return batch, trunk.logits.clone()
+
+
+class _Made(Run):
+    """A run of one batch, made beforehand, with a prefill of its own."""
+
+    def __init__(self, batch: Batch):
+        super().__init__(batch.vlm, batch.records, batch.options, len(batch.records))
+        self.made = batch
+
+    def prefill(self, records: Sequence[Record]) -> tuple[Batch, torch.Tensor]:
+        self.current = self.made
+        return self.made, self.made.prefill()
+
+
+def _can_share(batch: Batch) -> bool:
+    """Whether prefill is the dense one."""
+    return all(group.selection.dense_prefill for group in batch.groups)
+
+
+def run_together(vlm: VLM, runs: Sequence[tuple[Options, list[Record]]], batch_size: int) -> Iterator[list[Record]]:
+    """Decode the same prompts in several ways, so many rows at a time, from one prefill wherever two can share it.
+
+    Gives the records of each way in turn, when all of them are whole. What the pruners of all ways remember of a
+    prefill is held at a time, and one copy of its cache.
+    """
+    count = len(runs[0][1])
+    for start in range(0, count, batch_size):
+        rows = slice(start, start + batch_size)
+        with torch.inference_mode():
+            made = [Batch(vlm, records[rows], options) for options, records in runs]
+        shared = [batch for batch in made if _can_share(batch)]
+        trunk = None
+        if len(shared) > 1:
+            shown = [group.selection for batch in shared for group in batch.groups]
+            trunk = Trunk(vlm, runs[0][1][rows], runs[0][0], shown)
+        waiting = deque(made)
+        del made, shared
+        for options, records in runs:
+            batch = waiting.popleft()  # and with it what its pruner remembers
+            if trunk is not None and _can_share(batch):
+                run: Run = _Branch(trunk, records[rows], options, batch)
+            else:
+                run = _Made(batch)
+            del batch
+            run.finish()
+            del run
+            if start + batch_size >= count:
+                yield records

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -142,47 +143,60 @@ class _Run:
             return sum(self.client.nthreads().values())
 
     def finish(self, jobs: list[Job]) -> None:
-        """Do what is left of one model: first many batches at a time, then alone what may have killed its worker.
+        """Do what is left of one model: first many tasks at a time, then alone what may have killed its worker.
 
-        dask suspects every batch that waited at a worker when it died; alone, only the guilty one is hit again.
+        dask suspects every task that waited at a worker when it died; alone, only the guilty one is hit again.
         """
         suspects: list[Job] = []
-        waiting, again = self._batches(jobs), deque[list[Job]]()
-        running: dict[Future, list[Job]] = {}
+        waiting, again = self._tasks(jobs), deque[list[Job]]()
+        running: dict[Future, list[list[Job]]] = {}
         completed = as_completed(loop=self.client.loop)
         while True:
-            # A few batches at a time: neither the scheduler nor this process ever holds the whole sweep.
+            # A few tasks at a time: neither the scheduler nor this process ever holds the whole sweep.
             for _ in range(2 * self.threads() + 2 - len(running)):
-                batch = next(waiting, None) or (again.popleft() if again else None)
-                if batch is None:
+                arms = next(waiting, None) or ([again.popleft()] if again else None)
+                if arms is None:
                     break
-                future = self._submit(batch)
-                running[future] = batch
+                future = self._submit(arms)
+                running[future] = arms
                 completed.add(future)
             if not running:
                 break
             future = next(completed)
-            batch = running.pop(future)
+            tried = [job for batch in running.pop(future) for job in batch]
             try:
                 self._take(future)
             except KilledWorker as killed:
-                logger.warning("%s: %s; tried alone later", ", ".join(job.id for job in batch), killed)
-                suspects += [job for job in batch if self.state.is_open(job)]
+                logger.warning("%s: %s; tried alone later", ", ".join(job.id for job in tried), killed)
+                suspects += [job for job in tried if self.state.is_open(job)]
             else:
-                again.extend([job] for job in batch if self.state.is_open(job))
+                again.extend([job] for job in tried if self.state.is_open(job))
         for job in suspects:
             while self.state.is_open(job):
                 self._alone(job)
 
     def _alone(self, job: Job) -> None:
         try:
-            self._take(self._submit([job]))
+            self._take(self._submit([[job]]))
         except KilledWorker as killed:
             error = f"KilledWorker: {killed.allowed_failures + 1} workers died over it (out of memory, or a crash)"
             self._note({"outcomes": [{"id": job.id, "error": error, "final": True}], "worker": "dask", "memory_mb": 0})
 
+    def _tasks(self, jobs: list[Job]) -> Iterator[list[list[Job]]]:
+        """What is left to do: batches of the same samples together, which share their prefill.
+
+        No trace depends on what it is made together with; as many go together as leave every worker something to do.
+        """
+        size = self.config.decode.batch_size
+        samples = {job.sample.name for job in jobs}
+        together = len(jobs) * -(-len(samples) // size) // (len(samples) * max(1, self.threads()))
+        for _, same in groupby(self._batches(jobs), key=lambda batch: [job.sample.name for job in batch]):
+            listed = list(same)
+            for start in range(0, len(listed), max(1, together)):
+                yield listed[start : start + max(1, together)]
+
     def _batches(self, jobs: list[Job]) -> Iterator[list[Job]]:
-        """What is left to do; a job that has failed goes alone, now as when it is retried."""
+        """The batches that are left; a job that has failed goes alone, now as when it is retried."""
         for batch in batches(jobs, self.config.decode.batch_size):
             left = [job for job in batch if self.state.is_open(job)]
             if any(map(self.state.failed_before, batch)):
@@ -190,14 +204,14 @@ class _Run:
             elif left:
                 yield batch
 
-    def _submit(self, batch: list[Job]) -> Future:
-        key = f"{batch[0].id}-{uuid.uuid4().hex[:8]}"  # the dashboard and dask's own logs name the sample
+    def _submit(self, arms: list[list[Job]]) -> Future:
+        key = f"{arms[0][0].id}-{uuid.uuid4().hex[:8]}"  # the dashboard and dask's own logs name the sample
         with self._in_touch():
-            return self.client.submit(run_batch, self._task(batch), key=key, pure=False)
+            return self.client.submit(run_batch, self._task(arms), key=key, pure=False)
 
-    def _task(self, batch: list[Job]) -> dict[str, Any]:
+    def _task(self, arms: list[list[Job]]) -> dict[str, Any]:
         """Plain data: a worker reads it with nothing but its own installation."""
-        model, arm = batch[0].model, batch[0].arm
+        model = arms[0][0].model
         return {
             "folder": str(self.folder.path),
             "token": self.folder.token,
@@ -206,13 +220,20 @@ class _Run:
             "model": {**asdict(model), "name": self.config.source(model)},
             "weights": self.state.weights.get(model.label),
             "run": self.word,
-            "pruner": arm.pruner and arm.pruner.to_dict(),
             "decode": asdict(self.config.decode),
+            "arms": [self._arm(batch) for batch in arms],
+        }
+
+    def _arm(self, batch: list[Job]) -> dict[str, Any]:
+        arm = batch[0].arm
+        return {
+            "pruner": arm.pruner and arm.pruner.to_dict(),
             "jobs": [
                 {
                     "id": job.id,
                     "wanted": self.state.is_open(job),
-                    "names": {"sample": job.sample.name, "model": model.label, "pruner": arm.label, "seed": job.seed},
+                    "names": {"sample": job.sample.name, "model": job.model.label, "pruner": arm.label,
+                              "seed": job.seed},
                     "question": job.sample.question,
                     "images": job.sample.images,
                     "scene": job.sample.scene,
@@ -220,7 +241,7 @@ class _Run:
                 }
                 for job in batch
             ],
-        }
+        }  # fmt: skip
 
     def _take(self, future: Future) -> None:
         """Note what came back; raises KilledWorker where the workers died, SweepError where the scheduler did."""

@@ -1,4 +1,4 @@
-"""What a dask worker does: load the model once, decode batches, put each trace into the store.
+"""What a dask worker does: load the model once, decode samples under some pruners, put each trace into the store.
 
 Heavy imports wait until the first batch: dask imports this module in the thread that answers the scheduler.
 """
@@ -11,7 +11,9 @@ import multiprocessing
 import os
 import threading
 import traceback
+from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +27,14 @@ class SweepError(RuntimeError):
 
 
 def run_batch(task: dict[str, Any]) -> dict[str, Any]:
-    """Decode one batch and store its traces.
+    """Decode some samples under one pruner or several, and store their traces.
 
     Parameters
     ----------
     task : dict
-        ``folder``, ``token`` of the sweep; ``modules`` and their ``module_folder``; ``model``, ``pruner`` (dicts),
-        ``decode`` (dict); ``weights`` expected, or None; ``run``: one word for all batches of one call of the command;
-        ``jobs``: id, sample, picture, question, seed, wanted.
+        ``folder``, ``token`` of the sweep; ``modules`` and their ``module_folder``; ``model``, ``decode`` (dicts);
+        ``weights`` expected, or None; ``run``: one word for all tasks of one call of the command; ``arms``: ``pruner``
+        (dict or None) and ``jobs`` each: id, sample, picture, question, seed, wanted. All have the same samples.
 
     Returns
     -------
@@ -46,18 +48,22 @@ def run_batch(task: dict[str, Any]) -> dict[str, Any]:
         The worker does not see the sweep's folder, cannot write there, or cannot run this model with this pruner.
     """
     with _turn:
-        outcomes = _outcomes(_Batch(task))
+        outcomes = _outcomes(_Task(task))
         gc.collect()  # a decode leaves reference cycles that hold tensors, and Python would wait long to free them
     worker = f"{os.uname().nodename}, process {os.getpid()}"
     return {"outcomes": outcomes, "worker": worker, "memory_mb": memory_mb()}
 
 
-def _outcomes(batch: _Batch) -> list[dict[str, Any]]:
+def _outcomes(task: _Task) -> list[dict[str, Any]]:
     # A worker that died between storing and answering leaves traces behind: they are measured, not made again.
-    stored = [batch.measured(id) for id in batch.wanted if id in batch.store]
-    if len(stored) == len(batch.wanted):
-        return stored
-    return [outcome for outcome in batch.decoded() if outcome["id"] in batch.wanted]
+    stored, left = [], []
+    for arm in task.arms:
+        wanted = [job["id"] for job in arm.jobs if job["wanted"]]
+        if all(id in task.store for id in wanted):
+            stored += [task.measured(id) for id in wanted]
+        else:
+            left.append(arm)
+    return stored + [outcome for outcome in task.decoded(left) if outcome["id"] in task.wanted]
 
 
 def memory_mb() -> float:
@@ -69,8 +75,18 @@ def memory_mb() -> float:
     return int(line.split()[1]) / 1024
 
 
-class _Batch:
+@dataclass
+class _Arm:
+    """A pruner, or none, and its jobs, which are decoded together."""
+
+    described: dict[str, Any] | None
+    pruner: Any
+    jobs: list[dict[str, Any]]
+
+
+class _Task:
     def __init__(self, task: dict[str, Any]) -> None:
+        from visionpulse_analysis.pruners import make_pruner
         from visionpulse_analysis.store import TraceStore
         from visionpulse_analysis.sweeps.config import import_modules
         from visionpulse_analysis.sweeps.folder import check_token
@@ -79,50 +95,70 @@ class _Batch:
         check_token(folder, task["token"])
         import_modules(task["modules"], Path(task["module_folder"]), "sweep")
         self.store = TraceStore(folder / "traces", mode="a")
-        self.task = task
-        self.wanted = {job["id"] for job in task["jobs"] if job["wanted"]}
+        self.wanted = {job["id"] for arm in task["arms"] for job in arm["jobs"] if job["wanted"]}
         self.vlm = _load(task["model"], task["weights"], task["run"])
-        self.options = _options(task)
-        _try_out(self.vlm, self.options, task)
+        self.options = _options(task["decode"])
+        self.arms = []
+        for arm in task["arms"]:
+            described = arm["pruner"]
+            pruner = None if described is None else make_pruner(**described)
+            self.arms.append(_Arm(described, pruner, arm["jobs"]))
+            _try_out(self.vlm, self.options, self.arms[-1])
 
-    def decoded(self) -> Iterator[dict[str, Any]]:
-        """One outcome per job: together those whose pictures can be read; one by one when that fails."""
+    def decoded(self, arms: Sequence[_Arm]) -> Iterator[dict[str, Any]]:
+        """One outcome per job: all arms from one prefill; each by itself, then each job by itself, when that fails."""
         readable, pictures = [], []
-        for job in self.task["jobs"]:
+        for row, job in enumerate(arms[0].jobs if arms else []):
             try:
                 pictures.append(_pictures(job))
-                readable.append(job)
+                readable.append(row)
             except Exception as error:
-                yield _failure(job, error)
+                yield from (_failure(arm.jobs[row], error) for arm in arms)
+        if not readable:
+            return
+        left = deque(arms)
+        if len(arms) > 1:
+            given = self._decode(arms, readable, pictures)
+            while left:
+                try:
+                    traces = next(given)
+                except Exception as error:
+                    _check_device(self.vlm)
+                    logger.warning("%d pruners together failed, each by itself now: %s", len(arms), error)
+                    break
+                yield from map(self._store, [left[0].jobs[row] for row in readable], traces)
+                left.popleft()
+        for arm in left:
+            yield from self._alone(arm, readable, pictures)
+
+    def _alone(self, arm: _Arm, rows: Sequence[int], pictures: list[Any]) -> Iterator[dict[str, Any]]:
+        """The outcomes of one arm: its jobs together; one by one when that fails."""
+        jobs = [arm.jobs[row] for row in rows]
         try:
-            traces = self._decode(readable, pictures) if readable else []
+            [traces] = self._decode([arm], rows, pictures)
         except Exception as error:
             _check_device(self.vlm)
-            if len(readable) == 1:
-                yield _failure(readable[0], error)
+            if len(jobs) == 1:
+                yield _failure(jobs[0], error)
                 return
-            logger.warning("a batch of %d failed, one by one now: %s", len(readable), error)
+            logger.warning("a batch of %d failed, one by one now: %s", len(jobs), error)
         else:
-            yield from map(self._store, readable, traces)
+            yield from map(self._store, jobs, traces)
             return
-        for job, picture in zip(readable, pictures, strict=True):
-            try:
-                [trace] = self._decode([job], [picture])
-            except Exception as error:
-                _check_device(self.vlm)
-                yield _failure(job, error)
-            else:
-                yield self._store(job, trace)
+        for row, picture in zip(rows, pictures, strict=True):
+            yield from self._alone(arm, [row], [picture])
 
-    def _decode(self, jobs: Sequence[dict[str, Any]], pictures: list[Any]) -> list[Any]:
-        from visionpulse_analysis.decoding import decode
+    def _decode(self, arms: Sequence[_Arm], rows: Sequence[int], pictures: list[Any]) -> Iterator[list[Any]]:
+        """The traces of one arm after the other."""
+        from visionpulse_analysis.decoding import decode_each
 
-        return decode(
+        return decode_each(
             self.vlm,
             pictures,
-            [job["question"] for job in jobs],
-            seed=[job["seed"] for job in jobs],
-            batch_size=len(jobs),
+            [arms[0].jobs[row]["question"] for row in rows],
+            pruner=[arm.pruner for arm in arms],
+            seed=[[arm.jobs[row]["seed"] for row in rows] for arm in arms],
+            batch_size=len(rows),
             **self.options,
         )
 
@@ -188,32 +224,31 @@ def _load(model: dict[str, Any], weights: str | None, run: str) -> Any:
     return vlm
 
 
-def _options(task: dict[str, Any]) -> dict[str, Any]:
-    from visionpulse_analysis.pruners import make_pruner
+def _options(decode: dict[str, Any]) -> dict[str, Any]:
     from visionpulse_analysis.sampling import Sample
 
-    options = {name: value for name, value in task["decode"].items() if name != "batch_size"}
-    pruner, sample = task["pruner"], options["sample"]
-    options["pruner"] = None if pruner is None else make_pruner(**pruner)
+    options = {name: value for name, value in decode.items() if name != "batch_size"}
+    sample = options["sample"]
     options["sample"] = Sample(**sample) if isinstance(sample, dict) else sample
     return options
 
 
-def _try_out(vlm: Any, options: dict[str, Any], task: dict[str, Any]) -> None:
+def _try_out(vlm: Any, options: dict[str, Any], arm: _Arm) -> None:
     """Decode two tokens about any picture, once per pruner: what fails here would fail for every sample."""
     from visionpulse_analysis.decoding import decode
     from visionpulse_analysis.testbed.scenes import generate
 
-    if task["pruner"] in _ready["tried"]:
+    if arm.described in _ready["tried"]:
         return
     try:
-        decode(vlm, generate(0, 4).render(), "where is the red circle ?", **{**options, "max_new_tokens": 2})
+        picture, asked = generate(0, 4).render(), "where is the red circle ?"
+        decode(vlm, picture, asked, pruner=arm.pruner, **{**options, "max_new_tokens": 2})
     except Exception as error:
-        name = "dense" if task["pruner"] is None else task["pruner"]["name"]
+        name = "dense" if arm.described is None else arm.described["name"]
         raise SweepError(
             f"the model {vlm.name!r} cannot be decoded with {name!r} and these options: {type(error).__name__}: {error}"
         ) from error
-    _ready["tried"].append(task["pruner"])
+    _ready["tried"].append(arm.described)
 
 
 def _check_device(vlm: Any) -> None:
