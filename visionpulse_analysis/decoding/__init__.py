@@ -147,8 +147,8 @@ def decode(
 
 def decode_each(
     vlm: VLM,
-    image: Any,
-    question: Any,
+    image: ImageLike | Sequence[Any],
+    question: str | Sequence[Any],
     *,
     layers: Any,
     heads: Any,
