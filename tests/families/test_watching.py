@@ -18,6 +18,7 @@ from transformers.modeling_utils import AttentionInterface
 import visionpulse_analysis as vpa
 from visionpulse_analysis import attention
 from visionpulse_analysis.attending import SelfCheckError, rows
+from visionpulse_analysis.attending.gathering import Gathered
 from visionpulse_analysis.families import UnsupportedModelError
 from visionpulse_analysis.locating import LINE, line
 from visionpulse_analysis.pruners.base import KNOWN
@@ -560,6 +561,41 @@ def test_traces_are_written_as_generate_goes_on(tiny, photos, tmp_path, way):
         assert trace.token_ids.tolist() == long[number][: at + 1 if number == 0 else 4]
         assert np.array_equal(trace.attention.values, whole.attention.values[: len(trace)])
         assert trace.logprobs.tolist() == whole.logprobs.tolist()[: len(trace)]
+
+
+@pytest.mark.parametrize("way", [{}, {"num_beams": 2}, {"do_sample": True, "num_return_sequences": 2}], ids=str)
+def test_gathered_reads_only_what_is_kept_and_gives_what_masks_give(tiny, photos, monkeypatch, way):
+    vlm, read = tiny("llava"), []
+    inputs, _ = batch_of(vlm, photos)
+    attend = Gathered.attend
+    monkeypatch.setattr(Gathered, "attend", lambda self, query, key, *given, **named: read.append(
+        (self.columns.shape[1], key.shape[2])) or attend(self, query, key, *given, **named))  # fmt: skip
+    pruner, found = vpa.VisionPulse(budget=0.1), {}
+    for execution in ("masked", "gathered"):
+        torch.manual_seed(0)
+        with vpa.watch(vlm.model, pruner=pruner, execution=execution, heads="all") as w:
+            out = vlm.model.generate(**inputs, **{**GREEDY, **way})
+        found[execution] = w.traces, out
+    (masked, plain), (gathered, out) = found["masked"], found["gathered"]
+    assert torch.equal(plain, out) and read and all(columns < keys for columns, keys in read)
+    for one, other in zip(masked, gathered, strict=True):
+        assert (one.meta["execution"], other.meta["execution"]) == ("masked", "gathered")
+        assert one.tokens == other.tokens and np.array_equal(one.kept.values, other.kept.values)
+        assert np.abs(one.logprobs - other.logprobs).max() < 1e-5
+        assert np.abs(one.mass.values - other.mass.values).max() < 1e-5
+        assert np.abs(one.attention.values - other.attention.values).max() <= 2 * rounding(one.attention.values)
+
+
+def test_gathered_is_refused_where_it_would_be_another_computation(tiny, photos):
+    vlm = tiny("llava")
+    inputs, _ = batch_of(vlm, photos)
+    with vpa.watch(vlm.model, pruner=vpa.VisionPulse(budget=0.1), execution="gathered") as w:
+        with pytest.raises(ValueError, match=r"layer \d \(LlamaAttention\) does not compute a plain softmax over the"):
+            vlm.model.generate(**inputs, **GREEDY, cache_implementation="static")
+        assert len(vlm.model.generate(**inputs, **GREEDY)) == 2 == len(w.traces)
+    with pytest.raises(ValueError, match="execution must be 'masked' or 'gathered', got 'flash'"):
+        with vpa.watch(vlm.model, execution="flash"):
+            pass
 
 
 def test_ends_of_sequences(tiny, photos):

@@ -18,7 +18,7 @@ import torch
 
 from visionpulse_analysis._checks import whole_number
 from visionpulse_analysis._interrupts import interrupt_at_checks
-from visionpulse_analysis.attending import SelfCheckError
+from visionpulse_analysis.attending import Execution, SelfCheckError
 from visionpulse_analysis.attention import Call, check_kernel, overhear
 from visionpulse_analysis.collecting import Record
 from visionpulse_analysis.decoding import Options, heads_of, layers_of, provenance
@@ -46,6 +46,7 @@ def watch(
     layers: Literal["all", "anchor", "none"] | int | Sequence[int] = "all",
     heads: Literal["mean", "all"] | Sequence[int] = "mean",
     pruner: Pruner | None = None,
+    execution: Execution = "masked",
     seed: int = 0,
     store: TraceStore | None = None,
     ids: Iterable[str] | None = None,
@@ -68,9 +69,12 @@ def watch(
     processor : optional
         Its processor or tokenizer, which turns ids into text; without it tokens are written as their ids.
     layers, heads, pruner
-        As in :func:`visionpulse_analysis.decode`. "all" means all layers with softmax attention. A pruner is carried
-        out by masks; in layers without softmax attention (linear attention, convolutions) nothing is hidden: their
-        state keeps the picture.
+        As in :func:`visionpulse_analysis.decode`. "all" means all layers with softmax attention. In layers without it
+        (linear attention, convolutions) nothing is hidden: their state keeps the picture.
+    execution : "masked" or "gathered"
+        Hide dropped patches by the mask of each attention call, or leave their keys and values unread at the steps
+        after prefill. Gathered is refused, by the layer's name, where it would be another computation: with a static
+        cache, windows, capped logits, sinks, or masks that are added.
     seed : int
         Of pruners that draw; prompt ``i`` of a batch uses ``seed + i``.
     store : TraceStore, optional
@@ -122,7 +126,7 @@ def watch(
         if locate is not None:
             raise ValueError("images and locate both say where the image tokens lie; give one of them")
         locate = MeasuredMaps(vlm, processor, images)
-    options = Options(layers_of(vlm, layers), heads_of(vlm, heads), pruner)
+    options = Options(layers_of(vlm, layers), heads_of(vlm, heads), pruner, execution)
     watching = Watch(vlm, options, layers == "all", whole_number(seed, "seed"), _Shelf(store, ids, overwrite), locate)
     with ExitStack() as stack:
         with interrupt_at_checks():

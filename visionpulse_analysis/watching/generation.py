@@ -176,7 +176,8 @@ class Generation:
             step.attention = PrefillAttention(newest, reader, self.pruning.group)
         else:
             # What is not hidden is read by the kernel as the model would: nothing is arranged for speed.
-            step.attention = StepAttention(newest, reader, [self.pruning.group], run=Call.run)
+            groups, execution = [self.pruning.group], self.options.execution
+            step.attention = StepAttention(newest, reader, groups, execution, run=Call.run)
 
     def attend(self, call: Call) -> tuple[Any, ...]:
         """One attention call of the language part."""
