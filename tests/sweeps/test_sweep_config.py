@@ -51,6 +51,9 @@ def test_a_label_that_is_no_text_for_yaml_is_refused_and_quotes_make_it_one(labe
     text = "{out: x, samples: {scenes: {n: 2}}, pruners: [{name: random, budget: 0.05, label: %s}]}"
     with pytest.raises(ValueError, match=r"label must be text, got .*\); a text that YAML takes for .* needs quotes"):
         SweepConfig.from_plain(read_yaml(text % label), folder=Path())
+    for empty in ("''", "' '"):
+        with pytest.raises(ValueError, match="label is empty; write one, or leave the line out"):
+            SweepConfig.from_plain(read_yaml(text % empty), folder=Path())
     quoted = SweepConfig.from_plain(read_yaml(text % f"'{label or 'x'}'"), folder=Path())
     assert [arm.label for arm in quoted.pruners] == [label or "x"]
 

@@ -294,6 +294,8 @@ def _arm(given: Any, where: str) -> Arm:
     name, label = options["name"], options.get("label", "")
     if not isinstance(label, str):
         raise ValueError(f"{where}: label must be text, got {label!r} ({type(label).__name__}); {QUOTES}")
+    if "label" in options and not label.strip():
+        raise ValueError(f"{where}: label is empty; write one, or leave the line out")
     label = label or " ".join([name, *(f"{key}={value}" for key, value in parameters.items())])
     if name == "dense":
         check_keys(parameters, (), where)
