@@ -104,7 +104,7 @@ def test_learned_queries_have_rows_and_mass_and_a_clear_word_that_there_is_no_ma
     assert len(trace.grid) == 16 and (trace.mass.values > 0).all()
     assert "the median token reads" in trace.meta["map"] and "median token reads" in trace._repr_html_()
     pictures, note = frame_pictures(trace)
-    assert pictures == [None] and "no map: the 16 image tokens" in note
+    assert pictures == [None] and "no map: the 16 image tokens" in str(note)
     assert frame_labels(trace) == ["No map: image tokens in their order"] and len(media_of(trace)) == 2
     with pytest.raises(ValueError, match="no map: the 16 image tokens"):
         draw_film_strip(trace, 0, layer=0)

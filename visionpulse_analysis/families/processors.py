@@ -83,7 +83,7 @@ def load_stills(source: str, config: Any, revision: str, trust_remote_code: bool
     whole: Any = getattr(transformers, settings.get("processor_class") or "", None)
     whole = whole or (PROCESSOR_MAPPING[type(config)] if type(config) in PROCESSOR_MAPPING else None)
     parts = set() if whole is None else {*whole.get_attributes()} - {"video_processor"}
-    if parts != {"image_processor", "tokenizer"}:
+    if whole is None or parts != {"image_processor", "tokenizer"}:
         raise ValueError(
             f"AutoProcessor.from_pretrained loads no processor of pictures and text for {config.model_type!r}, "
             "whose family is not known here: install what it asks for (torchvision), or load((model, processor))"

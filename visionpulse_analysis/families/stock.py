@@ -119,7 +119,7 @@ class Stock(Family):
         images = [images] if self.tokenizer.chat_template is not None else images
         options = {"return_tensors": "pt", "add_special_tokens": not self.begun(text), **self.called_with}
         try:
-            made = self.processor(images=images, text=text, **options)
+            made: Any = self.processor(images=images, text=text, **options)
         except (ValueError, ZeroDivisionError) as error:
             which = " and ".join(said(one) for one in pictures)
             raise ValueError(f"the processor of {self.config.model_type} cannot read {which}: {error}") from error
@@ -196,8 +196,8 @@ class Stock(Family):
 
 def _rope_index(model: Any) -> Any:
     """The model's function for positions with a time, a row and a column; None where it has none."""
-    parts = (model, getattr(model, "model", None))
-    return next((part.get_rope_index for part in parts if hasattr(part, "get_rope_index")), None)
+    inner = getattr(model, "model", None)
+    return getattr(model, "get_rope_index", None) or getattr(inner, "get_rope_index", None)
 
 
 def _of_tokens(name: str, value: torch.Tensor, ids: torch.Tensor) -> bool:

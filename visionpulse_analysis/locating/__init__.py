@@ -158,7 +158,7 @@ def measure(model: Any, inputs: Inputs, sizes: Sequence[tuple[int, int]]) -> Loc
     way, share, resolution = "stripes", float("nan"), [2.0**-digit for digit in digits]
     found = _frames(centre, picture, sizes, resolution)
     filled = found is not None and all(frame.filled == 1 for frames in found for frame in frames)
-    snap = float("inf") if filled and _fill(light, picture, found) else ROUGH
+    snap = float("inf") if found and filled and _fill(light, picture, found) else ROUGH
     if snap == ROUGH:
         steps = [int(np.ceil(STEPS * most)) for most in (across, down)]
         spans = [sweep(light, axis, steps[axis], picture) for axis in (0, 1)]

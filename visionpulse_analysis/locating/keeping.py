@@ -109,4 +109,5 @@ def _read(path: Path) -> locating.Located | None:
         return None
     kept = json.loads(body)
     grid = PatchGrid(**{name: np.array(values) for name, values in kept.pop("grid").items()})
-    return locating.Located(grid, *(np.array(kept.pop(name), np.int64) for name in ("others", "ids")), **kept)
+    others, ids = (np.array(kept.pop(name), np.int64) for name in ("others", "ids"))
+    return locating.Located(grid, others, ids, **kept)
