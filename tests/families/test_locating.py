@@ -88,6 +88,13 @@ def test_several_pictures_of_one_prompt_come_apart(family):
     assert assert_found(family.vlm, [(64, 64), (40, 96), (90, 44)]).grid.n_images == 3
 
 
+@pytest.mark.parametrize("family", ["llava", "deepseek_vl"], indirect=True)
+@pytest.mark.parametrize("shape", [(30, 200), (500, 20)], ids=str)
+def test_pictures_cropped_to_their_middle_or_padded_far_are_found_too(family, shape):
+    """Of a picture of 500 pixels by 20, llava reads a twenty-fifth."""
+    assert_found(family.vlm, [shape])
+
+
 @pytest.mark.parametrize("family", ["qwen2_5_vl"], indirect=True)
 def test_the_sweep_has_the_last_word(family, monkeypatch, anew):
     monkeypatch.setattr(locating, "stripes", lambda light, *_: np.random.default_rng(0).random(len(light.token)))

@@ -66,8 +66,19 @@ class Stock(Family):
     @property
     def image_token(self) -> str | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         named = getattr(self.processor, "image_token", None)
-        stated = ids_of(self.config)
-        return named if isinstance(named, str) or not stated else self.tokenizer.convert_ids_to_tokens(stated[0])
+        stated, written = ids_of(self.config), getattr(self.tokenizer, "convert_ids_to_tokens", None)
+        if isinstance(named, str):
+            return named
+        return written(stated[0]) if stated and written is not None else None
+
+    @property
+    def spoken(self) -> bool:
+        """Whether the model has a chat template."""
+        return getattr(self.tokenizer, "chat_template", None) is not None
+
+    def begun(self, text: str) -> bool:
+        first = getattr(self.tokenizer, "bos_token", None)
+        return isinstance(first, str) and text.startswith(first)
 
     def show(self, picture: np.ndarray) -> Any:
         raise NotImplementedError("the processor reads all pictures of a prompt at once")
@@ -116,10 +127,10 @@ class Stock(Family):
         """What the processor makes of pictures, uint8 [row_px, col_px, 3] each, and the text that shows them."""
         images: list[Any] = [Image.fromarray(one) for one in pictures]
         # As the library's own chat template hands them over: some read several pictures of one prompt in another way.
-        images = [images] if self.tokenizer.chat_template is not None else images
-        options = {"return_tensors": "pt", "add_special_tokens": not self.begun(text), **self.called_with}
+        images = [images] if self.spoken else images
+        options = {"return_tensors": "pt", **({"add_special_tokens": False} if self.begun(text) else {})}
         try:
-            made: Any = self.processor(images=images, text=text, **options)
+            made: Any = self.processor(images=images, text=text, **options, **self.called_with)
         except (ValueError, ZeroDivisionError) as error:
             which = " and ".join(said(one) for one in pictures)
             raise ValueError(f"the processor of {self.config.model_type} cannot read {which}: {error}") from error
@@ -151,8 +162,8 @@ class Stock(Family):
         mark = self.image_token or ""
 
         def inputs(pictures: Sequence[np.ndarray]) -> dict[str, Any]:
-            spoken = self.tokenizer.chat_template is not None
-            text = self.text(read_turns(list(pictures), QUESTION)) if spoken else mark * len(pictures) + QUESTION
+            turns = read_turns(list(pictures), QUESTION)
+            text = self.text(turns) if self.spoken else mark * len(pictures) + QUESTION
             made, model = self.process_text(pictures, text), self.model
             return {name: value.to(model.device, self._dtype(name, value)) for name, value in made.items()}
 
@@ -161,7 +172,7 @@ class Stock(Family):
             self.image_processor.to_json_string(),
             repr(sorted(own)),
             repr(sorted(self.called_with.items(), key=str)),
-            str(self.tokenizer.chat_template),
+            str(getattr(self.tokenizer, "chat_template", None)),
         ]
         return measured(self.model, inputs, sizes, settings)
 

@@ -23,6 +23,7 @@ __all__ = ["Located", "NoMapError", "ids_of", "line", "measure"]
 
 FINER = 1.5  # stripes per column of a lattice, at least
 STEPS = 2.0  # positions of the half-plane per column
+MIDDLE, FINEST = 0.6, 3.0  # of a picture, read at most where it is swept once more, and positions per column then
 ROUGH, FINE = 0.75, 0.3  # of a step: how near the borders of lattices are known by stripes, and by the sweep
 ASTRAY = 0.35  # of the way from dark to bright: less goes a token wrong through the smoothing of a resize
 WIDE = 0.4  # of the picture, read by the median token: no patch, if a lattice would give it far less
@@ -169,6 +170,15 @@ def measure(model: Any, inputs: Inputs, sizes: Sequence[tuple[int, int]]) -> Loc
                 "the picture (learned queries, or a tower that mixes all of it), measured with self-attention of the "
                 f"tower {'silenced' if probe.silent else 'on'}; record rows and mass without a map"
             )
+        parts = [(float(one.begin.min()), float(one.end.max())) for one in spans]
+        if any(end - begin < MIDDLE for begin, end in parts):  # a picture cropped to its middle: once more, there
+            steps = [int(np.ceil(FINEST * np.sqrt(counts.max())))] * 2
+            within = [
+                (max(0.0, begin - step), min(1.0, end + step))
+                for (begin, end), step in zip(parts, resolution, strict=True)
+            ]
+            spans = [sweep(light, axis, steps[axis], picture, within[axis]) for axis in (0, 1)]
+            resolution = [(end - begin) / count for (begin, end), count in zip(within, steps, strict=True)]
         swept = _frames(np.stack([one.centre for one in spans], axis=1), picture, sizes, resolution)
         if swept is not None or not filled:  # where it blurs what stripes have found, those have the word
             way, found, snap = "sweep", swept, FINE

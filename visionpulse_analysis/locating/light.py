@@ -113,13 +113,15 @@ class Spans:
     end: np.ndarray
 
 
-def sweep(light: Light, axis: int, steps: int, picture: np.ndarray) -> Spans:
+def sweep(
+    light: Light, axis: int, steps: int, picture: np.ndarray, within: tuple[float, float] = (0.0, 1.0)
+) -> Spans:  # fmt: skip
     """Move the edge of a bright half-plane over the picture: a token changes while the edge crosses what it reads.
 
-    picture : int64 [lit], which picture each token shows.
+    picture : int64 [lit], which picture each token shows; within : the part of the pictures in which all tokens lie.
     """
     lengths = np.array([size[1 - axis] for size in light.sizes])
-    places = np.rint(np.linspace(0, 1, steps + 1)[:, None] * lengths)  # of the edge in each picture, [step, picture]
+    places = np.rint(np.linspace(*within, steps + 1)[:, None] * lengths)  # of the edge in each picture, [step, picture]
     gone = np.zeros((len(places), len(light.token)))
     gone[-1] = 1
     for number, pixels in enumerate(places[1:-1], start=1):
