@@ -26,6 +26,7 @@ from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.sweeps import worker
 from visionpulse_analysis.sweeps.config import SweepConfig
 from visionpulse_analysis.sweeps.plan import plan
+from visionpulse_analysis.sweeps.running import run as run_sweep
 
 QUESTION = "where is the red circle ?"
 PAGE = Path(__file__).parents[1] / "docs" / "prompts.md"
@@ -268,8 +269,7 @@ def test_a_sweep_draws_as_the_model_says_unless_told(tmp_path):
     def first(decode):
         plain = {"out": "x", "samples": {"scenes": {"n": 1}}, "decode": decode}
         config = SweepConfig.from_plain(plain, folder=tmp_path)
-        task = {"decode": json.loads(json.dumps(asdict(config.decode))), "pruner": None}
-        return plan(config)[0].id, worker._options(task)["sample"]
+        return plan(config)[0].id, worker._options(json.loads(json.dumps(asdict(config.decode))))["sample"]
 
     own, greedy, warm = (first(one) for one in ({}, {"sample": "greedy"}, {"sample": {"temperature": 0.7}}))
     assert [own[1], greedy[1], warm[1]] == ["model", None, vpa.Sample(0.7)]
@@ -340,3 +340,25 @@ def test_the_python_of_the_page_runs_as_it_stands(monkeypatch):
     assert names["other"].prompt_options == vpa.PromptOptions(max_pixels=4096)
     for field in fields(vpa.PromptOptions):
         assert f"`{field.name}`" in PAGE.read_text("utf-8")
+
+
+def test_samples_of_a_sweep_in_several_turns(vlm, scenes_folder, tmp_path, pictures):
+    Image.fromarray(pictures[0]).save(tmp_path / "a.png")
+    turns = [{"role": "user", "content": [IMAGE, RED]}, A, {"role": "user", "content": "where ?"}]
+    rows = [{"image": "a.png", "question": turns, "answer": "r1 c1"}, {"image": "a.png", "question": "where ?"}]
+    (tmp_path / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plain = {"out": "out", "models": [str(scenes_folder)], "decode": {"max_new_tokens": 2}}
+    config = SweepConfig.from_plain({**plain, "samples": {"table": {"path": "table.jsonl"}}}, folder=tmp_path)
+    run_sweep(config, workers=0, progress=False)
+    stored = vpa.Sweep(tmp_path / "out")
+    assert stored.table["question"].tolist() == ["where ?", "where ?"] and (stored.table["status"] == "done").all()
+    traces = [stored.store[id] for id in stored.table["id"]]
+    assert traces[0].meta["turns"] == [turns[0], {**A, "content": [{"type": "text", "text": A["content"]}]},
+                                       {**turns[2], "content": [{"type": "text", "text": "where ?"}]}]  # fmt: skip
+    assert traces[0].tokens == vpa.decode(vlm, pictures[0], turns, layers="none", max_new_tokens=2).tokens
+    folder = {"folder": {"path": ".", "question": turns[:1]}}
+    assert plan(SweepConfig.from_plain({**plain, "samples": folder}, folder=tmp_path))[0].sample.question == "red"
+    for wrong, why in (([U, A], "the last turn is the assistant's"), ([WEB, RED], "hold pictures themselves")):
+        folder["folder"]["question"] = wrong if wrong[0] is U else [{"role": "user", "content": wrong}]
+        with pytest.raises(ValueError, match=why):
+            plan(SweepConfig.from_plain({**plain, "samples": folder}, folder=tmp_path))

@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import transformers as hf
 from test_geometry import bright_cells_reach_their_patches
 from tiny_models import build
+from tiny_strangers import build as stranger
 from transformers import ProcessorMixin
 
 import visionpulse_analysis as vpa
@@ -210,3 +212,20 @@ def test_processors_of_other_types_by_what_they_state():
     within = limited(counted, vpa.PromptOptions(max_pixels=64 * 64 * 4), "hunyuan_vl")
     grid = within(images=[picture], return_tensors="pt")["image_grid_thw"][0]
     assert int(grid.prod()) * counted.patch_size**2 <= 64 * 64 * 4 < 150 * 460
+
+
+@pytest.mark.parametrize(("kind", "options"), [("qwen3_5", {"max_pixels": 2048}), ("ovis2", {"max_tiles": 2})])
+def test_types_of_which_nothing_is_known_keep_the_limits(kind, options, tmp_path, rng):
+    """The processor's own settings are changed, and its map is stated or measured under them."""
+    if hf.__version__.startswith("5.4."):
+        pytest.skip("this transformers lacks the types or the PIL halves of their image processors")
+    stranger(kind).save(tmp_path)
+    own = vpa.load(str(tmp_path))
+    asked = own.asking({**options, "system": "be brief", "prefix": "It is"})
+    before, prompt = (one.prompt(noise((96, 150)), QUESTION) for one in (own, asked))
+    assert 0 < len(prompt.grid) < len(before.grid)
+    assert own.tokenizer.decode(prompt.ids).endswith("assistant: It is")
+    bright_cells_reach_their_patches(SimpleNamespace(vlm=asked, name=kind), [(96, 150)], rng)
+    refused = {"max_tiles": 2} if "max_pixels" in options else {"max_pixels": 2048}
+    with pytest.raises(ValueError, match=f"{kind} knows no"):
+        own.asking(refused)

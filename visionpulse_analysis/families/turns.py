@@ -47,6 +47,20 @@ def are_turns(question: Any) -> bool:
     return isinstance(question, list | tuple) and bool(question) and all(isinstance(one, Mapping) for one in question)
 
 
+def plain_turns(question: Sequence[Any], pictures: int) -> tuple[list[dict[str, Any]], str]:
+    """Turns to which so many pictures are given beside them: JSON-ready, and the text of the last.
+
+    Raises ValueError as `read_turns`, and where a turn holds a picture itself.
+    """
+    messages = [_message(one, number) for number, one in enumerate(question)]
+    parts = [part for message in messages for part in message["content"] if part["type"] != "text"]
+    if any(len(part) > 1 for part in parts):
+        raise ValueError("the turns hold pictures themselves; name them under image, and leave the parts without")
+    if parts and len(parts) != pictures:
+        raise ValueError(f"the turns show {len(parts)} pictures, and {pictures} are given; give one for each")
+    return messages, _asked(messages)
+
+
 def beside(messages: Sequence[Mapping[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """The turns with the paths of pictures in them counted from a folder."""
 
@@ -90,21 +104,27 @@ def read_turns(images: Any, question: Any) -> Turns:
         content = [*map(_placed, media), {"type": "text", "text": unicode_text(question, "the question")}]
         return Turns([{"role": "user", "content": content}], _some(media), question)
     messages = [_message(one, number) for number, one in enumerate(question)]
-    if messages[-1]["role"] != "user":
-        raise ValueError(
-            f"the last turn is the {messages[-1]['role']}'s; end with the user's, and give the beginning of the answer "
-            "as prefix"
-        )
+    asked = _asked(messages)
     if not any(part["type"] != "text" for message in messages for part in message["content"]):
         first = next(message for message in messages if message["role"] == "user")
         first["content"] = [{"type": "video" if isinstance(one, Video | Clip) else "image"} for one in given] + first[
             "content"
         ]
     media = _media(messages, given)
+    return Turns(messages, _some(media), asked, several=True)
+
+
+def _asked(messages: Sequence[dict[str, Any]]) -> str:
+    """The text of the last turn, which is the user's; ValueError where it is another's or says nothing."""
+    if messages[-1]["role"] != "user":
+        raise ValueError(
+            f"the last turn is the {messages[-1]['role']}'s; end with the user's, and give the beginning of the answer "
+            "as prefix"
+        )
     asked = "\n".join(part["text"] for part in messages[-1]["content"] if part["type"] == "text")
     if not asked.strip():
-        raise ValueError(f"the question is empty (the last turn has no text: {question[-1]!r}); ask something")
-    return Turns(messages, _some(media), asked, several=True)
+        raise ValueError(f"the question is empty (the last turn has no text: {messages[-1]!r}); ask something")
+    return asked
 
 
 def _some(media: list[Medium]) -> list[Medium]:

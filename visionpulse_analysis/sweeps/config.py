@@ -44,16 +44,19 @@ class Scenes:
 
 @dataclass(frozen=True)
 class Folder:
-    """One question about every image of a folder."""
+    """One question, or several turns, about every image of a folder."""
 
     path: str
-    question: str
+    question: str | list[dict[str, Any]]
     answer: str | None = None
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a CSV, JSON-lines or Parquet file: image, question, and perhaps answer and id."""
+    """Rows of a CSV, JSON-lines or Parquet file: image, question, and perhaps answer and id.
+
+    In JSON lines a question may be several turns, a list of messages.
+    """
 
     path: str
 

@@ -234,7 +234,7 @@ class _Run:
                     "wanted": self.state.is_open(job),
                     "names": {"sample": job.sample.name, "model": job.model.label, "pruner": arm.label,
                               "seed": job.seed},
-                    "question": job.sample.question,
+                    "question": job.sample.asked,
                     "images": job.sample.images,
                     "scene": job.sample.scene,
                     "seed": job.row_seed,

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from visionpulse_analysis.families.turns import are_turns, plain_turns
 from visionpulse_analysis.judging import Reference
 from visionpulse_analysis.studies.samples import image_files, study_scene
 from visionpulse_analysis.sweeps.benchmark_tables import TablePicture, read_benchmark
@@ -30,7 +31,8 @@ class SweepSample:
     name : unique within the sweep. expected : the right answer, several as a JSON list, None where it is not known.
     images : absolute paths, or where in a table they lie. scene : seed and cells of a generated scene, instead of
     images. key : what tells this sample from any other. reference : by which rule an answer is judged, and against
-    what; None where nobody knows. grading : what a judging model is to be asked, with {PREDICTION} in it.
+    what; None where nobody knows. grading : what a judging model is to be asked, with {PREDICTION} in it. turns : where
+    it is asked in several, these as JSON; question is the last of them then.
     """
 
     name: str
@@ -42,6 +44,12 @@ class SweepSample:
     key: str
     reference: Reference | None = None
     grading: str | None = None
+    turns: str | None = None
+
+    @property
+    def asked(self) -> Any:
+        """What the model is asked, a text or turns."""
+        return self.question if self.turns is None else json.loads(self.turns)
 
 
 def read_samples(config: SweepConfig) -> list[SweepSample]:
@@ -72,7 +80,7 @@ def read_samples(config: SweepConfig) -> list[SweepSample]:
             for scene, asked in drawn
         ]
     if folder is not None:
-        if not folder.question.strip():
+        if isinstance(folder.question, str) and not folder.question.strip():
             raise ValueError("samples: folder: question is empty; ask something")
         files = image_files(config.folder / folder.path)
         base = config.folder / folder.path
@@ -88,19 +96,21 @@ def read_samples(config: SweepConfig) -> list[SweepSample]:
 def _of_files(
     base: Path,
     images: list[str],
-    question: str,
+    asked: Any,
     answer: str | None,
     name: str | None,
     digests: dict[Path, str | None],
 ) -> SweepSample:
     """``digests`` keeps what was read: many rows may ask about one picture."""
+    messages, question = plain_turns(asked, len(images)) if are_turns(asked) else (None, asked)
+    turns = None if messages is None else json.dumps(messages)
     for text in (*images, question, answer or "", name or ""):
         _check_text(text)
     paths = [base / image for image in images]
     for path in paths:
         if path not in digests:
             digests[path] = _digest(path)
-    short = hashlib.sha256(question.encode()).hexdigest()[:6]
+    short = hashlib.sha256((turns or question).encode()).hexdigest()[:6]
     return SweepSample(
         name=name or f"{'+'.join(images)}-{short}",
         question=question,
@@ -108,8 +118,9 @@ def _of_files(
         task=None,
         images=tuple(str(path) for path in paths),
         scene=None,
-        key=json.dumps([images, [digests[path] for path in paths], question]),
+        key=json.dumps([images, [digests[path] for path in paths], turns or question]),
         reference=_by_words(answer),
+        turns=turns,
     )
 
 
@@ -173,7 +184,7 @@ def _read_table(path: Path) -> list[SweepSample]:
         images: list[Any] = row["image"] if isinstance(row["image"], list) else [row["image"]]
         if not images or not all(isinstance(image, str) and image.strip() for image in images):
             raise ValueError(f"{where}: image must be a path or a list of paths, got {row['image']!r}")
-        if not isinstance(row["question"], str) or not row["question"].strip():
+        if not are_turns(row["question"]) and (not isinstance(row["question"], str) or not row["question"].strip()):
             raise ValueError(f"{where}: the question is empty (got {row['question']!r}); ask something")
         answer, name = _text(row, "answer", where), _text(row, "id", where)
         try:
