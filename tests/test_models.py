@@ -1,8 +1,10 @@
 """Loading models and reading images: what works, and one clear error for what does not."""
 
+import copy
 import json
 import re
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,6 +31,15 @@ def test_a_loaded_model_says_what_it_is(vlm, scenes_folder):
     html = vlm._repr_html_()
     assert "Qwen3VLForConditionalGeneration" in html and "default anchor layer" in html
     assert vpa.load(str(scenes_folder)).weights_hash == vlm.weights_hash
+
+
+def test_a_loaded_model_computes_what_a_copy_of_it_does(scenes_folder, pictures):
+    """To the last bit: products of a CPU depend on where weights lie, and in a mapped file they lie anywhere."""
+    loaded = vpa.load(str(scenes_folder))
+    copied = replace(loaded, model=copy.deepcopy(loaded.model))
+    found, again = (vpa.decode(one, pictures[0], "where ?", max_new_tokens=3) for one in (loaded, copied))
+    assert found.data_hash == again.data_hash
+    assert all(weights.data_ptr() % 64 == 0 for weights in loaded.model.parameters())
 
 
 def test_the_anchor_stated_in_the_configuration_wins(scenes_folder, tmp_path):

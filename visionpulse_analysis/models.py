@@ -54,6 +54,7 @@ from visionpulse_analysis.traces.html import facts_table
 from visionpulse_analysis.videos import Video
 
 BUNDLED = ("scenes",)
+CACHE_LINE = 64  # bytes: torch puts every tensor of its own at a multiple
 WITHOUT_ROWS = {"conv", "linear_attention", "mamba", "mlp", "moe", "recurrent"}  # kinds of layers without a softmax
 
 
@@ -397,11 +398,23 @@ def load(
         model.to(device)
     elif any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError(f"{name!r} does not fit on its devices ({model.hf_device_map}): use more, or another dtype")
+    _lay_out(model)
     parts = {"model": model.eval(), "tokenizer": tokenizer, "image_processor": pictures, "settings": settings}
     vlm = VLM(name, **parts, revision=getattr(config, "_commit_hash", None), processor=processor)
     vlm = vlm.asking(prompt_options)
     note_object("models", vlm, _facts)
     return vlm
+
+
+def _lay_out(model: Any) -> None:
+    """Put weights on a CPU where torch puts tensors of its own, not where they happen to lie in a mapped file.
+
+    Matrix products differ in their last digits with the place: so a loaded model computes what a copy of it does, one
+    that was on another device, or one read from another file.
+    """
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.device.type == "cpu" and tensor.data_ptr() % CACHE_LINE:
+            tensor.data = tensor.data.clone()
 
 
 def _facts(vlm: VLM) -> dict[str, Any]:
