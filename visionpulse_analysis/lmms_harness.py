@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 from visionpulse_analysis._checks import whole_number
+from visionpulse_analysis.attending import Execution
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.store import TraceStore
 from visionpulse_analysis.watching import Watch, watch
@@ -148,6 +149,7 @@ def watch_lmms_eval(
     pruner: Pruner | None = None,
     layers: Literal["all", "anchor", "none"] | int | Sequence[int] = "all",
     heads: Literal["mean", "all"] | Sequence[int] = "mean",
+    execution: Execution = "masked",
     seed: int = 0,
     prefix: str = "",
     overwrite: bool = False,
@@ -161,7 +163,7 @@ def watch_lmms_eval(
     ----------
     store : TraceStore
         Takes one trace for each answer, named as `LmmsEval.ids` says.
-    pruner, layers, heads, seed, overwrite
+    pruner, layers, heads, execution, seed, overwrite
         As in :func:`visionpulse_analysis.watch`.
     prefix : str
         Beginning of the names, so that one store holds several runs.
@@ -191,7 +193,8 @@ def watch_lmms_eval(
         raise ModuleNotFoundError(f"lmms-eval cannot be imported ({error}); pip install lmms-eval") from error
     if not isinstance(store, TraceStore):
         raise ValueError(f"store must be a TraceStore, got {store!r}; say vpa.TraceStore(path, mode='a')")
-    options = {"pruner": pruner, "layers": layers, "heads": heads, "seed": whole_number(seed, "seed")}
+    options = {"pruner": pruner, "layers": layers, "heads": heads, "execution": execution}
+    options["seed"] = whole_number(seed, "seed")
     store.check_new(f"{prefix}-", overwrite=True)  # a prefix that no name may begin with is known now
     state = LmmsEval(store, prefix, {**options, "overwrite": overwrite})
     get_model = models.get_model

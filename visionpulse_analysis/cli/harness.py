@@ -23,6 +23,9 @@ def lmms_eval(
     pruner: Annotated[str | None, typer.Option(help="As text: visionpulse(budget=0.05), a | b.")] = None,
     layers: Annotated[str, typer.Option(help='"all", "anchor", or indices such as 3,5.')] = "all",
     heads: Annotated[str, typer.Option(help='"mean", "all", or indices such as 0,2.')] = "mean",
+    execution: Annotated[
+        str, typer.Option(help='How patches are left out: "masked", or "gathered", which is faster on long contexts.')
+    ] = "masked",
     seed: Seed = 0,
     prefix: Annotated[str, typer.Option(help="Beginning of the traces' names: one store may hold several runs.")] = "",
     overwrite: Annotated[
@@ -37,6 +40,7 @@ def lmms_eval(
     options = {
         "layers": indices(layers),
         "heads": indices(heads),
+        "execution": execution,
         "seed": seed,
         "prefix": prefix,
         "overwrite": overwrite,
