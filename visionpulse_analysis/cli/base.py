@@ -214,6 +214,8 @@ def _words(function: Callable, name: str, options: dict[str, Any]) -> list[str]:
     """The command that runs as it was given, without where it writes: figures tell it, to be drawn again."""
     words, given = ["visionpulse", name], []
     for parameter in inspect.signature(function, eval_str=True).parameters.values():
+        if parameter.annotation is typer.Context:  # typer's own, not typed by anybody
+            continue
         value, told = options.get(parameter.name, parameter.default), parameter.annotation.__metadata__[0]
         values = [str(one) for one in (value if isinstance(value, list | tuple) else [value])]
         plain = parameter.name.replace("_", "-")
