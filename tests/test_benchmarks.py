@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend
 from typer.testing import CliRunner
 
 from visionpulse_analysis.attention import active_interceptors
-from visionpulse_analysis.benchmarks import batch, decode, recording, synthetic
+from visionpulse_analysis.benchmarks import batch, decode, recording, sharing, synthetic
 from visionpulse_analysis.benchmarks.bytes import bounds, bytes_read, step_bytes, weight_bytes
 from visionpulse_analysis.benchmarks.synthetic import (
     AFTER,
@@ -260,6 +260,16 @@ def test_the_bound_of_a_batch_is_what_its_steps_could_give():
     alone, together = {"prefill": 10.0, "steps": 30.0}, {"prefill": 10.0, "steps": 20.0}
     assert batch._bound(alone, together, 4) == pytest.approx(40 / 17.5)
     assert batch._bound(alone, alone, 1) == 1
+
+
+def test_a_shared_prefill_gives_the_same_traces_and_is_compared_with_one_each(vlm):
+    result = sharing.bench_sharing(
+        [2], pruners=["random(budget=0.5)"], samples=2, cells=4, rounds=1, vlm=vlm, report=lambda line: None
+    )
+    [row] = result["rows"]
+    assert row["equal"] and (row["steps"], row["arms"], row["patches"]) == (2, 2, 64)
+    assert row["saved"] == 1 - row["together"] / row["alone"] and row["together"] > 0
+    assert sharing.format_rows({"rows": [row | {"equal": False}]}).split()[-1] == "no"
 
 
 def test_the_selection_is_what_choosing_takes_beside_the_logits(monkeypatch):

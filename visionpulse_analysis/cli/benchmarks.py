@@ -158,6 +158,29 @@ def bench_sweep(
     _finish(context, result, memory.format_result(result), save, as_json)
 
 
+@command(bench, "sharing")
+@loads_model
+def bench_sharing(
+    context: typer.Context,
+    steps: Annotated[list[int] | None, typer.Option(min=1, help="Longest traces; 8, 32 and 128 by default.")] = None,
+    samples: Count = 4,
+    cells: Annotated[int, typer.Option(min=1, help="Size of the scenes; 16 gives 1024 visual tokens.")] = 16,
+    rounds: Count = 3,
+    model: Model = "scenes",
+    *,
+    load: Load,
+    save: Save = None,
+    as_json: Json = False,
+) -> None:
+    """What pruners that share a prefill, as those of a sweep do, save in CPU seconds."""
+    from visionpulse_analysis.benchmarks import sharing
+
+    given = [] if steps is None else [steps]
+    options = {"samples": samples, "cells": cells, "rounds": rounds, "vlm": load(model)}
+    result = sharing.bench_sharing(*given, **options, report=lambda line: typer.echo(line, err=True))
+    _finish(context, result, sharing.format_rows(result), save, as_json)
+
+
 @command(bench, "endurance")
 @loads_model
 def bench_endurance(
