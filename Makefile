@@ -6,6 +6,7 @@
 # make test-trained   run the tests on a language model with trained weights, SmolLM2-135M in a small SmolVLM (minutes)
 # make test-lmms-eval  run lmms-eval's own command line under watch, on tiny models and a local task (minutes)
 # make family-table    run the tests of all families on the oldest and newest transformers, write their table into the README
+# make type-table      look at every type of model on the oldest, the pinned and the newest transformers, write docs/types.md
 # make lab             open JupyterLab in notebooks/
 # make lint            ruff, pyright, import-linter
 # make clean           remove what the targets above wrote, but keep .venv
@@ -14,6 +15,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FLOOR := $(VENV)/floor
+NEWEST := $(VENV)/newest
 TORCHVISION := $(VENV)/torchvision
 TRITON := $(VENV)/triton
 TRAINED := $(VENV)/trained
@@ -24,7 +26,7 @@ INTO := $(BIN)/python -m pip install --disable-pip-version-check --no-deps --tar
 # Everything bundled works without network; say HF_HUB_OFFLINE=0 to load a model from the hub.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: figures test test-floor test-torchvision test-triton test-trained test-lmms-eval family-table lab lint clean
+.PHONY: figures test test-floor test-torchvision test-triton test-trained test-lmms-eval family-table type-table lab lint clean
 
 figures: $(VENV)/.installed
 	$(BIN)/visionpulse figures $(NAME) $(if $(filter-out 0,$(FAST)),--fast)
@@ -54,6 +56,11 @@ family-table: $(FLOOR)/.installed $(TORCHVISION)/.installed
 	PYTHONPATH=$(FLOOR):$(TORCHVISION) FAMILY_TABLE=write $(BIN)/python -m pytest tests/families
 	FAMILY_TABLE=write $(BIN)/python -m pytest tests/families
 
+type-table: $(FLOOR)/.installed $(NEWEST)/.installed
+	PYTHONPATH=$(FLOOR) TYPE_TABLE=write $(BIN)/python -m pytest tests/types
+	PYTHONPATH=$(NEWEST) TYPE_TABLE=write $(BIN)/python -m pytest tests/types
+	TYPE_TABLE=write $(BIN)/python -m pytest tests/types
+
 lab: $(VENV)/.installed
 	$(BIN)/jupyter lab notebooks
 
@@ -75,6 +82,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 $(FLOOR)/.installed: constraints-floor.txt $(VENV)/.installed
 	rm -rf $(FLOOR)
 	$(INTO) $(FLOOR) --requirement constraints-floor.txt
+	touch $@
+
+$(NEWEST)/.installed: constraints-newest.txt $(VENV)/.installed
+	rm -rf $(NEWEST)
+	$(INTO) $(NEWEST) --requirement constraints-newest.txt
 	touch $@
 
 $(TORCHVISION)/.installed: constraints-torchvision.txt $(VENV)/.installed

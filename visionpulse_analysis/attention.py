@@ -43,7 +43,8 @@ class Call:
     kernel : the function in force. eager : the model's own eager function, which also returns the weights
     [row, head, q, key]. query [row, head, q, dim], key and value [row, kv_head, key, dim] after rotary embedding and
     cache update; mask : what the model made of its attention mask for this kernel. rest, options : whatever else the
-    model passes.
+    model passes. crossing : the layer of a call whose last keys, or all, are those of another sequence (an encoder's, a
+    picture's), which is seen whole; None for others.
     """
 
     kernel: Kernel
@@ -55,6 +56,7 @@ class Call:
     mask: Any
     rest: tuple[Any, ...]
     options: dict[str, Any]
+    crossing: int | None = None
 
     def run(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What the kernel makes of it: output [row, q, head, dim], and weights where it has them."""
@@ -96,6 +98,8 @@ class Call:
     @property
     def layer(self) -> int:
         """Which layer of the language model calls; -1 for a module that does not say."""
+        if self.crossing is not None:
+            return self.crossing
         layer: Any = getattr(self.module, "layer_idx", None)
         return -1 if layer is None else layer
 
@@ -108,7 +112,7 @@ class Call:
     @property
     def causal(self) -> bool:
         """Whether a query sees, without a mask, no key behind its own."""
-        given = self.options.get("is_causal")
+        given = False if self.crossing is not None else self.options.get("is_causal")
         return bool(getattr(self.module, "is_causal", True) if given is None else given)
 
     @property

@@ -90,12 +90,19 @@ class ModelShape:
         and where its layers have parts that are not counted here.
         """
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        if getattr(text, "is_heterogeneous", False):
+            raise ValueError(
+                f"layers of {type(text).__name__} differ in their sizes, not counted here; give a ModelShape by hand"
+            )
         _check_known(text)
 
         def size(*names: str, default: int | None = None) -> int:
             for name in names:
-                if getattr(text, name, None) is not None:
-                    return int(getattr(text, name))
+                found = getattr(text, name, None)
+                if isinstance(found, list | tuple):
+                    raise ValueError(f"{type(text).__name__} has a {name} for each layer; give a ModelShape by hand")
+                if found is not None:
+                    return int(found)
             if default is None:
                 raise ValueError(f"{type(text).__name__} has no {' or '.join(names)}; give a ModelShape by hand")
             return default

@@ -126,7 +126,22 @@ class VLM:
     @property
     def n_layers(self) -> int:
         """Number of layers of the language model."""
-        return self.model.config.get_text_config().num_hidden_layers
+        return self.model.config.get_text_config(decoder=True).num_hidden_layers
+
+    @property
+    def n_heads(self) -> int:
+        """Number of query heads of a layer; ValueError where layers differ."""
+        text = self.model.config.get_text_config(decoder=True)
+        try:
+            return text.num_attention_heads
+        except RuntimeError as error:  # of the library, where layers have values of their own
+            counts = {text.per_layer_config[layer].num_attention_heads for layer in range(self.n_layers)}
+            if len(counts) > 1:
+                raise ValueError(
+                    f"layers of {self.name} have different numbers of heads, {sorted(counts)}: their heads have no "
+                    "number in common; say heads='mean'"
+                ) from error
+            return counts.pop()
 
     @property
     def default_anchor(self) -> int:
@@ -145,7 +160,7 @@ class VLM:
     @property
     def attention_layers(self) -> list[int]:
         """Layers with softmax attention: all but those that the configuration calls linear, or convolutions."""
-        kinds = getattr(self.model.config.get_text_config(), "layer_types", None) or ()
+        kinds = getattr(self.model.config.get_text_config(decoder=True), "layer_types", None) or ()
         without = {layer for layer, kind in enumerate(kinds) if kind in WITHOUT_ROWS}
         return [layer for layer in range(self.n_layers) if layer not in without]
 
@@ -279,7 +294,7 @@ class VLM:
             "model": self.name,
             "architecture": type(self.model).__name__,
             "layers": self.n_layers,
-            "heads": f"{text.num_attention_heads} query, {text.num_key_value_heads} key",
+            "heads": f"{self.n_heads} query, {text.num_key_value_heads} key",
             "width": text.hidden_size,
             "default anchor layer": self.default_anchor,
             "parameters": f"{sum(p.numel() for p in self.model.parameters()):,}",

@@ -131,7 +131,8 @@ class StepAttention:
             return output, None
         if reading is not None:
             columns = call.key.shape[2]
-            hidden = ~reading.visible[:, query.first :]
+            hidden = ~reading.visible[:, max(0, query.first) :]
+            hidden = pad(hidden, (max(0, -query.first), 0), value=False)  # columns of another sequence come first
             behind = columns - hidden.shape[1]  # of a static cache
             call = call.hiding(pad(hidden, (0, behind), value=True) if behind else hidden)
         output = self.run(call)

@@ -30,7 +30,7 @@ class Query:
 
     query [row, head, 1, dim]; key, value [row, kv_head, column, dim]; mask bool or additive [row, 1 or head, 1, column]
     or None for everything; index : its place among the call's queries; first : the position in the sequence of column
-    0; total : how many positions the sequence has so far.
+    0, below it where columns of another sequence come first; total : how many positions the sequence has so far.
     """
 
     call: Call
@@ -46,6 +46,10 @@ class Query:
     def of(cls, call: Call, index: int, total: int) -> Query:
         """The query at ``index`` of a call whose last key is that of position ``total`` - 1."""
         length, columns = call.query.shape[2], call.key.shape[2]
+        if call.crossing is not None:
+            mask = call.mask if call.mask is None or call.mask.shape[2] == 1 else call.mask[:, :, index : index + 1]
+            query = call.query[:, :, index : index + 1]
+            return cls(call, index, query, call.key, call.value, mask, total - columns, total)
         # A window holds the newest columns only; a static cache has columns behind the newest, still to be filled.
         first = max(0, total - columns)
         seen = total - first
@@ -137,6 +141,8 @@ class RowReader:
             row = output[1][:, :, query.index, : query.key.shape[2]]
             return query.over_all(row.float(), 0.0), False
         if self.is_plain(query, prefill):
+            if query.first < 0:  # one softmax over two sequences, of which one is asked for
+                return query.over_all(torch.softmax(query.logits(), dim=-1), 0.0), False
             return query.over_all(query.logits(), -torch.inf), True
         return query.over_all(query.eager().float(), 0.0), False
 

@@ -114,11 +114,11 @@ def layers_of(vlm: VLM, layers: Any) -> list[int]:
 
 def heads_of(vlm: VLM, heads: Any) -> list[int] | None:
     """The heads that "all" or a list of indices means, None for "mean"; ValueError for anything else."""
-    n = vlm.model.config.get_text_config().num_attention_heads
     if isinstance(heads, str):
         if heads not in ("mean", "all"):
             raise ValueError(f"heads must be 'mean', 'all' or a list of int, got {heads!r}")
-        return None if heads == "mean" else list(range(n))
+        return None if heads == "mean" else list(range(vlm.n_heads))
+    n = vlm.n_heads
     chosen = indices(heads, "heads", "'mean', 'all'")
     if not chosen or len(set(chosen)) != len(chosen) or any(not 0 <= head < n for head in chosen):
         raise ValueError(f"heads {chosen}: expected different indices from 0 to {n - 1} ({vlm.name} has {n} heads)")

@@ -56,9 +56,9 @@ FAMILIES: dict[str, type[Family]] = {
 }
 
 
-CROSS_ATTENTION = "pictures are read by cross-attention and are no tokens of the sequence: no row runs over patches"
+CROSS_ATTENTION = "pictures are read by cross-attention and are no tokens of the prompt; vpa.watch records its rows"
 ENCODER_DECODER = (
-    "pictures are read by an encoder, and the decoder sees them by cross-attention: no row runs over patches"
+    "pictures are read by an encoder, and the decoder sees them by cross-attention; vpa.watch records its rows"
 )
 OWN_SOFTMAX = "the language part computes a softmax of its own, past the library's attention functions"
 REFUSED = {

@@ -16,7 +16,7 @@ import numpy as np
 from visionpulse_analysis._checks import UnsupportedModelError
 from visionpulse_analysis.locating.lattice import Frame, frames_of
 from visionpulse_analysis.locating.light import Light, Spans, pictures_of, stripes, sweep
-from visionpulse_analysis.locating.probing import Inputs, Probe
+from visionpulse_analysis.locating.probing import NO_ID, Inputs, Probe
 from visionpulse_analysis.patches import PatchGrid
 
 __all__ = ["Located", "NoMapError", "ids_of", "line", "measure"]
@@ -89,6 +89,8 @@ class Located:
         ValueError
             The image tokens differ: the pictures have other sizes, or the processor had other settings.
         """
+        if (self.ids == NO_ID).all():  # of another sequence, which has no words
+            return self.grid
         mine = np.sort(np.concatenate([self.grid.position, self.others]))
         there = np.flatnonzero(np.isin(ids, self.ids[mine]))
         if not np.array_equal(np.asarray(ids)[there], self.ids[mine]):
@@ -138,8 +140,11 @@ def measure(model: Any, inputs: Inputs, sizes: Sequence[tuple[int, int]]) -> Loc
         return NoMapError(why, np.unique(probe.ids[light.token]))
 
     light = Light(probe, sizes)
+    if not len(light.token):  # features are put into the states between layers
+        probe.late = True
+        light = Light(probe, sizes)
     if not len(light.token):  # what reads the patches needs their attention, as in towers without a way around it
-        probe.silent = False
+        probe.silent = probe.late = False
         light = Light(probe, sizes)
     if not len(light.token):
         raise no_map(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,18 +11,12 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from visionpulse_analysis._checks import UnsupportedModelError
+from visionpulse_analysis.locating.entering import entered
 
 KERNELS = ("sdpa", "eager")  # those that `Apart` silences
+NO_ID = -1  # of tokens of another sequence, which have none
 # Builds the inputs of a model from some pictures, uint8 [row_px, col_px, 3] each.
 Inputs = Callable[[Sequence[np.ndarray]], dict[str, Any]]
-
-
-class _Reached(Exception):
-    """The language model was about to run; carries what it was given."""
-
-    def __init__(self, embeddings: torch.Tensor):
-        super().__init__()
-        self.embeddings = embeddings
 
 
 class Apart(TorchFunctionMode):
@@ -63,46 +57,40 @@ class Probe:
     Attributes
     ----------
     forwards : int, how often the vision tower ran
-    ids : int64 [token], the prompt
+    ids : int64 [token], the prompt; NO_ID for each token of another sequence that cross-attention reads
+    silent : bool, whether patches are kept apart. late : bool, whether the states behind the last layer are read.
     """
 
     def __init__(self, model: Any, inputs: Inputs):
         check_kernels(model)
-        self.model, self.inputs, self.forwards, self.silent = model, inputs, 0, True
+        self.model, self.inputs, self.forwards, self.silent, self.late = model, inputs, 0, True, False
         self.ids = np.zeros(0, np.int64)
 
     def __call__(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
         """Embeddings of the prompt, float32 [token, width], words and image tokens."""
         inputs = self.inputs(pictures)
-        ids = inputs["input_ids"][0].cpu().numpy()
+        states = embeddings(self.model, inputs, apart=self.silent, late=self.late)
+        given = inputs.get("input_ids")
+        ids = np.full(len(states), NO_ID) if given is None or given.shape[1] != len(states) else given[0].cpu().numpy()
         if self.forwards and not np.array_equal(ids, self.ids):
             raise ValueError("the processor made another prompt of another picture of the same size; its tokens cannot "
                              "be compared, and no map is measured")  # fmt: skip
         self.ids, self.forwards = ids, self.forwards + 1
-        return embeddings(self.model, inputs, apart=self.silent)
+        return states
 
 
 @torch.inference_mode()
-def embeddings(model: Any, inputs: dict[str, Any], *, apart: bool = True) -> torch.Tensor:
-    """What the decoder of a model is given for the first prompt of its inputs: float32 [token, width].
+def embeddings(model: Any, inputs: dict[str, Any], *, apart: bool = True, late: bool = False) -> torch.Tensor:
+    """What a model knows of the tokens of its first prompt once pictures have come in: float32 [token, width].
 
-    With the patches of the vision tower kept ``apart``. Raises UnsupportedModelError where it is given nothing.
+    With patches kept ``apart``; where, and what ``late`` means, says `entered`. Raises UnsupportedModelError where its
+    decoder is given nothing.
     """
-
-    def stop(module: Any, args: Any, options: dict[str, Any]) -> None:
-        given = options.get("inputs_embeds")
-        if given is not None:
-            raise _Reached(given)
-
-    with ExitStack() as stack:
-        if apart:
-            stack.enter_context(Apart())
-        stack.callback(model.get_decoder().register_forward_pre_hook(stop, with_kwargs=True).remove)
-        try:
-            model(**inputs, use_cache=False)
-        except _Reached as reached:
-            return reached.embeddings[0].float()
-    raise UnsupportedModelError(
-        f"the decoder of {type(model).__name__} was given no embeddings: image tokens are put nowhere into its "
-        "sequence, and no map can be measured"
-    )
+    with Apart() if apart else nullcontext():
+        states = entered(model, inputs, late)
+    if states is None:
+        raise UnsupportedModelError(
+            f"the decoder of {type(model).__name__} was given no embeddings: image tokens are put nowhere into its "
+            "sequence, and no map can be measured"
+        )
+    return states.float()

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from inspect import signature
 from itertools import islice
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from visionpulse_analysis.attending import Execution, SelfCheckError
 from visionpulse_analysis.attention import Call, check_kernel, overhear
 from visionpulse_analysis.collecting import Record
 from visionpulse_analysis.decoding import Options, heads_of, layers_of, provenance
-from visionpulse_analysis.families import ENCODER_DECODER, REFUSED, Prompt, UnsupportedModelError
+from visionpulse_analysis.families import Prompt, UnsupportedModelError
 from visionpulse_analysis.families.prompts import IMAGE, TEXT, VIDEO
 from visionpulse_analysis.images import ImageLike
 from visionpulse_analysis.maps import MeasuredMaps
@@ -36,6 +37,9 @@ from visionpulse_analysis.watching.hooks import tell
 from visionpulse_analysis.watching.prompts import Locate, Prompts, marks_of
 
 __all__ = ["Locate", "SelfCheckError", "Watch", "watch"]
+
+# Under which names `generate` is given what an encoder reads: one of a batch is one prompt.
+ENCODED = ("inputs", "input_ids", "pixel_values", "flattened_patches")
 
 
 @contextmanager
@@ -262,7 +266,13 @@ class Watch:
         why = "no map measured" if maps is None else maps[prompt]
         meta |= {"prompt": prompt, "map": why if isinstance(why, str) else given}
         others = sorted(set(range(vlm.n_layers)) - set(generation.attention_layers))
-        if others:
+        if generation.prompts.crossed:
+            meta["cross_attention"] = {
+                "layers": generation.attention_layers,
+                "note": "pictures are read by cross-attention in these layers, and by no other; positions are those "
+                "among the tokens that these layers read, not in the prompt",
+            }
+        elif others:
             meta["without_attention"] = {
                 "layers": others,
                 "note": "they have no softmax rows; hiding patches does not clear them from the state of these layers",
@@ -365,19 +375,31 @@ class _Shelf:
 
 def _check_model(vlm: VLM) -> None:
     """Raise ValueError for a model whose rows cannot be recorded inside its own `generate`."""
-    model, config, name = vlm.model, vlm.model.config, type(vlm.model).__name__
+    model, name = vlm.model, type(vlm.model).__name__
     if model.training:
         raise ValueError(f"{name} is in training mode, where dropout changes what is recorded; call model.eval()")
-    reason = REFUSED.get(config.model_type)
-    if reason is None and getattr(config, "is_encoder_decoder", False):
-        reason = ENCODER_DECODER
-    if reason is not None:
-        raise UnsupportedModelError(f"{name} is of family {config.model_type!r}: {reason}; it cannot be watched")
+    if not hasattr(model, "prepare_inputs_for_generation"):
+        raise UnsupportedModelError(
+            f"{name} generates by a method of its own, not token after token: there is no newest token to record"
+        )
+    if not any("pixel" in given or "patches" in given for given in signature(model.forward).parameters):
+        raise UnsupportedModelError(
+            f"{name} takes no pictures (its forward has no pixels among its inputs): there are no patches to look at"
+        )
     check_kernel(model)
 
 
 def _prompts(model: Any, args: tuple, kwargs: dict[str, Any], locate: Locate | None) -> Prompts:
     """What `generate` was given; ValueError where it does not say which tokens the prompt has."""
+    if getattr(model.config, "is_encoder_decoder", False):
+        read = next(
+            (given for given in (*args, *(kwargs.get(name) for name in ENCODED)) if torch.is_tensor(given)), None
+        )
+        if read is None:
+            raise ValueError(
+                "generate was given no pictures; pass what the processor returns: model.generate(**inputs)"
+            )
+        return Prompts.of_encoder(model, len(read), kwargs, locate)
     ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
     if not torch.is_tensor(ids) or ids.ndim != 2 or ids.is_floating_point():
         raise ValueError(
@@ -401,6 +423,11 @@ def _prompts(model: Any, args: tuple, kwargs: dict[str, Any], locate: Locate | N
 
 def _prompt(vlm: VLM, prompts: Prompts, number: int, grid: PatchGrid) -> Prompt:
     """One of the prompts, without padding."""
+    if prompts.crossed:  # pictures are no part of the prompt
+        ids = prompts.ids[number]
+        words = vlm.tokenizer.decode(ids.tolist(), skip_special_tokens=True).strip()
+        kinds = torch.full((len(ids),), TEXT)
+        return Prompt(words, torch.from_numpy(ids.copy()), kinds, grid, {}, [], others=np.zeros(0, np.int64))
     start = int(prompts.starts[number])
     image, video, ids = (array[number, start:] for array in (prompts.image, prompts.video, prompts.ids))
     kinds = np.where(video, VIDEO, np.where(image, IMAGE, TEXT))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -26,10 +26,12 @@ from visionpulse_analysis.families import in_rows
 from visionpulse_analysis.models import VLM
 from visionpulse_analysis.patches import PatchGrid
 from visionpulse_analysis.pruners.view import Layout
+from visionpulse_analysis.watching.crossing import Crossing
 from visionpulse_analysis.watching.prompts import Prompts, Scatters, marks_of
 from visionpulse_analysis.watching.pruning import MaskedPruning
 
 MULTIPLIER = 6364136223846793005  # odd, so that no token is lost modulo 2 ** 64
+SEQUENCES = ("decoder_input_ids", "input_ids", "decoder_inputs_embeds", "inputs_embeds")  # what a step reads
 LIKELY = 64  # tokens of each step whose probability is kept where it is not known which rows go on
 
 
@@ -120,12 +122,17 @@ class Generation:
         self.during_forward = ExitStack()
         self.scatters = Scatters()
         self.went_on: Callable[[], None] | None = None  # told of each token that `running` has become longer by
+        self.crossing = Crossing(vlm.model)
+        self.encoder_mask: torch.Tensor | None = None  # bool-like [row, token], of what is read by cross-attention
 
     # What `generate` does, in its order.
 
     def prepare(self, ids: torch.Tensor, mask: torch.Tensor | None) -> None:
         """Take the running sequences int64 [row, token], and their mask, of which the coming forward pass reads."""
-        if self.read < self.prompts.length:
+        if not self.prompts.length:  # of a decoder that begins by itself
+            self.prompts.ids = ids[:: len(ids) // len(self.prompts.ids)].cpu().numpy()
+            self.encoder_mask = mask
+        elif self.read < self.prompts.length:
             self.prompts.pad(mask)
         self.ids = ids
         if self.open:
@@ -136,7 +143,7 @@ class Generation:
 
     def before(self, inputs: dict[str, Any]) -> None:
         """A forward pass begins."""
-        given = next((inputs[name] for name in ("input_ids", "inputs_embeds") if inputs.get(name) is not None), None)
+        given = next((inputs[name] for name in SEQUENCES if inputs.get(name) is not None), None)
         if self.ids is None or given is None:
             return
         (rows, length), width = given.shape[:2], self.prompts.length
@@ -146,13 +153,14 @@ class Generation:
         if step.prefill:
             self.scatters.masks.clear()
             self.during_forward.enter_context(self.scatters)
+            self.during_forward.enter_context(self.crossing.looked_for())
         past = total - length
         if total < width:
             return
         # Without a cache everything is read again, and only the newest token is new.
         first = total - 1 if past == 0 and not step.prefill else max(past, width - 1)
         step.queries = [position - past for position in range(first, total)]
-        if self.prompts.by_ids:
+        if (self.prompts.by_ids and self.prompts.image.any()) or self.crossing.length:
             self._begin(step, rows)
 
     def _begin(self, step: Step, rows: int) -> None:
@@ -163,6 +171,11 @@ class Generation:
             if self.options.pruner is not None:
                 whole = step.total == step.length
                 self.pruning = MaskedPruning(self.options.pruner, self.layout, whole, self.prompts.by_ids)
+                if self.prompts.crossed and self.pruning.in_prefill:
+                    raise ValueError(
+                        f"{self.options.pruner.name} looks at the prompt while it is read, and in "
+                        f"{type(self.vlm.model).__name__} pictures are no part of it: they are read by cross-attention"
+                    )
         if self.pruning is not None:
             self.pruning.begin(step.prefill, len(step.queries) if step.prefill else step.length)
             if step.prefill and self.pruning.in_prefill:
@@ -181,7 +194,18 @@ class Generation:
 
     def attend(self, call: Call) -> tuple[Any, ...]:
         """One attention call of the language part."""
-        step, layer = self.step, call.layer
+        step = self.step
+        if step is not None and self.crossing.length:
+            if call.module not in self.crossing:
+                return call.run()  # among the words
+            call = replace(call, crossing=self.crossing.layer(call.module))
+            self._cross(step)
+            if self.options.pruner is not None and call.key.shape[2] != self.crossing.length:
+                raise ValueError(
+                    f"layer {call.layer} ({type(call.module).__name__}) has one softmax over the words and what an "
+                    f"encoder read, of which {self.options.pruner.name} knows nothing; watch without a pruner"
+                )
+        layer = call.layer
         if step is None or layer < 0 or call.query.shape[2] != step.length:
             return call.run()
         if layer in step.seen:
@@ -189,14 +213,26 @@ class Generation:
                 f"layer {layer} attends twice in one step ({type(call.module).__name__}): it is not told here which of "
                 "the two rows runs over the picture; this model cannot be recorded inside generate"
             )
-        if step.prefill and not step.seen:  # features have been put into the sequence, and no layer has run
+        if (
+            step.prefill and not step.seen and not self.prompts.crossed
+        ):  # features have been put into the sequence, and no layer has run
             self.prompts.compare(
                 self.scatters.of(len(call.query), step.length), self.vlm.model, step.total - step.length
             )
         step.seen.add(layer)
-        if step.queries and not step.recorders:
+        if step.queries and not step.recorders and (self.prompts.image.any() or not self.crossing.possible):
             self._begin(step, len(call.query))
-        return call.run() if step.attention is None else step.attention(call, step.total)
+        if step.attention is None:
+            return call.run()
+        return step.attention(call, self.crossing.length if self.prompts.crossed else step.total)
+
+    def _cross(self, step: Step) -> None:
+        """Record the calls over the other sequence, and none among the words: at the first that crosses."""
+        if self.prompts.crossed:
+            return
+        self.prompts.cross(self.crossing.length, self.encoder_mask)
+        self.layout = self.pruning = step.attention = None
+        step.recorders, step.seen = [], set()
 
     def after(self, output: Any) -> None:
         """A forward pass ends."""
@@ -206,6 +242,8 @@ class Generation:
             return
         if step.prefill:
             self._check_layers(step.seen)
+            if step.queries:
+                self.prompts.check(self.vlm.model)
         generated = None if self.ids is None else self.ids[:, self.prompts.length :]
         self.ids, self.read = None, step.total
         if not step.recorders or generated is None:
@@ -283,7 +321,7 @@ class Generation:
         share, self.grids = rows // len(prompts.ids), [prompts.grid(prompt) for prompt in range(len(prompts.ids))]
         own = [grid.position + start for grid, start in zip(self.grids, prompts.starts, strict=True)]
         # Tokens of pictures that the map gives no place: line breaks and the like.
-        of_pictures = prompts.image | np.isin(prompts.ids, marks_of(self.vlm))
+        of_pictures = prompts.image if prompts.crossed else prompts.image | np.isin(prompts.ids, marks_of(self.vlm))
         others = [np.setdiff1d(np.flatnonzero(image), at) for image, at in zip(of_pictures, own, strict=True)]
         present, places, other, other_places, starts = (
             values.repeat_interleave(share, dim=0).to(device)

@@ -24,7 +24,10 @@ Locate = Callable[[Any, Mapping[str, Any]], Sequence[PatchGrid | str]]
 
 
 class Scatters(TorchFunctionMode):
-    """Notes where features are put into a sequence, by `masked_scatter`: bool [row, token] each, True where they go."""
+    """Notes where features are put into a sequence, by `masked_scatter` or a mask as index.
+
+    masks : bool [row, token] each, True where they go.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,9 +35,12 @@ class Scatters(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
-        if getattr(func, "__name__", "") in ("masked_scatter", "masked_scatter_") and args[0].ndim == 3:
+        name = getattr(func, "__name__", "")
+        if name in ("masked_scatter", "masked_scatter_") and args[0].ndim == 3:
             mask = args[1] if len(args) > 1 else given["mask"]
             self.masks.append(mask[..., 0].expand(args[0].shape[:2]) if mask.ndim == 3 else mask)
+        elif name == "__setitem__" and args[0].ndim == 3 and _is_mask(args[1]):  # states[mask] = features
+            self.masks.append(args[1])
         return func(*args, **given)
 
     def of(self, rows: int, length: int) -> torch.Tensor | None:
@@ -49,7 +55,9 @@ class Prompts:
 
     ids int64 [prompt, token], padded on the left; starts int64 [prompt], the column of the first real token; image bool
     [prompt, token]; video bool [prompt, token], those of them that show a video; by_ids : whether a token id says so;
-    maps : one for each prompt, or in words why it has none, where they were asked for.
+    maps : one for each prompt, or in words why it has none, where they were asked for. crossed :
+    whether image and starts are those of another sequence, which is read by cross-attention. encoded : how many ids an
+    encoder was given.
     """
 
     ids: np.ndarray
@@ -58,6 +66,8 @@ class Prompts:
     video: np.ndarray
     by_ids: bool = True
     maps: list[PatchGrid | str] | None = None
+    crossed: bool = False
+    encoded: int = 0
 
     @classmethod
     def of(cls, model: Any, ids: torch.Tensor, inputs: Mapping[str, Any], locate: Locate | None) -> Prompts:
@@ -70,13 +80,38 @@ class Prompts:
             raise ValueError(f"locate must give one PatchGrid for each of {len(numbers)} prompts, gave {len(maps)}")
         return cls(numbers, np.zeros(len(numbers), np.int64), image | video, video, known, maps)
 
+    @classmethod
+    def of_encoder(cls, model: Any, count: int, inputs: Mapping[str, Any], locate: Locate | None) -> Prompts:
+        """Those of an encoder-decoder model, whose decoder begins by itself: ids come with the first step.
+
+        image : where image tokens are among the ids of the encoder, where it is given any.
+        """
+        ids = inputs.get("input_ids")
+        numbers = np.zeros((count, 0), np.int64) if ids is None else ids.cpu().numpy()
+        given = cls.of(model, torch.from_numpy(numbers), inputs, locate)
+        given.ids, given.by_ids, given.encoded = np.zeros((count, 0), np.int64), False, numbers.shape[1]
+        return given
+
+    def cross(self, length: int, mask: torch.Tensor | None) -> None:
+        """Pictures are read by cross-attention from another sequence of this length, of this attention mask or none."""
+        count = len(self.ids)
+        if self.crossed:
+            return
+        if self.image.shape != (count, length) or not self.image.any():
+            # It is the picture, or, of an encoder that reads words as well, the words and the picture behind them.
+            self.image, self.video = np.ones((count, length), bool), np.zeros((count, length), bool)
+            self.image[:, : self.encoded] = False
+        self.starts, self.crossed = np.zeros(count, np.int64), True
+        if mask is not None and mask.shape == (count, length):
+            self.starts = (mask.cpu().numpy() != 0).argmax(axis=1)
+
     @property
     def length(self) -> int:
         return self.ids.shape[1]
 
     def pad(self, mask: torch.Tensor | None) -> None:
         """Take the attention mask, [row, token], of which each prompt may have several rows."""
-        if mask is None or mask.ndim != 2:
+        if mask is None or mask.ndim != 2 or self.crossed or mask.shape[1] < self.length:
             return
         real = mask[:: len(mask) // len(self.ids), : self.length].cpu().numpy() != 0
         if real.shape[1] == self.length and not real[:, -1].all():
@@ -135,6 +170,10 @@ class Prompts:
                 f"the map of prompt {prompt} names positions {wrong[:4].tolist()}, which are no image tokens"
             )
         return found
+
+
+def _is_mask(index: Any) -> bool:
+    return torch.is_tensor(index) and index.dtype == torch.bool and index.ndim == 2
 
 
 def marks_of(vlm: VLM) -> list[int]:
