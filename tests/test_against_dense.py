@@ -189,4 +189,6 @@ def test_what_was_measured_on_is_counted(vlm):
         dense = made_arm(True, 30 + np.arange(n), first(n - 1, of=n))
         text = measured_on(vlm, scene_samples(n, cells=cells), dense, 0.05)
         assert f"{vlm.n_layers} layers, {n} samples of {patches} visual tokens; 5 % of them are {kept};" in text
-        assert f", 1 of {n} of them cut off." in text
+        assert f"dense traces that ended hold {30 + (n - 2) / 2:.2f} tokens on average, 1 of {n} were cut off." in text
+    none = measured_on(vlm, scene_samples(2, cells=4), made_arm(False, 30 + np.arange(2), False), 0.05)
+    assert "; no dense trace ended, 2 of 2 were cut off." in none

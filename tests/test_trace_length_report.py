@@ -1,5 +1,7 @@
 """Sentences about length where nothing varies: no detour to lose, all answers right, no trace changed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -38,6 +40,12 @@ def test_dense_traces_without_detours_cannot_be_shortened():
     assert f"{FLOOR}; see notebook 03's sampled decoding." in verdict(greedy=LONGER)
     assert FLOOR in verdict(greedy=(arm(0, 9), arm(0, 9)))
     assert f"{FLOOR}. " in verdict(greedy=LONGER, sampled=LONGER)  # nowhere better to look
+
+
+def test_where_no_pair_ended_nothing_is_said_of_detours():
+    never = replace(arm(0, 9), finished=np.zeros((1, 40), bool))
+    said = verdict(greedy=(never, never))
+    assert "no pair ended within the limit" in said and FLOOR not in said
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from visionpulse_analysis.models import VLM
-from visionpulse_analysis.statistics import cluster_bootstrap
-from visionpulse_analysis.studies.drawing import show
+from visionpulse_analysis.studies.drawing import plain
+from visionpulse_analysis.studies.paired import mean_of_ended
 from visionpulse_analysis.studies.samples import Sample
 from visionpulse_analysis.studies.trace_measures import Arm
 from visionpulse_analysis.traces import Trace
@@ -26,14 +26,19 @@ def measured_on(vlm: VLM, samples: Sequence[Sample], dense: Arm, share: float | 
     """
     patches = np.array([len(vlm.prompt(one.image, one.question).grid) for one in samples])
     ids = np.tile(np.arange(len(samples)), len(dense.length))
-    length = cluster_bootstrap(dense.length.ravel().astype(float), ids, method="studentized")
+    length = mean_of_ended(dense.length.ravel(), dense.finished.ravel(), ids)
+    ended = (
+        "no dense trace ended"
+        if dense.finished.sum() == 0
+        else (f"dense traces that ended hold {plain(length.to_dict())} tokens on average")
+    )
     cut = int((~dense.finished).sum())
     kept = np.maximum(1, np.floor((share or 0) * patches).astype(int))
     told = "" if share is None else f"; {100 * share:g} % of them are {_range(kept)}"
     return (
         f"Measured on {vlm.name}: {vlm.n_layers} layers, {len(samples)} samples of {_range(patches)} visual tokens"
-        f"{told}; dense traces of {show(length, 1, '', sign=False)} tokens on average, {cut} of {dense.finished.size} "
-        f"of them cut off. {PAPER}. How far anything found here carries beyond what it was measured on is not measured."
+        f"{told}; {ended}, {cut} of {dense.finished.size} were cut off. {PAPER}. How far anything found here carries "
+        "beyond what it was measured on is not measured."
     )
 
 

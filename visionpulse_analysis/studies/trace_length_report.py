@@ -198,7 +198,7 @@ def _about_length(c: Change, verdict: Mapping[str, Verdict], reported: int, floo
 
 def _floor(changes: Changes, decoding: str, c: Change) -> str:
     """That dense traces were as short as they can be, and which to look at instead; empty where they were not."""
-    if c.truth is None or c.truth.dense_detours.estimate > 0:
+    if c.truth is None or c.truth.dense_detours.estimate != 0:  # NaN: no pair ended, nothing is known
         return ""
     truths = {how: next(iter(arms.values())).truth for how, arms in changes.items() if arms}
     others = [how for how, truth in truths.items() if truth is not None and truth.dense_detours.estimate > 0]
