@@ -57,6 +57,8 @@ def test_everything_stands_inside_the_picture_and_numbers_do_not_meet():
         writings += [chart.legend_writing(s) for s in range(len(chart.names))]
         corners = np.array([corner for writing in writings for _, *corner in writing])
         assert corners.min() >= 0 and (corners + np.array([5, 7])).max() <= chart.side * PATCH
+        left, _, right, _ = chart.box
+        assert all(x + 5 < left or x > right for i in range(chart.intervals + 1) for _, x, _ in chart.tick_writing(i))
         shown = sum(patches_of_thing(chart, thing).astype(int) for thing in things)
         assert shown.max() == 1, (chart.seed, chart.side, chart.kind)
         assert np.all(chart.points > 0) and np.all(chart.points < chart.side * PATCH)

@@ -24,14 +24,15 @@ from visionpulse_analysis.testbed.charts.reasoning import (
 )
 from visionpulse_analysis.testbed.charts.regions import Thing
 
-DENSE = ("describe", "read", "visit", "survey")
+DENSE = ("describe", "read", "visit", "check", "survey")
 
 
 def practise(chart: Chart, task: str, rng: np.random.Generator) -> tuple[Question, list[TokenTruth]]:
     """Draw one conversation of a task of ``DENSE``.
 
     describe : the kind of chart, its axis and legend. read : marks given by their labels, in any order (by their
-    places where there are no labels). visit : marks given by their places. survey : what a glance at many marks tells.
+    places where there are no labels). visit : marks given by their places. check : which marks are above a tick, one by
+    one, which is learned sooner than between which ticks a mark ends. survey : what a glance at many marks tells.
     Raises ValueError for any other task.
     """
     if task not in DENSE:
@@ -44,6 +45,10 @@ def practise(chart: Chart, task: str, rng: np.random.Generator) -> tuple[Questio
             for s in range(len(chart.names)):
                 body += [*legend_entry(chart, s, "both"), TokenTruth(".")]
         return _conversation(task, "describe the chart .", series, body)
+    if task == "check":
+        ticks = [int(t) for t in rng.permutation(np.arange(1, chart.intervals))[:2]]
+        text = f"check {' , '.join(str(tick * chart.step) for tick in ticks)}{where} ."
+        return _conversation(task, text, series, [token for tick in ticks for token in _checked(chart, series, tick)])
     if task == "survey":
         return _conversation(
             task, f"glance at {where.removeprefix(' in ') or 'it'} .", series, _glance(chart, series, rng)
@@ -53,6 +58,16 @@ def practise(chart: Chart, task: str, rng: np.random.Generator) -> tuple[Questio
     given = [chart.labels[m] if by_label else ORDINALS[m] for m in marks]
     body = [token for mark in marks for token in _inspected(chart, series, mark, bool(by_label))]
     return _conversation(task, f"{task} {' , '.join(given)}{where} .", series, body)
+
+
+def _checked(chart: Chart, series: int, tick: int) -> list[TokenTruth]:
+    """Mark by mark, whether it is above a tick."""
+    tokens = [TokenTruth(str(tick * chart.step))]
+    for mark in range(chart.n_marks):
+        word = "yes" if chart.levels[series, mark] > PARTS * tick else "no"
+        about = (Thing("top", mark, series), Thing("tick", tick))
+        tokens += [TokenTruth(ORDINALS[mark]), TokenTruth(word, "over", about)]
+    return [*tokens, TokenTruth(".")]
 
 
 def _conversation(task: str, text: str, series: int, body: list[TokenTruth]) -> tuple[Question, list[TokenTruth]]:

@@ -16,7 +16,9 @@ from visionpulse_analysis.testbed.charts.questions import EXTREMES, ORDINALS, Qu
 from visionpulse_analysis.testbed.charts.regions import Thing
 
 ANSWER_MARK, END_MARK = "</think>", "<|im_end|>"
-FROM_IMAGE = ("chart", "number", "axis", "met", "label", "place", "name", "colour", "state", "tick", "part", "glance")
+FROM_IMAGE = (
+    "chart", "number", "axis", "met", "label", "place", "name", "colour", "state", "tick", "part", "over", "glance",
+)  # fmt: skip
 FROM_TEXT = ("template", "verdict", "result", "answer")
 KINDS = (*FROM_TEXT, *FROM_IMAGE)
 WEIGHT_TARGET, WEIGHT_ALIKE, WEIGHT_BESIDE, WEIGHT_OTHER = 1.0, 0.6, 0.3, 0.05

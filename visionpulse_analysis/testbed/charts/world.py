@@ -35,7 +35,7 @@ class Charts:
     """Charts, and the model that learns to read them."""
 
     plan = PLAN
-    shown = ("see letter", "see top", "place", "label", "tick", "part", "glance", *TASKS)
+    shown = ("see letter", "see top", "place", "label", "tick", "part", "over", "glance", *TASKS)
 
     def build(self, seed: int):
         """A freshly initialised model."""
