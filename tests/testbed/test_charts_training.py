@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from visionpulse_analysis.cli import app
 from visionpulse_analysis.models import load
-from visionpulse_analysis.testbed.charts import plan
+from visionpulse_analysis.testbed.charts import plan, world
 from visionpulse_analysis.testbed.charts.chart import COLOURS, generate
 from visionpulse_analysis.testbed.charts.dense import DENSE
 from visionpulse_analysis.testbed.charts.drawing import render
@@ -81,6 +81,16 @@ def test_each_step_is_a_function_of_seed_and_step_and_counts_every_word():
         other, _ = CHARTS.loss(model, beside, TINY[1], 1, 5)
     assert first == again != other
     assert counts["answer"][1] == sum(counts[task][1] for task in LANGUAGE.tasks) == 1
+
+
+def test_a_stage_may_draw_some_kinds_of_charts_only(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(world, "generate", lambda *given: drawn.append(given) or generate(*given))
+    stage = ChartStage("bars", 1, {12: 1.0}, {}, 20 * 144, 0, (1e-3, 1e-3), 1.0, kinds={"bar": 1.0, "line": 3.0})
+    model = CHARTS.build(0)
+    CHARTS.loss(model, CHARTS.beside(model, 0), stage, 0, 0)
+    kinds = [kind for _, _, kind in drawn]
+    assert len(kinds) == 20 and set(kinds) == {"bar", "line"} and kinds.count("line") > kinds.count("bar")
 
 
 def test_a_word_of_the_image_weighs_more(rng):

@@ -75,7 +75,7 @@ class Trainer:
         self,
         *,
         minutes: float | None = None,
-        save_every: int = 200,
+        save_every: int = 100,
         keep: str | Path | None = None,
         report: Callable[[str], None] = print,
     ) -> None:

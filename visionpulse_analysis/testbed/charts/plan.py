@@ -24,7 +24,8 @@ class ChartStage:
     sizes : patches per side -> weight. tasks : task -> weight, none where the tower learns alone. A step draws charts
     of one size, as many as have ``patches`` patches together (one at least), with ``questions`` questions each.
     ``rate`` : learning rate at the start and the end (cosine between). ``tower`` : weight of the loss on the tower's
-    patches. ``until`` : leave early once these reach this accuracy (running mean).
+    patches. ``until`` : leave early once these reach this accuracy (running mean). ``kinds`` : of charts -> weight,
+    those of :func:`generate` where none is given.
     """
 
     name: str
@@ -36,12 +37,15 @@ class ChartStage:
     rate: tuple[float, float]
     tower: float
     until: dict[str, float] = field(default_factory=dict)
+    kinds: dict[str, float] = field(default_factory=dict)
 
 
 SEEN = {"see letter": 0.95, "see digit": 0.97, "see top": 0.85}
+BARS = {"label": 0.95, "tick": 0.9, "part": 0.8, "over": 0.9}
 READ = {"place": 0.95, "tick": 0.9, "part": 0.9, "glance": 0.8}
 PLAN = (
     ChartStage("see", 2500, {12: 0.6, 16: 0.4}, {}, 1152, 0, (2e-3, 1e-3), 1.0, SEEN),
+    ChartStage("bars", 6000, {12: 1.0}, READING, 576, 5, (1.5e-3, 1.5e-3), 0.05, BARS, {"bar": 1.0}),
     ChartStage("read", 12000, {12: 0.8, 16: 0.2}, READING, 576, 5, (1.5e-3, 1.5e-3), 0.05, READ),
     ChartStage("reason", 6000, {12: 0.5, 16: 0.4, 24: 0.1}, MIX, 576, 4, (1.5e-3, 1.5e-3), 0.03, {"glance": 0.85}),
     ChartStage("settle", 8000, {12: 0.05, 16: 0.15, 24: 0.6, 32: 0.2}, MIX, 576, 4, (1.5e-3, 2e-5), 0.03),

@@ -58,7 +58,8 @@ class Charts:
         sides = list(stage.sizes)
         side = int(rng.choice(sides, p=np.array([stage.sizes[s] for s in sides]) / sum(stage.sizes.values())))
         first = FIRST_TRAINING_SEED + MOST_IMAGES * step
-        charts = [generate(first + i, side) for i in range(max(1, stage.patches // side**2))]
+        count = max(1, stage.patches // side**2)
+        charts = [generate(first + i, side, kind) for i, kind in enumerate(_kinds(rng, stage.kinds, count))]
         device = beside.weight.device
         labels = torch.from_numpy(np.concatenate([patch_labels(chart) for chart in charts])).to(device)
         if not stage.tasks:
@@ -75,6 +76,13 @@ class Charts:
             hook.remove()
         tower, seen_right = beside.loss(seen, labels)
         return loss + stage.tower * tower, counts | seen_right
+
+
+def _kinds(rng: np.random.Generator, weights: dict[str, float], count: int) -> list[str | None]:
+    if not weights:
+        return [None] * count
+    share = np.array(list(weights.values())) / sum(weights.values())
+    return [str(kind) for kind in rng.choice(list(weights), size=count, p=share)]
 
 
 def make_batch(rng: np.random.Generator, charts: list[Chart], tasks: dict[str, float], questions: int) -> Batch:
