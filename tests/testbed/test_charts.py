@@ -65,7 +65,7 @@ def test_everything_stands_inside_the_picture_and_numbers_do_not_meet():
 
 
 def test_the_patches_of_a_mark_are_those_that_change_when_it_goes():
-    for chart in some_charts(4):
+    for chart in some_charts(3):
         s, m = chart.seed % len(chart.names), chart.seed % chart.n_marks
         opacity = chart.opacity.copy()
         if chart.kind == "line":
@@ -80,7 +80,7 @@ def test_the_patches_of_a_mark_are_those_that_change_when_it_goes():
 
 
 def test_the_patches_of_words_and_numbers_are_those_that_change_with_them():
-    for chart in some_charts(2):
+    for chart in some_charts(2, (12, 24)):
         s = chart.seed % len(chart.names)
         if chart.labels:
             new = "q" * len(chart.labels[0])

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from visionpulse_analysis.cli import app
-from visionpulse_analysis.models import load
+from visionpulse_analysis.models import data_folder, load
 from visionpulse_analysis.testbed.charts import plan, world
 from visionpulse_analysis.testbed.charts.chart import COLOURS, generate
 from visionpulse_analysis.testbed.charts.dense import DENSE
@@ -28,8 +29,8 @@ from visionpulse_analysis.testbed.scoring import hidden_states, scores
 from visionpulse_analysis.testbed.training import Trainer
 
 TINY = (
-    ChartStage("see", 2, {12: 1.0}, {}, 144, 0, (1e-3, 1e-3), 1.0),
-    ChartStage("reason", 3, {12: 1.0}, MIX, 144, 1, (1e-3, 1e-4), 0.05),
+    ChartStage("see", 1, {12: 1.0}, {}, 144, 0, (1e-3, 1e-3), 1.0),
+    ChartStage("reason", 2, {12: 1.0}, MIX, 144, 1, (1e-3, 1e-4), 0.05),
 )
 
 
@@ -141,18 +142,40 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_what_is_kept_goes_on(tmp_
         assert torch.equal(v.bfloat16().float(), again.model.state_dict()[k])
         assert torch.equal(again.average.state_dict()[k], again.model.state_dict()[k])
     again.run(minutes=1e-9, report=str)
-    assert again.state["step"] == 6
+    assert again.state["step"] == 4
 
 
 def test_the_curves_hold_every_score(tmp_path, monkeypatch):
     monkeypatch.setattr("visionpulse_analysis.testbed.training.REPORT_EVERY", 1)
-    trainer = Trainer(tmp_path, world=CHARTS, plan=TINY[:1])
+    trainer = Trainer(tmp_path, world=CHARTS, plan=[replace(TINY[0], steps=2)])
     trainer.run(keep=tmp_path / "kept", report=str)
     rows = list(csv.DictReader((tmp_path / "kept" / "curves.csv").open()))
     assert {row["step"] for row in rows} == {"1", "2"} and {row["stage"] for row in rows} == {"see"}
     last = {row["score"]: float(row["value"]) for row in rows if row["step"] == "2"}
     running = json.loads((tmp_path / "state.json").read_text())["running"]
     assert {k: pytest.approx(v, abs=1e-4) for k, v in running.items()} == {k: v for k, v in last.items() if k != "loss"}
+
+
+def test_what_was_noted_after_the_last_checkpoint_is_not_noted_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr("visionpulse_analysis.testbed.training.REPORT_EVERY", 1)
+    Trainer(tmp_path, world=CHARTS, plan=TINY[:1]).run(report=str)
+    before = (tmp_path / "curves.csv").read_text()
+    (tmp_path / "curves.csv").write_text(before + "2,9,see,loss,1.0\n10,9,see,loss,1.0\n")
+    Trainer(tmp_path, world=CHARTS, plan=TINY[:1])
+    assert (tmp_path / "curves.csv").read_text() == before
+
+
+def test_the_training_that_stands_in_the_repository_can_go_on(tmp_path):
+    shutil.copytree(data_folder() / "charts", tmp_path / "run")
+    stored = json.loads((tmp_path / "run" / "state.json").read_text())
+    trainer = Trainer(tmp_path / "run", world=CHARTS, seed=stored["seed"])
+    assert trainer.state["step"] == stored["step"] > 0
+    names = [stage["name"] for stage in stored["plan"]]
+    assert names == [stage.name for stage in PLAN], "the stage to go on from is counted in the plan"
+    # What it has learned it still knows: its words have kept their places.
+    with torch.no_grad():
+        _, counts = CHARTS.loss(trainer.model, trainer.beside, replace(TINY[1], tasks={"describe": 1.0}), 0, 0)
+    assert counts["template"][0] >= 0.9 * counts["template"][1]
 
 
 def test_training_charts_are_not_those_that_are_studied():

@@ -18,6 +18,7 @@ _TEXT = """# Data
 | `scenes/training.json` | how it was trained | `visionpulse train --publish data/scenes` | Apache-2.0 |
 | `scenes/evaluation.json` | its scores | `visionpulse evaluate --card`, which also writes this page | Apache-2.0 |
 | `evaluation/scenes.jsonl` | the fixed evaluation set, sha256 `{sha256}` | generated; seeds disjoint from training | Apache-2.0 |
+| `charts/` | where the training of the next world, charts, stands (`visionpulse train --world charts --keep data/charts`); what was learned by trying is in its `README.md` | trained on generated charts, not finished | Apache-2.0 |
 | `example.png` | a scene for the README's examples | generated: that of notebook 00 | Apache-2.0 |
 | `benchmarks/` | results of `visionpulse bench ... --save`, each with command, machine, versions and date | measured | Apache-2.0 |
 

@@ -196,12 +196,20 @@ class Trainer:
             at = (self.state["step"], round(self.state["seconds"]), stage.name)
             writer.writerows([*at, name, f"{value:.4f}"] for name, value in known.items())
 
+    def _forget_after(self, step: int) -> None:
+        """Drop rows of the curves that a run noted after its last checkpoint: it will come by there again."""
+        path = self.folder / CURVES
+        if path.exists():
+            head, *rows = path.read_text().splitlines(keepends=True)
+            path.write_text("".join([head, *(row for row in rows if int(row.split(",")[0]) <= step)]))
+
     def _restore(self) -> None:
         stored = json.loads((self.folder / "state.json").read_text())
         if stored.pop("seed") != self.seed:
             raise ValueError(f"{self.folder} was trained with another seed; give that seed or another folder")
         stored.pop("plan")
         self.state = stored
+        self._forget_after(stored["step"])
         weights = load_file(self.folder / "model.safetensors")
         self.model.load_state_dict(weights)
         average = self.folder / "average.safetensors"
