@@ -185,10 +185,13 @@ class Stock(Family):
         ids int64 [token]; none where what the processor made is not the text with something in the place of each
         placeholder.
         """
-        mark, added = self.image_token, self.tokenizer.added_tokens_decoder
-        place = None if mark is None else self.tokenizer.convert_tokens_to_ids(mark)
+        added = self.tokenizer.added_tokens_decoder
         plain = self.tokenizer(text, add_special_tokens=not self.begun(text)).input_ids
-        if place not in plain:
+        # What templates write for a picture: the image token, or the mark that its tokens begin with.
+        marks = (self.image_token, getattr(self.processor, "boi_token", None))
+        places = [self.tokenizer.convert_tokens_to_ids(mark) for mark in marks if isinstance(mark, str)]
+        place = next((one for one in places if one in plain), None)
+        if place is None:
             return np.zeros(0, np.int64)
         # As text of one letter for each id, so that it can be searched for.
         pattern = "".join("(.+?)" if number == place else re.escape(chr(number)) for number in plain)
