@@ -207,10 +207,10 @@ def test_every_known_family_is_the_same_without_being_known(family, monkeypatch)
 
 def same_without_being_known(family, shape, monkeypatch):
     """Prompt, inputs and cells are those of the family to the last bit, borders of cells within half of one."""
+    monkeypatch.setattr(processing_smolvlm, "num2words", str, raising=False)
     stock = stock_of(family)
     if stock is None:
         pytest.skip("the library's own processor needs torchvision, or has no template")
-    monkeypatch.setattr(processing_smolvlm, "num2words", str, raising=False)
     picture = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
     known, found = family.vlm.prompt(picture, QUESTIONS[1]), stock.prompt(picture, QUESTIONS[1])
     assert torch.equal(known.ids, found.ids) and torch.equal(known.kinds, found.kinds)
