@@ -26,16 +26,19 @@ INTO := $(BIN)/python -m pip install --disable-pip-version-check --no-deps --tar
 # Everything bundled works without network; say HF_HUB_OFFLINE=0 to load a model from the hub.
 export HF_HUB_OFFLINE ?= 1
 
+# Tests run in as many processes as there are cores, at most four, each of which computes with one thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadgroup
+
 .PHONY: figures test test-floor test-torchvision test-triton test-trained test-lmms-eval family-table type-table lab lint clean
 
 figures: $(VENV)/.installed
 	$(BIN)/visionpulse figures $(NAME) $(if $(filter-out 0,$(FAST)),--fast)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-floor: $(FLOOR)/.installed
-	PYTHONPATH=$(FLOOR) $(BIN)/python -m pytest tests/families tests/test_attention.py tests/test_decoding.py tests/test_models.py
+	PYTHONPATH=$(FLOOR) $(PYTEST) tests/families tests/test_attention.py tests/test_decoding.py tests/test_models.py
 
 test-torchvision: $(FLOOR)/.installed $(TORCHVISION)/.installed
 	PYTHONPATH=$(TORCHVISION) $(BIN)/python -m pytest tests/families/test_recording.py tests/families/test_video.py \

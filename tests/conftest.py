@@ -35,12 +35,46 @@ def torchvision_as_far_as_it_goes() -> Any:
 OPERATORS = torchvision_as_far_as_it_goes() if find_spec("torchvision") else None  # as long as it is held
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Where several processes share the tests, a file stays in one, and so do the families, whose models are shared."""
+    for item in items:
+        folder = item.path.parent
+        item.add_marker(pytest.mark.xdist_group("families" if folder.name == "families" else str(item.path)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_jupyter_folder(tmp_path_factory):
     """Executed notebooks are signed here, not in the folder of the user who runs the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUPYTER_DATA_DIR", str(tmp_path_factory.mktemp("jupyter")))
         yield
+
+
+def settings_of_torch() -> dict[str, Any]:
+    import torch
+
+    from visionpulse_analysis import torch_settings
+
+    matmul = torch.backends.mkldnn.matmul if hasattr(torch.backends.mkldnn, "matmul") else None
+    return {
+        "dtype": torch.get_default_dtype(),
+        "device": torch.get_default_device(),
+        "grad": torch.is_grad_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "precision": getattr(matmul, "fp32_precision", None),
+        "threads": torch.get_num_threads(),
+        "own": torch_settings._inside,
+    }
+
+
+@pytest.fixture(autouse=True)
+def settings_of_torch_stay():
+    """What one test sets in torch for the whole process would change the results of all that follow."""
+    before = settings_of_torch()
+    yield
+    assert settings_of_torch() == before
 
 
 @pytest.fixture(scope="module", autouse=True)

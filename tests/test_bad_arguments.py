@@ -104,7 +104,7 @@ def test_samples(given, said):
         ({"image": Image.new("RGB", (0, 5))}, "the image has 0 x 5 pixels"),
         ({"vlm": "scenes"}, r"vlm must be a model, as vpa\.load gives one, got 'scenes'"),
     ],
-    ids=lambda value: repr(value)[:60] if isinstance(value, dict) else "",
+    ids=lambda value: repr(value).partition(" at 0x")[0][:60] if isinstance(value, dict) else "",
 )
 def test_decode(vlm, pictures, given, said):
     with pytest.raises(ValueError, match=said):
