@@ -56,14 +56,15 @@ def settings_of_torch() -> dict[str, Any]:
 
     from visionpulse_analysis import torch_settings
 
-    matmul = torch.backends.mkldnn.matmul if hasattr(torch.backends.mkldnn, "matmul") else None
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    precision = getattr(matmul, "fp32_precision", "none")
     return {
         "dtype": torch.get_default_dtype(),
         "device": torch.get_default_device(),
         "grad": torch.is_grad_enabled(),
         "autocast": torch.is_autocast_enabled("cpu"),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "precision": getattr(matmul, "fp32_precision", None),
+        "precision": "none" if precision == "ieee" else precision,  # "highest" sets the one, and begins as the other
         "threads": torch.get_num_threads(),
         "own": torch_settings._inside,
     }

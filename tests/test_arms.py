@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import visionpulse_analysis as vpa
+from visionpulse_analysis._files import cache_folder
 from visionpulse_analysis.sampling import Sample as Sampling
 from visionpulse_analysis.studies import arms
-from visionpulse_analysis.studies.kept import cache_folder
 from visionpulse_analysis.studies.samples import scene_samples
 
 

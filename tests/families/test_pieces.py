@@ -91,7 +91,7 @@ def test_a_cut_stream_is_read_as_it_was_written(saying, tmp_path):
     vlm, says = saying
     store, picture = vpa.TraceStore(tmp_path / "store", mode="a"), np.zeros((32, 32, 3), np.uint8)
     says(SAID)
-    with pytest.raises(StopIteration):
+    with pytest.raises(RuntimeError, match="StopIteration"):
         vpa.decode(vlm, picture, "cats", store=store, ids="cut", max_new_tokens=50)
     assert store["cut"].meta["complete"] is False
     assert store["cut"].text == "".join(store["cut"].tokens) == "the red cats is on a mat.你"

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import visionpulse_analysis as vpa
 from visionpulse_analysis import models, notebooks
 from visionpulse_analysis.cli import app
-from visionpulse_analysis.cli.base import LOADING
+from visionpulse_analysis.cli.base import LOADING, PROMPTING
 from visionpulse_analysis.families import UnsupportedModelError
 from visionpulse_analysis.notebook_parameters import read_parameters
 from visionpulse_analysis.sweeps import worker
@@ -132,7 +132,8 @@ def test_commands_load_a_model_as_they_were_told(monkeypatch, tmp_path, pictures
     monkeypatch.setattr(vpa, "load", load)
     written, given = SAID[said]
     assert CliRunner().invoke(app, [*words.split(), *written]).exit_code == 2
-    assert asked == [("own", {name: given.get(name, default) for name, (_, default) in LOADING.items()})]
+    loading = {name: default for name, (_, default) in LOADING.items() if name not in PROMPTING}
+    assert asked == [("own", {**loading, "prompt_options": {}, **given})]
 
 
 @pytest.mark.parametrize("said", ["gpu 0", "[0]", '{"model": 0', "3"])
@@ -148,8 +149,8 @@ def test_workers_of_a_sweep_load_as_its_file_says(monkeypatch):
     asked = Model("own", label="a", dtype="float16", device="cpu", revision="v2", trust_remote_code=True)
     for model in (Model("own"), asked):
         worker._load(asdict(model), None, "this run")
-    usual = {"dtype": "auto", "device": None, "revision": "main", "trust_remote_code": False}
-    wanted = {"dtype": "float16", "device": "cpu", "revision": "v2", "trust_remote_code": True}
+    usual = {"dtype": "auto", "device": None, "revision": "main", "trust_remote_code": False, "prompt_options": None}
+    wanted = {**usual, "dtype": "float16", "device": "cpu", "revision": "v2", "trust_remote_code": True}
     assert given == [("own", usual), ("own", wanted)]
 
 

@@ -9,13 +9,16 @@ import pytest
 import torch
 
 from visionpulse_analysis.attention import Call
+from visionpulse_analysis.families import PromptOptions
 from visionpulse_analysis.pruners import Random
 from visionpulse_analysis.testbed import evaluation, horizon
 from visionpulse_analysis.testbed.evaluation_set import build_items, read_items, write_items
 from visionpulse_analysis.testbed.questions import TASKS, reason
 
 ITEMS = build_items({4: 6, 6: 5})
-MODEL = SimpleNamespace(name="made", weights_hash="0", n_layers=4, default_anchor=1)
+MODEL = SimpleNamespace(
+    name="made", weights_hash="0", n_layers=4, default_anchor=1, prompt_options=PromptOptions(), asking=lambda _: MODEL
+)
 
 
 def trace_of(words):
