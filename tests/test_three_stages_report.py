@@ -106,6 +106,14 @@ def test_the_page_draws_the_means(stages):
         over_samples(np.array([np.nan]))
 
 
+def test_no_interval_of_a_divergence_goes_below_zero():
+    skewed = np.array([1e-6, 1e-6, 2e-6, 2e-6, 3e-6, 1e-5, 3e-4, 5e-3])
+    free, held = over_samples(skewed), over_samples(skewed, least=0.0)
+    assert free.low < 0 and (held.low, held.high) == (0, free.high)
+    assert over_samples(skewed + 1, least=0.0) == over_samples(skewed + 1)
+    assert np.isnan(over_samples(skewed[:2], least=0.0).low)
+
+
 def test_each_panel_of_divergences_has_a_scale_that_holds_it(stages):
     small = replace(stages, frozen=stages.frozen / stages.frozen.max() * 3e-5)
     page = three_stages_figures.stages_page(small, threshold=0.5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -85,7 +85,8 @@ class ThreeStages:
 
     def curve(self, name: str, place: int) -> list[Interval]:
         """One interval per layer of a result, which resamples samples; samples where it is undefined are left out."""
-        return [over_samples(values) for values in getattr(self, name)[place].astype(np.float64)]
+        least = -1.0 if name == "cosine" else 0.0
+        return [over_samples(values, least=least) for values in getattr(self, name)[place].astype(np.float64)]
 
     def numbers(self) -> dict[str, Any]:
         """Headline numbers, JSON-ready."""
@@ -98,8 +99,8 @@ class ThreeStages:
             "mean_step": float(np.mean([one.step for one in self.asked])),
             **{
                 place: {
-                    "effect": over_samples(self.effect[p]).to_dict(),
-                    "shallow": over_samples(self.shallow[p]).to_dict(),
+                    "effect": over_samples(self.effect[p], least=0.0).to_dict(),
+                    "shallow": over_samples(self.shallow[p], least=0.0).to_dict(),
                     **{name: [interval.to_dict() for interval in self.curve(name, p)] for name in curves},
                 }
                 for p, place in enumerate(PLACES)
@@ -107,15 +108,16 @@ class ThreeStages:
         }
 
 
-def over_samples(values: np.ndarray, confidence: float = 0.95) -> Interval:
-    """Mean over the samples [sample] where it is defined, with its interval.
+def over_samples(values: np.ndarray, confidence: float = 0.95, least: float = -np.inf) -> Interval:
+    """Mean over the samples [sample] where it is defined, with its interval, which ends at the least possible value.
 
     Raises ValueError where it is defined for none.
     """
     defined = values[np.isfinite(values)]
     draws = round(50 / (1 - confidence))  # as many beyond each bound, however wide
     options = {"n_resamples": draws, "confidence": confidence, "method": "studentized"}
-    return cluster_bootstrap(defined, np.arange(len(defined)), **options)
+    interval = cluster_bootstrap(defined, np.arange(len(defined)), **options)
+    return replace(interval, low=float(np.fmax(interval.low, least))) if not interval.refused else interval
 
 
 def ask(vlm: VLM, samples: Sequence[Sample], *, max_new_tokens: int = 48, batch_size: int = 16) -> list[Asked]:

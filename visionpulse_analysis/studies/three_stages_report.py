@@ -54,7 +54,7 @@ def verdicts(stages: ThreeStages, level: float = 0.05) -> str:
     sinks = stages.sink_ratio[VISUAL, : max(1, stages.n_shallow)].mean(axis=0)
     contrast = depth_contrast(stages)
     largest = max(stages.curve("frozen", VISUAL), key=lambda interval: interval.estimate)
-    prompt, visual = (over_samples(values) for values in stages.effect)
+    prompt, visual = (over_samples(values, least=0.0) for values in stages.effect)
     lines = [
         f"What decides each of these {STATEMENTS} sentences is an interval of {100 * TOGETHER:.1f} %, so that all hold "
         "together at 95 %; shown are intervals of 95 % each.",
@@ -74,14 +74,14 @@ def verdicts(stages: ThreeStages, level: float = 0.05) -> str:
         ),
         sentence(
             f"The shallow stage (the first {stages.n_shallow} layers skip the image: "
-            f"{span(over_samples(stages.shallow[VISUAL]))} nats)",
+            f"{span(over_samples(stages.shallow[VISUAL], least=0.0))} nats)",
             _decided(stages.shallow[VISUAL], level),
             below="transfers: these layers do not need the image",
             above="does not transfer: these layers need the image",
         ),
         sentence(
             f"The deep stage (the image is withdrawn from layer {deep_layer(stages.n_layers)} on: "
-            f"{span(over_samples(deep))} nats)",
+            f"{span(over_samples(deep, least=0.0))} nats)",
             _decided(deep, level),
             below="transfers: the image has been read by then",
             above="does not transfer: the image is still read there",
@@ -123,7 +123,7 @@ def paper_table(stages: ThreeStages, threshold: float = WITHDRAWN) -> pd.DataFra
         "logit lens reads the final word from": ("layer 10 or 11 (counting)", _both(stages, reading_layer, n)),
         "shallow layers that skip the image": (
             "6 of 32, little loss",
-            f"{stages.n_shallow} of {n}: {span(over_samples(stages.shallow[VISUAL]))} nats",
+            f"{stages.n_shallow} of {n}: {span(over_samples(stages.shallow[VISUAL], least=0.0))} nats",
         ),
         "all patches dropped in the deep layers": (
             "from 26 of 32: GQA 61.95 to 61.91",
