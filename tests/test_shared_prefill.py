@@ -5,7 +5,7 @@ import gc
 import pytest
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.decoding import Batch
+from visionpulse_analysis.decoding import Batch, sharing
 from visionpulse_analysis.decoding.run import Run
 from visionpulse_analysis.pruners.base import KNOWN
 from visionpulse_analysis.pruners.view import View
@@ -78,7 +78,8 @@ def test_what_pruners_look_at_is_gone_when_decoding_goes_on(vlm, pictures, monke
     assert kept == [0, 0]
 
 
-def test_nothing_is_read_for_all_where_only_one_could_share_it(vlm, pictures, prefills):
+def test_nothing_is_read_for_all_where_only_one_could_share_it(vlm, pictures, prefills, monkeypatch):
+    monkeypatch.setattr(sharing, "Trunk", None)  # not called
     arms, options = [ARMS[4], ARMS[1], ARMS[4]], {"max_new_tokens": 2, "layers": "none"}
     together = vpa.decode(vlm, pictures[0], QUESTION, pruner=arms, **options)
     assert prefills == [1, 1, 1]
