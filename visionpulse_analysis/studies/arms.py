@@ -94,10 +94,9 @@ def decode_arms(
         raise ValueError(f"expected samples, arms and seeds, got {len(samples)}, {len(arms)} and {len(seeds)} of them")
     note("batch_size", "decoded together", batch_size)
     ran = (_outcome, Trunk, sample)
-    state, replaced = state_of(vlm, *ran), replaced_in_libraries(*arms.values())
-    options = {"max_new_tokens": max_new_tokens, "replaced for pruners": replaced}
-    base = None if replaced is None else key_of(vlm, samples, options, state)
-    files = {(arm, seed): _file(base, pruner, seed) for arm, pruner in arms.items() for seed in seeds}
+    state = state_of(vlm, *ran)
+    base = key_of(vlm, samples, {"max_new_tokens": max_new_tokens}, state)
+    files = _files(base, arms, seeds)
     found = {job: None if path is None else recall(path) for job, path in files.items()}
     missing = [job for job, outcomes in found.items() if outcomes is None]
     fresh: dict[tuple[str, int], list[Any]] = {job: [] for job in missing}
@@ -111,10 +110,10 @@ def decode_arms(
             if at != (at := generators()):
                 moved.add((arm, seed))
     same = bool(missing) and base is not None and state_of(vlm, *ran) == state
-    same = same and replaced_in_libraries(*arms.values()) == replaced
+    now = _files(base, arms, seeds) if same else {}
     for (arm, seed), outcomes in fresh.items():
         path = files[arm, seed]
-        if path is not None and same and (arm, seed) not in moved and _file(base, arms[arm], seed) == path:
+        if path is not None and same and (arm, seed) not in moved and now[arm, seed] == path:
             keep(path, outcomes)
         elif path is not None:
             say_once(CHANGED)
@@ -177,7 +176,17 @@ def kept_by_layer(trace: Trace) -> np.ndarray:
     return shares
 
 
-def _file(base: str | None, pruner: Pruner | None, seed: int) -> Path | None:
-    """Where the outcomes of one arm are kept; None where it cannot be told what they depend on."""
-    key = None if base is None else part_of_key([base, seed, pruner])
-    return None if key is None else cache_folder() / f"outcomes-{key[:24]}.json"
+def _files(
+    base: str | None, arms: Mapping[str, Pruner | None], seeds: Sequence[int]
+) -> dict[tuple[str, int], Path | None]:
+    """Where the outcomes of each arm and seed are kept; None where it cannot be told what they depend on.
+
+    An arm's place does not depend on the other arms: what somebody replaced in a library counts for those that use it.
+    """
+    files: dict[tuple[str, int], Path | None] = {}
+    for arm, pruner in arms.items():
+        replaced = None if base is None else replaced_in_libraries(pruner)
+        for seed in seeds:
+            key = None if replaced is None else part_of_key([base, seed, pruner, replaced])
+            files[arm, seed] = None if key is None else cache_folder() / f"outcomes-{key[:24]}.json"
+    return files
