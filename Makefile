@@ -46,7 +46,7 @@ test-torchvision: $(FLOOR)/.installed $(TORCHVISION)/.installed
 	PYTHONPATH=$(FLOOR):$(TORCHVISION) $(BIN)/python -m pytest tests/families -k "onevision or deepseek"
 
 test-triton: $(TRITON)/.installed
-	PYTHONPATH=$(TRITON) TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_fused.py
+	PYTHONPATH=$(TRITON) TRITON_INTERPRET=1 $(PYTEST) tests/test_fused.py
 
 test-trained: $(TRAINED)/.installed
 	PYTHONPATH=$(TRAINED) $(BIN)/python -m pytest tests/trained
