@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from visionpulse_analysis.families import Stock
+from visionpulse_analysis.families.stock import QUESTION
 from visionpulse_analysis.images import ImageLike, read_image
 from visionpulse_analysis.locating import Located, NoMapError
 from visionpulse_analysis.locating.keeping import measured
@@ -17,8 +18,6 @@ from visionpulse_analysis.torch_settings import own_settings
 from visionpulse_analysis.traces.frames import NO_MAP
 
 __all__ = ["Located", "MeasuredMaps", "NoMapError", "locate"]
-
-QUESTION = "?"
 
 
 @own_settings(interruptible=True)

@@ -18,6 +18,7 @@ import transformers
 from transformers.utils.import_utils import is_torchvision_available
 
 from visionpulse_analysis.families import REFUSED
+from visionpulse_analysis.studies.findings_table import between
 
 FOLDER = Path(__file__).parent
 README = FOLDER.parents[1] / "README.md"
@@ -125,11 +126,7 @@ def _cell(shown_on: list[str], tested_on: list[str]) -> str:
 
 def with_table(readme: str, text: str) -> str:
     """The README with the table between its marks; raises ValueError where a mark is missing."""
-    begin, end = readme.find(BEGIN), readme.find(END)
-    if begin < 0 or end < begin:
-        raise ValueError(f"the README has lost its marks {BEGIN!r} and {END!r}; put them back")
-    first_line = readme[begin:].split("\n", 1)[0]
-    return f"{readme[:begin]}{first_line}\n{text}\n{readme[end:]}"
+    return between(readme, BEGIN, END, text)
 
 
 def read_stored() -> dict[str, Results]:

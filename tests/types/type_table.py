@@ -13,6 +13,8 @@ from pathlib import Path
 
 from observing import COLUMNS, Seen
 
+from visionpulse_analysis.studies.findings_table import between
+
 FOLDER = Path(__file__).parent
 STORED, PAGE = FOLDER / "seen.json", FOLDER.parents[1] / "docs" / "types.md"
 README = FOLDER.parents[1] / "README.md"
@@ -38,7 +40,7 @@ def write(version: str, results: Results) -> None:
     kept = {name: value for name, value in read().items() if name in versions()} | {version: results}
     STORED.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
     for page, text in ((PAGE, table(kept)), (README, summary(kept))):
-        page.write_text(between(page.read_text(), text))
+        page.write_text(between(page.read_text(), BEGIN, END, text))
 
 
 def versions() -> list[str]:
@@ -50,15 +52,6 @@ def versions() -> list[str]:
 def pinned(file: str) -> str:
     (line,) = [line for line in (README.parent / file).open() if line.startswith("transformers==")]
     return line.partition("==")[2].strip()
-
-
-def between(page: str, text: str) -> str:
-    """The page with the text between its marks; raises ValueError where a mark is missing."""
-    begin, end = page.find(BEGIN), page.find(END)
-    if begin < 0 or end < begin:
-        raise ValueError(f"the page has lost its marks {BEGIN!r} and {END!r}; put them back")
-    first_line = page[begin:].split("\n", 1)[0]
-    return f"{page[:begin]}{first_line}\n{text}\n{page[end:]}"
 
 
 def summary(stored: dict[str, Results]) -> str:

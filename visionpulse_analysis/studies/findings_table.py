@@ -251,11 +251,16 @@ def findings_table(folder: Path = KEPT) -> str:
 
 def with_table(readme: str, table: str) -> str:
     """The README with the table between its marks; raises ValueError where a mark is missing."""
-    begin, end = readme.find(BEGIN), readme.find(END)
-    if begin < 0 or end < begin:
-        raise ValueError(f"the README has lost its marks {BEGIN!r} and {END!r}; put them back")
-    first_line = readme[begin:].split("\n", 1)[0]
-    return f"{readme[:begin]}{first_line}\n{table}\n{readme[end:]}"
+    return between(readme, BEGIN, END, table)
+
+
+def between(page: str, begin: str, end: str, text: str) -> str:
+    """A page with another text between the line of one mark and the other mark; ValueError where one is missing."""
+    first, last = page.find(begin), page.find(end)
+    if first < 0 or last < first:
+        raise ValueError(f"the page has lost its marks {begin!r} and {end!r}; put them back")
+    first_line = page[first:].split("\n", 1)[0]
+    return f"{page[:first]}{first_line}\n{text}\n{page[last:]}"
 
 
 def main(figures: Path = ROOT / "figures") -> None:

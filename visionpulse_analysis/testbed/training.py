@@ -69,7 +69,7 @@ class Trainer:
         elif start is not None:
             for model in (self.model, self.average):
                 model.load_state_dict(load_file(Path(start) / "model.safetensors"))
-            self.state["vision"] = f"taken from {start}"
+            self.state["vision"] = f"taken from {Path(start).resolve().name}"
 
     def run(
         self,
