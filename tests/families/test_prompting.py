@@ -12,7 +12,7 @@ import transformers as hf
 from test_geometry import bright_cells_reach_their_patches
 from tiny_models import build
 from tiny_strangers import build as stranger
-from transformers import ProcessorMixin
+from transformers import AutoProcessor, ProcessorMixin
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.families.limits import limited
@@ -27,14 +27,21 @@ def noise(shape) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
 
 
+def loads(folder) -> bool:
+    """Whether this transformers makes the folder's stock processor: without torchvision, version 5.4 seldom does."""
+    try:
+        return isinstance(AutoProcessor.from_pretrained(folder), ProcessorMixin)
+    except (ImportError, ValueError):
+        return False
+
+
 @pytest.mark.parametrize("family", ["llava_next", "gemma3", "idefics3", "qwen3_vl"], indirect=True)
 def test_the_stock_processor_is_taken_wherever_it_loads(family, photos, tmp_path, monkeypatch):
     vlm = family.vlm
-    stock = isinstance(family.tiny.processor, ProcessorMixin) or vlm.processor is not None
-    assert (vlm.processor is not None) == stock
+    build(family.name).save(tmp_path)
+    assert (vlm.processor is not None) == loads(tmp_path)
     if vlm.processor is not None:
         assert (vlm.image_processor, vlm.tokenizer) == (vlm.processor.image_processor, vlm.processor.tokenizer)
-    build(family.name).save(tmp_path)
     monkeypatch.setattr("visionpulse_analysis.families.processors.AutoProcessor", None)  # none loads
     without = vpa.load(str(tmp_path))
     assert without.processor is None
@@ -190,6 +197,8 @@ def test_a_measured_map_keeps_the_limits(family):
 
 
 def processor_of(kind: str, name: str, **settings):
+    if hf.__version__.startswith("5.4."):
+        pytest.skip("this transformers lacks the types or the PIL halves of their image processors")
     module = import_module(f"transformers.models.{kind}.image_processing_pil_{kind}")
     return getattr(module, f"{name}ImageProcessorPil")(**settings)
 
