@@ -8,7 +8,7 @@ A launch tells the compiler which numbers and addresses are multiples of 16: wit
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from visionpulse_analysis.attending.fused import BLOCK, PARTS, _attend_part, _join_parts
+from visionpulse_analysis.attention.triton_kernels import BLOCK, PARTS, _attend_part, _join_parts
 
 SHARED_MEMORY = {80: 166_912, 90: 232_448}  # bytes, of an A100 and an H200
 POINTERS = {"columns": "*i64", "hidden": "*i1", "sums": "*fp32", "scales": "*fp32", "scaling": "fp32"}

@@ -54,7 +54,7 @@ def own_jupyter_folder(tmp_path_factory):
 def settings_of_torch() -> dict[str, Any]:
     import torch
 
-    from visionpulse_analysis import torch_settings
+    from visionpulse_analysis._util import torch_settings
 
     matmul = getattr(torch.backends.mkldnn, "matmul", None)
     precision = getattr(matmul, "fp32_precision", "none")
@@ -95,7 +95,7 @@ def pruners_of_this_module(request):
 @pytest.fixture(scope="session")
 def scenes_folder(tmp_path_factory):
     """The bundled architecture with random weights, in Hugging Face format."""
-    from visionpulse_analysis.testbed.model import build_model, save_bundle
+    from visionpulse_analysis.testbed.training.model import build_model, save_bundle
 
     folder = tmp_path_factory.mktemp("models") / "random-scenes"
     model = build_model(seed=7)
@@ -117,7 +117,7 @@ def vlm(scenes_folder):
 @pytest.fixture(scope="session")
 def pictures():
     """Scenes of three sizes: 64, 144 and 256 patches."""
-    from visionpulse_analysis.testbed.scenes import generate
+    from visionpulse_analysis.testbed.scenes.scene import generate
 
     return [generate(seed, cells).render() for seed, cells in enumerate((4, 6, 8))]
 
@@ -130,6 +130,6 @@ def rng():
 @pytest.fixture(scope="session")
 def executed(tmp_path_factory):
     """Notebook 06, executed once for all who read it, and signed."""
-    from visionpulse_analysis import notebooks
+    from visionpulse_analysis.cli.notebooks import run as notebooks
 
     return notebooks.run("06_explorer", {"seed": 1}, out=tmp_path_factory.mktemp("figures"), fast=True)

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from visionpulse_analysis._clusters import Kind
-from visionpulse_analysis.statistics import METHODS, Method, cluster_bootstrap, correlation
+from visionpulse_analysis.metrics.clusters import Kind
+from visionpulse_analysis.metrics.statistics import METHODS, Method, cluster_bootstrap, correlation
 
 Values = tuple[np.ndarray, np.ndarray]  # values [value], cluster [value]
 CLUSTERS = (12, 30, 300)

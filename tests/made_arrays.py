@@ -3,7 +3,7 @@
 import numpy as np
 import xarray as xr
 
-from visionpulse_analysis.patches import PatchGrid
+from visionpulse_analysis.media.patch_grid import PatchGrid
 from visionpulse_analysis.traces import Trace, create_trace
 
 STEPS, LAYERS, HEADS = 5, [2, 7], [0, 3, 4]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from slow_pruners import Batch, random_batch
 
-from visionpulse_analysis.cache import GrowingLayer
+from visionpulse_analysis.attention.cache import GrowingLayer
 
 HEADS, KV_HEADS, DIM = 6, 2, 8
 

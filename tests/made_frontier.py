@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from visionpulse_analysis.statistics import cluster_bootstrap
-from visionpulse_analysis.studies.frontier import Frontier, Point
-from visionpulse_analysis.studies.trace_length import compare
-from visionpulse_analysis.studies.trace_measures import PURPOSES, Arm, Scored
+from visionpulse_analysis.metrics.statistics import cluster_bootstrap
+from visionpulse_analysis.studies.frontier.measure import Frontier, Point
+from visionpulse_analysis.studies.shared.per_trace import PURPOSES, Arm, Scored
+from visionpulse_analysis.studies.trace_length.measure import compare
 
 LIMIT = 96
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from visionpulse_analysis.patches import PatchGrid
-from visionpulse_analysis.studies.samples import Sample
-from visionpulse_analysis.testbed.scenes import CELL, Scene, SceneObject
+from visionpulse_analysis.experiments.samples import Sample
+from visionpulse_analysis.media.patch_grid import PatchGrid
+from visionpulse_analysis.testbed.scenes.scene import CELL, Scene, SceneObject
 from visionpulse_analysis.traces import create_trace
 
 SIDE = 8  # patches per side: a scene of 4 x 4 cells

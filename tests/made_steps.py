@@ -3,9 +3,9 @@
 import numpy as np
 import xarray as xr
 
-from visionpulse_analysis.patches import PatchGrid
-from visionpulse_analysis.store import TraceStore, TraceWriter
+from visionpulse_analysis.media.patch_grid import PatchGrid
 from visionpulse_analysis.traces import Trace, create_trace
+from visionpulse_analysis.traces.store import TraceStore, TraceWriter
 
 LAYERS = [2, 7]
 

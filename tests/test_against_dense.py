@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 from made_frontier import LIMIT, first, made_arm, made_frontier
 
-from visionpulse_analysis.studies import against_dense, findings_table, frontier_verdicts, rivals, rivals_report
-from visionpulse_analysis.studies.measured_on import measured_on
-from visionpulse_analysis.studies.samples import scene_samples
-from visionpulse_analysis.studies.trace_length import compare
+from visionpulse_analysis.experiments.samples import scene_samples
+from visionpulse_analysis.studies.frontier import report as frontier_verdicts
+from visionpulse_analysis.studies.pruner_comparison import measure as rivals
+from visionpulse_analysis.studies.pruner_comparison import report as rivals_report
+from visionpulse_analysis.studies.shared import against_dense
+from visionpulse_analysis.studies.shared import readme_table as findings_table
+from visionpulse_analysis.studies.shared.measured_on import measured_on
+from visionpulse_analysis.studies.trace_length.measure import compare
 
 N = 36
 TURNED = {"rises": "falls", "falls": "rises", "not shown": "not shown"}

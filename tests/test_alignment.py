@@ -5,15 +5,15 @@ import difflib
 import numpy as np
 import pytest
 
-from visionpulse_analysis.studies.alignment import (
+from visionpulse_analysis.experiments.samples import Sample, scene_samples
+from visionpulse_analysis.studies.shared.divergence import (
     compare_tokens,
     example_number,
     first_divergences,
     strips,
     token_rows,
 )
-from visionpulse_analysis.studies.samples import Sample, scene_samples
-from visionpulse_analysis.testbed.questions import reason
+from visionpulse_analysis.testbed.scenes.questions import reason
 
 WORDS = ["see", "red", "blue", "at", "."]
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis._files import cache_folder
-from visionpulse_analysis.sampling import Sample as Sampling
-from visionpulse_analysis.studies import arms
-from visionpulse_analysis.studies.samples import scene_samples
+from visionpulse_analysis._util.files import cache_folder
+from visionpulse_analysis.decoding.sampling import Sample as Sampling
+from visionpulse_analysis.experiments import conditions as arms
+from visionpulse_analysis.experiments.samples import scene_samples
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,9 @@ import torch
 from transformers import Qwen3VLForConditionalGeneration
 from transformers.modeling_utils import AttentionInterface
 
-from visionpulse_analysis import attention
-from visionpulse_analysis.attention import Call, active_interceptors, intercept, overhear
-from visionpulse_analysis.testbed.model import build_model
+from visionpulse_analysis.attention import routing as attention
+from visionpulse_analysis.attention.routing import Call, active_interceptors, intercept, overhear
+from visionpulse_analysis.testbed.training.model import build_model
 
 
 def state_of(model):

@@ -11,12 +11,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.benchmarks.decode import bench_decode
-from visionpulse_analysis.benchmarks.recording import bench_recording
 from visionpulse_analysis.cli import app
+from visionpulse_analysis.decoding.sampling import Sample
+from visionpulse_analysis.experiments.bench.decode import bench_decode
+from visionpulse_analysis.experiments.bench.recording import bench_recording
 from visionpulse_analysis.figures import read_provenance
-from visionpulse_analysis.images import read_image
-from visionpulse_analysis.sampling import Sample
+from visionpulse_analysis.media.images import read_image
 
 ASK = "what is here ?"
 
@@ -172,7 +172,9 @@ def test_files_that_are_none(tmp_path):
 @pytest.mark.parametrize("bench", [bench_decode, bench_recording])
 def test_benchmarks(bench, given, monkeypatch):
     for module in ("decode.random_language_model", "recording.random_vlm"):
-        monkeypatch.setattr(f"visionpulse_analysis.benchmarks.{module}", lambda *a: pytest.fail("it began to measure"))
+        monkeypatch.setattr(
+            f"visionpulse_analysis.experiments.bench.{module}", lambda *a: pytest.fail("it began to measure")
+        )
     with pytest.raises(ValueError, match=f"{next(iter(given))} must be (at least 1|a whole number), got"):
         bench(**given)
 

@@ -5,8 +5,8 @@ import pytest
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.decoding import Batch, run
+from visionpulse_analysis.decoding.sampling import Sample
 from visionpulse_analysis.pruners import Random, VisionPulse
-from visionpulse_analysis.sampling import Sample
 
 QUESTION = "where is the red circle ?"
 QUESTIONS = [QUESTION, "how many blue shapes ?", "is the red star left of the blue cross ?"]

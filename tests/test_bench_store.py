@@ -5,9 +5,9 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from visionpulse_analysis.benchmarks.store import bench_store
 from visionpulse_analysis.cli import app
-from visionpulse_analysis.store import TraceStore
+from visionpulse_analysis.experiments.bench.store import bench_store
+from visionpulse_analysis.traces.store import TraceStore
 
 
 def test_every_trace_of_the_store_can_be_read(tmp_path):

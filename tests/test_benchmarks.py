@@ -12,10 +12,11 @@ import torch
 from torch.nn.attention import SDPBackend
 from typer.testing import CliRunner
 
-from visionpulse_analysis.attention import active_interceptors
-from visionpulse_analysis.benchmarks import batch, decode, recording, sharing, synthetic
-from visionpulse_analysis.benchmarks.bytes import bounds, bytes_read, step_bytes, weight_bytes
-from visionpulse_analysis.benchmarks.synthetic import (
+from visionpulse_analysis.attention.routing import active_interceptors
+from visionpulse_analysis.cli import app
+from visionpulse_analysis.experiments.bench import batch, decode, recording, sharing, synthetic
+from visionpulse_analysis.experiments.bench.bytes import bounds, bytes_read, step_bytes, weight_bytes
+from visionpulse_analysis.experiments.bench.synthetic import (
     AFTER,
     BEFORE,
     VARIANTS,
@@ -24,7 +25,6 @@ from visionpulse_analysis.benchmarks.synthetic import (
     pruner_of,
     random_language_model,
 )
-from visionpulse_analysis.cli import app
 
 TOKENS = 256
 PER_KEY = 2 * 16 * 4  # the tiny model: 2 key heads of 16 values, float32

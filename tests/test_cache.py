@@ -12,10 +12,10 @@ from transformers import DynamicCache, Qwen3NextConfig
 from transformers.cache_utils import DynamicLayer
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis import cache
-from visionpulse_analysis.cache import GrowingLayer, grows_in_place, make_cache
+from visionpulse_analysis.attention import cache
+from visionpulse_analysis.attention.cache import GrowingLayer, grows_in_place, make_cache
 from visionpulse_analysis.decoding import batch, run
-from visionpulse_analysis.sampling import Sample
+from visionpulse_analysis.decoding.sampling import Sample
 
 QUESTIONS = ["where is the red circle ?", "how many blue shapes ?", "is the red star left of the blue cross ?"]
 

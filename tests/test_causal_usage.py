@@ -8,16 +8,16 @@ import torch
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.decoding import batch
+from visionpulse_analysis.decoding.sampling import Chooser
+from visionpulse_analysis.experiments.interventions import one_step as replay_module
+from visionpulse_analysis.experiments.interventions.one_step import Replay, keep_exactly, keep_top
+from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.pruners.base import Pruner, Selection
-from visionpulse_analysis.pruners.choosing import top_k
-from visionpulse_analysis.sampling import Chooser
-from visionpulse_analysis.studies import causal_usage as module
-from visionpulse_analysis.studies import replay as replay_module
-from visionpulse_analysis.studies.causal_usage import ANCHOR, LATER, TRUTH, causal_usage, smallest_k
-from visionpulse_analysis.studies.replay import Replay, keep_exactly, keep_top
-from visionpulse_analysis.studies.samples import Sample
-from visionpulse_analysis.testbed.scenes import generate
-from visionpulse_analysis.testbed.truth import object_patches
+from visionpulse_analysis.pruners.top_k import top_k
+from visionpulse_analysis.studies.mass_and_usage import causal_usage as module
+from visionpulse_analysis.studies.mass_and_usage.causal_usage import ANCHOR, LATER, TRUTH, causal_usage, smallest_k
+from visionpulse_analysis.testbed.scenes.scene import generate
+from visionpulse_analysis.testbed.scenes.truth import object_patches
 
 QUESTION = "where is the red circle ?"
 STEPS = 8

@@ -169,7 +169,8 @@ def test_provenance(call, tmp_path):
 
 
 def test_train_and_evaluate(call, tmp_path, monkeypatch):
-    from visionpulse_analysis.testbed import evaluation, plan, publishing, worlds
+    from visionpulse_analysis.testbed import worlds
+    from visionpulse_analysis.testbed.training import evaluation, plan, publishing
 
     monkeypatch.setattr(worlds, "VISION_STEPS", 2)
     monkeypatch.setattr(evaluation, "UNTRAINED_SIZES", {5: 2})
@@ -188,7 +189,7 @@ def test_train_and_evaluate(call, tmp_path, monkeypatch):
 
 
 def test_a_card_of_other_scores_is_refused(tmp_path):
-    from visionpulse_analysis.testbed.publishing import write_card
+    from visionpulse_analysis.testbed.training.publishing import write_card
 
     with pytest.raises(ValueError, match="scores of weights 0123"):
         write_card({"weights": "0123"}, tmp_path)

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.attending import recorder
-from visionpulse_analysis.sampling import Sample as Sampling
-from visionpulse_analysis.studies import collect as module
-from visionpulse_analysis.studies.collect import cache_folder, collect, traces_hash
-from visionpulse_analysis.studies.samples import Sample, image_samples, scene_samples
+from visionpulse_analysis.attention import recorder
+from visionpulse_analysis.decoding.sampling import Sample as Sampling
+from visionpulse_analysis.experiments import collect as module
+from visionpulse_analysis.experiments.collect import cache_folder, collect, traces_hash
+from visionpulse_analysis.experiments.samples import Sample, image_samples, scene_samples
 
 SHORT = {"max_new_tokens": 3, "layers": [1]}
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.calibration import FirstTokens
+from visionpulse_analysis.decoding.calibration import FirstTokens
 from visionpulse_analysis.pruners import VTW, DivPrune, FastV, KeepAll, VisionPulse, as_text
-from visionpulse_analysis.pruners.freezing import ShortV, layer_contribution
-from visionpulse_analysis.pruners.withdrawal import MVW, withdrawal_curve
+from visionpulse_analysis.pruners.shortv import ShortV, layer_contribution
+from visionpulse_analysis.pruners.vtw import MVW, withdrawal_curve
 
 QUESTION = "where is the red circle ?"
 

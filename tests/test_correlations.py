@@ -7,10 +7,7 @@ import pytest
 from clusters import bounds, clustered
 from scipy import stats
 
-from visionpulse_analysis.statistics import (
-    cluster_bootstrap,
-    correlation,
-)
+from visionpulse_analysis.metrics.statistics import cluster_bootstrap, correlation
 
 
 def correlated(seed=8):

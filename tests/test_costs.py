@@ -9,12 +9,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.attending import StepAttention
-from visionpulse_analysis.attending.gathering import Gathered
-from visionpulse_analysis.attention import Call
-from visionpulse_analysis.costs import Costs, ModelShape, costs_of, count_costs
+from visionpulse_analysis.attention import StepAttention
+from visionpulse_analysis.attention.routing import Call
+from visionpulse_analysis.attention.sparse import Gathered
+from visionpulse_analysis.metrics.flops import Costs, ModelShape, costs_of, count_costs
 from visionpulse_analysis.pruners import FastV, KeepAll, VisionPulse
-from visionpulse_analysis.testbed.model import Size, build_model
+from visionpulse_analysis.testbed.training.model import Size, build_model
 
 SIZES = [
     Size(layers=4, width=64, heads=4, kv_heads=4, head_dim=16, mlp=96),

@@ -22,15 +22,15 @@ from slow_pruners import (
 from slow_rules import SlowFastV
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.costs import ModelShape, costs_of, count_costs
 from visionpulse_analysis.decoding import Batch
+from visionpulse_analysis.metrics.flops import ModelShape, costs_of, count_costs
 from visionpulse_analysis.pruners import DivPrune, FastV
-from visionpulse_analysis.pruners.annealing import ST3
-from visionpulse_analysis.pruners.cachecut import LookM, merge_cut
 from visionpulse_analysis.pruners.dycoke import DyCoke
+from visionpulse_analysis.pruners.look_m import LookM, merge_cut
+from visionpulse_analysis.pruners.st3 import ST3
 from visionpulse_analysis.pruners.view import View
 from visionpulse_analysis.pruners.visipruner import VisiPruner
-from visionpulse_analysis.pruners.withdrawal import MVW, VTW
+from visionpulse_analysis.pruners.vtw import MVW, VTW
 
 QUESTION = "where is the red circle ?"
 

@@ -8,7 +8,7 @@ import torch
 from eager import eager_run
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis import attention
+from visionpulse_analysis.attention import routing as attention
 from visionpulse_analysis.decoding import Batch, run
 from visionpulse_analysis.pruners import KeepAll, Random, VisionPulse
 from visionpulse_analysis.pruners.logits import newest_logits

@@ -7,10 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from visionpulse_analysis.benchmarks.decode import READ
-from visionpulse_analysis.benchmarks.synthetic import VARIANTS
-from visionpulse_analysis.studies import efficiency, efficiency_figures
-from visionpulse_analysis.studies.efficiency import PARTS, SHARES, read_measurements, sentences
+from visionpulse_analysis.experiments.bench.decode import READ
+from visionpulse_analysis.experiments.bench.synthetic import VARIANTS
+from visionpulse_analysis.studies.efficiency import figures as efficiency_figures
+from visionpulse_analysis.studies.efficiency import measure as efficiency
+from visionpulse_analysis.studies.efficiency.measure import PARTS, SHARES, read_measurements, sentences
 
 TIMES = {"stock": 90, "eager": 180, "dense": 30, "masked_5": 31, "gathered_5": 20, "gathered_10": 22, "reuse_5": 10}
 TIMES |= {f"gathered_{share}": 15 + share / 10 for share in (1, 2, 25, 50)}

@@ -6,9 +6,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from visionpulse_analysis.benchmarks.end_to_end import Lengths, answer, bench_end_to_end, format_rows
-from visionpulse_analysis.benchmarks.synthetic import random_language_model
 from visionpulse_analysis.cli import app
+from visionpulse_analysis.experiments.bench.end_to_end import Lengths, answer, bench_end_to_end, format_rows
+from visionpulse_analysis.experiments.bench.synthetic import random_language_model
 from visionpulse_analysis.pruners import VisionPulse, make_pruner
 
 TINY = {"size": "tiny", "rounds": 2, "steps": 3, "text_tokens": 8, "block_size": 16, "prefill_chunk": 30}

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from visionpulse_analysis import figures
-from visionpulse_analysis.exchange import read_npz, write_npz
-from visionpulse_analysis.measures import PAPER_THRESHOLDS, active_count, attention_mass
-from visionpulse_analysis.store import StoreVersionError, TraceStore
+from visionpulse_analysis.metrics.attention import PAPER_THRESHOLDS, active_count, attention_mass
 from visionpulse_analysis.traces import Trace
+from visionpulse_analysis.traces.exchange import read_npz, write_npz
+from visionpulse_analysis.traces.store import StoreVersionError, TraceStore
 
 
 class TestAuthorsFiles:

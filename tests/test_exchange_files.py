@@ -15,7 +15,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from visionpulse_analysis.cli import app
-from visionpulse_analysis.exchange import (
+from visionpulse_analysis.metrics.attention import entropy_bits
+from visionpulse_analysis.traces.exchange import (
     import_traces,
     patch_boxes,
     read_npz,
@@ -25,9 +26,8 @@ from visionpulse_analysis.exchange import (
     write_npz_folder,
     write_table,
 )
-from visionpulse_analysis.exchange.importing import safe_id
-from visionpulse_analysis.measures import entropy_bits
-from visionpulse_analysis.store import TraceStore
+from visionpulse_analysis.traces.exchange.importing import safe_id
+from visionpulse_analysis.traces.store import TraceStore
 
 TOKENS = st.lists(st.text(st.characters(codec="utf-8"), max_size=6), min_size=1, max_size=5)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from visionpulse_analysis.statistics import correlation, exchange_null
+from visionpulse_analysis.metrics.statistics import correlation, exchange_null
 
 
 def made(rng, clusters=20, size=30):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from visionpulse_analysis.attending import fastest
-from visionpulse_analysis.attending.fastest import run_fastest
+from visionpulse_analysis.attention import autotune as fastest
+from visionpulse_analysis.attention.autotune import run_fastest
 
 DEVICE = torch.device("cpu")
 

@@ -9,15 +9,23 @@ import pytest
 from made_scene import NAMED, OBJECTS, SIDE, WORDS, cell_patches, random_traces, sample_of, trace_of
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.studies import fixed_set_report as report
-from visionpulse_analysis.studies import step_figures
-from visionpulse_analysis.studies.findings import step_findings, step_numbers
-from visionpulse_analysis.studies.fixed_sets import AFRESH, BEFORE, HINDSIGHT, ONCE, OWN, PREFILL, fixed_sets
-from visionpulse_analysis.studies.fixed_sets import NAMED as OBJECTS_NAMED
-from visionpulse_analysis.studies.replay import Replay, keep_exactly
-from visionpulse_analysis.studies.samples import Sample
-from visionpulse_analysis.studies.step_dependence import step_dependence
-from visionpulse_analysis.studies.trace_measures import Arm, Scored
+from visionpulse_analysis.experiments.interventions.one_step import Replay, keep_exactly
+from visionpulse_analysis.experiments.samples import Sample
+from visionpulse_analysis.studies.shared.per_trace import Arm, Scored
+from visionpulse_analysis.studies.step_dependence import figures as step_figures
+from visionpulse_analysis.studies.step_dependence import fixed_set_report as report
+from visionpulse_analysis.studies.step_dependence.fixed_sets import (
+    AFRESH,
+    BEFORE,
+    HINDSIGHT,
+    ONCE,
+    OWN,
+    PREFILL,
+    fixed_sets,
+)
+from visionpulse_analysis.studies.step_dependence.fixed_sets import NAMED as OBJECTS_NAMED
+from visionpulse_analysis.studies.step_dependence.measure import step_dependence
+from visionpulse_analysis.studies.step_dependence.report import step_findings, step_numbers
 
 EVERY = [OWN, BEFORE, PREFILL, HINDSIGHT, OBJECTS_NAMED, AFRESH, ONCE]
 

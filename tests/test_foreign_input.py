@@ -12,8 +12,8 @@ import pytest
 from PIL import ExifTags, Image
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.images import read_image
-from visionpulse_analysis.studies.samples import image_files, image_samples
+from visionpulse_analysis.experiments.samples import image_files, image_samples
+from visionpulse_analysis.media.images import read_image
 
 APPLE = b"\0\5\x16\7" + b"\0" * 4000
 LEFT = {"._f0.png": APPLE, ".DS_Store": b"\0\0\0\1Bud1", "Thumbs.db": b"\xd0\xcf\x11\xe0", "desktop.ini": b"[x]"}

@@ -6,11 +6,19 @@ import numpy as np
 import pytest
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.studies import frontier, frontier_report, frontier_verdicts
-from visionpulse_analysis.studies.alignment import compare_tokens
-from visionpulse_analysis.studies.samples import Sample, scene_samples
-from visionpulse_analysis.studies.trace_measures import answer_of
-from visionpulse_analysis.testbed.truth import answer_is_right
+from visionpulse_analysis.experiments.samples import Sample, scene_samples
+from visionpulse_analysis.studies.frontier import (
+    figures as frontier_report,
+)
+from visionpulse_analysis.studies.frontier import (
+    measure as frontier,
+)
+from visionpulse_analysis.studies.frontier import (
+    report as frontier_verdicts,
+)
+from visionpulse_analysis.studies.shared.divergence import compare_tokens
+from visionpulse_analysis.studies.shared.per_trace import answer_of
+from visionpulse_analysis.testbed.scenes.truth import answer_is_right
 
 BUDGETS = [0.05, 0.25]
 

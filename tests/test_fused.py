@@ -14,9 +14,9 @@ import torch
 from slow_pruners import random_batch
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.attending import gathering
-from visionpulse_analysis.attending.text_columns import TextColumns
-from visionpulse_analysis.cache import GrowingLayer
+from visionpulse_analysis.attention import sparse as gathering
+from visionpulse_analysis.attention.cache import GrowingLayer
+from visionpulse_analysis.attention.text_columns import TextColumns
 from visionpulse_analysis.pruners import VisionPulse
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -24,7 +24,7 @@ DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 if find_spec("triton") is None or (DEVICE == "cpu" and not INTERPRETED):
     pytest.skip("the kernels need Triton, and a GPU or its interpreter: make test-triton", allow_module_level=True)
 
-from visionpulse_analysis.attending import fused  # noqa: E402
+from visionpulse_analysis.attention import triton_kernels as fused  # noqa: E402
 
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE == "cuda" else [])]  # the interpreter lacks it

@@ -8,10 +8,11 @@ import torch
 from made_caches import BATCHES, DIM, HEADS, KV_HEADS, cached, choice, many_images, mask_of
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.attending import gathering, reading
-from visionpulse_analysis.attending.gathering import product
-from visionpulse_analysis.attending.reading import Masked, Readings
-from visionpulse_analysis.attending.text_columns import VIEWS, TextColumns
+from visionpulse_analysis.attention import reading
+from visionpulse_analysis.attention import sparse as gathering
+from visionpulse_analysis.attention.reading import Masked, Readings
+from visionpulse_analysis.attention.sparse import product
+from visionpulse_analysis.attention.text_columns import VIEWS, TextColumns
 from visionpulse_analysis.pruners import VisionPulse
 from visionpulse_analysis.pruners.logits import newest_logits
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.patches import PatchGrid
+from visionpulse_analysis.media.patch_grid import PatchGrid
 from visionpulse_analysis.pruners.base import KNOWN, Pruner
 
 EVIL = "<script>alert('x')</script>"

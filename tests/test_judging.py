@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from visionpulse_analysis.judging import (
+from visionpulse_analysis.experiments.judging import (
     JUDGES,
     LANGUAGE_MODEL,
     Reference,
@@ -17,8 +17,8 @@ from visionpulse_analysis.judging import (
     relaxed,
     words,
 )
-from visionpulse_analysis.testbed.questions import Question
-from visionpulse_analysis.testbed.truth import answer_is_right
+from visionpulse_analysis.testbed.scenes.questions import Question
+from visionpulse_analysis.testbed.scenes.truth import answer_is_right
 
 RED_BLUE = {"A": "red", "B": "blue", "C": "light blue"}
 

@@ -27,14 +27,17 @@ import pytest
 import torch
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis import attention, costs
-from visionpulse_analysis._files import cache_folder
-from visionpulse_analysis.fingerprints import fingerprint, settings
+from visionpulse_analysis._util.files import cache_folder
+from visionpulse_analysis._util.fingerprints import fingerprint, settings
+from visionpulse_analysis.attention import routing as attention
+from visionpulse_analysis.experiments import cache as kept
+from visionpulse_analysis.experiments import conditions as arms
+from visionpulse_analysis.experiments import shared_prefill as trunk
+from visionpulse_analysis.experiments.cache import state_of
+from visionpulse_analysis.experiments.collect import collect
+from visionpulse_analysis.experiments.samples import scene_samples
+from visionpulse_analysis.metrics import flops as costs
 from visionpulse_analysis.pruners import visionpulse
-from visionpulse_analysis.studies import arms, kept, trunk
-from visionpulse_analysis.studies.collect import collect
-from visionpulse_analysis.studies.kept import state_of
-from visionpulse_analysis.studies.samples import scene_samples
 
 SHORT = {"max_new_tokens": 3, "layers": [1]}
 
@@ -649,7 +652,7 @@ def test_two_processes_and_a_notebooks_kernel_agree(scenes_folder):
         print(state, state_of(vlm, arms._outcome, arms.Trunk), part_of_key(vpa.VisionPulse()))
         """
     )
-    others = ["visionpulse_analysis.sweeps.running", "torch.fx"]
+    others = ["visionpulse_analysis.experiments.sweeps.running", "torch.fx"]
     said = []
     for loaded in ([], others):
         environment = {**os.environ, "PYTHONHASHSEED": str(len(loaded))}

@@ -9,8 +9,8 @@ from made_caches import BATCHES, HEADS, cached, choice
 from slow_pruners import Batch
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.attending import gathering
-from visionpulse_analysis.attending.reading import Readings
+from visionpulse_analysis.attention import sparse as gathering
+from visionpulse_analysis.attention.reading import Readings
 from visionpulse_analysis.pruners import VisionPulse
 
 
@@ -85,4 +85,4 @@ def test_the_kernels_are_for_gpus_and_can_be_left_out(device, triton, said, ther
     if said is not None:
         monkeypatch.setenv("VISIONPULSE_KERNELS", said)
     found = gathering.fused_kernels(device)
-    assert found == ("visionpulse_analysis.attending.fused" if there else None)
+    assert found == ("visionpulse_analysis.attention.triton_kernels" if there else None)

@@ -9,14 +9,15 @@ import pytest
 import torch
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.patches import PatchGrid
-from visionpulse_analysis.statistics import Interval
-from visionpulse_analysis.studies import layer_figures, layer_report
-from visionpulse_analysis.studies.anchors import Anchors, compare_anchors, relevant_patches, squares
-from visionpulse_analysis.studies.layers import horizon, layer_maps
-from visionpulse_analysis.studies.replay import Effect, Replay, keep_exactly, keep_top
-from visionpulse_analysis.studies.samples import Sample, scene_samples
-from visionpulse_analysis.testbed.questions import reason
+from visionpulse_analysis.experiments.interventions.one_step import Effect, Replay, keep_exactly, keep_top
+from visionpulse_analysis.experiments.samples import Sample, scene_samples
+from visionpulse_analysis.media.patch_grid import PatchGrid
+from visionpulse_analysis.metrics.statistics import Interval
+from visionpulse_analysis.studies.layers import figures as layer_figures
+from visionpulse_analysis.studies.layers import report as layer_report
+from visionpulse_analysis.studies.layers.anchors import Anchors, compare_anchors, relevant_patches, squares
+from visionpulse_analysis.studies.layers.measure import horizon, layer_maps
+from visionpulse_analysis.testbed.scenes.questions import reason
 from visionpulse_analysis.traces import create_trace
 
 LEVEL = 1e-4  # nats: the fixture's random weights depend little on the image

@@ -6,13 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from visionpulse_analysis.patches import PatchGrid
-from visionpulse_analysis.statistics import Interval
-from visionpulse_analysis.studies import mass_figures, mass_report
-from visionpulse_analysis.studies.causal_usage import ANCHOR, LATER, CausalUsage
-from visionpulse_analysis.studies.mass_usage import BLIND, mass_usage, needed_name
-from visionpulse_analysis.studies.samples import Sample, scene_samples
-from visionpulse_analysis.testbed.questions import reason
+from visionpulse_analysis.experiments.samples import Sample, scene_samples
+from visionpulse_analysis.media.patch_grid import PatchGrid
+from visionpulse_analysis.metrics.statistics import Interval
+from visionpulse_analysis.studies.mass_and_usage import figures as mass_figures
+from visionpulse_analysis.studies.mass_and_usage import report as mass_report
+from visionpulse_analysis.studies.mass_and_usage.causal_usage import ANCHOR, LATER, CausalUsage
+from visionpulse_analysis.studies.mass_and_usage.measure import BLIND, mass_usage, needed_name
+from visionpulse_analysis.testbed.scenes.questions import reason
 from visionpulse_analysis.traces import create_trace
 
 SIDE, STEPS, SAMPLES, LAYER = 8, 40, 12, 3

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.costs import ModelShape, costs_of, count_costs
+from visionpulse_analysis.metrics.flops import ModelShape, costs_of, count_costs
 
 SIZES = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100, "pad_token_id": 0,

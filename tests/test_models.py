@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.families import REFUSED, UnsupportedModelError, attention_of, check_supported
-from visionpulse_analysis.images import read_image
+from visionpulse_analysis.media.images import read_image
+from visionpulse_analysis.models.families import REFUSED, UnsupportedModelError, attention_of, check_supported
 
 
 def test_a_layer_is_chosen_or_refused(vlm):

@@ -8,9 +8,15 @@ from made_scene import OBJECTS, WORDS, cell_patches, sample_of, trace_of
 from slow_pruners import random_batch
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.studies import arms
-from visionpulse_analysis.studies.named_objects import NAMED, NamedObjects, greedy_named_arm, named_arm, named_patches
-from visionpulse_analysis.studies.samples import Sample, scene_samples
+from visionpulse_analysis.experiments import conditions as arms
+from visionpulse_analysis.experiments.samples import Sample, scene_samples
+from visionpulse_analysis.studies.step_dependence.named_objects import (
+    NAMED,
+    NamedObjects,
+    greedy_named_arm,
+    named_arm,
+    named_patches,
+)
 
 
 def test_the_patches_are_those_of_the_cells_of_the_objects_that_a_trace_names(rng):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from visionpulse_analysis.notebook_parameters import check_parameters, read_parameters
+from visionpulse_analysis.cli.notebooks.parameters import check_parameters, read_parameters
 
 CELL = """\
 model = "scenes"  # bundled, a folder or a hub id

@@ -10,7 +10,7 @@ import pytest
 from nbformat.sign import NotebookNotary
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from visionpulse_analysis import notebooks
+from visionpulse_analysis.cli.notebooks import run as notebooks
 
 TITLE = new_markdown_cell("# Does it run?")
 PARAMETERS = new_code_cell('n = 3\nlayer: int | None = None\nout = "figures"', metadata={"tags": ["parameters"]})

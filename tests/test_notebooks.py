@@ -11,11 +11,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis import notebooks
 from visionpulse_analysis.cli import app
+from visionpulse_analysis.cli.notebooks import run as notebooks
+from visionpulse_analysis.cli.notebooks.parameters import read_parameters
 from visionpulse_analysis.figures import read_provenance
 from visionpulse_analysis.figures.provenance import drawn_hash
-from visionpulse_analysis.notebook_parameters import read_parameters
 
 OURS = sorted(notebooks.FOLDER.glob("*.ipynb"))
 UNTOLD = {"out", "seed", "trust_remote_code", "batch_size", "workers", "block"}  # a place, a key, or no effect

@@ -9,13 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from visionpulse_analysis import measures
-from visionpulse_analysis.statistics import (
-    correlation,
-    mcnemar,
-    permutation_test,
-    shape_permutation_null,
-)
+from visionpulse_analysis.metrics import attention as measures
+from visionpulse_analysis.metrics.statistics import correlation, mcnemar, permutation_test, shape_permutation_null
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))

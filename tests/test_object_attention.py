@@ -7,11 +7,11 @@ import pytest
 from made_scene import NAMED, OBJECTS, SIDE, WORDS, cell_patches, random_traces, sample_of, trace_of
 
 from visionpulse_analysis import figures
-from visionpulse_analysis.studies import step_figures
-from visionpulse_analysis.studies.findings import step_findings, step_numbers
-from visionpulse_analysis.studies.object_attention import named_objects, object_attention
-from visionpulse_analysis.studies.samples import Sample
-from visionpulse_analysis.studies.step_dependence import step_dependence
+from visionpulse_analysis.experiments.samples import Sample
+from visionpulse_analysis.studies.step_dependence import figures as step_figures
+from visionpulse_analysis.studies.step_dependence.measure import step_dependence
+from visionpulse_analysis.studies.step_dependence.object_attention import named_objects, object_attention
+from visionpulse_analysis.studies.step_dependence.report import step_findings, step_numbers
 
 
 def known_truth(traces, samples, layer, **options):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from random_rows import ATTENTION, random_rows
 
-from visionpulse_analysis import measures
+from visionpulse_analysis.metrics import attention as measures
 
 
 @given(ATTENTION, st.data())

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from visionpulse_analysis.statistics import mcnemar, permutation_test, proportion_interval
-from visionpulse_analysis.studies.paired import paired_lengths, paired_right
+from visionpulse_analysis.metrics.statistics import mcnemar, permutation_test, proportion_interval
+from visionpulse_analysis.studies.shared.paired import paired_lengths, paired_right
 
 LIMIT = 96
 

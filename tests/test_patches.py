@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from visionpulse_analysis.patches import PatchGrid
+from visionpulse_analysis.media.patch_grid import PatchGrid
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from slow_visipruner import SlowVisiPruner
 import visionpulse_analysis as vpa
 from visionpulse_analysis.decoding import Batch
 from visionpulse_analysis.pruners import VTW, DivPrune, FastV, PyramidDrop
-from visionpulse_analysis.pruners.annealing import ST3
-from visionpulse_analysis.pruners.freezing import ShortV
-from visionpulse_analysis.pruners.prompt_aware import CDPruner, ZSPAPrune
+from visionpulse_analysis.pruners.shortv import ShortV
 from visionpulse_analysis.pruners.sparsevlm import SparseVLM
+from visionpulse_analysis.pruners.st3 import ST3
 from visionpulse_analysis.pruners.visipruner import VisiPruner
+from visionpulse_analysis.pruners.zspaprune_cdpruner import CDPruner, ZSPAPrune
 
 QUESTION = "where is the red circle ?"
 RULES = [

@@ -10,13 +10,13 @@ import torch
 from made_frontier import first, made_arm, made_frontier
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.fingerprints import Remembered
-from visionpulse_analysis.relevance import relevance
-from visionpulse_analysis.studies import findings_table
-from visionpulse_analysis.studies import prompt_awareness as study
-from visionpulse_analysis.studies import prompt_awareness_figures as draw
-from visionpulse_analysis.studies import prompt_awareness_report as report
-from visionpulse_analysis.studies.samples import Sample, scene_samples
+from visionpulse_analysis._util.fingerprints import Remembered
+from visionpulse_analysis.decoding.patch_gradients import relevance
+from visionpulse_analysis.experiments.samples import Sample, scene_samples
+from visionpulse_analysis.studies.prompt_awareness import figures as draw
+from visionpulse_analysis.studies.prompt_awareness import measure as study
+from visionpulse_analysis.studies.prompt_awareness import report
+from visionpulse_analysis.studies.shared import readme_table as findings_table
 
 RATIOS, BUDGETS = [0.0, 0.6, 1.0], [0.1, 0.25]
 OPTIONS = {"max_new_tokens": 4, "batch_size": 2}
@@ -81,7 +81,7 @@ def test_overlap_and_share_held_are_counted(found):
 
 def test_the_oracle_is_asked_once(vlm, samples, tmp_path, monkeypatch):
     from visionpulse_analysis.decoding import batch
-    from visionpulse_analysis.studies import arms
+    from visionpulse_analysis.experiments import conditions as arms
 
     monkeypatch.setenv("VISIONPULSE_CACHE", str(tmp_path))
     asked = Remembered()  # a list that grows with every call would be a change of what runs: nothing would be kept

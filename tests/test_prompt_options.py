@@ -16,17 +16,17 @@ from typer.testing import CliRunner
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.cli import app
-from visionpulse_analysis.families.templates import argument_names
+from visionpulse_analysis.decoding.prompt_text import question_tokens
+from visionpulse_analysis.experiments.cache import state_of
+from visionpulse_analysis.experiments.collect import collect, key_of
+from visionpulse_analysis.experiments.interventions.one_step import Replay
+from visionpulse_analysis.experiments.samples import Sample
+from visionpulse_analysis.experiments.sweeps import worker
+from visionpulse_analysis.experiments.sweeps.config import SweepConfig
+from visionpulse_analysis.experiments.sweeps.plan import plan
+from visionpulse_analysis.experiments.sweeps.running import run as run_sweep
 from visionpulse_analysis.figures import read_provenance
-from visionpulse_analysis.prompt_text import question_tokens
-from visionpulse_analysis.studies.collect import collect, key_of
-from visionpulse_analysis.studies.kept import state_of
-from visionpulse_analysis.studies.replay import Replay
-from visionpulse_analysis.studies.samples import Sample
-from visionpulse_analysis.sweeps import worker
-from visionpulse_analysis.sweeps.config import SweepConfig
-from visionpulse_analysis.sweeps.plan import plan
-from visionpulse_analysis.sweeps.running import run as run_sweep
+from visionpulse_analysis.models.families.templates import argument_names
 
 QUESTION = "where is the red circle ?"
 PAGE = Path(__file__).parents[1] / "docs" / "prompts.md"
@@ -317,7 +317,7 @@ def test_template_arguments_of_the_command_line_are_values():
 def test_a_decode_with_options_takes_the_weights_hash_once(vlm, pictures, monkeypatch):
     asked = vlm.asking({"prefix": " the"})
     _ = asked.weights_hash
-    monkeypatch.setattr("visionpulse_analysis.models.bytes_of", lambda value: 1 / 0)
+    monkeypatch.setattr("visionpulse_analysis.models.loading.bytes_of", lambda value: 1 / 0)
     assert vlm.weights_hash == asked.weights_hash == vlm.asking({"system": "x"}).weights_hash
 
 

@@ -13,13 +13,15 @@ from figure_gallery import GALLERY
 from PIL import Image
 from typer.testing import CliRunner
 
-from visionpulse_analysis import _ledger, figures, notebooks
+from visionpulse_analysis import figures
+from visionpulse_analysis._util import ledger as _ledger
 from visionpulse_analysis.cli import app
+from visionpulse_analysis.cli.notebooks import run as notebooks
+from visionpulse_analysis.experiments.samples import image_files
 from visionpulse_analysis.explorer import explore
 from visionpulse_analysis.figures import provenance, read_provenance, save
-from visionpulse_analysis.store import TraceStore
-from visionpulse_analysis.studies.samples import image_files
 from visionpulse_analysis.traces import traces_hash
+from visionpulse_analysis.traces.store import TraceStore
 
 
 def told(figure):
@@ -107,7 +109,7 @@ def test_no_two_pictures_share_a_hash_and_one_picture_has_one(tmp_path):
 
 def test_the_process_is_told(tmp_path, vlm, monkeypatch):
     monkeypatch.setattr(_ledger, "_alive", [])
-    from visionpulse_analysis.models import _facts
+    from visionpulse_analysis.models.loading import _facts
 
     _ledger.note_object("models", vlm, _facts)
     before = read_provenance(save(GALLERY["mass"](), "a", folder=tmp_path)[0])["process"]

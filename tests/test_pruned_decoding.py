@@ -10,10 +10,10 @@ from slow_pruners import slow_blocks, slow_tokens
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.decoding import Batch
-from visionpulse_analysis.models import VLM
+from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners import KeepAll, LastStepOnly, PrefillOnce, Random, Uniform, VisionPulse
-from visionpulse_analysis.testbed.model import Size, build_image_processor, build_model
-from visionpulse_analysis.testbed.tokens import build_tokenizer
+from visionpulse_analysis.testbed.scenes.tokens import build_tokenizer
+from visionpulse_analysis.testbed.training.model import Size, build_image_processor, build_model
 
 QUESTIONS = ["where is the red circle ?", "how many blue shapes ?", "is the red star left of the blue cross ?"]
 SIZES = [

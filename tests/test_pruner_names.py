@@ -28,11 +28,13 @@ from visionpulse_analysis.pruners import (
     Random,
     Uniform,
     VisionPulse,
-    freezing,
+)
+from visionpulse_analysis.pruners import (
+    shortv as freezing,
 )
 from visionpulse_analysis.pruners.base import KNOWN
 from visionpulse_analysis.pruners.combined import parse
-from visionpulse_analysis.pruners.freezing import ShortV
+from visionpulse_analysis.pruners.shortv import ShortV
 from visionpulse_analysis.pruners.sparsevlm import SparseVLM
 
 

@@ -26,7 +26,7 @@ from slow_pruners import (
 )
 
 from visionpulse_analysis.pruners import LastStepOnly, PrefillOnce, Random, Uniform, VisionPulse
-from visionpulse_analysis.pruners.choosing import budget_to_k, top_k
+from visionpulse_analysis.pruners.top_k import budget_to_k, top_k
 
 SEEDS = range(6)
 ANCHOR = LAYERS // 2

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from visionpulse_analysis.cli import app
-from visionpulse_analysis.studies.findings_table import BEGIN, END, HEADLINES, findings_table, with_table
+from visionpulse_analysis.studies.shared.readme_table import BEGIN, END, HEADLINES, findings_table, with_table
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,8 +7,8 @@ import pytest
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.decoding import Batch, run
+from visionpulse_analysis.decoding.sampling import Sample
 from visionpulse_analysis.pruners import FastV, LastStepOnly, Random, VisionPulse
-from visionpulse_analysis.sampling import Sample
 
 QUESTIONS = ["where is the red circle ?", "how many blue shapes ?", "is the red star left of the blue cross ?"]
 LIMIT = 14

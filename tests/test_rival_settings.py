@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.calibration import FirstTokens
+from visionpulse_analysis.decoding.calibration import FirstTokens
+from visionpulse_analysis.experiments.samples import calibration_samples, image_samples, scene_samples
 from visionpulse_analysis.pruners import VTW
-from visionpulse_analysis.pruners.freezing import ShortV, layer_contribution
-from visionpulse_analysis.pruners.withdrawal import MVW
-from visionpulse_analysis.studies import rival_settings, rivals
-from visionpulse_analysis.studies.rival_settings import Basis
-from visionpulse_analysis.studies.samples import calibration_samples, image_samples, scene_samples
+from visionpulse_analysis.pruners.shortv import ShortV, layer_contribution
+from visionpulse_analysis.pruners.vtw import MVW
+from visionpulse_analysis.studies.pruner_comparison import measure as rivals
+from visionpulse_analysis.studies.pruner_comparison import settings as rival_settings
+from visionpulse_analysis.studies.pruner_comparison.settings import Basis
 
 # The first layer, of 8, that a method can drop patches from.
 FIRST = {

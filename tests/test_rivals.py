@@ -8,10 +8,18 @@ import numpy as np
 import pytest
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.pruners.diversity import BeforeModel
-from visionpulse_analysis.studies import rivals, rivals_figures, rivals_report
-from visionpulse_analysis.studies.rival_settings import Basis
-from visionpulse_analysis.studies.samples import scene_samples
+from visionpulse_analysis.experiments.samples import scene_samples
+from visionpulse_analysis.pruners.divprune import BeforeModel
+from visionpulse_analysis.studies.pruner_comparison import (
+    kept_patches as rivals_figures,
+)
+from visionpulse_analysis.studies.pruner_comparison import (
+    measure as rivals,
+)
+from visionpulse_analysis.studies.pruner_comparison import (
+    report as rivals_report,
+)
+from visionpulse_analysis.studies.pruner_comparison.settings import Basis
 
 OPTIONS = {"max_new_tokens": 5, "batch_size": 3}
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from made_frontier import made_frontier
 
+from visionpulse_analysis.experiments.samples import Sample, scene_samples
 from visionpulse_analysis.figures.style import axes_points
-from visionpulse_analysis.studies import rivals, rivals_frontier
-from visionpulse_analysis.studies.rival_settings import Basis
-from visionpulse_analysis.studies.rivals_frontier import spread
-from visionpulse_analysis.studies.samples import Sample, scene_samples
+from visionpulse_analysis.studies.pruner_comparison import figures as rivals_frontier
+from visionpulse_analysis.studies.pruner_comparison import measure as rivals
+from visionpulse_analysis.studies.pruner_comparison.figures import spread
+from visionpulse_analysis.studies.pruner_comparison.settings import Basis
 
 CHOSEN = ("VisionPulse", "last step only", "FastV", "SparseVLM", "LOOK-M", "VTW", "MVW", "random")
 SHOWN = [rivals.STALE, rivals.ATTENTION, rivals.AT_ONCE, rivals.REFERENCE]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visionpulse_analysis.studies.samples import Sample, describe_samples, one_sample, scene_samples
-from visionpulse_analysis.testbed.scenes import generate
+from visionpulse_analysis.experiments.samples import Sample, describe_samples, one_sample, scene_samples
+from visionpulse_analysis.testbed.scenes.scene import generate
 
 
 def test_the_sentence_follows_what_is_known():

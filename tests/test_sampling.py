@@ -5,7 +5,7 @@ import pytest
 import torch
 import transformers as hf
 
-from visionpulse_analysis.sampling import Chooser, Sample
+from visionpulse_analysis.decoding.sampling import Chooser, Sample
 
 N = 4000
 LOGITS = torch.tensor([0.3, 2.0, -1.0, 1.2, 1.0, -0.5, 0.0])  # not in order, so that a rank is no word

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from visionpulse_analysis._side_by_side import available_cores, call_each
+from visionpulse_analysis._util.processes import available_cores, call_each
 
 
 def what_it_was_given(item):

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from visionpulse_analysis.statistics import (
+from visionpulse_analysis.metrics.statistics import (
     Interval,
     Method,
     cluster_bootstrap,

@@ -8,13 +8,13 @@ import pytest
 from made_scene import NAMED, OBJECTS, SIDE, WORDS, random_traces, sample_of, trace_of
 
 from visionpulse_analysis import figures
-from visionpulse_analysis.studies import step_figures
-from visionpulse_analysis.studies.findings import step_findings, step_numbers
-from visionpulse_analysis.studies.object_attention import object_attention
-from visionpulse_analysis.studies.quickstart import quickstart_page, step_page, strongest_step
-from visionpulse_analysis.studies.samples import Sample
-from visionpulse_analysis.studies.step_dependence import step_dependence
-from visionpulse_analysis.testbed.scenes import Scene
+from visionpulse_analysis.experiments.samples import Sample
+from visionpulse_analysis.studies.quickstart.report import quickstart_page, step_page, strongest_step
+from visionpulse_analysis.studies.step_dependence import figures as step_figures
+from visionpulse_analysis.studies.step_dependence.measure import step_dependence
+from visionpulse_analysis.studies.step_dependence.object_attention import object_attention
+from visionpulse_analysis.studies.step_dependence.report import step_findings, step_numbers
+from visionpulse_analysis.testbed.scenes.scene import Scene
 
 
 def test_constant_attention_overlaps_fully_and_is_covered_by_the_prefill_set(rng):

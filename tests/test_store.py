@@ -9,8 +9,8 @@ import pytest
 import zarr
 from made_steps import OPTIONAL, assert_same, expected, header, step, stream
 
-from visionpulse_analysis.patches import PatchGrid
-from visionpulse_analysis.store import TraceStore
+from visionpulse_analysis.media.patch_grid import PatchGrid
+from visionpulse_analysis.traces.store import TraceStore
 
 
 @pytest.fixture

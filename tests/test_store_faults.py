@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from made_steps import assert_same, expected, header, step, stream
 
-from visionpulse_analysis.store import StoreVersionError, TraceStore
-from visionpulse_analysis.traces import files, journal
+from visionpulse_analysis.traces import journal
+from visionpulse_analysis.traces import zarr_group as files
+from visionpulse_analysis.traces.store import StoreVersionError, TraceStore
 
 
 @pytest.fixture

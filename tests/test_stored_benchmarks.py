@@ -7,12 +7,12 @@ from datetime import date
 
 import pytest
 
-from visionpulse_analysis.benchmarks.decode import VISUAL_TOKENS
-from visionpulse_analysis.benchmarks.synthetic import VARIANTS
+from visionpulse_analysis.experiments.bench.decode import VISUAL_TOKENS
+from visionpulse_analysis.experiments.bench.synthetic import VARIANTS
 from visionpulse_analysis.figures import read_provenance
-from visionpulse_analysis.models import data_folder
-from visionpulse_analysis.studies.efficiency import read_measurements
-from visionpulse_analysis.studies.findings_table import KEPT
+from visionpulse_analysis.models.loading import data_folder
+from visionpulse_analysis.studies.efficiency.measure import read_measurements
+from visionpulse_analysis.studies.shared.readme_table import KEPT
 
 MACHINE = {"device", "processor", "cores", "threads", "memory_gb", "versions", "date"}
 COMMANDS = {  # file: the benchmark it is of

@@ -10,13 +10,13 @@ from exchanged import authors_fields, own, save
 from typer.testing import CliRunner
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis import notebooks
 from visionpulse_analysis.cli import app
-from visionpulse_analysis.exchange import read_npz
+from visionpulse_analysis.cli.notebooks import run as notebooks
+from visionpulse_analysis.experiments.stored_traces import StoredTraces, picture_of
 from visionpulse_analysis.figures import read_provenance
-from visionpulse_analysis.studies.activation import activation_page, even_steps
-from visionpulse_analysis.studies.mass_usage import mass_usage
-from visionpulse_analysis.studies.stored import StoredTraces, picture_of
+from visionpulse_analysis.studies.authors_figures.activation import activation_page, even_steps
+from visionpulse_analysis.studies.mass_and_usage.measure import mass_usage
+from visionpulse_analysis.traces.exchange import read_npz
 
 LENGTHS = (9, 12, 7)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis import attention
+from visionpulse_analysis.attention import routing as attention
 from visionpulse_analysis.decoding import Batch
 from visionpulse_analysis.pruners import VisionPulse
 

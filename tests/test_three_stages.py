@@ -7,19 +7,14 @@ import pytest
 import torch
 from slow_stages import Dense, Seen, SlowFrozen, SlowGone, SlowSkip, by_hand, kl
 
-from visionpulse_analysis.calibration import FirstTokens
-from visionpulse_analysis.pruners.freezing import ShortV, layer_contribution
-from visionpulse_analysis.pruners.withdrawal import VTW, withdrawal_curve
-from visionpulse_analysis.studies.forced import Passages, SkipImage
-from visionpulse_analysis.studies.layer_watch import LayerWatch, logit_lens, sink_value_ratio
-from visionpulse_analysis.studies.samples import scene_samples
-from visionpulse_analysis.studies.three_stages import (
-    ask,
-    asked_hash,
-    shallow_layers,
-    three_stages,
-)
-from visionpulse_analysis.studies.three_stages_lens import lens_words
+from visionpulse_analysis.decoding.calibration import FirstTokens
+from visionpulse_analysis.experiments.interventions.layer_probe import LayerWatch, logit_lens, sink_value_ratio
+from visionpulse_analysis.experiments.interventions.teacher_forced import Passages, SkipImage
+from visionpulse_analysis.experiments.samples import scene_samples
+from visionpulse_analysis.pruners.shortv import ShortV, layer_contribution
+from visionpulse_analysis.pruners.vtw import VTW, withdrawal_curve
+from visionpulse_analysis.studies.three_stages.lens import lens_words
+from visionpulse_analysis.studies.three_stages.measure import ask, asked_hash, shallow_layers, three_stages
 
 CLOSE = {"rtol": 1e-3, "atol": 1e-5}  # log probabilities of float32 models, computed in another order
 

@@ -7,11 +7,11 @@ import pytest
 import slow_prefill as slow
 from slow_visipruner import SlowVisiPruner
 
+from visionpulse_analysis.experiments.samples import scene_samples
 from visionpulse_analysis.pruners.visipruner import VisiPruner
-from visionpulse_analysis.studies import three_stages_choice as study
-from visionpulse_analysis.studies.samples import scene_samples
-from visionpulse_analysis.studies.three_stages import ask
-from visionpulse_analysis.studies.three_stages_choice import NONE, Chosen, choices
+from visionpulse_analysis.studies.three_stages import visipruner_layers as study
+from visionpulse_analysis.studies.three_stages.measure import ask
+from visionpulse_analysis.studies.three_stages.visipruner_layers import NONE, Chosen, choices
 
 EARLY = VisiPruner(shallow_layers=0, layer_threshold=0.9999, token_threshold=0.2, exit_threshold=0.99, exit_after=1)
 NEVER = VisiPruner(shallow_layers=1, layer_threshold=-1.0)

@@ -5,15 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from visionpulse_analysis.statistics import Interval
-from visionpulse_analysis.studies import three_stages_figures, three_stages_report
-from visionpulse_analysis.studies.samples import scene_samples
-from visionpulse_analysis.studies.three_stages import (
-    ThreeStages,
-    ask,
-    over_samples,
-    three_stages,
-)
+from visionpulse_analysis.experiments.samples import scene_samples
+from visionpulse_analysis.metrics.statistics import Interval
+from visionpulse_analysis.studies.three_stages import figures as three_stages_figures
+from visionpulse_analysis.studies.three_stages import report as three_stages_report
+from visionpulse_analysis.studies.three_stages.measure import ThreeStages, ask, over_samples, three_stages
 
 
 @pytest.fixture(scope="module")

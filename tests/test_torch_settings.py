@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.studies.forced import Passages
-from visionpulse_analysis.torch_settings import own_settings
+from visionpulse_analysis._util.torch_settings import own_settings
+from visionpulse_analysis.experiments.interventions.teacher_forced import Passages
 
 QUESTIONS = ["where is the red circle ?", "how many ?"]
 

@@ -11,7 +11,8 @@ import xarray as xr
 import zarr
 from made_arrays import arguments, assert_same, make
 
-from visionpulse_analysis.traces import StoreVersionError, Trace, files
+from visionpulse_analysis.traces import StoreVersionError, Trace
+from visionpulse_analysis.traces import zarr_group as files
 
 
 def test_existing_trace_is_not_replaced_unless_asked(tmp_path: Path) -> None:

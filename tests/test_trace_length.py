@@ -5,16 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from visionpulse_analysis.sampling import Sample as Sampling
-from visionpulse_analysis.studies import by_question, trace_length
-from visionpulse_analysis.studies import trace_length_report as report
-from visionpulse_analysis.studies.arms import Outcome, decode_arms
-from visionpulse_analysis.studies.samples import Sample, scene_samples
-from visionpulse_analysis.studies.trace_length import compare, measure_ways
-from visionpulse_analysis.studies.trace_measures import PURPOSES, answer_of, arms_hash, measure, words_by_purpose
-from visionpulse_analysis.testbed.questions import reason
-from visionpulse_analysis.testbed.scenes import COLOURS, SHAPES
-from visionpulse_analysis.testbed.truth import detours
+from visionpulse_analysis.decoding.sampling import Sample as Sampling
+from visionpulse_analysis.experiments.conditions import Outcome, decode_arms
+from visionpulse_analysis.experiments.samples import Sample, scene_samples
+from visionpulse_analysis.studies.shared.per_trace import PURPOSES, answer_of, arms_hash, measure, words_by_purpose
+from visionpulse_analysis.studies.trace_length import by_question, report
+from visionpulse_analysis.studies.trace_length import measure as trace_length
+from visionpulse_analysis.studies.trace_length.measure import compare, measure_ways
+from visionpulse_analysis.testbed.scenes.questions import reason
+from visionpulse_analysis.testbed.scenes.scene import COLOURS, SHAPES
+from visionpulse_analysis.testbed.scenes.truth import detours
 
 SAMPLES = scene_samples(12)
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from visionpulse_analysis.studies import by_question, frontier_report
-from visionpulse_analysis.studies import trace_length_report as report
-from visionpulse_analysis.studies.alignment import first_divergences
-from visionpulse_analysis.studies.findings_table import found_03
-from visionpulse_analysis.studies.samples import scene_samples
-from visionpulse_analysis.studies.trace_length import compare
-from visionpulse_analysis.studies.trace_measures import Arm, Scored
+from visionpulse_analysis.experiments.samples import scene_samples
+from visionpulse_analysis.studies.frontier import figures as frontier_report
+from visionpulse_analysis.studies.shared.divergence import first_divergences
+from visionpulse_analysis.studies.shared.per_trace import Arm, Scored
+from visionpulse_analysis.studies.shared.readme_table import found_03
+from visionpulse_analysis.studies.trace_length import by_question, report
+from visionpulse_analysis.studies.trace_length.measure import compare
 
 FLOOR = "traces hold no detour, so nothing could be shortened"
 NAME = "VisionPulse 5 %"

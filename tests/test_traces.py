@@ -8,10 +8,10 @@ import pytest
 from exchanged import authors_fields, own, save
 from made_arrays import LAYERS, STEPS, arguments, assert_same, make
 
-from visionpulse_analysis.exchange import read_npz
-from visionpulse_analysis.measures import layer_similarity
-from visionpulse_analysis.patches import PatchGrid
+from visionpulse_analysis.media.patch_grid import PatchGrid
+from visionpulse_analysis.metrics.attention import layer_similarity
 from visionpulse_analysis.traces import Trace, create_trace
+from visionpulse_analysis.traces.exchange import read_npz
 
 
 @pytest.mark.parametrize("heads", [False, True])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visionpulse_analysis.statistics import Interval, holm, judge, mcnemar, paired_difference, permutation_test
+from visionpulse_analysis.metrics.statistics import Interval, holm, judge, mcnemar, paired_difference, permutation_test
 
 
 def slow_holm(p):

@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 import visionpulse_analysis as vpa
 from visionpulse_analysis import figures
 from visionpulse_analysis.cli import app
-from visionpulse_analysis.exchange import patch_boxes, step_table, write_boxes
+from visionpulse_analysis.experiments.interventions.one_step import Replay
 from visionpulse_analysis.figures.overlays import OPACITY
 from visionpulse_analysis.figures.style import HEAT_CMAP
-from visionpulse_analysis.studies.film_strip import draw_film_strip
-from visionpulse_analysis.studies.replay import Replay
+from visionpulse_analysis.studies.quickstart.film_strip import draw_film_strip
 from visionpulse_analysis.traces import frame_labels
+from visionpulse_analysis.traces.exchange import patch_boxes, step_table, write_boxes
 
 GREYS = (20, 60, 100, 140, 180, 220)
 QUESTION = "where is the red circle ?"
@@ -110,7 +110,7 @@ def test_what_is_no_video_is_said(film, folder, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     with pytest.raises(ValueError, match=r"film.mp4 is no animation.*pip install av.*folder of frames"):
         vpa.Video(tmp_path / "film.mp4").read()
-    monkeypatch.setattr("visionpulse_analysis.videos.MOST_PIXELS", 1000)
+    monkeypatch.setattr("visionpulse_analysis.media.videos.MOST_PIXELS", 1000)
     film[0].save(tmp_path / "large.gif", save_all=True, append_images=film[1:])
     with pytest.raises(ValueError, match="shows 6 frames of 48 x 32 pixels, above the limit"):
         vpa.Video(tmp_path / "large.gif").read()

@@ -129,7 +129,7 @@ def everywhere(request, chromium, traces, tmp_path_factory) -> Iterator[Explored
         page = open_window(chromium, complaints)
         view = Explored(page, explore(*traces).save(folder / "page.html")).open(START)
     else:
-        from visionpulse_analysis.store import TraceStore
+        from visionpulse_analysis.traces.store import TraceStore
 
         store = TraceStore(folder / "traces", mode="a")
         for trace in traces:

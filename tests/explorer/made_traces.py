@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from visionpulse_analysis.patches import PatchGrid
+from visionpulse_analysis.media.patch_grid import PatchGrid
 from visionpulse_analysis.traces import Trace, create_trace
 
 SENTENCE = "look for the red circle . see blue cross r2 c5 , no . see red circle r0 c2 , yes .".split()

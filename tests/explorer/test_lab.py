@@ -7,7 +7,7 @@ import pytest
 from actions import START
 from running_lab import explorer_in
 
-from visionpulse_analysis import notebooks
+from visionpulse_analysis.cli.notebooks import run as notebooks
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

@@ -14,7 +14,7 @@ from open_page import shows, word_after
 from PIL import Image
 
 from visionpulse_analysis.explorer.figure import draw_view
-from visionpulse_analysis.patches import PatchGrid
+from visionpulse_analysis.media.patch_grid import PatchGrid
 from visionpulse_analysis.traces import frame_labels, frame_pictures, media_of
 
 

@@ -17,8 +17,8 @@ import pytest
 import transformers
 from transformers.utils.import_utils import is_torchvision_available
 
-from visionpulse_analysis.families import REFUSED
-from visionpulse_analysis.studies.findings_table import between
+from visionpulse_analysis.models.families import REFUSED
+from visionpulse_analysis.studies.shared.readme_table import between
 
 FOLDER = Path(__file__).parent
 README = FOLDER.parents[1] / "README.md"

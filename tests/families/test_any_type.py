@@ -16,16 +16,16 @@ from transformers.models.smolvlm import processing_smolvlm
 from typer.testing import CliRunner
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis import locating
-from visionpulse_analysis.checking import checks
 from visionpulse_analysis.cli import app
+from visionpulse_analysis.decoding.exactness import checks
+from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.explorer.payload import pack
-from visionpulse_analysis.families import Stock
-from visionpulse_analysis.families.processors import without_videos
-from visionpulse_analysis.locating import keeping
-from visionpulse_analysis.studies.film_strip import draw_film_strip
-from visionpulse_analysis.studies.samples import Sample
-from visionpulse_analysis.studies.step_figures import draw_example
+from visionpulse_analysis.models import locating
+from visionpulse_analysis.models.families import Stock
+from visionpulse_analysis.models.families.processors import without_videos
+from visionpulse_analysis.models.locating import keeping
+from visionpulse_analysis.studies.quickstart.film_strip import draw_film_strip
+from visionpulse_analysis.studies.step_dependence.figures import draw_example
 from visionpulse_analysis.traces import frame_labels, frame_pictures, media_of
 
 QUESTIONS, STEPS = ("a ?", "where is it ?"), 3

@@ -11,12 +11,12 @@ import torch
 from typer.testing import CliRunner
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.attending import Recorder
-from visionpulse_analysis.attending.gathering import Gathered
-from visionpulse_analysis.checking import checks, forward, vision
+from visionpulse_analysis.attention import Recorder
+from visionpulse_analysis.attention.sparse import Gathered
 from visionpulse_analysis.cli import app
 from visionpulse_analysis.decoding import Batch
-from visionpulse_analysis.families.cells import Cells
+from visionpulse_analysis.decoding.exactness import checks, forward, vision
+from visionpulse_analysis.models.families.cells import Cells
 
 
 @pytest.mark.shows("still", "recorded", "pruned")

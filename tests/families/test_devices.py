@@ -14,11 +14,11 @@ from tiny_models import build
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis import models
-from visionpulse_analysis.attending import StepAttention
-from visionpulse_analysis.attention import Call
-from visionpulse_analysis.pruners import choosing
-from visionpulse_analysis.sampling import Sample
+from visionpulse_analysis.attention import StepAttention
+from visionpulse_analysis.attention.routing import Call
+from visionpulse_analysis.decoding.sampling import Sample
+from visionpulse_analysis.models import loading as models
+from visionpulse_analysis.pruners import top_k as choosing
 
 OTHER_DEVICES = pytest.mark.skipif(
     transformers.__version__.startswith("5.4."),

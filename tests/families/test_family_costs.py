@@ -9,8 +9,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.costs import ModelShape, count_costs
 from visionpulse_analysis.decoding import Batch
+from visionpulse_analysis.metrics.flops import ModelShape, count_costs
 from visionpulse_analysis.pruners import VTW
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.studies.forced import Passages
-from visionpulse_analysis.studies.samples import Sample
-from visionpulse_analysis.studies.three_stages import ask, three_stages
+from visionpulse_analysis.experiments.interventions.teacher_forced import Passages
+from visionpulse_analysis.experiments.samples import Sample
+from visionpulse_analysis.studies.three_stages.measure import ask, three_stages
 
 QUESTIONS = ["where is the red circle ?", "how many ?"]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.checking.vision import brighten, changes
+from visionpulse_analysis.decoding.exactness.vision import brighten, changes
 
 QUESTION = "where ?"
 STILL, SEVERAL = pytest.mark.shows("still"), pytest.mark.shows("several images")

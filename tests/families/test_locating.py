@@ -10,9 +10,10 @@ import torch
 from tiny_models import build
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis import attention, locating
-from visionpulse_analysis.locating import keeping
-from visionpulse_analysis.locating.lattice import frames_of
+from visionpulse_analysis.attention import routing as attention
+from visionpulse_analysis.models import locating
+from visionpulse_analysis.models.locating import keeping
+from visionpulse_analysis.models.locating.lattice import frames_of
 
 QUESTION, QUESTIONS = "where ?", ("a ?", "where is it ?")
 QUICK = ["qwen2_5_vl", "llava_next", "gemma3", "idefics3"]

@@ -14,11 +14,10 @@ from tiny_models import build
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis import sampling
-from visionpulse_analysis.attending import StepAttention
-from visionpulse_analysis.decoding import Batch, run, transfer
-from visionpulse_analysis.pruners import choosing
-from visionpulse_analysis.sampling import Sample
+from visionpulse_analysis.attention import StepAttention
+from visionpulse_analysis.decoding import Batch, run, sampling, transfer
+from visionpulse_analysis.decoding.sampling import Sample
+from visionpulse_analysis.pruners import top_k as choosing
 
 QUESTIONS = ["where is the red circle ?", "how many ?", "is it left of the square ?"]
 ARMS = [

@@ -14,18 +14,18 @@ import torch
 from tiny_models import BUILDERS
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.attention import intercept
-from visionpulse_analysis.collecting import Record
-from visionpulse_analysis.costs import ModelShape, costs_of
+from visionpulse_analysis.attention.hooks import watch_layers
+from visionpulse_analysis.attention.routing import intercept
 from visionpulse_analysis.decoding import Batch, Options
-from visionpulse_analysis.hooks import watch_layers
+from visionpulse_analysis.decoding.trace_builder import Record
+from visionpulse_analysis.metrics.flops import ModelShape, costs_of
 from visionpulse_analysis.pruners import VTW, Pruner, Selection
-from visionpulse_analysis.pruners.cachecut import LookM
-from visionpulse_analysis.pruners.freezing import ShortV
-from visionpulse_analysis.pruners.prompt_aware import CDPruner, ZSPAPrune
+from visionpulse_analysis.pruners.look_m import LookM
+from visionpulse_analysis.pruners.shortv import ShortV
 from visionpulse_analysis.pruners.sparsevlm import SparseVLM
 from visionpulse_analysis.pruners.visipruner import VisiPruner
-from visionpulse_analysis.pruners.withdrawal import MVW
+from visionpulse_analysis.pruners.vtw import MVW
+from visionpulse_analysis.pruners.zspaprune_cdpruner import CDPruner, ZSPAPrune
 
 QUESTION = "how many ?"
 IDEFICS = {"<fake_token_around_image>", "<global-img>"} | {f"<row_{r}_col_{c}>" for r in (1, 2) for c in (1, 2, 3)}

@@ -13,7 +13,7 @@ from transformers.models.smolvlm import processing_smolvlm
 from transformers.processing_utils import ProcessorMixin
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.families import FAMILIES
+from visionpulse_analysis.models.families import FAMILIES
 
 QUESTION = "where is the red circle ?"
 QUESTIONS = [QUESTION, "how many ?", "describe it"]

@@ -16,11 +16,11 @@ from tiny_models import build
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import visionpulse_analysis as vpa
+from visionpulse_analysis.attention.hooks import watch_layers
 from visionpulse_analysis.decoding import Batch
-from visionpulse_analysis.hooks import watch_layers
 from visionpulse_analysis.pruners import DivPrune, FastV, PyramidDrop
-from visionpulse_analysis.pruners.prompt_aware import CDPruner
 from visionpulse_analysis.pruners.sparsevlm import SparseVLM
+from visionpulse_analysis.pruners.zspaprune_cdpruner import CDPruner
 
 QUESTION, LONGER = "how many ?", "what is on the left ?"
 

@@ -15,11 +15,11 @@ from transformers.models.smolvlm import processing_smolvlm
 from transformers.utils.import_utils import is_torchvision_available
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.checking.vision import brighten, changes
-from visionpulse_analysis.exchange import patch_boxes
-from visionpulse_analysis.families import frames
-from visionpulse_analysis.families.smolvlm import in_words
+from visionpulse_analysis.decoding.exactness.vision import brighten, changes
+from visionpulse_analysis.models.families import frames
+from visionpulse_analysis.models.families.smolvlm import in_words
 from visionpulse_analysis.traces import frame_labels
+from visionpulse_analysis.traces.exchange import patch_boxes
 
 INTERNVL = ("internvl", "internvl2_5", "internvl3_5", "internvl3_5_moe")
 ALONE = ("glm46v", "glm4v", "glm4v_moe")  # pictures and videos in prompts of their own

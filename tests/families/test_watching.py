@@ -16,10 +16,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, Pipeline
 from transformers.modeling_utils import AttentionInterface
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis import attention
-from visionpulse_analysis.attending import SelfCheckError, rows
-from visionpulse_analysis.attending.gathering import Gathered
-from visionpulse_analysis.locating import LINE, line
+from visionpulse_analysis.attention import SelfCheckError, rows
+from visionpulse_analysis.attention import routing as attention
+from visionpulse_analysis.attention.sparse import Gathered
+from visionpulse_analysis.models.locating import LINE, line
 from visionpulse_analysis.pruners.base import KNOWN
 
 QUESTIONS = ["where is the red circle ?", "how many ?"]
@@ -452,7 +452,7 @@ def test_ids_and_features_that_disagree_are_an_error_that_names_both(tiny, photo
 def test_where_no_id_says_so_the_features_tell_where_the_pictures_are(tiny, photos, monkeypatch):
     vlm = tiny("llava")
     inputs, prompts = batch_of(vlm, photos)
-    from visionpulse_analysis.watching import prompts as reading
+    from visionpulse_analysis.decoding.watching import prompts as reading
 
     for name in ("IMAGE_IDS", "VIDEOS"):
         monkeypatch.setattr(reading, name, ())

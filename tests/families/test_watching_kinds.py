@@ -10,8 +10,8 @@ import transformers as hf
 from tiny_parts import text
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.families import attention_of
-from visionpulse_analysis.models import VLM
+from visionpulse_analysis.models.families import attention_of
+from visionpulse_analysis.models.loading import VLM
 
 STEPS = 5
 QUESTIONS = ("where is it ?", "how many ?")

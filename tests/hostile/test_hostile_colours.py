@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from test_hostile_images import FORMATS, SCENE, encoded, outcome, quickly
 
-from visionpulse_analysis.images import read_image
+from visionpulse_analysis.media.images import read_image
 
 TURNS = {
     1: lambda a: a,

@@ -8,8 +8,8 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from visionpulse_analysis.benchmarks import endurance
 from visionpulse_analysis.cli import app
+from visionpulse_analysis.experiments.bench import endurance
 
 # In a process of its own: what other tests left running would be counted too.
 CHILD = """

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from visionpulse_analysis.explorer.page import page
 from visionpulse_analysis.explorer.payload import pack
-from visionpulse_analysis.patches import PatchGrid
+from visionpulse_analysis.media.patch_grid import PatchGrid
 from visionpulse_analysis.traces import Trace, create_trace
 
 PIECES = [
@@ -67,7 +67,7 @@ def test_hostile_text_adds_no_element_and_no_attribute(text):
 
 
 def test_the_name_of_a_model_is_text_too(vlm):
-    from visionpulse_analysis.models import VLM
+    from visionpulse_analysis.models.loading import VLM
 
     named = VLM("<script>alert(1)</script>", vlm.model, vlm.tokenizer, vlm.image_processor)
     assert Elements(named._repr_html_()).found == Elements(vlm._repr_html_()).found

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image
 
-from visionpulse_analysis.checking.vision import changes
-from visionpulse_analysis.images import read_image
+from visionpulse_analysis.decoding.exactness.vision import changes
+from visionpulse_analysis.media.images import read_image
 
 quickly = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 FORMATS = {

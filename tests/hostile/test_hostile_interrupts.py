@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis import attention
+from visionpulse_analysis.attention import routing as attention
 
 PACKAGE = str(Path(vpa.__file__).parent)
 QUESTION = "where is the red circle ?"

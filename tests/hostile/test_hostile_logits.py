@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis import attention
+from visionpulse_analysis.attention import routing as attention
 from visionpulse_analysis.decoding import batch, run
-from visionpulse_analysis.models import VLM
-from visionpulse_analysis.sampling import Chooser, Sample
+from visionpulse_analysis.decoding.sampling import Chooser, Sample
+from visionpulse_analysis.models.loading import VLM
 
 INF = float("inf")
 

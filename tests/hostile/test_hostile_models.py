@@ -16,13 +16,14 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis import models, notebooks
 from visionpulse_analysis.cli import app
 from visionpulse_analysis.cli.base import LOADING, PROMPTING
-from visionpulse_analysis.families import UnsupportedModelError
-from visionpulse_analysis.notebook_parameters import read_parameters
-from visionpulse_analysis.sweeps import worker
-from visionpulse_analysis.sweeps.config import Model
+from visionpulse_analysis.cli.notebooks import run as notebooks
+from visionpulse_analysis.cli.notebooks.parameters import read_parameters
+from visionpulse_analysis.experiments.sweeps import worker
+from visionpulse_analysis.experiments.sweeps.config import Model
+from visionpulse_analysis.models import loading as models
+from visionpulse_analysis.models.families import UnsupportedModelError
 
 PACKAGE = Path(vpa.__file__).parent
 

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.checking.vision import changes
+from visionpulse_analysis.decoding.exactness.vision import changes
 from visionpulse_analysis.explorer.page import page
 from visionpulse_analysis.explorer.payload import pack
 

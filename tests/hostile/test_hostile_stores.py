@@ -10,9 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from visionpulse_analysis.patches import PatchGrid
-from visionpulse_analysis.store import TraceStore
-from visionpulse_analysis.traces import Trace, create_trace, files
+from visionpulse_analysis.media.patch_grid import PatchGrid
+from visionpulse_analysis.traces import Trace, create_trace
+from visionpulse_analysis.traces import zarr_group as files
+from visionpulse_analysis.traces.store import TraceStore
 
 GRID = PatchGrid.from_grid(range(6), rows=2, cols=3, image_sizes=[(16, 24)])
 quickly = settings(deadline=None, max_examples=30, suppress_health_check=list(HealthCheck))

@@ -8,10 +8,10 @@ import torch
 from transformers import Qwen3VLForConditionalGeneration
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis import attention
-from visionpulse_analysis.attention import Call, intercept
-from visionpulse_analysis.models import VLM
-from visionpulse_analysis.testbed.model import build_model
+from visionpulse_analysis.attention import routing as attention
+from visionpulse_analysis.attention.routing import Call, intercept
+from visionpulse_analysis.models.loading import VLM
+from visionpulse_analysis.testbed.training.model import build_model
 
 QUESTION = "where is the red circle ?"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from test_hostile_stores import everything, made
 
-from visionpulse_analysis.store import TraceStore
 from visionpulse_analysis.traces import Trace
+from visionpulse_analysis.traces.store import TraceStore
 
 
 def child(code: str, *words: object) -> subprocess.Popen:

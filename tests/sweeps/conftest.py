@@ -32,8 +32,8 @@ def plain(scenes_folder, tmp_path):
 @pytest.fixture
 def sweep(tmp_path):
     """Run plain data as a sweep in this process; returns the summary."""
-    from visionpulse_analysis.sweeps.config import SweepConfig
-    from visionpulse_analysis.sweeps.running import run
+    from visionpulse_analysis.experiments.sweeps.config import SweepConfig
+    from visionpulse_analysis.experiments.sweeps.running import run
 
     def go(plain, folder: Path = tmp_path, **options):
         config = SweepConfig.from_plain(plain, folder=folder)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from visionpulse_analysis.patches import PatchGrid
-from visionpulse_analysis.store import TraceStore
-from visionpulse_analysis.sweeps.rows import row_of
+from visionpulse_analysis.experiments.sweeps.rows import row_of
+from visionpulse_analysis.media.patch_grid import PatchGrid
 from visionpulse_analysis.traces import create_trace
+from visionpulse_analysis.traces.store import TraceStore
 
 GRID = PatchGrid.from_grid(range(4), rows=2, cols=2, image_sizes=[(16, 16)])
 

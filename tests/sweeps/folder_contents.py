@@ -1,6 +1,6 @@
 """What is in the folder of a sweep, to be compared with that of another one or with itself later."""
 
-from visionpulse_analysis.store import TraceStore
+from visionpulse_analysis.traces.store import TraceStore
 
 
 def state_of(folder):

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from visionpulse_analysis.sweeps import tsv
-from visionpulse_analysis.sweeps.benchmark_tables import read_benchmark
-from visionpulse_analysis.sweeps.config import SweepConfig
-from visionpulse_analysis.sweeps.plan import plan
-from visionpulse_analysis.sweeps.results import Sweep
-from visionpulse_analysis.sweeps.samples import read_samples
+from visionpulse_analysis.experiments.sweeps import tsv
+from visionpulse_analysis.experiments.sweeps.benchmark_tables import read_benchmark
+from visionpulse_analysis.experiments.sweeps.config import SweepConfig
+from visionpulse_analysis.experiments.sweeps.plan import plan
+from visionpulse_analysis.experiments.sweeps.results import Sweep
+from visionpulse_analysis.experiments.sweeps.samples import read_samples
 
 
 def picture(seed, size=(64, 48), kind="PNG"):
@@ -270,7 +270,7 @@ def test_only_what_is_asked_for_is_read(tmp_path, monkeypatch):
     )
     taken, read = [], tsv.read_rows
     monkeypatch.setattr(
-        "visionpulse_analysis.sweeps.benchmark_tables.read_rows",
+        "visionpulse_analysis.experiments.sweeps.benchmark_tables.read_rows",
         lambda path: (taken.append(row) or row for row in read(path)),
     )
     assert len(read_benchmark(path, config.samples.benchmark)) == 2

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from visionpulse_analysis.decoding.sampling import Sample
+from visionpulse_analysis.experiments.sweeps.checked import read_yaml
+from visionpulse_analysis.experiments.sweeps.config import Decoding, SweepConfig, read_config
 from visionpulse_analysis.pruners import Random, VisionPulse
-from visionpulse_analysis.sampling import Sample
-from visionpulse_analysis.sweeps.checked import read_yaml
-from visionpulse_analysis.sweeps.config import Decoding, SweepConfig, read_config
 
 WHOLE = """
 out: runs/one

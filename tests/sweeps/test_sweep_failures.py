@@ -10,12 +10,12 @@ import torch
 from folder_contents import content_of, state_of
 from PIL import Image
 
-from visionpulse_analysis.store import TraceStore
-from visionpulse_analysis.sweeps import worker
-from visionpulse_analysis.sweeps.config import SweepConfig
-from visionpulse_analysis.sweeps.plan import plan
-from visionpulse_analysis.sweeps.results import Sweep
-from visionpulse_analysis.sweeps.worker import SweepError
+from visionpulse_analysis.experiments.sweeps import worker
+from visionpulse_analysis.experiments.sweeps.config import SweepConfig
+from visionpulse_analysis.experiments.sweeps.plan import plan
+from visionpulse_analysis.experiments.sweeps.results import Sweep
+from visionpulse_analysis.experiments.sweeps.worker import SweepError
+from visionpulse_analysis.traces.store import TraceStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

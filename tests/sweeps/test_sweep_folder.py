@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from visionpulse_analysis.sweeps.folder import Outcomes, SweepFolder
-from visionpulse_analysis.sweeps.worker import SweepError, run_batch
+from visionpulse_analysis.experiments.sweeps.folder import Outcomes, SweepFolder
+from visionpulse_analysis.experiments.sweeps.worker import SweepError, run_batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,15 +8,15 @@ from fake_batches import made_trace
 from folder_contents import content_of, state_of
 
 import visionpulse_analysis.decoding
-import visionpulse_analysis.models
-from visionpulse_analysis.store import TraceStore
-from visionpulse_analysis.sweeps import worker
-from visionpulse_analysis.sweeps.config import SweepConfig
-from visionpulse_analysis.sweeps.folder import SweepFolder
-from visionpulse_analysis.sweeps.plan import plan
-from visionpulse_analysis.sweeps.results import Sweep
-from visionpulse_analysis.sweeps.state import State
-from visionpulse_analysis.sweeps.worker import SweepError
+import visionpulse_analysis.models.loading
+from visionpulse_analysis.experiments.sweeps import worker
+from visionpulse_analysis.experiments.sweeps.config import SweepConfig
+from visionpulse_analysis.experiments.sweeps.folder import SweepFolder
+from visionpulse_analysis.experiments.sweeps.plan import plan
+from visionpulse_analysis.experiments.sweeps.results import Sweep
+from visionpulse_analysis.experiments.sweeps.state import State
+from visionpulse_analysis.experiments.sweeps.worker import SweepError
+from visionpulse_analysis.traces.store import TraceStore
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

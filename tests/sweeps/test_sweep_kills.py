@@ -18,14 +18,13 @@ from dask import config as dask_config
 from distributed import Client
 from folder_contents import content_of, state_of
 
-from visionpulse_analysis.store import TraceStore
-from visionpulse_analysis.sweeps import running
-from visionpulse_analysis.sweeps.results import Sweep
-from visionpulse_analysis.sweeps.worker import SweepError
+from visionpulse_analysis.experiments.sweeps import running
+from visionpulse_analysis.experiments.sweeps.results import Sweep
+from visionpulse_analysis.experiments.sweeps.worker import SweepError
+from visionpulse_analysis.traces.store import TraceStore
 
-FAKE = (
-    "import fake_batches; from visionpulse_analysis.sweeps import running; running.run_batch = fake_batches.run_batch"
-)
+FAKE = "import fake_batches; from visionpulse_analysis.experiments.sweeps import running; "
+FAKE += "running.run_batch = fake_batches.run_batch"
 CLI = [sys.executable, "-c", "from visionpulse_analysis.cli import app; app()"]
 PATIENCE = 240.0  # seconds until a process that does nothing fails the test; never reached when all is well
 

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from visionpulse_analysis.cli import app
-from visionpulse_analysis.sweeps import memory
-from visionpulse_analysis.sweeps.cluster import connect
+from visionpulse_analysis.experiments.bench import sweep_memory as memory
+from visionpulse_analysis.experiments.sweeps.cluster import connect
 
 
 @pytest.fixture

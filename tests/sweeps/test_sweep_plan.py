@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from visionpulse_analysis.studies.samples import scene_samples
-from visionpulse_analysis.sweeps.config import SweepConfig
-from visionpulse_analysis.sweeps.plan import batches, plan
-from visionpulse_analysis.sweeps.samples import read_samples
+from visionpulse_analysis.experiments.samples import scene_samples
+from visionpulse_analysis.experiments.sweeps.config import SweepConfig
+from visionpulse_analysis.experiments.sweeps.plan import batches, plan
+from visionpulse_analysis.experiments.sweeps.samples import read_samples
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from visionpulse_analysis import measures
-from visionpulse_analysis.statistics import Interval, judge
-from visionpulse_analysis.studies import sweep_report
+from visionpulse_analysis.metrics import attention as measures
+from visionpulse_analysis.metrics.statistics import Interval, judge
+from visionpulse_analysis.studies.sweep import report as sweep_report
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 from fake_batches import made_trace
 
-from visionpulse_analysis.store import TraceStore
-from visionpulse_analysis.sweeps.folder import SweepFolder
-from visionpulse_analysis.sweeps.results import Sweep
-from visionpulse_analysis.sweeps.rows import COLUMNS, row_of
-from visionpulse_analysis.sweeps.tables import write_table
+from visionpulse_analysis.experiments.sweeps.folder import SweepFolder
+from visionpulse_analysis.experiments.sweeps.results import Sweep
+from visionpulse_analysis.experiments.sweeps.rows import COLUMNS, row_of
+from visionpulse_analysis.experiments.sweeps.tables import write_table
+from visionpulse_analysis.traces.store import TraceStore
 
 LENGTHS = [3, 1, 4, 2, 2]
 ANSWERS = ["3", "NA", "", "a\rb", 'a, "b"\nc']
@@ -106,7 +106,9 @@ def test_no_sweep(tmp_path, folder):
 
 
 def test_a_sweep_is_read_without_torch(folder):
-    code = "import sys; sys.modules['torch'] = None; from visionpulse_analysis.sweeps.results import Sweep; "
+    code = (
+        "import sys; sys.modules['torch'] = None; from visionpulse_analysis.experiments.sweeps.results import Sweep; "
+    )
     code += f"print(Sweep({str(folder)!r}).stacked().mean().compute().item())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -16,16 +16,16 @@ from distributed import LocalCluster
 from PIL import Image
 
 import visionpulse_analysis.decoding
-import visionpulse_analysis.models
+import visionpulse_analysis.models.loading
 from visionpulse_analysis.decoding import decode
 from visionpulse_analysis.decoding.batch import Batch
 from visionpulse_analysis.decoding.run import Run
+from visionpulse_analysis.experiments.samples import scene_samples
+from visionpulse_analysis.experiments.sweeps import cluster, running, tables, worker
+from visionpulse_analysis.experiments.sweeps.config import SweepConfig
+from visionpulse_analysis.experiments.sweeps.plan import plan
+from visionpulse_analysis.experiments.sweeps.results import Sweep
 from visionpulse_analysis.pruners import Random
-from visionpulse_analysis.studies.samples import scene_samples
-from visionpulse_analysis.sweeps import cluster, running, tables, worker
-from visionpulse_analysis.sweeps.config import SweepConfig
-from visionpulse_analysis.sweeps.plan import plan
-from visionpulse_analysis.sweeps.results import Sweep
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -100,8 +100,10 @@ def test_right_answers_are_told_from_wrong_ones(sweep, plain, tmp_path):
 
 
 def test_the_model_is_loaded_once_and_another_one_after_it(sweep, plain, scenes_folder, monkeypatch):
-    loaded, load = [], visionpulse_analysis.models.load
-    monkeypatch.setattr(visionpulse_analysis.models, "load", lambda name, **o: loaded.append(name) or load(name, **o))
+    loaded, load = [], visionpulse_analysis.models.loading.load
+    monkeypatch.setattr(
+        visionpulse_analysis.models.loading, "load", lambda name, **o: loaded.append(name) or load(name, **o)
+    )
     worker._ready.clear()
     other = {"name": str(scenes_folder), "label": "half", "dtype": "bfloat16"}
     sweep({**plain, "models": [*plain["models"], other]})

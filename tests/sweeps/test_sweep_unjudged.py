@@ -12,13 +12,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from visionpulse_analysis.cli import app
-from visionpulse_analysis.studies import sweep_report
-from visionpulse_analysis.sweeps.config import SweepConfig
-from visionpulse_analysis.sweeps.folder import SweepFolder
-from visionpulse_analysis.sweeps.plan import plan
-from visionpulse_analysis.sweeps.results import Sweep
-from visionpulse_analysis.sweeps.unjudged import export_unjudged, read_verdicts
-from visionpulse_analysis.sweeps.worker import SweepError
+from visionpulse_analysis.experiments.sweeps.config import SweepConfig
+from visionpulse_analysis.experiments.sweeps.folder import SweepFolder
+from visionpulse_analysis.experiments.sweeps.plan import plan
+from visionpulse_analysis.experiments.sweeps.results import Sweep
+from visionpulse_analysis.experiments.sweeps.unjudged import export_unjudged, read_verdicts
+from visionpulse_analysis.experiments.sweeps.worker import SweepError
+from visionpulse_analysis.studies.sweep import report as sweep_report
 
 QUESTIONS = ["what is 東 ?", "how many\nlines ?", "why ?"]
 

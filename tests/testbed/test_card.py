@@ -6,12 +6,12 @@ import shutil
 import pytest
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis._score import wilson
-from visionpulse_analysis.models import data_folder
-from visionpulse_analysis.testbed import card
-from visionpulse_analysis.testbed.evaluation import NAMED, evaluate, evaluation_items
-from visionpulse_analysis.testbed.plan import PLAN, TRAINED_CELLS
-from visionpulse_analysis.testbed.publishing import write_card
+from visionpulse_analysis.metrics.score_intervals import wilson
+from visionpulse_analysis.models.loading import data_folder
+from visionpulse_analysis.testbed.training import card
+from visionpulse_analysis.testbed.training.evaluation import NAMED, evaluate, evaluation_items
+from visionpulse_analysis.testbed.training.plan import PLAN, TRAINED_CELLS
+from visionpulse_analysis.testbed.training.publishing import write_card
 
 
 def stored():
@@ -59,7 +59,7 @@ def test_weights_are_small():
 def test_evidence_is_read_above_the_default_anchor():
     """The control of the test bed: random patches from the anchor on must cost find accuracy."""
     from visionpulse_analysis.pruners import Random
-    from visionpulse_analysis.testbed.evaluation import ask_all, random_control, right_answers
+    from visionpulse_analysis.testbed.training.evaluation import ask_all, random_control, right_answers
 
     vlm, items = vpa.load("scenes"), [item for item in evaluation_items() if item.scene.cells == 8][:48]
     dense = right_answers(items, "find", ask_all(vlm, items, "find"))

@@ -10,7 +10,7 @@ import pytest
 from visionpulse_analysis.testbed.charts.chart import COLOURS, FAINT, KINDS, OVERLAP, PARTS, Chart, generate
 from visionpulse_analysis.testbed.charts.drawing import render
 from visionpulse_analysis.testbed.charts.regions import Thing, patches_of_thing, region
-from visionpulse_analysis.testbed.packing import PATCH
+from visionpulse_analysis.testbed.training.packing import PATCH
 
 SIDES = (12, 16, 24, 32)
 

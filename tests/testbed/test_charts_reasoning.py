@@ -13,7 +13,7 @@ from visionpulse_analysis.testbed.charts.reasoning import FROM_IMAGE, FROM_TEXT,
 from visionpulse_analysis.testbed.charts.regions import Thing, region
 from visionpulse_analysis.testbed.charts.words import SYSTEM_PROMPT, vocabulary
 from visionpulse_analysis.testbed.charts.world import converse
-from visionpulse_analysis.testbed.tokens import build_tokenizer
+from visionpulse_analysis.testbed.scenes.tokens import build_tokenizer
 
 SAID = re.compile(r"above (\d+) by (\d) so (\d+)")
 

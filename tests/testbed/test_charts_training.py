@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from visionpulse_analysis.cli import app
-from visionpulse_analysis.models import data_folder, load
+from visionpulse_analysis.models.loading import data_folder, load
 from visionpulse_analysis.testbed.charts import plan, world
 from visionpulse_analysis.testbed.charts.chart import COLOURS, generate
 from visionpulse_analysis.testbed.charts.dense import DENSE
@@ -23,10 +23,10 @@ from visionpulse_analysis.testbed.charts.reasoning import FROM_IMAGE
 from visionpulse_analysis.testbed.charts.regions import Thing, patches_of_thing
 from visionpulse_analysis.testbed.charts.tower import LABELS, patch_labels
 from visionpulse_analysis.testbed.charts.world import CHARTS, LANGUAGE, converse, make_batch
-from visionpulse_analysis.testbed.model import save_bundle
-from visionpulse_analysis.testbed.packing import Language, pack_images
-from visionpulse_analysis.testbed.scoring import hidden_states, scores
-from visionpulse_analysis.testbed.training import Trainer
+from visionpulse_analysis.testbed.training.model import save_bundle
+from visionpulse_analysis.testbed.training.packing import Language, pack_images
+from visionpulse_analysis.testbed.training.scoring import hidden_states, scores
+from visionpulse_analysis.testbed.training.training import Trainer
 
 TINY = (
     ChartStage("see", 1, {12: 1.0}, {}, 144, 0, (1e-3, 1e-3), 1.0),
@@ -146,7 +146,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_what_is_kept_goes_on(tmp_
 
 
 def test_the_curves_hold_every_score(tmp_path, monkeypatch):
-    monkeypatch.setattr("visionpulse_analysis.testbed.training.REPORT_EVERY", 1)
+    monkeypatch.setattr("visionpulse_analysis.testbed.training.training.REPORT_EVERY", 1)
     trainer = Trainer(tmp_path, world=CHARTS, plan=[replace(TINY[0], steps=2)])
     trainer.run(keep=tmp_path / "kept", report=str)
     rows = list(csv.DictReader((tmp_path / "kept" / "curves.csv").open()))
@@ -157,7 +157,7 @@ def test_the_curves_hold_every_score(tmp_path, monkeypatch):
 
 
 def test_what_was_noted_after_the_last_checkpoint_is_not_noted_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr("visionpulse_analysis.testbed.training.REPORT_EVERY", 1)
+    monkeypatch.setattr("visionpulse_analysis.testbed.training.training.REPORT_EVERY", 1)
     Trainer(tmp_path, world=CHARTS, plan=TINY[:1]).run(report=str)
     before = (tmp_path / "curves.csv").read_text()
     (tmp_path / "curves.csv").write_text(before + "2,9,see,loss,1.0\n10,9,see,loss,1.0\n")
@@ -179,7 +179,7 @@ def test_the_training_that_stands_in_the_repository_can_go_on(tmp_path):
 
 
 def test_training_charts_are_not_those_that_are_studied():
-    from visionpulse_analysis.studies.samples import FIRST_STUDY_SEED
+    from visionpulse_analysis.experiments.samples import FIRST_STUDY_SEED
 
     assert FIRST_STUDY_SEED + 10_000_000 < plan.FIRST_TRAINING_SEED
     assert all(stage.patches // min(stage.sizes) ** 2 <= plan.MOST_IMAGES for stage in PLAN)

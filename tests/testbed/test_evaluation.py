@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from visionpulse_analysis.attention import Call
-from visionpulse_analysis.families import PromptOptions
+from visionpulse_analysis.attention.routing import Call
+from visionpulse_analysis.models.families import PromptOptions
 from visionpulse_analysis.pruners import Random
-from visionpulse_analysis.testbed import evaluation, horizon
-from visionpulse_analysis.testbed.evaluation_set import build_items, read_items, write_items
-from visionpulse_analysis.testbed.questions import TASKS, reason
+from visionpulse_analysis.testbed.scenes import horizon
+from visionpulse_analysis.testbed.scenes.questions import TASKS, reason
+from visionpulse_analysis.testbed.training import evaluation
+from visionpulse_analysis.testbed.training.evaluation_set import build_items, read_items, write_items
 
 ITEMS = build_items({4: 6, 6: 5})
 MODEL = SimpleNamespace(

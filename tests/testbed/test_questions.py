@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visionpulse_analysis.testbed.questions import TASKS, TokenTruth, ask, reason
-from visionpulse_analysis.testbed.scenes import COLOURS, SHAPES, Scene, SceneObject, generate
-from visionpulse_analysis.testbed.tokens import build_tokenizer
-from visionpulse_analysis.testbed.truth import annotate, answer_is_right, score_statements
+from visionpulse_analysis.testbed.scenes.questions import TASKS, TokenTruth, ask, reason
+from visionpulse_analysis.testbed.scenes.scene import COLOURS, SHAPES, Scene, SceneObject, generate
+from visionpulse_analysis.testbed.scenes.tokens import build_tokenizer
+from visionpulse_analysis.testbed.scenes.truth import annotate, answer_is_right, score_statements
 
 SCENE = Scene(
     4,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visionpulse_analysis.testbed.scenes import CELL, COLOURS, SHAPES, Scene, SceneObject, generate
+from visionpulse_analysis.testbed.scenes.scene import CELL, COLOURS, SHAPES, Scene, SceneObject, generate
 
 PAPER = 232
 

@@ -7,19 +7,20 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from visionpulse_analysis.testbed import plan, publishing, worlds
-from visionpulse_analysis.testbed.batches import KINDS, READ_OFF_THE_IMAGE, make_batch, make_drill, pack
-from visionpulse_analysis.testbed.horizon import reading_anchor
-from visionpulse_analysis.testbed.model import build_image_processor, build_model
-from visionpulse_analysis.testbed.packing import patches_of
-from visionpulse_analysis.testbed.plan import MIX, Stage
-from visionpulse_analysis.testbed.publishing import publish
-from visionpulse_analysis.testbed.questions import TASKS, ask, reason
-from visionpulse_analysis.testbed.scenes import COLOURS, SHAPES, generate
-from visionpulse_analysis.testbed.scoring import hidden_states, scores
-from visionpulse_analysis.testbed.tokens import vocabulary
-from visionpulse_analysis.testbed.training import Trainer
-from visionpulse_analysis.testbed.vision import patch_labels, pretrain_vision
+from visionpulse_analysis.testbed import worlds
+from visionpulse_analysis.testbed.scenes.horizon import reading_anchor
+from visionpulse_analysis.testbed.scenes.questions import TASKS, ask, reason
+from visionpulse_analysis.testbed.scenes.scene import COLOURS, SHAPES, generate
+from visionpulse_analysis.testbed.scenes.tokens import vocabulary
+from visionpulse_analysis.testbed.training import plan, publishing
+from visionpulse_analysis.testbed.training.batches import KINDS, READ_OFF_THE_IMAGE, make_batch, make_drill, pack
+from visionpulse_analysis.testbed.training.model import build_image_processor, build_model
+from visionpulse_analysis.testbed.training.packing import patches_of
+from visionpulse_analysis.testbed.training.plan import MIX, Stage
+from visionpulse_analysis.testbed.training.publishing import publish
+from visionpulse_analysis.testbed.training.scoring import hidden_states, scores
+from visionpulse_analysis.testbed.training.training import Trainer
+from visionpulse_analysis.testbed.training.vision import patch_labels, pretrain_vision
 
 TINY = (
     Stage("read", 3, {4: 1.0}, {"describe": 1.0}, 2, 1, (1e-3, 1e-3)),
@@ -195,8 +196,8 @@ def test_another_seed_is_refused(tmp_path, short_vision):
 
 
 def test_training_scenes_are_not_evaluation_scenes():
-    from visionpulse_analysis.studies.samples import FIRST_STUDY_SEED
-    from visionpulse_analysis.testbed.evaluation_set import SIZES, VALIDATION_SEED
+    from visionpulse_analysis.experiments.samples import FIRST_STUDY_SEED
+    from visionpulse_analysis.testbed.training.evaluation_set import SIZES, VALIDATION_SEED
 
     assert sum(SIZES.values()) < VALIDATION_SEED < VALIDATION_SEED + 10_000 < FIRST_STUDY_SEED
     assert FIRST_STUDY_SEED < plan.FIRST_VISION_SEED

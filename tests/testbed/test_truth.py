@@ -2,10 +2,16 @@
 
 import numpy as np
 
-from visionpulse_analysis.patches import PatchGrid
-from visionpulse_analysis.testbed.questions import Question, ask
-from visionpulse_analysis.testbed.scenes import Scene, SceneObject
-from visionpulse_analysis.testbed.truth import annotate, answer_is_right, detours, object_patches, score_statements
+from visionpulse_analysis.media.patch_grid import PatchGrid
+from visionpulse_analysis.testbed.scenes.questions import Question, ask
+from visionpulse_analysis.testbed.scenes.scene import Scene, SceneObject
+from visionpulse_analysis.testbed.scenes.truth import (
+    annotate,
+    answer_is_right,
+    detours,
+    object_patches,
+    score_statements,
+)
 
 SCENE = Scene(
     4,

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.attending.gathering import Gathered
-from visionpulse_analysis.checking import checks
+from visionpulse_analysis.attention.sparse import Gathered
+from visionpulse_analysis.decoding.exactness import checks
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (96, 160, 3), dtype=np.uint8)
 QUESTIONS = ["What is in the picture?", "Count slowly from one to one hundred, and say why you stop."]

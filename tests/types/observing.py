@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.locating import measure
+from visionpulse_analysis.models.locating import measure
 from visionpulse_analysis.pruners.baselines import Random
 
 STEPS = 4

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from observing import COLUMNS, Seen
 
-from visionpulse_analysis.studies.findings_table import between
+from visionpulse_analysis.studies.shared.readme_table import between
 
 FOLDER = Path(__file__).parent
 STORED, PAGE = FOLDER / "seen.json", FOLDER.parents[1] / "docs" / "types.md"

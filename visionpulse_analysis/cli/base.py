@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from visionpulse_analysis import _ledger
+from visionpulse_analysis._util import ledger as _ledger
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 bench = typer.Typer(no_args_is_help=True, help="Measure speed and memory, as ratios taken side by side.")
@@ -264,7 +264,7 @@ def shown_and_asked(
     Raises ValueError where there are none, and what `read_image` does: known before a model is loaded.
     """
     import visionpulse_analysis as vpa
-    from visionpulse_analysis.images import read_image
+    from visionpulse_analysis.media.images import read_image
 
     if turns is None and not asked:
         raise ValueError("no question given; say it in quotes behind the images, or give --turns")
@@ -279,7 +279,7 @@ def shown_and_asked(
 
 def _turns(path: Path | None) -> list[Any]:
     """The messages of a file; paths of pictures in it count from its folder."""
-    from visionpulse_analysis.families.turns import are_turns, beside
+    from visionpulse_analysis.models.families.turns import are_turns, beside
 
     try:
         found = json.loads(Path(path or "").read_text("utf-8"))
@@ -322,7 +322,7 @@ def sample_of(found: Any, source: Path, id: str) -> Any:
 
 def drawing(temperature: float | None, top_p: float | None, top_k: int | None, greedy: bool = False) -> Any:
     """How to draw tokens, None for greedy, "model" as the model says; ValueError for a cut without a temperature."""
-    from visionpulse_analysis.sampling import Sample
+    from visionpulse_analysis.decoding.sampling import Sample
 
     if greedy:
         if (temperature, top_p, top_k) != (None, None, None):

@@ -31,7 +31,7 @@ def bench_decode(
     as_json: Json = False,
 ) -> None:
     """What one decode step costs: the library's, ours dense and pruned, and the least that memory allows."""
-    from visionpulse_analysis.benchmarks import decode
+    from visionpulse_analysis.experiments.bench import decode
 
     options: dict[str, Any] = {"size": size, "rounds": rounds, "device": device}
     result = decode.bench_decode(
@@ -63,7 +63,7 @@ def bench_end_to_end(
     as_json: Json = False,
 ) -> None:
     """What a whole answer costs, prefill and all steps, at the settings of the paper's authors."""
-    from visionpulse_analysis.benchmarks import end_to_end
+    from visionpulse_analysis.experiments.bench import end_to_end
 
     result = end_to_end.bench_end_to_end(
         visual_tokens or end_to_end.VISUAL_TOKENS,
@@ -95,7 +95,7 @@ def bench_batch(
     as_json: Json = False,
 ) -> None:
     """How many samples a second the bundled model decodes, one by one and together, recorded and not."""
-    from visionpulse_analysis.benchmarks import batch as together
+    from visionpulse_analysis.experiments.bench import batch as together
 
     result = together.bench_batch(
         batch or (1, 8, 32),
@@ -119,7 +119,7 @@ def bench_recording(
     as_json: Json = False,
 ) -> None:
     """What recording costs: plain decoding, recording, and eager output_attentions, side by side."""
-    from visionpulse_analysis.benchmarks import recording
+    from visionpulse_analysis.experiments.bench import recording
 
     result = recording.bench_recording(visual_tokens or (1024, 4096), steps=steps, rounds=rounds)
     _finish(context, result, recording.format_rows(result), save, as_json)
@@ -137,7 +137,7 @@ def bench_store(
     as_json: Json = False,
 ) -> None:
     """How fast a store of very many traces opens, lists its traces, and gives a step of any of them."""
-    from visionpulse_analysis.benchmarks import store
+    from visionpulse_analysis.experiments.bench import store
 
     result = store.bench_store(traces, reads=reads, folder=folder)
     _finish(context, result, store.format_result(result), save, as_json)
@@ -152,7 +152,7 @@ def bench_sweep(
     as_json: Json = False,
 ) -> None:
     """Whether the memory of a worker stays flat over a long sweep."""
-    from visionpulse_analysis.sweeps import memory
+    from visionpulse_analysis.experiments.bench import sweep_memory as memory
 
     result = memory.bench_sweep(samples, cells=cells, report=lambda line: typer.echo(line, err=True))
     _finish(context, result, memory.format_result(result), save, as_json)
@@ -173,7 +173,7 @@ def bench_sharing(
     as_json: Json = False,
 ) -> None:
     """What pruners that share a prefill, as those of a sweep do, save in CPU seconds."""
-    from visionpulse_analysis.benchmarks import sharing
+    from visionpulse_analysis.experiments.bench import sharing
 
     given = [] if steps is None else [steps]
     options = {"samples": samples, "cells": cells, "rounds": rounds, "vlm": load(model)}
@@ -193,14 +193,14 @@ def bench_endurance(
     as_json: Json = False,
 ) -> None:
     """Whether many short decodes in one process leave memory, hooks or anything else behind."""
-    from visionpulse_analysis.benchmarks import endurance
+    from visionpulse_analysis.experiments.bench import endurance
 
     result = endurance.bench_endurance(decodes, vlm=load(model), report=lambda line: typer.echo(line, err=True))
     _finish(context, result, endurance.format_result(result), save, as_json)
 
 
 def _finish(context: typer.Context, result: dict[str, Any], table: str, save: Path | None, as_json: bool) -> None:
-    from visionpulse_analysis.benchmarks.machine import write_result
+    from visionpulse_analysis.experiments.bench.machine import write_result
 
     result = {"command": _command(context), **result}
     if save is not None:

@@ -77,10 +77,10 @@ def compare(
     """Answer a question dense and under several pruners: a table, a figure of what they keep, an explorer page."""
     import visionpulse_analysis as vpa
     from visionpulse_analysis import figures
-    from visionpulse_analysis.judging import Reference
-    from visionpulse_analysis.studies import side_by_side
-    from visionpulse_analysis.studies.collect import traces_hash
-    from visionpulse_analysis.studies.rival_settings import Basis
+    from visionpulse_analysis.experiments.collect import traces_hash
+    from visionpulse_analysis.experiments.judging import Reference
+    from visionpulse_analysis.studies.pruner_comparison import one_image as side_by_side
+    from visionpulse_analysis.studies.pruner_comparison.settings import Basis
 
     question, shown = shown_and_asked(asked, video, fps, sample_fps, turns)
     if out.exists() and not out.is_dir():

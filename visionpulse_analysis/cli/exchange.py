@@ -34,7 +34,7 @@ def import_(
 ) -> None:
     """Bring trace.npz files (format_version 1) into a trace store: all of them, or none where one cannot be."""
     import visionpulse_analysis as vpa
-    from visionpulse_analysis.exchange import import_traces
+    from visionpulse_analysis.traces.exchange import import_traces
 
     imported = import_traces(source, store, id=id, image=image, overwrite=overwrite)
     traces = vpa.TraceStore(store)
@@ -63,7 +63,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write stored traces for other programs; the ending of OUT says what."""
-    from visionpulse_analysis import exchange
+    from visionpulse_analysis.traces import exchange
 
     found = _traces(source, sample)
     if out.suffix in (".csv", ".parquet"):

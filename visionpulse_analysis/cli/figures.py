@@ -45,7 +45,7 @@ def figures(
     as_json: Json = False,
 ) -> None:
     """Run the notebooks and write every figure."""
-    from visionpulse_analysis import notebooks
+    from visionpulse_analysis.cli.notebooks import run as notebooks
 
     limits = {"min_pixels": min_pixels, "max_pixels": max_pixels, "max_tiles": max_tiles}
     asked = prompt_options(template, system=system, prefix=prefix, **limits)
@@ -82,9 +82,9 @@ def pictures(
     as_json: Json = False,
 ) -> None:
     """Draw the authors' three pictures from stored traces, without a model: correlation, similarity, activation."""
-    from visionpulse_analysis.measures import PAPER_THRESHOLDS
-    from visionpulse_analysis.studies.activation import LEVELS
-    from visionpulse_analysis.studies.pictures import draw_pictures
+    from visionpulse_analysis.metrics.attention import PAPER_THRESHOLDS
+    from visionpulse_analysis.studies.authors_figures.activation import LEVELS
+    from visionpulse_analysis.studies.authors_figures.report import draw_pictures
 
     options: dict[str, Any] = {"thresholds": threshold or PAPER_THRESHOLDS, "levels": level or LEVELS}
     result = draw_pictures(store, out, layer=layer, sample=sample, steps=step or None, **options)

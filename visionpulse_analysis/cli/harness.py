@@ -35,7 +35,7 @@ def lmms_eval(
 ) -> None:
     """Run lmms-eval with a trace of each answer, perhaps pruned: visionpulse lmms-eval --store S -- --model M ..."""
     import visionpulse_analysis as vpa
-    from visionpulse_analysis.lmms_harness import in_place_of
+    from visionpulse_analysis.decoding.watching.lmms_eval import in_place_of
 
     options = {
         "layers": indices(layers),

@@ -33,9 +33,9 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Decode samples with every model, pruner and seed; the same command goes on after an interruption."""
-    from visionpulse_analysis.sweeps import unjudged
-    from visionpulse_analysis.sweeps.config import read_config
-    from visionpulse_analysis.sweeps.running import run
+    from visionpulse_analysis.experiments.sweeps import unjudged
+    from visionpulse_analysis.experiments.sweeps.config import read_config
+    from visionpulse_analysis.experiments.sweeps.running import run
 
     if export_unjudged is not None and verdicts is not None:
         raise ValueError("give --export-unjudged or --verdicts, one at a time")

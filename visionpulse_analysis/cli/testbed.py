@@ -33,8 +33,8 @@ def train(
 ) -> None:
     """Train the bundled model, or go on training it."""
     from visionpulse_analysis.testbed.charts.world import CHARTS
-    from visionpulse_analysis.testbed.publishing import publish as publish_model
-    from visionpulse_analysis.testbed.training import Trainer
+    from visionpulse_analysis.testbed.training.publishing import publish as publish_model
+    from visionpulse_analysis.testbed.training.training import Trainer
     from visionpulse_analysis.testbed.worlds import SCENES, World
 
     worlds: dict[str, World] = {"scenes": SCENES, "charts": CHARTS}
@@ -67,7 +67,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a model on the evaluation set that ships with the project."""
-    from visionpulse_analysis.testbed import evaluation, publishing
+    from visionpulse_analysis.testbed.training import evaluation, publishing
 
     if card and (model != "scenes" or limit is not None):
         raise ValueError(

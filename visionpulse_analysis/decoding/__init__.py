@@ -9,23 +9,23 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any, Literal
 
-from visionpulse_analysis._checks import plain_text, whole_number
-from visionpulse_analysis.attending import Execution
-from visionpulse_analysis.attention import check_kernel
-from visionpulse_analysis.collecting import Record
+from visionpulse_analysis._util.checks import plain_text, whole_number
+from visionpulse_analysis.attention import Execution
+from visionpulse_analysis.attention.positions import check_one_dimensional
+from visionpulse_analysis.attention.routing import check_kernel
 from visionpulse_analysis.decoding.batch import Batch
 from visionpulse_analysis.decoding.options import Options, asking_each, heads_of, layers_of, sample_of, seeds_of
 from visionpulse_analysis.decoding.run import Run
+from visionpulse_analysis.decoding.sampling import Sample
 from visionpulse_analysis.decoding.sharing import Trunk, run_together
 from visionpulse_analysis.decoding.tokens import end_ids
-from visionpulse_analysis.families import Prompt, PromptOptions
-from visionpulse_analysis.families.turns import are_turns
-from visionpulse_analysis.images import ImageLike
-from visionpulse_analysis.models import VLM
+from visionpulse_analysis.decoding.trace_builder import Record
+from visionpulse_analysis.media.images import ImageLike
+from visionpulse_analysis.models.families import Prompt, PromptOptions
+from visionpulse_analysis.models.families.turns import are_turns
+from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.base import Pruner
-from visionpulse_analysis.renumbering import check_one_dimensional
-from visionpulse_analysis.sampling import Sample
-from visionpulse_analysis.store import TraceStore
+from visionpulse_analysis.traces.store import TraceStore
 
 __all__ = [
     "Batch",

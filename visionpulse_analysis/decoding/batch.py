@@ -12,21 +12,21 @@ import torch
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from visionpulse_analysis.attending import Group, Look, PrefillAttention, Recorder, RowReader, StepAttention
-from visionpulse_analysis.attention import Call, intercept
-from visionpulse_analysis.cache import GrowingLayer, grows_in_place, make_cache
-from visionpulse_analysis.collecting import Record
+from visionpulse_analysis.attention import Group, Look, PrefillAttention, Recorder, RowReader, StepAttention
+from visionpulse_analysis.attention.cache import GrowingLayer, grows_in_place, make_cache
+from visionpulse_analysis.attention.hooks import watch_layers
+from visionpulse_analysis.attention.positions import check_one_dimensional, renumbered
+from visionpulse_analysis.attention.routing import Call, intercept
 from visionpulse_analysis.decoding.options import Options
+from visionpulse_analysis.decoding.patch_gradients import relevance
+from visionpulse_analysis.decoding.prompt_text import question_tokens
+from visionpulse_analysis.decoding.sampling import Chooser
 from visionpulse_analysis.decoding.tokens import end_ids, pad_id
-from visionpulse_analysis.families import Prompt, Stock, in_columns
-from visionpulse_analysis.families.generation import Rules
-from visionpulse_analysis.hooks import watch_layers
-from visionpulse_analysis.models import VLM
-from visionpulse_analysis.prompt_text import question_tokens
+from visionpulse_analysis.decoding.trace_builder import Record
+from visionpulse_analysis.models.families import Prompt, Stock, in_columns
+from visionpulse_analysis.models.families.generation import Rules
+from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.view import Layout
-from visionpulse_analysis.relevance import relevance
-from visionpulse_analysis.renumbering import check_one_dimensional, renumbered
-from visionpulse_analysis.sampling import Chooser
 
 COLUMNS = ("places", "other_places", "starts")  # of a layout: what moves with the columns of the cache
 ROOM = 256  # columns for which the padding mask is made beforehand

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
-from visionpulse_analysis._checks import whole_number
-from visionpulse_analysis.attending import Execution
-from visionpulse_analysis.families import PromptOptions
-from visionpulse_analysis.models import VLM
+from visionpulse_analysis._util.checks import whole_number
+from visionpulse_analysis.attention import Execution
+from visionpulse_analysis.decoding.sampling import Sample
+from visionpulse_analysis.models.families import PromptOptions
+from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.base import Pruner
-from visionpulse_analysis.sampling import Sample
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Options:
         if self.sample is not None and not isinstance(self.sample, Sample):
             raise ValueError(
                 f"sample must be a Sample or None, got {self.sample!r}; say sample=Sample(temperature=1.0), "
-                "from visionpulse_analysis.sampling, or 'model' for the model's own way"
+                "from visionpulse_analysis.decoding.sampling, or 'model' for the model's own way"
             )
         if self.execution not in ("masked", "gathered"):
             raise ValueError(f"execution must be 'masked' or 'gathered', got {self.execution!r}")

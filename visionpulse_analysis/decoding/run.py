@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from visionpulse_analysis.attention import Call, intercept
-from visionpulse_analysis.cache import grows_in_place
-from visionpulse_analysis.collecting import Choice, Record, choice_of, visible_of
+from visionpulse_analysis.attention.cache import grows_in_place
+from visionpulse_analysis.attention.routing import Call, intercept
 from visionpulse_analysis.decoding.batch import Batch
 from visionpulse_analysis.decoding.options import Options
+from visionpulse_analysis.decoding.sampling import check_chosen
 from visionpulse_analysis.decoding.tokens import end_ids
+from visionpulse_analysis.decoding.trace_builder import Choice, Record, choice_of, visible_of
 from visionpulse_analysis.decoding.transfer import Arriving
-from visionpulse_analysis.models import VLM
-from visionpulse_analysis.sampling import check_chosen
+from visionpulse_analysis.models.loading import VLM
 
 # On a GPU the results of a step are read while the next one runs: nothing waits for the device.
 LAG = {"cuda": 1}

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from visionpulse_analysis.attention import intercept
-from visionpulse_analysis.collecting import Record
+from visionpulse_analysis.attention.routing import intercept
 from visionpulse_analysis.decoding.batch import Batch
 from visionpulse_analysis.decoding.options import Options
 from visionpulse_analysis.decoding.run import Run
-from visionpulse_analysis.models import VLM
+from visionpulse_analysis.decoding.trace_builder import Record
+from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.base import Pruner, Selection
 from visionpulse_analysis.pruners.view import Layout, View
 

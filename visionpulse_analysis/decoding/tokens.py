@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from visionpulse_analysis.models import VLM
+from visionpulse_analysis.models.loading import VLM
 
 
 def pad_id(vlm: VLM) -> int:

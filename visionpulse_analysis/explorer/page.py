@@ -6,7 +6,7 @@ import json
 import secrets
 from pathlib import Path
 
-from visionpulse_analysis._files import written_whole
+from visionpulse_analysis._util.files import written_whole
 from visionpulse_analysis.explorer.bundle import asset, script
 from visionpulse_analysis.explorer.command import regenerate
 

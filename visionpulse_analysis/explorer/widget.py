@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 from visionpulse_analysis.explorer import bundle, page
 from visionpulse_analysis.explorer.payload import pack
 from visionpulse_analysis.explorer.view import check_view, read_view
-from visionpulse_analysis.store import TraceStore
 from visionpulse_analysis.traces import traces_hash
+from visionpulse_analysis.traces.store import TraceStore
 
 
 class Explorer(anywidget.AnyWidget):

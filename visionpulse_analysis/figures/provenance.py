@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from visionpulse_analysis import _ledger
+from visionpulse_analysis._util import ledger as _ledger
 
 KEY = "visionpulse_analysis"  # PNG keyword, and the start of the text by which the other formats know it
 RUNNING = "VISIONPULSE_NOTEBOOK"  # variable of the environment by which a kernel knows what it runs

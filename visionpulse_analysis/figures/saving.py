@@ -14,7 +14,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.transforms import Bbox
 from PIL import Image
 
-from visionpulse_analysis._files import write_whole
+from visionpulse_analysis._util.files import write_whole
 
 from .provenance import KEY, describe, drawn_hash
 from .style import style

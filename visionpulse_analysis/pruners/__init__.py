@@ -17,13 +17,13 @@ from visionpulse_analysis.pruners.anchored import FixedShare
 from visionpulse_analysis.pruners.base import KNOWN, Pruner, Redirect, Selection
 from visionpulse_analysis.pruners.baselines import KeepAll, Random, Uniform
 from visionpulse_analysis.pruners.combined import as_text, parse
-from visionpulse_analysis.pruners.diversity import DivPrune
+from visionpulse_analysis.pruners.divprune import DivPrune
 from visionpulse_analysis.pruners.fastv import FastV
 from visionpulse_analysis.pruners.pyramiddrop import PyramidDrop
 from visionpulse_analysis.pruners.stale import LastStepOnly, PrefillOnce
 from visionpulse_analysis.pruners.view import Layout, View
 from visionpulse_analysis.pruners.visionpulse import VisionPulse
-from visionpulse_analysis.pruners.withdrawal import VTW
+from visionpulse_analysis.pruners.vtw import VTW
 
 __all__ = [
     "VTW",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from visionpulse_analysis.pruners.base import Pruner, Selection
-from visionpulse_analysis.pruners.choosing import budget_to_k, check_anchor, check_share, resolve_anchor, share_of_each
+from visionpulse_analysis.pruners.top_k import budget_to_k, check_anchor, check_share, resolve_anchor, share_of_each
 from visionpulse_analysis.pruners.view import Layout, View
 
 

@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from visionpulse_analysis._checks import check_fields
+from visionpulse_analysis._util.checks import check_fields
+from visionpulse_analysis._util.html import facts_table
 from visionpulse_analysis.pruners.view import Layout, View
-from visionpulse_analysis.traces.html import facts_table
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 
 from visionpulse_analysis.pruners.anchored import FixedShare
 from visionpulse_analysis.pruners.base import Pruner, Selection
-from visionpulse_analysis.pruners.choosing import drawn, most_kept, top_k
+from visionpulse_analysis.pruners.top_k import drawn, most_kept, top_k
 from visionpulse_analysis.pruners.view import Layout, View
 
 

@@ -11,7 +11,7 @@ from math import ceil
 
 import torch
 
-from visionpulse_analysis.pruners.choosing import float64, top_k
+from visionpulse_analysis.pruners.top_k import float64, top_k
 from visionpulse_analysis.pruners.view import Layout
 
 

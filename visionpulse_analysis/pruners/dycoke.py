@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from visionpulse_analysis.pruners.base import Pruner, Selection
-from visionpulse_analysis.pruners.choosing import budget_to_k, check_layer, check_share, share_of_each, top_k
+from visionpulse_analysis.pruners.top_k import budget_to_k, check_layer, check_share, share_of_each, top_k
 from visionpulse_analysis.pruners.view import Layout, View
 
 

@@ -9,7 +9,7 @@ import torch
 
 from visionpulse_analysis.pruners.anchored import FixedShare, FixedShareSelection
 from visionpulse_analysis.pruners.base import Selection
-from visionpulse_analysis.pruners.choosing import most_kept, top_k
+from visionpulse_analysis.pruners.top_k import most_kept, top_k
 from visionpulse_analysis.pruners.view import Layout, View
 
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 
 from visionpulse_analysis.pruners.base import Selection
-from visionpulse_analysis.pruners.choosing import top_k
-from visionpulse_analysis.pruners.diversity import BeforeModel, BeforeModelSelection
+from visionpulse_analysis.pruners.divprune import BeforeModel, BeforeModelSelection
+from visionpulse_analysis.pruners.top_k import top_k
 from visionpulse_analysis.pruners.view import Layout, View
 
 

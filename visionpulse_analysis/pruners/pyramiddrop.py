@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from visionpulse_analysis.pruners.base import Pruner, Selection
-from visionpulse_analysis.pruners.choosing import budget_to_k, check_layer, check_share, share_of_each, top_k
+from visionpulse_analysis.pruners.top_k import budget_to_k, check_layer, check_share, share_of_each, top_k
 from visionpulse_analysis.pruners.view import Layout, View
 
 

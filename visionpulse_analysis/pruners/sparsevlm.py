@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from visionpulse_analysis.pruners.base import Pruner, Selection
-from visionpulse_analysis.pruners.choosing import check_layer, top_k
 from visionpulse_analysis.pruners.clustering import cluster
+from visionpulse_analysis.pruners.top_k import check_layer, top_k
 from visionpulse_analysis.pruners.view import Layout, View
 
 # Patches kept after layers 2, 6 and 15, by the mean number that a layer sees (`score.py` of the code, version 1.5).

@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from visionpulse_analysis._checks import TEMPERATURES, check_temperature
+from visionpulse_analysis._util.checks import TEMPERATURES, check_temperature
 from visionpulse_analysis.pruners.anchored import AnchoredSelection
 from visionpulse_analysis.pruners.base import Pruner, Selection
 from visionpulse_analysis.pruners.blocks import Blocks
-from visionpulse_analysis.pruners.choosing import budget_to_k, check_anchor, check_share, float64, share_of_each, top_k
+from visionpulse_analysis.pruners.top_k import budget_to_k, check_anchor, check_share, float64, share_of_each, top_k
 from visionpulse_analysis.pruners.view import Layout, View
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from visionpulse_analysis.pruners.base import Pruner, Redirect, Selection
-from visionpulse_analysis.pruners.choosing import drawn
+from visionpulse_analysis.pruners.top_k import drawn
 from visionpulse_analysis.pruners.view import Layout, View
 
 STAGES = ("shallow", "middle", "deep")

@@ -8,11 +8,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from visionpulse_analysis.testbed.batches import ALL_TASKS, make_batch, make_drill
-from visionpulse_analysis.testbed.model import build_model
-from visionpulse_analysis.testbed.plan import FIRST_TRAINING_SEED, FIRST_VISION_SEED, PLAN, VISION_STEPS, Stage
-from visionpulse_analysis.testbed.scoring import scores
-from visionpulse_analysis.testbed.vision import pretrain_vision
+from visionpulse_analysis.testbed.training.batches import ALL_TASKS, make_batch, make_drill
+from visionpulse_analysis.testbed.training.model import build_model
+from visionpulse_analysis.testbed.training.plan import FIRST_TRAINING_SEED, FIRST_VISION_SEED, PLAN, VISION_STEPS, Stage
+from visionpulse_analysis.testbed.training.scoring import scores
+from visionpulse_analysis.testbed.training.vision import pretrain_vision
 
 DRILL_ROWS = 64
 

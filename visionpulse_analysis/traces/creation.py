@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from visionpulse_analysis.patches import PatchGrid
+from visionpulse_analysis.media.patch_grid import PatchGrid
 from visionpulse_analysis.traces.data import build_dataset
-from visionpulse_analysis.traces.files import FORMAT_VERSION
 from visionpulse_analysis.traces.trace import Trace
+from visionpulse_analysis.traces.zarr_group import FORMAT_VERSION
 
 
 def create_trace(

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from visionpulse_analysis._checks import plain_text
-from visionpulse_analysis.patches import PatchGrid
+from visionpulse_analysis._util.checks import plain_text
+from visionpulse_analysis.media.patch_grid import PatchGrid
 
 GRID_COLUMNS = ("position", "image", "frame", "row", "col")
 STEP_COLUMNS = ("token_id", "logprob", "budget", "k", "pruner_mass")

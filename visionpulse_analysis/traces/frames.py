@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from visionpulse_analysis.videos import Clip
+from visionpulse_analysis.media.videos import Clip
 
 NO_MAP = "no map"  # how `meta["map"]` begins where it is not known where the image tokens lie
 

@@ -10,6 +10,8 @@ from html import escape
 
 import numpy as np
 
+from visionpulse_analysis._util.html import cell, facts_table
+
 _MAX_TOKENS = 300
 _MAX_LETTERS = 60  # of one token
 _MAX_ROWS = 20
@@ -56,16 +58,6 @@ def trace_html(
     )
 
 
-def facts_table(facts: Mapping[str, object]) -> str:
-    """A table of one name and what is known of it per line; every text is escaped."""
-    rows = "".join(f"<tr><th>{escape(name)}</th>{_cell(str(known))}</tr>" for name, known in facts.items())
-    return f"<table>{rows}</table>"
-
-
-def _cell(text: str) -> str:
-    return f"<td style='text-align:left'>{escape(text)}</td>"  # JupyterLab would put words at the right
-
-
 def _readable(token: str) -> str:
     """A token with its blanks seen and control characters as one sign; of a long one the beginning."""
     shown = token[:_MAX_LETTERS] + ("…" if len(token) > _MAX_LETTERS else "")
@@ -78,7 +70,7 @@ def store_html(store) -> str:
     ids = store.ids
     lines = [_line(store, id) for id in ids[:_MAX_ROWS]]
     head = "".join(f"<th style='text-align:left'>{escape(name)}</th>" for name in (lines[0] if lines else {}))
-    body = "".join(f"<tr>{''.join(map(_cell, line.values()))}</tr>" for line in lines)
+    body = "".join(f"<tr>{''.join(map(cell, line.values()))}</tr>" for line in lines)
     more = f"<p>and {len(ids) - _MAX_ROWS} more; store.ids names all</p>" if len(ids) > _MAX_ROWS else ""
     title = f"<p><b>TraceStore</b> {escape(str(store.path))}: {len(ids)} {'trace' if len(ids) == 1 else 'traces'}</p>"
     return f"<div class='mathjax_ignore'>{title}<table><tr>{head}</tr>{body}</table>{more}</div>"

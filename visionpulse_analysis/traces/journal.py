@@ -20,11 +20,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from visionpulse_analysis._files import disk_error
+from visionpulse_analysis._util.files import disk_error
 from visionpulse_analysis.traces.creation import create_trace
 from visionpulse_analysis.traces.data import OPTIONAL, STEP_COLUMNS, from_parts, json_copy, to_parts
-from visionpulse_analysis.traces.files import FORMAT_VERSION, check_format
 from visionpulse_analysis.traces.trace import Trace
+from visionpulse_analysis.traces.zarr_group import FORMAT_VERSION, check_format
 
 KIND = "visionpulse journal"
 _PREFIX = struct.Struct("<QI")  # length and crc32 of the bytes that follow

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from visionpulse_analysis.images import read_image
+from visionpulse_analysis.media.images import read_image
 from visionpulse_analysis.traces.data import build_dataset
 from visionpulse_analysis.traces.frames import without_map
 

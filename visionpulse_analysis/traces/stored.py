@@ -13,7 +13,7 @@ import zarr
 from xarray.backends.common import BackendArray
 from xarray.core import indexing
 
-from visionpulse_analysis._files import is_foreign
+from visionpulse_analysis._util.files import is_foreign
 
 CODECS = {"bytes", "zstd"}
 

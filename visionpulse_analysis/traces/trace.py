@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from visionpulse_analysis.patches import PatchGrid
-from visionpulse_analysis.similarity import layer_cosines, mean_over_steps
+from visionpulse_analysis.media.patch_grid import PatchGrid
+from visionpulse_analysis.metrics.similarity import layer_cosines, mean_over_steps
 from visionpulse_analysis.traces.data import check_dataset, data_hash, from_parts, grid_of, json_copy, to_parts
-from visionpulse_analysis.traces.files import read_group, write_group
 from visionpulse_analysis.traces.html import pruner_text, trace_html
 from visionpulse_analysis.traces.placing import placed
 from visionpulse_analysis.traces.text import split_text
+from visionpulse_analysis.traces.zarr_group import read_group, write_group
 
 if TYPE_CHECKING:
-    from visionpulse_analysis.locating import Located
+    from visionpulse_analysis.models.locating import Located
 
 
 class Trace:

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from visionpulse_analysis.testbed.packing import PATCH
+from visionpulse_analysis.testbed.training.packing import PATCH
 
 PARTS = 4  # of a step between ticks
 KINDS = ("bar", "grouped", "line", "scatter")

@@ -8,7 +8,7 @@ import numpy as np
 
 from visionpulse_analysis.testbed.charts.chart import COLOURS, MARKER, PARTS, Chart
 from visionpulse_analysis.testbed.charts.glyphs import HEIGHT, WIDTH, shifted
-from visionpulse_analysis.testbed.packing import PATCH
+from visionpulse_analysis.testbed.training.packing import PATCH
 
 INK = (32, 32, 36)
 LINE, TICK = 2.2, 3.0  # pixels: the width of a line, the length of a tick

@@ -10,7 +10,7 @@ import numpy as np
 
 from visionpulse_analysis.testbed.charts.chart import MARKER, Chart
 from visionpulse_analysis.testbed.charts.glyphs import HEIGHT, WIDTH
-from visionpulse_analysis.testbed.packing import PATCH
+from visionpulse_analysis.testbed.training.packing import PATCH
 
 THINGS = ("label", "tick", "legend", "top", "mark", "line")
 

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from visionpulse_analysis.testbed.charts.chart import COLOURS, Chart
 from visionpulse_analysis.testbed.charts.glyphs import GLYPHS, HEIGHT, WIDTH
 from visionpulse_analysis.testbed.charts.regions import Thing, patches_of_thing
-from visionpulse_analysis.testbed.packing import PATCH
+from visionpulse_analysis.testbed.training.packing import PATCH
 
 PLACES = 16  # rows and columns are told as so many parts of the picture's side
 # What is told of a patch -> how many classes, of which the first is "nothing" but for row and column.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from visionpulse_analysis.testbed.charts.chart import COLOURS, KINDS, LABELS, NAMES, UNITS
 from visionpulse_analysis.testbed.charts.questions import ORDINALS
-from visionpulse_analysis.testbed.tokens import SPECIAL
+from visionpulse_analysis.testbed.scenes.tokens import SPECIAL
 
 SYSTEM_PROMPT = "look at the chart , think step by step , then answer ."
 LARGEST = 2 * 4 * 5 * max(UNITS)  # the sum of two marks at the top of the longest axis

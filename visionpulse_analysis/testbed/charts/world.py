@@ -15,9 +15,9 @@ from visionpulse_analysis.testbed.charts.questions import TASKS, Question, ask, 
 from visionpulse_analysis.testbed.charts.reasoning import FROM_IMAGE, KINDS, TokenTruth, reason
 from visionpulse_analysis.testbed.charts.tower import PatchHeads, outputs_of, patch_labels
 from visionpulse_analysis.testbed.charts.words import SYSTEM_PROMPT, vocabulary
-from visionpulse_analysis.testbed.model import Size, build_model
-from visionpulse_analysis.testbed.packing import Batch, Language, pack_images, patches_of
-from visionpulse_analysis.testbed.scoring import scores
+from visionpulse_analysis.testbed.training.model import Size, build_model
+from visionpulse_analysis.testbed.training.packing import Batch, Language, pack_images, patches_of
+from visionpulse_analysis.testbed.training.scoring import scores
 
 SIZE = Size(vision_width=96, vision_mlp=192)
 IMAGE_WEIGHT = 3.0  # in the loss: four words in five are determined by text, and are learned first

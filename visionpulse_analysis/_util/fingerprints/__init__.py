@@ -1,0 +1,15 @@
+"""What a computation depends on, as a hash: the code that is loaded, the objects it reads, and every weight.
+
+>>> def rule(x, least=3):
+...     return x > least
+>>> before = fingerprint(rule)
+>>> rule.__defaults__ = (4,)
+>>> fingerprint(rule) == before
+False
+"""
+
+from visionpulse_analysis._util.fingerprints.objects import Remembered, Unknown, fingerprint
+from visionpulse_analysis._util.fingerprints.settings import settings
+from visionpulse_analysis._util.fingerprints.tensors import every_byte
+
+__all__ = ["Remembered", "Unknown", "every_byte", "fingerprint", "settings"]

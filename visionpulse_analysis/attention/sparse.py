@@ -1,0 +1,188 @@
+"""Gathered execution: only the kept patches are read out of the cache, and the text where it lies.
+
+The attention of one query is a softmax over one vector of logits. Its parts are computed where their keys are (the kept
+patches, copied together; each stretch of text, as a view of the cache) and joined for the softmax; the values are
+summed while they are read, or part by part. Nothing is approximated, and query heads that share a key head share one
+reading of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from visionpulse_analysis.attention.autotune import run_fastest
+
+SHARED = 4  # query heads of one key head; with more, copying its values once is the faster way on a CPU
+
+
+@dataclass
+class Gathered:
+    """What one choice reads of the cache.
+
+    patches : int64 [row, slot], the kept patches in order; index : int64 [row, slot + copied], their columns, and those
+    of text that is copied with them; views : stretches of columns; hidden : bool [row, 1, 1, column read] or None.
+    """
+
+    patches: torch.Tensor
+    index: torch.Tensor
+    views: list[tuple[int, int]]
+    hidden: torch.Tensor | None
+
+    def __post_init__(self) -> None:
+        self._shared: dict[Hashable, Any] = {}
+
+    def attend(
+        self, query, key, value, scaling: float, known: torch.Tensor | None = None, recorded: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Output [row, 1, head, dim] of the newest query, and where recorded the weights of the kept patches.
+
+        known : float32 [row, head, key], the logits of all keys, where the choice has computed them.
+        Weights are [row, head, slot]. On a GPU the output comes from kernels of our own where these are faster.
+        """
+        kernels = fused_kernels(query.device.type)
+        if kernels is None or key.shape != value.shape:
+            weights = self._weights(query, key, scaling, known)
+            return self._output(weights, value), self._of_patches(weights) if recorded else None
+        hidden = None if self.hidden is None else self.hidden[:, 0, 0]
+        ways = {
+            "plain": lambda: self._output(self._weights(query, key, scaling, known), value),
+            "fused": lambda: kernels.attend_listed(query, key, value, self.columns, hidden, scaling),
+        }
+        # The way, and with it the last digits, is the same whether or not anything is recorded.
+        output = run_fastest(self._case(query, key, known is not None), ways, query.device)
+        return output, self._of_patches(self._weights(query, key, scaling, known)) if recorded else None
+
+    def _case(self, query: torch.Tensor, key: torch.Tensor, ranked: bool) -> str:
+        """What decides which way is faster: rows leave and columns come at many steps, so only their size counts."""
+        columns = self.index.shape[1] + sum(end - first for first, end in self.views)
+        columns, rows = (1 << (count - 1).bit_length() for count in (columns, len(query)))
+        heads = f"{query.shape[1]} heads of {query.shape[3]}, {key.shape[1]} of keys"
+        said = f"up to {columns:,} columns and {rows} rows, {heads}, {query.dtype} on {query.device}"
+        return f"{said}, logits known" if ranked else said
+
+    @cached_property
+    def columns(self) -> torch.Tensor:
+        """All columns that are read, int64 [row, column read]."""
+        views = [torch.arange(*view, device=self.index.device).expand(len(self.index), -1) for view in self.views]
+        return torch.cat([self.index, *views], dim=1)
+
+    def _weights(self, query, key, scaling: float, known: torch.Tensor | None) -> torch.Tensor:
+        """Softmax over all columns read: [row, kv_head, query, column read]."""
+        rows, heads, _, dim = query.shape
+        if known is None:
+            grouped = query.view(rows, key.shape[1], -1, dim) * scaling
+            keys = [self._copied(key), *(key[:, :, first:end] for first, end in self.views)]
+            logits = torch.cat([product(grouped, part.transpose(2, 3)) for part in keys], dim=3)
+        else:
+            picked = known.gather(2, self.index[:, None].expand(-1, heads, -1))
+            read = torch.cat([picked, *(known[:, :, first:end] for first, end in self.views)], dim=2)
+            logits = read.view(rows, key.shape[1], -1, read.shape[2])
+        if self.hidden is not None:
+            logits.masked_fill_(self.hidden, -torch.inf)
+        return torch.softmax(logits, dim=3)
+
+    def _of_patches(self, weights: torch.Tensor) -> torch.Tensor:
+        return weights[..., : self.patches.shape[1]].flatten(1, 2)
+
+    def _output(self, weights: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        summed = self._weighted(weights, value)
+        return summed.to(value.dtype).view(len(value), 1, -1, value.shape[3])
+
+    def _copied(self, states: torch.Tensor) -> torch.Tensor:
+        """Copy out the columns ``index`` of keys or values: [row, kv_head, key, dim] -> [row, kv_head, slot, dim]."""
+        rows, heads, _, dim = states.shape
+        lines, apart = _lines(states)
+        places = self._once(("copied", *apart), lambda: _places(states, apart, self.index).flatten())
+        return lines.index_select(0, places).view(rows, heads, -1, dim)
+
+    def _weighted(self, weights: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Sum of the values of all columns read: [row, kv_head, query, column read] x [row, kv_head, key, dim]."""
+        rows, heads, queries, _ = weights.shape
+        if value.device.type == "cpu" and weights.dtype == value.dtype and queries <= SHARED:
+            # On a CPU they are summed while they are read, instead of copied, written and read again.
+            lines, apart = _lines(value)
+            bags, starts = self._once(("summed", *apart), lambda: self._bags(value, apart, queries))
+            summed = torch.embedding_bag(lines, bags, starts, False, 0, False, weights.flatten())
+            return summed[0].view(rows, heads, queries, -1)
+        weights, end = weights.to(value.dtype), self.index.shape[1]
+        summed = product(weights[..., :end], self._copied(value))
+        for first, last in self.views:
+            begin, end = end, end + last - first
+            summed = summed + product(weights[..., begin:end], value[:, :, first:last])
+        return summed
+
+    def _bags(self, value: torch.Tensor, apart: tuple[int, int], queries: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which vectors each query sums, one after the other, and where those of each query begin."""
+        places = _places(value, apart, self.columns)[:, :, None].expand(-1, -1, queries, -1).flatten()
+        return places, torch.arange(0, len(places), self.columns.shape[1])
+
+    def _once(self, name: Hashable, made: Callable[[], Any]) -> Any:
+        """What layers of one memory layout share."""
+        if name not in self._shared:
+            self._shared[name] = made()
+        return self._shared[name]
+
+
+def _lines(states: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+    """The memory of keys or values as one list of vectors, and how many lie between rows and between heads."""
+    rows, heads, columns, dim = states.shape
+    strides = states.stride()
+    if strides[2:] != (dim, 1) or strides[0] % dim or strides[1] % dim:
+        states = states.contiguous()
+        strides = states.stride()
+    # The memory as one list of vectors, also where the cache has spare room behind every head: picking whole
+    # vectors out of a list is ten times as fast as torch.gather, and nothing else is copied.
+    per_row, per_head = strides[0] // dim, strides[1] // dim
+    count = (rows - 1) * per_row + (heads - 1) * per_head + columns
+    return states.as_strided((count, dim), (dim, 1)), (per_row, per_head)
+
+
+def _places(states: torch.Tensor, apart: tuple[int, int], columns: torch.Tensor) -> torch.Tensor:
+    """Where in that list some columns, int64 [row, column], are: int64 [row, kv_head, column]."""
+    row, head = (torch.arange(count, device=columns.device) for count in states.shape[:2])
+    return (row[:, None] * apart[0] + head * apart[1])[..., None] + columns[:, None]
+
+
+def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Matrix product of [row, head, n, k] and [row, head, k, m] in float32 (or in float64 where these are)."""
+    if a.dtype in (torch.float32, torch.float64):
+        return torch.matmul(a, b)
+    if multiplies_into_float32(a.device.type, a.dtype):
+        rows, heads = a.shape[:2]
+        return torch.bmm(a.flatten(0, 1), b.flatten(0, 1), out_dtype=torch.float32).unflatten(0, (rows, heads))
+    return torch.matmul(a.float(), b.float())
+
+
+@cache
+def multiplies_into_float32(device: str, dtype: torch.dtype) -> bool:
+    """Whether this device multiplies matrices of this type into float32 without copying them first."""
+    one = torch.ones(1, 1, 1, device=device, dtype=dtype)
+    try:
+        torch.bmm(one, one, out_dtype=torch.float32)
+    except (RuntimeError, TypeError, NotImplementedError):
+        return False
+    return True
+
+
+def fused_kernels(device: str) -> Any | None:
+    """The module of GPU kernels, for a device that they run on and where Triton, which comes with torch, is there.
+
+    None where the environment says ``VISIONPULSE_KERNELS=0``: which way is faster can change from run to run, and the
+    last digits with it.
+    """
+    if device != "cuda" or os.environ.get("VISIONPULSE_KERNELS") == "0" or not _has_triton():
+        return None
+    return import_module("visionpulse_analysis.attention.triton_kernels")
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None

@@ -1,6 +1,0 @@
-"""Self-checks of a loaded model: is what is recorded and pruned on it exact?"""
-
-from visionpulse_analysis.checking.checks import check
-from visionpulse_analysis.checking.report import Finding, Report
-
-__all__ = ["Finding", "Report", "check"]

@@ -1,0 +1,224 @@
+"""Run the notebooks of ``notebooks/`` through papermill, with checked parameters and the running Python.
+
+>>> from visionpulse_analysis import notebooks
+>>> notebooks.run("01_step_dependence", {"n_samples": 50, "seed": 1}, fast=True)  # doctest: +SKIP
+"""
+
+import difflib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from visionpulse_analysis._util.processes import available_cores, call_each
+from visionpulse_analysis.cli.notebooks.execution import NotebookError, execute, trust
+from visionpulse_analysis.cli.notebooks.parameters import check_parameters, read_parameters
+from visionpulse_analysis.figures.provenance import RUNNING
+
+__all__ = ["Executed", "NotebookError", "find", "list_notebooks", "run", "run_all", "trust"]
+
+ROOT = Path(__file__).resolve().parents[3]
+FOLDER = ROOT / "notebooks"
+FIGURES = ROOT / "figures"
+
+
+@dataclass(frozen=True)
+class Executed:
+    """One finished notebook, by `name`: its executed copy's `path`, the `parameters` set, and the `seconds` it took."""
+
+    name: str
+    path: Path
+    parameters: dict[str, Any]
+    seconds: float
+
+
+def list_notebooks(folder: Path = FOLDER) -> list[Path]:
+    """Return the notebooks ``NN_name.ipynb`` of ``folder`` in reading order.
+
+    Parameters
+    ----------
+    folder : Path
+
+    Returns
+    -------
+    list of Path
+
+    Raises
+    ------
+    FileNotFoundError
+        There are none: notebooks come with the repository, not with an installed wheel.
+    """
+    found = sorted(path for path in folder.glob("*.ipynb") if re.match(r"\d\d_", path.name))
+    if not found:
+        raise FileNotFoundError(
+            f"no notebooks named NN_name.ipynb in {folder}. They come with the repository: "
+            "clone it and run `make figures` or `pip install -e .` there"
+        )
+    return found
+
+
+def find(name: str, folder: Path = FOLDER) -> Path:
+    """Return the notebook called ``name``: its number (``01``), its file name, or the part between.
+
+    Parameters
+    ----------
+    name : str
+    folder : Path
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    ValueError
+        No notebook has that name; the message lists all and the closest.
+    """
+    available = list_notebooks(folder)
+    for path in available:
+        number, _, title = path.stem.partition("_")
+        if name in (number, title, path.stem, path.name):
+            return path
+    stems = [path.stem for path in available]
+    close = difflib.get_close_matches(name, stems, n=1, cutoff=0.4)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"no notebook {name!r}.{hint} Available: {', '.join(stems)}")
+
+
+def run(
+    name: str,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    fast: bool = False,
+    folder: Path = FOLDER,
+    cwd: str | os.PathLike[str] = ROOT,
+) -> Executed:
+    """Execute one notebook and keep the executed copy.
+
+    Parameters
+    ----------
+    name
+        As for :func:`find`.
+    parameters
+        Values by parameter name. Strings are read as Python literals where the parameter is not a string.
+    out
+        Folder for the results; default ``figures/``, or ``figures/fast/`` when ``fast``, so that a quick run
+        never replaces real figures. The executed copy goes to ``out/executed/NN_name.ipynb``; a notebook with
+        a parameter ``out`` gets this folder. ``parameters["out"]``, relative to ``cwd``, wins over both.
+    fast
+        Start from the small values in the notebook's metadata, ``visionpulse.fast``; ``parameters`` win.
+    folder
+        Where the notebooks are.
+    cwd
+        Working directory of the kernel.
+
+    Returns
+    -------
+    Executed
+
+    Raises
+    ------
+    ValueError
+        Unknown notebook or parameter, or a value of the wrong type; nothing was run.
+    NotebookError
+        A cell failed or the kernel died. The copy up to there is ``out/executed/NN_name.failed.ipynb``.
+    """
+    return _execute(_plan(find(name, folder), parameters or {}, out, fast, Path(cwd)))
+
+
+def run_all(
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    fast: bool = False,
+    folder: Path = FOLDER,
+    cwd: str | os.PathLike[str] = ROOT,
+    report: Callable[[str], object] = print,
+    jobs: int | None = None,
+) -> list[Executed]:
+    """Execute every notebook and ``report`` a line with the time of each.
+
+    ``parameters`` must be known to every notebook; all of them are checked before the first one starts. Stops
+    at the first failure. Side by side, the first one is followed by the longest, as their metadata say
+    (``visionpulse.minutes``).
+
+    Parameters
+    ----------
+    parameters, out, fast, folder, cwd
+        As for :func:`run`.
+    report : callable of str
+        Called with each line.
+    jobs
+        Notebooks that run side by side, sharing the cores. By default one for each core, up to four; a single one
+        where ``parameters`` name a model, for each notebook loads it.
+
+    Returns
+    -------
+    list of Executed, in reading order
+
+    Raises
+    ------
+    ValueError, NotebookError
+        As :func:`run`; or ``jobs`` below 1.
+    """
+    plans = [_plan(path, parameters or {}, out, fast, Path(cwd)) for path in list_notebooks(folder)]
+    if jobs is None:
+        jobs = 1 if "model" in (parameters or {}) else min(4, available_cores())
+    if jobs < 1:
+        raise ValueError(f"expected jobs of 1 or more, got {jobs}")
+    start = time.perf_counter()
+    results = {}
+    if jobs > 1:
+        plans[1:] = sorted(plans[1:], key=lambda plan: -plan.minutes)  # else a core idles while the last one runs
+    done = enumerate(map(_execute, plans)) if jobs == 1 else call_each(_execute, plans, jobs)
+    for _, result in done:
+        results[result.name] = result
+        report(f"{result.name}: {result.seconds:.1f} s")
+    report(f"all {len(results)} notebooks: {time.perf_counter() - start:.1f} s")
+    return [results[name] for name in sorted(results)]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What one run will do, checked, before anything is written."""
+
+    source: Path
+    target: Path
+    parameters: dict[str, Any]
+    cwd: Path
+    minutes: float
+
+
+def _plan(
+    source: Path, parameters: Mapping[str, Any], out: str | os.PathLike[str] | None, fast: bool, cwd: Path
+) -> _Plan:
+    notebook = nbformat.read(source, as_version=4)
+    cwd = cwd.resolve()
+    chosen = cwd / parameters["out"] if "out" in parameters else Path(out or (FIGURES / "fast" if fast else FIGURES))
+    folder = chosen.resolve()
+    try:
+        known = read_parameters(notebook)
+        settings = notebook.metadata.get("visionpulse", {})
+        quick = settings.get("fast", {}) if fast else {}
+        # Relative where possible: figures carry their parameters and shall be equal on every machine.
+        place = {"out": folder.relative_to(cwd) if folder.is_relative_to(cwd) else folder} if "out" in known else {}
+        values = check_parameters(known, {**quick, **place, **parameters})
+    except ValueError as error:
+        raise ValueError(f"{source.name}: {error}") from error
+    return _Plan(source, folder / "executed" / source.name, values, cwd, settings.get("minutes", 0))
+
+
+def _execute(plan: _Plan) -> Executed:
+    start = time.perf_counter()
+    # Figures say which notebook drew them, with which parameters; where they are written changes nothing in them.
+    told = {name: value for name, value in plan.parameters.items() if name != "out"}
+    running = json.dumps({"notebook": plan.source.stem, "parameters": told}, default=str)
+    execute(plan.source, plan.target, plan.parameters, plan.cwd, {RUNNING: running})
+    return Executed(plan.source.stem, plan.target, plan.parameters, time.perf_counter() - start)

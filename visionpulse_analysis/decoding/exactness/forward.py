@@ -1,0 +1,122 @@
+"""A prefill and some fixed next tokens through the batches that `decode` uses: what the checks compare."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from visionpulse_analysis.attention import Execution
+from visionpulse_analysis.attention.routing import Call, intercept
+from visionpulse_analysis.decoding import Batch, Options
+from visionpulse_analysis.decoding.trace_builder import Record
+from visionpulse_analysis.models.families import Prompt
+from visionpulse_analysis.models.loading import VLM
+from visionpulse_analysis.pruners.base import Pruner
+from visionpulse_analysis.pruners.logits import newest_logits
+
+
+@dataclass(frozen=True)
+class Forced:
+    """Of each step; step 0 is prefill. logits float32 [step, word], rows [step, layer, patch], mass [step, layer]."""
+
+    logits: torch.Tensor
+    rows: torch.Tensor
+    mass: torch.Tensor
+
+
+@torch.inference_mode()
+def forced(
+    vlm: VLM,
+    prompt: Prompt,
+    tokens: Sequence[int],
+    *,
+    layers: Sequence[int] = (),
+    pruner: Pruner | None = None,
+    execution: Execution = "masked",
+    witness: Callable[[Batch], Callable] = lambda batch: batch.attend,
+) -> Forced:
+    """Decode with given tokens in place of chosen ones, so that runs are compared on the same sequence.
+
+    There is one step more than tokens.
+    """
+    options = Options(list(layers), None, pruner, execution, max_new_tokens=len(tokens) + 1)
+    batch = Batch(vlm, [Record(vlm, prompt, 0, {}, layers=list(layers))], options)
+    logits, rows, masses = [], [], []
+    with intercept(vlm.model, witness(batch)):
+        for token in [None, *tokens]:
+            if token is not None:
+                batch.tokens = torch.tensor([token], device=vlm.model.device)
+            logits.append((batch.prefill() if token is None else batch.step())[0])
+            row, mass = batch.recorder.take()
+            rows.append(row[0].float().cpu())
+            masses.append(mass[0].float().cpu())
+    return Forced(torch.stack(logits), torch.stack(rows), torch.stack(masses))
+
+
+class RowsTimesValues:
+    """Looks on at attention: how far is what it put out from softmax rows times values, written out in float32?
+
+    Where a pruner hides patches, they are hidden from the rows. In units of rounding (`worst`): one of the output's
+    dtype, relative to the largest output of the head and to the root of the summed squares of what is added up, since
+    weights may be rounded too; and one of float32, in which kernels add up, relative to the largest value, times the
+    depth of the sum over the keys (log2), and times the largest logit, because a logit that is off by so much of itself
+    moves its weight by as many units.
+    """
+
+    def __init__(self):
+        self.worst = 0.0
+        self.layers: set[int] = set()
+
+    def __call__(self, batch: Batch) -> Callable:
+        """The attention function of a batch, watched."""
+
+        def watched(call: Call):
+            query, key, value = call.query, call.key, call.value
+            output, weights = batch.attend(call)
+            logits = newest_logits(query.float(), key.float(), call.mask, call.scaling)  # [row, head, key]
+            for group in batch.groups:
+                kept = group.shown[call.layer]
+                if kept is not None:
+                    hidden = group.layout.keys_of(~kept, key.shape[2]).to(logits.device)
+                    logits = logits.masked_fill(hidden[:, None], -torch.inf)
+            rows = torch.softmax(logits, dim=-1)
+            values = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).float()
+            added = rows[..., None] * values  # [row, head, key, dim]
+            expected = added.sum(dim=2)
+            kernel = output[:, -1].float().view_as(expected)
+            of_dtype = expected.abs().amax(dim=-1) + added.square().sum(dim=2).sqrt().amax(dim=-1)
+            steepest = 1 + logits.masked_fill(logits.isinf(), 0).abs().amax(dim=-1)
+            of_sum = math.log2(2 + key.shape[2]) * steepest * values.abs().amax(dim=(2, 3))
+            unit = torch.finfo(output.dtype).eps * of_dtype + torch.finfo(torch.float32).eps * of_sum
+            off = (kernel - expected).abs().amax(dim=-1)
+            self.worst = max(self.worst, float((off / unit.clamp(min=torch.finfo(torch.float32).tiny)).max()))
+            self.layers.add(call.layer)
+            return output, weights
+
+        return watched
+
+
+class OneUnitOff:
+    """Moves every attention output by up to one unit of rounding of its dtype, relative to the largest of its head.
+
+    No two ways of computing the same attention can be told to agree better than that: sums in another order, another
+    kernel or other shapes of a batch differ by about so much. What it does to rows and logits further on is the noise
+    floor of this model, whatever its depth, width and weights.
+    """
+
+    def __init__(self, seed: int):
+        self.random = torch.Generator().manual_seed(seed)
+
+    def __call__(self, batch: Batch) -> Callable:
+        """The attention function of a batch, with noise."""
+
+        def noisy(*given, **options):
+            output, weights = batch.attend(*given, **options)  # [row, query, head, dim]
+            unit = torch.finfo(output.dtype).eps * output.float().abs().amax(dim=-1, keepdim=True)
+            sides = 2 * torch.rand(output.shape, generator=self.random) - 1
+            return (output.float() + unit * sides.to(output.device)).to(output.dtype), weights
+
+        return noisy

@@ -1,0 +1,326 @@
+"""What a sweep is asked to do: the YAML file as checked dataclasses.
+
+>>> config = SweepConfig.from_plain({"out": "runs/one", "samples": {"scenes": {"n": 3}}}, folder=Path("."))
+>>> config.models[0].name, config.pruners[0].label, config.seeds
+('scenes', 'dense', [0])
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from visionpulse_analysis.decoding.sampling import Sample as Sampling
+from visionpulse_analysis.experiments.judging import check_judge
+from visionpulse_analysis.experiments.sweeps.benchmarks import BENCHMARKS, Stated, check_prompt, guess_benchmark
+from visionpulse_analysis.experiments.sweeps.checked import QUOTES, check_keys, fits, from_plain, read_yaml
+from visionpulse_analysis.models.families import PromptOptions
+from visionpulse_analysis.models.loading import BUNDLED
+from visionpulse_analysis.pruners import list_pruners, make_pruner
+from visionpulse_analysis.pruners.base import Pruner
+from visionpulse_analysis.testbed.scenes.questions import TASKS
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Generated scenes with one question each, the tasks in turn; those of `studies.samples.scene_samples`."""
+
+    n: int
+    cells: int = 8
+    tasks: list[str] = field(default_factory=lambda: list(TASKS))
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or self.seed < 0:
+            raise ValueError(f"n must be at least 1 and seed at least 0, got {self.n} and {self.seed}")
+        wrong = [task for task in self.tasks if task not in TASKS]
+        if wrong or not self.tasks:
+            raise ValueError(f"tasks takes some of {', '.join(TASKS)}, got {self.tasks}")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """One question, or several turns, about every image of a folder."""
+
+    path: str
+    question: str | list[dict[str, Any]]
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a CSV, JSON-lines or Parquet file: image, question, and perhaps answer and id.
+
+    In JSON lines a question may be several turns, a list of messages.
+    """
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Rows of a benchmark's table as VLMEvalKit keeps it (TSV), asked and judged as is stated of the benchmark.
+
+    name : one of `BENCHMARKS`; guessed from the file's name where empty. n : the first rows only, of those with the
+    ``split`` and ``category``, one or some. prompt : a name of `PROMPTS` or a text with {question}; judge : a name of
+    `JUDGES` or "language model"; both as stated where empty.
+    """
+
+    path: str
+    name: str = ""
+    n: int | None = None
+    split: str | list[str] | None = None
+    category: str | list[str] | None = None
+    prompt: str = ""
+    judge: str = ""
+
+    def __post_init__(self) -> None:
+        if self.n is not None and self.n < 1:
+            raise ValueError(f"n must be at least 1, got {self.n}")
+        if self.prompt:
+            check_prompt(self.prompt)
+        if self.judge:
+            check_judge(self.judge)
+        own = bool(self.prompt and self.judge)
+        if not own and self.name and self.name not in BENCHMARKS:
+            raise ValueError(
+                f"nothing is stated of a benchmark {self.name!r}; known: {', '.join(BENCHMARKS)}; of any other, give "
+                "prompt: and judge:"
+            )
+        if not self.name:
+            object.__setattr__(self, "name", Path(self.path).stem if own else guess_benchmark(Path(self.path).stem))
+
+    @property
+    def stated(self) -> Stated:
+        """Prompt and judge in force."""
+        known = BENCHMARKS.get(self.name, Stated(self.prompt, self.judge))
+        return Stated(self.prompt or known.prompt, self.judge or known.judge)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Exactly one of the four."""
+
+    scenes: Scenes | None = None
+    folder: Folder | None = None
+    table: Table | None = None
+    benchmark: Benchmark | None = None
+
+    def __post_init__(self) -> None:
+        given = [f.name for f in fields(self) if getattr(self, f.name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"expected one of scenes, folder, table and benchmark, got {' and '.join(given) or 'none'}"
+            )
+
+
+@dataclass(frozen=True)
+class Model:
+    """What `load` takes, and the name it has in the table; the path of a folder counts from the YAML file."""
+
+    name: str
+    label: str = ""
+    dtype: str = "auto"
+    device: str | None = None
+    revision: str = "main"
+    trust_remote_code: bool = False
+    prompt_options: PromptOptions | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "label", self.label or Path(self.name).name)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A pruner, or None for dense decoding, and the name it has in the table."""
+
+    label: str
+    pruner: Pruner | None
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Options of `decode`, the same for every job.
+
+    max_new_tokens : null for what the model says. sample : as the model says, or "greedy" (as null), or a `Sample`.
+    """
+
+    layers: Literal["all", "anchor", "none"] | int | list[int] = "anchor"
+    heads: Literal["mean", "all"] | list[int] = "mean"
+    execution: Literal["masked", "gathered"] = "masked"
+    max_new_tokens: int | None = 256
+    batch_size: int = 8
+    sample: Sampling | Literal["model", "greedy"] | None = "model"
+    prompt_options: PromptOptions | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sample", None if self.sample == "greedy" else self.sample)
+        if (self.max_new_tokens is not None and self.max_new_tokens < 1) or self.batch_size < 1:
+            raise ValueError(
+                f"max_new_tokens and batch_size must be at least 1, got {self.max_new_tokens} and {self.batch_size}"
+            )
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """A whole sweep. Relative paths count from ``folder``, where the YAML file lies.
+
+    retries : how often a sample that failed is tried again. modules : Python modules that define pruners of one's own,
+    installed or beside the YAML file.
+    """
+
+    out: Path
+    samples: Samples
+    models: list[Model]
+    pruners: list[Arm]
+    seeds: list[int]
+    decode: Decoding
+    retries: int
+    table: Literal["csv", "parquet"]
+    modules: list[str]
+    folder: Path
+
+    @classmethod
+    def from_plain(cls, given: Any, *, folder: Path, where: str = "sweep") -> SweepConfig:
+        """Check plain data, as YAML gives it; ``folder`` is what relative paths count from.
+
+        Raises
+        ------
+        ValueError
+            A key is unknown, missing or of the wrong type, or a value is refused; key and value are named.
+        """
+        plain = from_plain(_Plain, given, where)
+        import_modules(plain.modules, folder, where)
+        models = [
+            from_plain(Model, {"name": model} if isinstance(model, str) else model, f"{where}: models: {model!r}")
+            for model in plain.models
+        ]
+        arms = [_arm(pruner, f"{where}: pruners: {pruner!r}") for pruner in plain.pruners]
+        for name, labels in (("models", [m.label for m in models]), ("pruners", [a.label for a in arms])):
+            _distinct(labels, f"{where}: {name}", "give each a label of its own")
+        _distinct(plain.seeds, f"{where}: seeds", "name each once")
+        return cls(
+            out=folder / plain.out,
+            models=models,
+            pruners=arms,
+            folder=folder,
+            **{name: getattr(plain, name) for name in ("samples", "seeds", "decode", "retries", "table", "modules")},
+        )
+
+    def source(self, model: Model) -> str:
+        """What `load` is given for a model: a folder by its whole path, relative names counted from ``folder``."""
+        if model.name in BUNDLED:
+            return model.name
+        place = self.folder / Path(model.name).expanduser()
+        return str(place.resolve()) if place.is_dir() or _is_path(model.name) else model.name
+
+    def recipe(self, model: Model, arm: Arm) -> dict[str, Any]:
+        """Everything but sample and seed that decides what a trace holds, JSON-ready."""
+        apart = ("batch_size", "prompt_options", "label", "device")
+        decode = {name: value for name, value in asdict(self.decode).items() if name not in apart}
+        # As sweeps said it before a model's own way to draw was followed: those go on.
+        if self.decode.sample in (None, "model"):
+            decode["sample"] = "greedy" if self.decode.sample is None else None
+        named = {name: value for name, value in asdict(model).items() if name not in apart and value is not False}
+        asked = PromptOptions.of(self.decode.prompt_options).over(PromptOptions.of(model.prompt_options)).to_dict()
+        recipe = {"model": named, "pruner": arm.pruner and arm.pruner.to_dict(), "decode": decode}
+        return {**recipe, "prompt_options": asked} if asked else recipe
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """The keys of the file."""
+
+    out: str
+    samples: Samples
+    models: list[Any] = field(default_factory=lambda: ["scenes"])
+    pruners: list[Any] = field(default_factory=lambda: ["dense"])
+    seeds: list[int] = field(default_factory=lambda: [0])
+    decode: Decoding = field(default_factory=Decoding)
+    retries: int = 2
+    table: Literal["csv", "parquet"] = "csv"
+    modules: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name in ("models", "pruners", "seeds"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty; name at least one")
+        if self.retries < 0 or not all(0 <= seed < 2**63 for seed in self.seeds):
+            raise ValueError(f"retries and seeds must be at least 0 and below 2**63, got {self.retries}, {self.seeds}")
+
+
+def read_config(path: str | Path) -> SweepConfig:
+    """Read a sweep's YAML file.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        It is no YAML, or as `SweepConfig.from_plain`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no sweep file at {path}")
+    try:
+        given = read_yaml(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    return SweepConfig.from_plain(given, folder=path.resolve().parent, where=path.name)
+
+
+def import_modules(modules: Sequence[str], folder: Path, where: str) -> None:
+    """Import modules that define pruners, installed or lying in ``folder``."""
+    if modules and str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # it is somebody's code
+            raise ValueError(f"{where}: modules: {module!r} cannot be imported ({error!r})") from error
+
+
+def _is_path(name: str) -> bool:
+    """Whether a model's name can only be meant as a folder; a hub id is ``owner/name`` or ``name``."""
+    return name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name
+
+
+def _arm(given: Any, where: str) -> Arm:
+    options = {"name": given} if isinstance(given, str) else given
+    if not isinstance(options, Mapping) or not isinstance(options.get("name"), str):
+        raise ValueError(f"{where}: expected a pruner's name, or name: and its parameters")
+    parameters = {key: value for key, value in options.items() if key not in ("name", "label")}
+    name, label = options["name"], options.get("label", "")
+    if not isinstance(label, str):
+        raise ValueError(f"{where}: label must be text, got {label!r} ({type(label).__name__}); {QUOTES}")
+    if "label" in options and not label.strip():
+        raise ValueError(f"{where}: label is empty; write one, or leave the line out")
+    label = label or " ".join([name, *(f"{key}={value}" for key, value in parameters.items())])
+    if name == "dense":
+        check_keys(parameters, (), where)
+        return Arm(label, None)
+    known, kind = list_pruners(), name.partition(":")[0]
+    if kind not in known:
+        raise ValueError(f"{where}: no pruner {kind!r}; known: dense, {', '.join(known)}")
+    check_keys(parameters, [f.name for f in fields(known[kind])], where)
+    hints = get_type_hints(known[kind])
+    for key, value in parameters.items():
+        if not fits(value, hints[key]):
+            raise ValueError(f"{where}: {key} must be {hints[key]}, got {value!r} ({type(value).__name__})")
+    missing = [f.name for f in fields(known[kind]) if f.default is MISSING and f.default_factory is MISSING]
+    if set(missing) - set(parameters):
+        raise ValueError(f"{where}: pruner {name!r} needs {', '.join(missing)}")
+    try:
+        return Arm(label, make_pruner(name, **parameters))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _distinct(values: Sequence[Any], where: str, advice: str) -> None:
+    twice = [value for value in values if values.count(value) > 1]
+    if twice:
+        raise ValueError(f"{where}: {twice[0]!r} stands twice; {advice}")

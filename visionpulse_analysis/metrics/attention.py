@@ -1,0 +1,248 @@
+"""Measures of visual attention: arrays in, arrays out.
+
+Attention arrays are ``[..., patch]``: the softmax weights of one query on the image patches, not
+renormalised over the image, any leading axes. Everything is computed in float64, and weights that
+are NaN, infinite or negative raise ValueError. Rows without any mass have no shape: scale-free measures are NaN there.
+Sets of patches live in `overlap`, comparisons in `similarity`; both are importable from here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import xlogy
+
+from visionpulse_analysis._util.checks import attention_array, finite_array
+from visionpulse_analysis.metrics.patch_sets import (
+    JaccardNull,
+    Relevance,
+    consecutive_overlap,
+    coverage,
+    jaccard,
+    jaccard_null,
+    overlap_by_lag,
+    overlap_with_first,
+    relevance_hit,
+    top_set,
+)
+from visionpulse_analysis.metrics.similarity import kl_divergence, layer_similarity
+
+__all__ = [
+    "PAPER_THRESHOLDS",
+    "UNIFORM_MULTIPLES",
+    "JaccardNull",
+    "Relevance",
+    "active_count",
+    "attention_mass",
+    "centre_drift",
+    "centre_of_mass",
+    "consecutive_overlap",
+    "coverage",
+    "effective_count",
+    "entropy_bits",
+    "jaccard",
+    "jaccard_null",
+    "kl_divergence",
+    "layer_similarity",
+    "normalise",
+    "overlap_by_lag",
+    "overlap_with_first",
+    "participation_ratio",
+    "patches_for_share",
+    "relevance_hit",
+    "top_set",
+]
+
+PAPER_THRESHOLDS = (0.0005, 0.001, 0.0015, 0.002)
+"""Thresholds of the active count in VisionPulse (arXiv 2605.31457), chosen for >= 1280 visual tokens."""
+
+UNIFORM_MULTIPLES = (0.5, 1.0, 2.0, 4.0)
+"""Thresholds as multiples of the uniform level 1/n, for images with fewer patches; ours, not the paper's."""
+
+
+def attention_mass(attention: ArrayLike) -> np.ndarray:
+    """Sum the attention over the patches: how much of the query goes to the image.
+
+    Parameters
+    ----------
+    attention : array [..., patch], >= 0
+
+    Returns
+    -------
+    float64 [...], 0 (blind) to 1 (all on the image) for softmax rows. VisionPulse's "visual attention mass".
+
+    Raises
+    ------
+    ValueError
+        If a weight is NaN, infinite or negative.
+    """
+    return attention_array(attention).sum(-1)
+
+
+def active_count(attention: ArrayLike, threshold: ArrayLike, *, relative: bool = False) -> np.ndarray:
+    """Count the patches whose weight exceeds a threshold (strictly): VisionPulse's "active token count".
+
+    The count grows with the mass even if the shape never changes; see `statistics.shape_permutation_null`.
+
+    Parameters
+    ----------
+    attention : array [..., patch], >= 0
+    threshold : float, or floats [threshold], >= 0
+        In units of attention, as `PAPER_THRESHOLDS`.
+    relative : bool
+        Thresholds are multiples of the uniform level 1/n, as `UNIFORM_MULTIPLES`.
+
+    Returns
+    -------
+    int64 [...], or [..., threshold] if several thresholds are given; 0 to n.
+
+    Raises
+    ------
+    ValueError
+        If a weight or a threshold is NaN, infinite or negative, or the thresholds have more than one axis.
+    """
+    weights = attention_array(attention)
+    levels = finite_array(threshold, "threshold")
+    if levels.ndim > 1 or (levels < 0).any():
+        raise ValueError(f"threshold must be one number or a list of numbers >= 0; got {threshold}")
+    if relative:
+        levels = levels / weights.shape[-1]
+    counts = [(weights > level).sum(-1) for level in np.atleast_1d(levels)]
+    return np.stack(counts, -1) if levels.ndim else counts[0]
+
+
+def normalise(attention: ArrayLike) -> np.ndarray:
+    """Divide each row by its mass: the shape of the attention inside the image.
+
+    Parameters
+    ----------
+    attention : array [..., patch], >= 0
+
+    Returns
+    -------
+    float64 [..., patch], each row sums to 1; a row without mass has no shape and becomes NaN.
+
+    Raises
+    ------
+    ValueError
+        If a weight is NaN, infinite or negative.
+    """
+    weights = attention_array(attention)
+    mass = weights.sum(-1, keepdims=True)
+    return np.divide(weights, mass, out=np.full_like(weights, np.nan), where=mass > 0)
+
+
+def participation_ratio(attention: ArrayLike) -> np.ndarray:
+    """Return 1 / sum p^2 of the normalised row p: the number of patches of an equally concentrated even split.
+
+    Scale-free: a multiple of the row gives the same value. Dominated by the largest weights.
+
+    Parameters
+    ----------
+    attention : array [..., patch], >= 0
+
+    Returns
+    -------
+    float64 [...], 1 (one patch) to n (uniform); NaN for a row without mass.
+    """
+    return 1.0 / np.square(normalise(attention)).sum(-1)
+
+
+def entropy_bits(attention: ArrayLike) -> np.ndarray:
+    """Return the Shannon entropy of the normalised row in bits; scale-free.
+
+    Parameters
+    ----------
+    attention : array [..., patch], >= 0
+
+    Returns
+    -------
+    float64 [...], 0 (one patch) to log2 n (uniform); NaN for a row without mass.
+    """
+    shape = normalise(attention)
+    return np.maximum(-xlogy(shape, shape).sum(-1) / np.log(2), 0.0)
+
+
+def effective_count(attention: ArrayLike) -> np.ndarray:
+    """Return 2 ** `entropy_bits`: the effective number of patches, at least the `participation_ratio`.
+
+    Parameters
+    ----------
+    attention : array [..., patch], >= 0
+
+    Returns
+    -------
+    float64 [...], 1 (one patch) to n (uniform); NaN for a row without mass. Sensitive to many small weights.
+    """
+    return np.exp2(entropy_bits(attention))
+
+
+def patches_for_share(attention: ArrayLike, share: float = 0.9) -> np.ndarray:
+    """Return the smallest number of patches that together hold a share of the row's mass; scale-free.
+
+    Parameters
+    ----------
+    attention : array [..., patch], >= 0
+    share : float in (0, 1], reached up to a relative rounding of 1e-12
+
+    Returns
+    -------
+    float64 [...], whole numbers from 1 to n (uniform: ceil(share * n)); NaN for a row without mass.
+
+    Raises
+    ------
+    ValueError
+        If a weight is NaN, infinite or negative, or the share is not in (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1]; got {share}")
+    held = np.cumsum(-np.sort(-normalise(attention), axis=-1), axis=-1)
+    target = share * held[..., -1:] * (1 - 1e-12)
+    count = 1.0 + (held < target).sum(-1)
+    return np.where(np.isnan(held[..., -1]), np.nan, count)
+
+
+def centre_of_mass(attention: ArrayLike, row: ArrayLike, col: ArrayLike) -> np.ndarray:
+    """Return the attention-weighted mean (row, col), in patches. Use the patches of one image only.
+
+    Parameters
+    ----------
+    attention : array [..., patch], >= 0
+    row, col : array [patch]
+        Grid coordinates (`PatchGrid.row`, `PatchGrid.col`).
+
+    Returns
+    -------
+    float64 [..., 2] = row, col, inside the range of the given coordinates; NaN for a row without mass.
+
+    Raises
+    ------
+    ValueError
+        If a weight is NaN, infinite or negative, or `row` and `col` are not one finite number per patch.
+    """
+    shape = normalise(attention)
+    place = np.stack([finite_array(row, "row"), finite_array(col, "col")], -1)
+    if place.shape != (shape.shape[-1], 2):
+        raise ValueError(f"row and col must be [patch] with {shape.shape[-1]} patches; got {place.shape[:-1]}")
+    return shape @ place
+
+
+def centre_drift(attention: ArrayLike, row: ArrayLike, col: ArrayLike) -> np.ndarray:
+    """Return how far the centre of mass moves between consecutive steps, in patches (Euclidean).
+
+    Parameters
+    ----------
+    attention : array [step, ..., patch], >= 0
+    row, col : array [patch], grid coordinates
+
+    Returns
+    -------
+    float64 [step - 1, ...], >= 0; NaN next to a row without mass.
+
+    Raises
+    ------
+    ValueError
+        As `centre_of_mass`; or there is no step axis.
+    """
+    weights = attention_array(attention, ndim=2)
+    return np.linalg.norm(np.diff(centre_of_mass(weights, row, col), axis=0), axis=-1)

@@ -1,0 +1,98 @@
+"""The three pictures of the VisionPulse authors' analysis tools, from stored traces: no model is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from visionpulse_analysis import figures
+from visionpulse_analysis.experiments.collect import traces_hash
+from visionpulse_analysis.experiments.stored_traces import StoredTraces
+from visionpulse_analysis.metrics.attention import PAPER_THRESHOLDS
+from visionpulse_analysis.studies.authors_figures.activation import LEVELS, activation_page, even_steps
+from visionpulse_analysis.studies.layers.figures import similarity_figure
+from visionpulse_analysis.studies.layers.measure import layer_maps
+from visionpulse_analysis.studies.mass_and_usage.figures import counts_page
+from visionpulse_analysis.studies.mass_and_usage.measure import mass_usage
+
+
+def draw_pictures(
+    store: str | Path,
+    out: str | Path,
+    *,
+    layer: int = -1,
+    thresholds: Sequence[float] = PAPER_THRESHOLDS,
+    sample: str | None = None,
+    steps: Sequence[int] | None = None,
+    levels: Sequence[float] = LEVELS,
+) -> dict[str, Any]:
+    """Draw ``correlation`` and ``similarity`` of all traces of a store, and ``activation`` of one.
+
+    Parameters
+    ----------
+    store : str or Path
+    out : str or Path
+        Folder of the figures (PNG, PDF, SVG), made if there is none.
+    layer : int
+        Model index, for correlation and activation; -1 for the only one that was recorded.
+    thresholds : sequence of float
+        Of the active count, in units of attention.
+    sample : str, optional
+        Id of the trace of the activation picture; left out, the first.
+    steps : sequence of int, optional
+        Of that trace; left out, three evenly spaced.
+    levels : sequence of float
+        Percentiles at or below which patches are black.
+
+    Returns
+    -------
+    dict
+        ``about``, ``figures`` (the files), ``correlation`` {name: r with its interval}, ``similarity`` {layers,
+        matrix}, ``left_out`` {picture: why}.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        As `StoredTraces`, `mass_usage` and `activation_page`; nothing is written.
+    KeyError
+        The store has no such trace.
+    """
+    stored = StoredTraces(store)
+    chosen = stored.chosen_layer(layer)
+    by_id = {str(trace.meta.get("id")): trace for trace in stored.traces}
+    if sample is not None and sample not in by_id:
+        raise KeyError(f"no trace {sample!r} among the dense ones of {store}: {', '.join(list(by_id)[:5])}")
+    shown = stored.traces[0] if sample is None else by_id[sample]
+    steps = even_steps(shown) if steps is None else list(steps)
+    usage = mass_usage(stored.traces, chosen, thresholds=thresholds)
+    pages = {"correlation": counts_page(usage), "activation": activation_page(shown, chosen, steps, levels)}
+    correlation = {relation.name: relation.pooled.to_dict() for relation in usage.paper}
+    similarity, left_out = None, {}
+    try:
+        maps = layer_maps(stored.traces, stored.samples)
+    except ValueError as error:
+        left_out["similarity"] = str(error)
+    else:
+        pages["similarity"] = similarity_figure(maps)
+        similarity = {"layers": maps.layers, "matrix": maps.similarity.tolist()}
+    about = {
+        "store": str(store),
+        "layer": chosen,
+        "thresholds": list(thresholds),
+        "sample": str(shown.meta.get("id")),
+        "steps": steps,
+        "levels": list(levels),
+    }
+    known = {"folder": out, "parameters": about, "seed": 0, "data_hash": traces_hash(stored.traces)}
+    numbers = {"correlation": {"r": correlation}, "similarity": similarity}
+    files = [
+        path for name, page in pages.items() for path in figures.save(page, name, numbers=numbers.get(name), **known)
+    ]
+    return {
+        "about": stored.about,
+        "figures": [str(path) for path in files],
+        "correlation": correlation,
+        "similarity": similarity,
+        "left_out": left_out,
+    }

@@ -1,0 +1,113 @@
+"""What the frontier shows, in sentences chosen by tests that were adjusted together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from visionpulse_analysis.metrics.statistics import Verdict
+from visionpulse_analysis.pruners.base import Pruner
+from visionpulse_analysis.studies.frontier.measure import SELECTIONS, Frontier, judge_pairs
+from visionpulse_analysis.studies.shared.against_dense import (
+    ACCURACY,
+    COMPARED,
+    CUT_OFF,
+    LENGTH,
+    OUTCOMES,
+    RULE,
+    Judged,
+    cut_off_sentences,
+    family_sentence,
+    judge_arms,
+    listed,
+    still_open,
+)
+from visionpulse_analysis.studies.shared.intervals import show
+from visionpulse_analysis.studies.step_dependence.named_objects import NAMED
+
+PULSE = "VisionPulse"
+# outcome -> decision -> what is said of the shares at which it was taken
+AT_SHARES = {
+    ACCURACY: {"falls": "accuracy falls at", "rises": "accuracy rises at"},
+    LENGTH: {"falls": "traces that end get shorter at", "rises": "traces that end get longer at"},
+    CUT_OFF: {"falls": "fewer traces are cut off at", "rises": "more traces are cut off at"},
+}
+# What follows from VisionPulse against one other selection.
+FOLLOWS = {
+    "hindsight": {
+        "rises": "a choice at each step is worth more than one set for all steps, even if chosen in hindsight",
+        "falls": "one set for all steps, chosen in hindsight, is worth more than a choice at each step",
+        "not shown": "that one set for all steps, chosen in hindsight, would not do is not shown",
+    },
+    "last step only": {
+        "rises": "choosing afresh is worth more than keeping to the choice of the step before",
+        "falls": "the choice of the step before is better than choosing afresh",
+        "not shown": "that the choice of the step before would not do is not shown",
+    },
+    "random": {
+        "rises": "which patches are kept matters, and the attention chooses better than chance",
+        "falls": "which patches are kept matters, and the attention chooses worse than chance",
+        "not shown": "that it matters which patches are kept is not shown",
+    },
+}
+
+
+def verdicts(
+    frontier: Frontier, shares: Iterable[str], budgets: Sequence[float], knobs: Mapping[str, Pruner]
+) -> list[str]:
+    """What the frontier shows, each sentence chosen by its test.
+
+    shares : the arms of one pruner at several budgets, of which the first sentences speak.
+    """
+    changes = {name: frontier.changes[name] for name in shares}
+    lines = about_shares(judge_arms(changes)) if changes else []
+    lines += cut_off_sentences(changes, frontier.limit)
+    if frontier.dense.accuracy is None:
+        return [*lines, "Without known answers only lengths can be compared; accuracy is left out."]
+    return lines + about_pairs(judged_pairs(frontier, budgets, knobs))
+
+
+def about_shares(judged: Judged) -> list[str]:
+    """At which shares an outcome changes against dense, and what loss is open where none is shown."""
+    told = []
+    for outcome in OUTCOMES:
+        for decision, words in AT_SHARES[outcome].items():
+            found = {name: of_arm[outcome].decision for name, of_arm in judged.items() if outcome in of_arm}
+            names = [name for name, decided in found.items() if decided == decision]
+            told += [f"{words} {listed(names)}"] if names else []
+    lines = [family_sentence(judged), f"Against dense, {'; '.join(told) or 'no change is shown at any share'}."]
+    accuracy = {name: of_arm[ACCURACY] for name, of_arm in judged.items() if ACCURACY in of_arm}
+    left = [f"{name}: {still_open(one.effect)}" for name, one in accuracy.items() if one.decision == "not shown"]
+    return [*lines, f"Where no change of accuracy is shown: {'; '.join(left)}."] if left else lines
+
+
+def judged_pairs(frontier: Frontier, budgets: Sequence[float], knobs: Iterable[str]) -> dict[tuple[str, str], Verdict]:
+    """Accuracy of VisionPulse minus that of other selections, and of the knobs minus VisionPulse: one family."""
+    pairs = []
+    for budget in budgets:
+        share = f"{100 * budget:g} %"
+        others = [f"{other} {share}" for other in SELECTIONS if other != PULSE] + [NAMED]
+        pairs += [(f"{PULSE} {share}", other) for other in others if other in frontier.points]
+    pairs += [(knob, f"{PULSE} {100 * budgets[0]:g} %") for knob in knobs]
+    return judge_pairs(frontier, pairs)
+
+
+def about_pairs(judged: Mapping[tuple[str, str], Verdict]) -> list[str]:
+    """Every difference with its interval, and what follows from those that were made for that."""
+    if not judged:
+        return []
+    one = next(iter(judged.values()))
+    lines = [f"{one.family[0].upper()}{one.family[1:]}. {RULE}"]
+    for (arm, over), verdict in judged.items():
+        selection = next((name for name in FOLLOWS if over == name or over.startswith(f"{name} ")), None)
+        follows = f": {FOLLOWS[selection][verdict.decision]}" if selection and arm.startswith(PULSE) else ""
+        lines.append(f"{arm} is {COMPARED[verdict.decision]} {over} ({show(verdict.effect, unit=' points')}){follows}.")
+    return lines
+
+
+def numbers(judged: Mapping[tuple[str, str], Verdict]) -> dict[str, dict[str, Any]]:
+    """Arm -> what it is compared with -> its verdict, JSON-ready."""
+    found: dict[str, dict[str, Any]] = {}
+    for (arm, over), verdict in judged.items():
+        found.setdefault(arm, {})[over] = verdict.numbers()
+    return found

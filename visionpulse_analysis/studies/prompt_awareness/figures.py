@@ -1,0 +1,88 @@
+"""Relevance against diversity, drawn: accuracy, relevance held and overlap by r, and the kept sets of one sample."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from visionpulse_analysis import figures
+from visionpulse_analysis.experiments.samples import Sample
+from visionpulse_analysis.figures.style import GREY
+from visionpulse_analysis.metrics.statistics import Interval
+from visionpulse_analysis.models.loading import VLM
+from visionpulse_analysis.studies.prompt_awareness.measure import (
+    ORACLE,
+    OTHERS,
+    RANDOM,
+    PromptAwareness,
+    at_budget,
+    ratio_name,
+)
+from visionpulse_analysis.studies.shared.intervals import draw_curve
+
+COLOURS = {RANDOM: GREY, ORACLE: "#000000", "ZSPAPrune": "#D55E00"}
+
+
+def headline(study: PromptAwareness) -> Figure:
+    """Draw one row per budget: accuracy (where known), relevance held, and overlap with the oracle's set, by r."""
+    known = study.frontier.dense.accuracy
+    rows, columns = len(study.budgets), 2 if known is None else 3
+    fig, grid = figures.new_figure(figures.DOUBLE, 2.1 * rows + 0.5, rows, columns)
+    panels = np.asarray(grid, dtype=object).reshape(rows, columns)
+    for budget, axes in zip(study.budgets, panels, strict=True):
+        *first, held, overlap = axes
+        for ax in first:
+            _draw(ax, study, budget, lambda arm: study.frontier.points[arm].accuracy)
+            ax.axhline(known.estimate if known else np.nan, color=GREY, linewidth=0.8, linestyle=":", label="dense")
+            ax.set_ylabel("accuracy")
+        _draw(held, study, budget, study.held)
+        held.set_ylabel("relevance held")
+        _draw(overlap, study, budget, partial(study.overlap, at_budget(ORACLE, budget)), (RANDOM,))
+        overlap.set_ylabel("overlap with the oracle")
+        for ax in axes:
+            ax.set(xlabel="r: share chosen by relevance", ylim=(0, 1.04))
+            ax.set_title(f"{100 * budget:g} % kept", loc="left", fontsize=8)
+    figures.draw_legend(panels)
+    return fig
+
+
+def _draw(ax: Axes, study: PromptAwareness, budget: float, value, others: tuple[str, ...] = (RANDOM, ORACLE)) -> None:
+    """Draw a measure of every arm: a curve over r, and flat bands for what has no r."""
+    for label in others:
+        flat: Interval = value(at_budget(label, budget))
+        ends = [min(study.ratios), max(study.ratios)]
+        draw_curve(ax, ends, [flat, flat], label, colour=COLOURS[label], dashed=True)
+    curve = [value(at_budget(ratio_name(ratio), budget)) for ratio in study.ratios]
+    draw_curve(ax, study.ratios, curve, "ZSPAPrune", colour=COLOURS["ZSPAPrune"])
+
+
+def overlap_matrix(study: PromptAwareness, budget: float) -> Figure:
+    """Draw the Jaccard index of what any two arms keep at a budget."""
+    labels = [*study.labels, *OTHERS]
+    arms = [at_budget(label, budget) for label in labels]
+    values = np.array([[study.overlap(a, b).estimate for b in arms] for a in arms])
+    fig, ax = figures.new_figure(figures.DOUBLE, 4.6)
+    figures.draw_matrix(ax, values, labels, labels, vmin=0, vmax=1, label="overlap (Jaccard index)")
+    return fig
+
+
+def kept_page(vlm: VLM, sample: Sample, study: PromptAwareness, number: int, budget: float) -> Figure:
+    """Draw what the dense answer to one sample depends on, and what some arms keep of it."""
+    prompt = vlm.prompt(sample.image, sample.question)
+    relevance, grid, image = study.relevance[number], prompt.grid, prompt.images[0]
+    ratios = [study.ratios[place] for place in sorted({0, len(study.ratios) // 2, len(study.ratios) - 1})]
+    labels = [*map(ratio_name, ratios), RANDOM, ORACLE, *OTHERS]
+    fig, grid_of_axes = figures.new_figure(figures.DOUBLE, 4.2, 2, -(-(len(labels) + 1) // 2))
+    first, *panels = grid_of_axes.flat
+    figures.draw_overlay(first, image, grid.to_map(relevance), vmin=0, vmax=max(float(relevance.max()), 1e-12))
+    first.set_title("relevance to\nthe dense answer", fontsize=8)
+    for ax, label in zip(panels, labels, strict=False):
+        figures.draw_kept(ax, image, grid.to_map(study.kept[at_budget(label, budget)][number]))
+        ax.set_title(label, fontsize=8, parse_math=False)
+    for ax in panels[len(labels) :]:
+        ax.set_axis_off()
+    fig.suptitle(sample.question, fontsize=8, parse_math=False)
+    return fig

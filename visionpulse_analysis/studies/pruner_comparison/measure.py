@@ -1,0 +1,197 @@
+"""All pruners at the same retention: which parameters that takes, and what each of them costs and spares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from visionpulse_analysis.experiments.conditions import Outcome, decode_arms
+from visionpulse_analysis.experiments.samples import Sample
+from visionpulse_analysis.metrics.statistics import Interval, paired_difference
+from visionpulse_analysis.models.loading import VLM
+from visionpulse_analysis.pruners import KeepAll, list_pruners, make_pruner
+from visionpulse_analysis.pruners.base import Pruner
+from visionpulse_analysis.pruners.divprune import BeforeModel
+from visionpulse_analysis.studies.frontier.measure import Frontier, measure_frontier
+from visionpulse_analysis.studies.pruner_comparison import settings as to
+from visionpulse_analysis.studies.pruner_comparison.settings import Basis, share_of_layers
+from visionpulse_analysis.studies.step_dependence.named_objects import NAMED, greedy_named_arm
+from visionpulse_analysis.studies.trace_length.measure import DENSE
+
+COSTS = ("flops", "kv_bytes_read", "peak_kv_bytes")
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A pruner of the comparison.
+
+    name : of `list_pruners`, or a combination ``a | b``. family : pruners that share a panel.
+    at_prefill : whether what is visible is settled when prefill ends, though it may change from layer to layer.
+    matched : (budget, basis) -> parameters with which it keeps that share (see :func:`retention`); for a combination,
+    its text; None where no setting keeps about as much. None in its place: no parameter sets the share.
+    own : parameters of a setting that is reported at its own retention, or what makes it from the basis. None: no such
+    setting. first : layers of the model -> the first that the method can drop patches from, where that is not the
+    first which it does drop them from.
+    """
+
+    name: str
+    family: str
+    at_prefill: bool
+    matched: Callable[[float, Basis], dict[str, Any] | str | None] | None = None
+    own: dict[str, Any] | Callable[[Basis], Pruner] | None = None
+    first: Callable[[int], int] | None = None
+
+
+PULSE, STALE, ATTENTION, DIVERSITY = (
+    "VisionPulse",
+    "chosen earlier or twice",
+    "attention in prefill",
+    "diversity, prompt",
+)
+STEPS, AT_ONCE, REFERENCE = "attention at steps", "whole layers or steps", "references"
+ADDED = "added"
+RIVALS = {
+    "VisionPulse": Rival("visionpulse", PULSE, False, to.budget, {}),
+    "DivPrune | VisionPulse": Rival("divprune | visionpulse", STALE, False, to.divprune_then_pulse),
+    "last step only": Rival("last_step_only", STALE, False, to.budget),
+    "at prefill": Rival("prefill_once", STALE, True, to.budget),
+    "FastV": Rival("fastv", ATTENTION, True, to.budget),
+    "PyramidDrop": Rival("pyramiddrop", ATTENTION, True, to.pyramiddrop),
+    "SparseVLM": Rival("sparsevlm", ATTENTION, True, to.sparsevlm, {}),
+    "LOOK-M": Rival("lookm", ATTENTION, True, to.lookm, {}),
+    "DivPrune": Rival("divprune", DIVERSITY, True, to.budget),
+    "CDPruner": Rival("cdpruner", DIVERSITY, True, to.budget),
+    "ZSPAPrune": Rival("zspaprune", DIVERSITY, True, to.budget),
+    # FastV(per_step=True) is not here: without a cache, each of its steps costs as much as a prefill.
+    "DyCoke": Rival("dycoke", STEPS, False, to.dycoke, {}),
+    "ST3": Rival("st3", STEPS, False, to.st3, {}),
+    "VTW": Rival("vtw", AT_ONCE, True, to.vtw, to.vtw_calibrated, first=lambda n: 0),
+    "ShortV": Rival("shortv", AT_ONCE, True, to.shortv, to.shortv_calibrated, first=lambda n: 0),
+    "VisiPruner": Rival(
+        "visipruner", AT_ONCE, True, to.visipruner, {"relative_threshold": 0.1}, to.visipruner_acts_from
+    ),
+    "MVW": Rival("mvw", AT_ONCE, False, to.mvw, {}),
+    "random": Rival("random", REFERENCE, False, to.budget),
+    "uniform": Rival("uniform", REFERENCE, True, to.budget),
+    "oracle": Rival("oracle", REFERENCE, True, to.budget),
+    "hindsight": Rival("hindsight", REFERENCE, True, to.budget),
+    "static random": Rival("static_random", REFERENCE, True, to.budget),
+}
+# Sets of certain samples: an arm only where these are given, see `named_rival`.
+OF_SAMPLES = {NAMED: Rival("", REFERENCE, True)}
+OWN = "own setting"
+
+
+def all_rivals() -> dict[str, Rival]:
+    """All rivals, with every pruner defined elsewhere: at its ``budget`` where it takes one, else with its defaults."""
+    told = {part for rival in RIVALS.values() for part in rival.name.split(" | ")} | {KeepAll.name}
+    return RIVALS | OF_SAMPLES | {name: _added(kind) for name, kind in list_pruners().items() if name not in told}
+
+
+def _added(kind: type[Pruner]) -> Rival:
+    takes_budget = any(field.name == "budget" for field in fields(kind))
+    at_prefill = issubclass(kind, BeforeModel)
+    return Rival(kind.name, ADDED, at_prefill, to.budget if takes_budget else None, None if takes_budget else {})
+
+
+def retention(by_layer: Sequence[float] | np.ndarray, pruner: str, n_layers: int) -> float:
+    """Share of the patches kept: mean over the steps after prefill, and over the layers that a method acts on.
+
+    Those are the layers from the first on that it can drop patches from: the anchor for VisionPulse, the layer of
+    FastV, the first boundary of PyramidDrop, all of them where patches go before the model or where the layer is what
+    a method chooses (VTW, ShortV).
+
+    by_layer : of :func:`kept_by_layer`. pruner : name of it; 1 where nothing is dropped.
+    """
+    known = next((rival for rival in all_rivals().values() if rival.name == pruner), None)
+    return share_of_layers(by_layer, None if known is None or known.first is None else known.first(n_layers))
+
+
+def arm_name(label: str, budget: float | None) -> str:
+    """The arm of a rival at a budget, or at its own setting."""
+    return f"{label}, {OWN}" if budget is None else f"{label} {100 * budget:g} %"
+
+
+def matched_pruner(rival: Rival, budget: float, basis: Basis) -> Pruner | None:
+    """The rival with parameters at which it keeps ``budget`` of the patches, or None where there are none."""
+    given = None if rival.matched is None else rival.matched(budget, basis)
+    if given is None:
+        return None
+    return make_pruner(given) if isinstance(given, str) else make_pruner(rival.name, **given)
+
+
+def rival_arms(budgets: Sequence[float], basis: Basis) -> dict[str, dict[str, Pruner]]:
+    """Every rival at every budget that it can keep, then at its own setting: label -> arm -> pruner."""
+    arms: dict[str, dict[str, Pruner]] = {}
+    for label, rival in all_rivals().items():
+        found = {arm_name(label, budget): matched_pruner(rival, budget, basis) for budget in budgets}
+        arms[label] = {name: pruner for name, pruner in found.items() if pruner is not None}
+        if rival.own is not None:
+            own = rival.own(basis) if callable(rival.own) else make_pruner(rival.name, **rival.own)
+            arms[label][arm_name(label, None)] = own
+    return {label: group for label, group in arms.items() if group}
+
+
+def named_rival(vlm: VLM, samples: Sequence[Sample], **options: Any) -> dict[str, dict[str, Pruner]]:
+    """Label -> arm -> pruner of the objects named by the dense answers; empty where no truth is known.
+
+    ``options`` : of :func:`decode_arms`, as for the comparison.
+    """
+    found = greedy_named_arm(vlm, samples, **options)
+    return {NAMED: {arm_name(NAMED, None): found[NAMED]}} if found else {}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All rivals against dense, greedy, on the same samples.
+
+    arms : label -> names of its arms. kept : arm -> its :func:`retention`, mean over the samples; 1 for dense.
+    costs : arm -> cost -> float64 [sample], for every one of `COSTS`.
+    """
+
+    frontier: Frontier
+    arms: dict[str, list[str]]
+    kept: dict[str, float]
+    costs: dict[str, dict[str, np.ndarray]]
+
+    def cost_change(self, arm: str, cost: str) -> Interval:
+        """Cost of an arm relative to dense, paired by sample: -0.3 is 30 % less."""
+        return paired_difference(self.costs[DENSE][cost], self.costs[arm][cost], relative=True)
+
+    def numbers(self) -> dict[str, Any]:
+        """Every arm, JSON-ready."""
+        found = {name: {**point.numbers(), "change": point.change.numbers()} for name, point in self._points()}
+        for name in found:
+            found[name] |= {"retention": self.kept[name], "retention_last_layer": found[name]["retention"]}
+            found[name]["costs"] = {cost: self.cost_change(name, cost).to_dict() for cost in COSTS}
+        return found
+
+    def _points(self):
+        return self.frontier.points.items()
+
+
+def compare_rivals(
+    vlm: VLM, samples: Sequence[Sample], arms: Mapping[str, Mapping[str, Pruner]], **options: Any
+) -> Comparison:
+    """Decode dense and in all arms (see :func:`decode_arms` for ``options``); outcomes are kept and read again."""
+    rivals, flat = all_rivals(), {name: pruner for group in arms.values() for name, pruner in group.items()}
+    measured = measure_frontier(vlm, samples, flat, **options)
+    runs = decode_arms(vlm, samples, {DENSE: None, **flat}, **options)  # all of them are in the cache by now
+    names = {DENSE: "", **{name: rivals[label].name for label, group in arms.items() for name in group}}
+    return Comparison(
+        measured,
+        {label: list(group) for label, group in arms.items()},
+        {name: _mean_retention(runs[name][0], rival, vlm.n_layers) for name, rival in names.items()},
+        {name: _costs(run[0]) for name, run in runs.items()},
+    )
+
+
+def _mean_retention(outcomes: Sequence[Outcome], name: str, n_layers: int) -> float:
+    return float(np.mean([retention(outcome.kept_by_layer, name, n_layers) for outcome in outcomes]))
+
+
+def _costs(outcomes: Sequence[Outcome]) -> dict[str, np.ndarray]:
+    return {cost: np.array([getattr(outcome, cost) for outcome in outcomes]) for cost in COSTS}

@@ -1,0 +1,187 @@
+"""The comparison of all pruners as a table and as sentences, each chosen by tests that were adjusted together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from visionpulse_analysis.metrics.statistics import Verdict
+from visionpulse_analysis.studies.frontier.measure import judge_pairs
+from visionpulse_analysis.studies.pruner_comparison.measure import REFERENCE, Comparison, all_rivals, arm_name
+from visionpulse_analysis.studies.pruner_comparison.settings import near
+from visionpulse_analysis.studies.shared.against_dense import (
+    ACCURACY,
+    COMPARED,
+    CUT_OFF,
+    LENGTH,
+    Judged,
+    cut_off_sentences,
+    ended_length,
+    family_sentence,
+    judge_arms,
+    listed,
+    still_open,
+)
+from visionpulse_analysis.studies.shared.intervals import show
+from visionpulse_analysis.studies.step_dependence.named_objects import NAMED
+from visionpulse_analysis.studies.trace_length.measure import DENSE
+
+PULSE = "VisionPulse"
+NAMES = {ACCURACY: "accuracy", LENGTH: "length", CUT_OFF: "how many are cut off"}
+WORDS = {
+    ACCURACY: {
+        "falls": "accuracy falls",
+        "rises": "accuracy rises",
+        "not shown": "a change of accuracy is not shown",
+    },
+    LENGTH: {
+        "falls": "traces that end get shorter",
+        "rises": "traces that end get longer",
+        "not shown": "a change of length of traces that end is not shown",
+    },
+    CUT_OFF: {
+        "falls": "fewer traces are cut off at the limit",
+        "rises": "more traces are cut off at the limit",
+        "not shown": "a change of how many are cut off is not shown",
+    },
+}
+# What the paper reports at 10 %: of FastV, LOOK-M and VisionZip, which choose at prefill, and of VisionPulse.
+PAPER_PREFILL, PAPER_PULSE = {ACCURACY: "falls", LENGTH: "rises"}, {LENGTH: "falls"}
+
+
+def judge_rivals(compared: Comparison) -> Judged:
+    """Every arm against dense, one family of tests."""
+    return judge_arms(compared.frontier.changes)
+
+
+def table(compared: Comparison) -> pd.DataFrame:
+    """One row per arm; everything after the shares kept is paired with dense."""
+    rows, judged = {}, judge_rivals(compared)
+    for label, names in compared.arms.items():
+        for name in names:
+            point = compared.frontier.points[name]
+            rival = all_rivals()[label]
+            row = {"pruner": rival.name, "settled": "at prefill" if rival.at_prefill else "at steps"}
+            row["kept"] = f"{100 * compared.kept[name]:.1f} %"
+            row["at last layer"] = f"{100 * point.retention:.1f} %"
+            if point.change.truth is not None:
+                row["accuracy"] = f"{100 * point.change.truth.accuracy.estimate:.0f} %"
+                row["change, points"] = show(point.change.truth.change, unit="")
+            row["tokens, both ended"] = ended_length(point.change)
+            row["cut off"] = f"{point.change.cut_off.n_arm} of {point.change.n_pairs}"
+            row["shown"] = shown(judged[name])
+            row["FLOPs"] = show(compared.cost_change(name, "flops"))
+            row["KV bytes read"] = show(compared.cost_change(name, "kv_bytes_read"))
+            row["peak KV bytes"] = show(compared.cost_change(name, "peak_kv_bytes"))
+            rows[name] = row
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def shown(verdicts: Mapping[str, Verdict]) -> str:
+    """What is shown of an arm by the adjusted tests: "accuracy falls, cut off rises"; empty if nothing is."""
+    decided = {outcome: verdict.decision for outcome, verdict in verdicts.items()}
+    return ", ".join(f"{outcome} {how}" for outcome, how in decided.items() if how != "not shown")
+
+
+def at_prefill(compared: Comparison, budget: float) -> list[str]:
+    """Arms of methods that settle at prefill what is visible, at this budget; not chance and the oracle.
+
+    A method that no parameter sets to a budget takes part where its own setting keeps about that share (`near`).
+    """
+    points = compared.frontier.points
+    methods = [n for n, r in all_rivals().items() if r.at_prefill and r.family != REFERENCE]
+    names = []
+    for label in methods:
+        at, own = arm_name(label, budget), arm_name(label, None)
+        unmatched = own in points and all_rivals()[label].matched is None
+        names += [at] if at in points else [own] if unmatched and near(compared.kept[own], budget) else []
+    return names
+
+
+def verdicts(compared: Comparison, budget: float) -> list[str]:
+    """Where the paper's ordering appears and where not, and how VisionPulse compares at this budget."""
+    names, judged = at_prefill(compared, budget), judge_rivals(compared)
+    if not names:
+        return [f"Nothing was pruned at prefill to {100 * budget:g} %; add it to the budgets."]
+    changes = {name: compared.frontier.changes[name] for name in names}
+    return [
+        family_sentence(judged),
+        *(f"{listed(members)}: {ending}." for ending, members in ordering(compared, budget).items()),
+        *cut_off_sentences(changes, compared.frontier.limit),
+        *_about_pulse(compared, budget, judged),
+    ]
+
+
+def ordering(compared: Comparison, budget: float) -> dict[str, list[str]]:
+    """What appears of the paper's ordering -> arms that settle at prefill what is visible."""
+    judged, groups = judge_rivals(compared), dict[str, list[str]]()
+    for name in at_prefill(compared, budget):
+        groups.setdefault(ending(judged[name], PAPER_PREFILL), []).append(name)
+    return groups
+
+
+def ending(verdicts: Mapping[str, Verdict], paper: Mapping[str, str]) -> str:
+    """What the decisions on one arm say, beside what the paper reports (outcome -> decision)."""
+    if all(verdict.decision == "not shown" for verdict in verdicts.values()):
+        return f"no change is shown, of {' or of '.join(NAMES[outcome] for outcome in verdicts)}"
+    said = []
+    for outcome, verdict in verdicts.items():
+        beside = ""
+        if outcome in paper and verdict.decision != "not shown":
+            beside = ", as in the paper" if verdict.decision == paper[outcome] else ", unlike in the paper"
+        said.append(WORDS[outcome][verdict.decision] + beside)
+    return "; ".join(said)
+
+
+def against_others(compared: Comparison, budget: float) -> dict[str, Verdict]:
+    """Accuracy of VisionPulse minus that of every other arm at this budget, one family; empty without known answers."""
+    pulse = arm_name(PULSE, budget)
+    others = [arm_name(label, budget) for label in compared.arms if label != PULSE] + [arm_name(NAMED, None)]
+    pairs = [(pulse, name) for name in others if name in compared.frontier.points]
+    return {over: one for (_, over), one in judge_pairs(compared.frontier, pairs).items()}
+
+
+def numbers(compared: Comparison, budget: float) -> dict[str, Any]:
+    """Every arm, and what the sentences about one budget say, JSON-ready."""
+    judged, found = judge_rivals(compared), compared.numbers()
+    for name, verdicts_of in judged.items():
+        found[name]["verdicts"] = {outcome: one.numbers() for outcome, one in verdicts_of.items()}
+    return {
+        "arms": found,
+        "compared": budget,
+        "limit": compared.frontier.limit,
+        "ordering": ordering(compared, budget),
+        "VisionPulse against": {name: one.numbers() for name, one in against_others(compared, budget).items()},
+    }
+
+
+def _about_pulse(compared: Comparison, budget: float, judged: Judged) -> list[str]:
+    """VisionPulse against dense, and in accuracy against every other arm at this budget."""
+    pulse, others = arm_name(PULSE, budget), against_others(compared, budget)
+    lines = []
+    if pulse in judged:
+        verdict = judged[pulse].get(ACCURACY)
+        left = "" if verdict is None or verdict.decision != "not shown" else f" ({still_open(verdict.effect)})"
+        lines.append(f"{pulse}: {ending(judged[pulse], PAPER_PULSE)}{left}.")
+    groups = {how: [n for n, one in others.items() if one.decision == how] for how in COMPARED}
+    told = [f"{COMPARED[how]} {listed(members)}" for how, members in groups.items() if members]
+    if told:
+        lines.append(f"Of {len(others)} differences in accuracy, judged together: {pulse} is {'; '.join(told)}.")
+    return lines
+
+
+def not_matched(compared: Comparison, budgets: Sequence[float]) -> list[str]:
+    """Which methods have no setting that keeps about a budget, one line per budget of which that is so."""
+    lines = []
+    for budget in budgets:
+        missing = [label for label, names in compared.arms.items() if arm_name(label, budget) not in names]
+        lines += [f"{100 * budget:g} % is not kept by any setting of {listed(missing)}."] if missing else []
+    return lines
+
+
+def own_retention(compared: Comparison) -> list[str]:
+    """Arms at settings of their own, with what they kept."""
+    names = [name for group in compared.arms.values() for name in group if name.endswith(arm_name("", None))]
+    return [f"{name}: {100 * compared.kept[name]:.1f} % kept" for name in names if name != DENSE]

@@ -1,0 +1,182 @@
+"""Does attention meet the object that a step names? Answered on scenes, where the truth is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from visionpulse_analysis.experiments.samples import Sample
+from visionpulse_analysis.metrics.attention import coverage, relevance_hit
+from visionpulse_analysis.metrics.statistics import Interval
+from visionpulse_analysis.studies.step_dependence.measure import masses_of, mean_over_samples, rows_of
+from visionpulse_analysis.testbed.scenes.truth import annotate, object_patches
+from visionpulse_analysis.traces import Trace
+
+KINDS = ("colour", "shape", "row", "column", "verdict", "number", "template", "answer")
+
+
+@dataclass(frozen=True)
+class ObjectAttention:
+    """Results over scenes, by kind of the token that a step produces; intervals resample scenes.
+
+    Attributes
+    ----------
+    mass, text_share : dict of kind -> Interval
+        Image mass, and share of the steps with less of it than ``text_below``.
+    share : dict of kind -> Interval
+        Share of the step's image mass on the cell of the object that the step names.
+    hit : dict of kind -> Interval
+        How often the patch with the most attention lies in that cell.
+    other : dict of kind -> Interval
+        ``share`` for the scene's other objects, mean of one: what any object draws, named or not. Without the
+        kinds that occur only in scenes of a single object.
+    together : dict of kind -> pair of Interval
+        ``share`` and ``other`` at a confidence that makes 95 % for all kinds together.
+    share_named, hit_named, other_named : Interval
+        The same over all steps that name an object; ``other_named`` is None where every scene holds a single one.
+    chance : float
+        Share of the patches that lie in the cell: what even attention gives ``share`` and ``hit``.
+    layers : list of int
+    by_layer : float64 [kind, layer]
+        ``share`` at every recorded layer, in the order of ``share``.
+    unknown : float
+        Share of the naming steps left out, because what they name is not in the scene.
+    """
+
+    layer: int
+    mass: dict[str, Interval]
+    text_share: dict[str, Interval]
+    share: dict[str, Interval]
+    hit: dict[str, Interval]
+    other: dict[str, Interval]
+    together: dict[str, tuple[Interval, Interval]]
+    share_named: Interval
+    hit_named: Interval
+    other_named: Interval | None
+    chance: float
+    layers: list[int]
+    by_layer: np.ndarray
+    unknown: float
+
+    def numbers(self) -> dict[str, Any]:
+        """Headline numbers, JSON-ready."""
+        result: dict[str, Any] = {"chance": self.chance, "unknown": self.unknown}
+        for name, value in vars(self).items():
+            if isinstance(value, Interval):
+                result[name] = value.to_dict()
+            elif name == "other_named":
+                result[name] = None
+            elif name in ("mass", "share", "hit"):
+                result[f"{name}_by_kind"] = {kind: i.to_dict() for kind, i in value.items()}
+        return result
+
+
+def object_attention(
+    traces: Sequence[Trace],
+    samples: Sequence[Sample],
+    layer: int,
+    *,
+    text_below: float = 0.5,
+    n_resamples: int = 1000,
+) -> ObjectAttention | None:
+    """Measure how much of each step's image mass lies on the object that the step names.
+
+    Returns None where no truth is known: no sample has a scene, or no trace names an object of its scene.
+
+    Parameters
+    ----------
+    traces, samples : aligned
+    layer : model index of a recorded layer
+    text_below : a step with less image mass than this is called text-dominated
+
+    Raises
+    ------
+    ValueError
+        Not as many traces as samples.
+    IndexError
+        The layer was not recorded.
+    """
+    if len(traces) != len(samples):
+        raise ValueError(f"{len(traces)} traces and {len(samples)} samples: expected one trace per sample")
+    known = [_known(trace, sample, layer) for trace, sample in zip(traces, samples, strict=True) if sample.scene]
+    if not any(one["named"].any() for one in known):
+        return None
+
+    def mean(columns: list[np.ndarray], of: int = 1) -> Interval:
+        return mean_over_samples(columns, n_resamples * of, unit="scene", confidence=1 - 0.05 / of)
+
+    def by_kind(column: str, kinds: Sequence[str], of: int = 1) -> dict[str, Interval]:
+        return {kind: mean([one[column][one["kind"] == kind] for one in known], of) for kind in kinds}
+
+    def over_named(column: str) -> Interval:
+        return mean([one[column][one["named"]] for one in known])
+
+    def occurs(kind: str, column: str) -> bool:
+        return any(np.isfinite(one[column][one["kind"] == kind]).any() for one in known)
+
+    for one in known:
+        one["text"] = (one["mass"] < text_below).astype(float)
+    all_kinds = [kind for kind in KINDS if occurs(kind, "mass")]
+    naming = [kind for kind in KINDS if occurs(kind, "share")]
+    beside_others = [kind for kind in naming if occurs(kind, "other")]
+    wide = {column: by_kind(column, beside_others, 2 * len(beside_others)) for column in ("share", "other")}
+    layers = traces[0].layers
+    of_kind = [np.concatenate([one["by_layer"][one["kind"] == kind] for one in known]) for kind in naming]
+    about = np.concatenate([one["named"] | one["unknown"] for one in known])
+    return ObjectAttention(
+        layer=layer,
+        mass=by_kind("mass", all_kinds),
+        text_share=by_kind("text", all_kinds),
+        share=by_kind("share", naming),
+        hit=by_kind("hit", naming),
+        other=by_kind("other", beside_others),
+        together={kind: (wide["share"][kind], wide["other"][kind]) for kind in beside_others},
+        share_named=over_named("share"),
+        hit_named=over_named("hit"),
+        other_named=over_named("other") if beside_others else None,
+        chance=float(np.concatenate([one["chance"][one["named"]] for one in known]).mean()),
+        layers=layers,
+        by_layer=np.array([np.nanmean(values, axis=0) for values in of_kind]),
+        unknown=float(np.concatenate([one["unknown"] for one in known]).sum() / about.sum()),
+    )
+
+
+def named_objects(trace: Trace, sample: Sample) -> list[int | None]:
+    """Index of the scene's object that each step names, or None; all None without a scene."""
+    if sample.scene is None:
+        return [None] * len(trace)
+    return [truth.object for truth in annotate(sample.scene, trace.tokens)]
+
+
+def _known(trace: Trace, sample: Sample, layer: int) -> dict[str, np.ndarray]:
+    """Everything by step of one trace; NaN where a step names no object of the scene."""
+    scene = sample.scene
+    if scene is None:
+        raise ValueError(f"sample {sample.id!r} has no scene, so no truth")
+    truths = annotate(scene, trace.tokens)
+    kind = np.array([truth.kind for truth in truths])
+    # -1 leads to a row of False: a step without an object has no patches to meet.
+    place = np.array([-1 if truth.object is None else truth.object for truth in truths])
+    where = np.vstack([object_patches(scene, trace.grid), np.zeros((1, len(trace.grid)), dtype=bool)])
+    target, named = where[place], place >= 0
+    rows = rows_of(trace, layer)
+    relevance = relevance_hit(rows, target)
+    n_others = len(scene.objects) - 1
+    on_objects = coverage(rows[:, None], where[None, :-1]).sum(axis=1) if n_others else np.full(len(rows), np.nan)
+    # All layers at once: a stored trace is read from disk again at every access.
+    attention = trace.attention.values
+    attention = attention if trace.heads is None else attention.astype(np.float32).mean(axis=2)
+    return {
+        "kind": kind,
+        "named": named,
+        "unknown": ~named & np.isin(kind, ("colour", "shape", "row", "column")),
+        "mass": masses_of(trace, layer),
+        "share": relevance.share,
+        "hit": relevance.hit,
+        "chance": relevance.chance_share,
+        "other": (on_objects - relevance.share) / max(n_others, 1),
+        "by_layer": np.where(named[:, None], coverage(attention, target[:, None]), np.nan),
+    }

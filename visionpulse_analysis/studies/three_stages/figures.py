@@ -1,0 +1,76 @@
+"""The figures of the three stages, drawn through `visionpulse_analysis.figures`."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+from visionpulse_analysis import figures
+from visionpulse_analysis.figures.style import GREY
+from visionpulse_analysis.studies.shared.intervals import draw_curve
+from visionpulse_analysis.studies.three_stages.measure import PLACES, ThreeStages
+from visionpulse_analysis.studies.three_stages.report import WITHDRAWN
+
+LEAST = 1e-7  # nats: smaller divergences are not drawn
+
+
+def stages_page(stages: ThreeStages, threshold: float = WITHDRAWN) -> Figure:
+    """Make the headline: six measures by layer, each at the end of the prompt and at the most visual step."""
+    fig, axes = figures.new_figure(figures.DOUBLE, 4.6, 2, 3)
+    draw_lens(axes[0, 0], stages)
+    draw_sinks(axes[0, 1], stages)
+    draw_cosines(axes[0, 2], stages)
+    draw_divergence(axes[1, 0], stages, "window", f"first of {stages.width} layers that skip the image")
+    draw_divergence(axes[1, 1], stages, "withdrawn", "image withdrawn from layer", threshold)
+    draw_divergence(axes[1, 2], stages, "frozen", "patches frozen in layer")
+    for letter, ax in zip("abcdef", axes.flat, strict=True):
+        ax.set_title(letter, loc="left", fontweight="bold")
+    figures.draw_legend(axes)
+    return fig
+
+
+def draw_lens(ax: Axes, stages: ThreeStages) -> Axes:
+    """Draw in what share of the samples the logit lens already reads the final word; the last point is the output."""
+    _draw_places(ax, stages, "lens_right")
+    ax.set(xlabel="layer entered", ylabel="final word read (share)", ylim=(0, 1.04))
+    return ax
+
+
+def draw_sinks(ax: Axes, stages: ThreeStages) -> Axes:
+    """Draw the value norm of the most attended patches over that of all."""
+    _draw_places(ax, stages, "sink_ratio")
+    ax.axhline(1, color=GREY, linewidth=0.8, linestyle="--", zorder=0)
+    ax.set(xlabel="layer", ylabel="value norm of sinks / of all")
+    return ax
+
+
+def draw_cosines(ax: Axes, stages: ThreeStages, threshold: float = 0.995) -> Axes:
+    """Draw how far the most influential patch turns the attention output; dashed: VisiPruner's test of a layer."""
+    _draw_places(ax, stages, "cosine")
+    ax.axhline(threshold, color=GREY, linewidth=0.8, linestyle="--", zorder=0)
+    ax.set(xlabel="layer", ylabel="least cosine")
+    return ax
+
+
+def draw_divergence(ax: Axes, stages: ThreeStages, name: str, xlabel: str, threshold: float | None = None) -> Axes:
+    """Draw what a change does to the next token, from `LEAST` to the power of ten above all of it."""
+    _draw_places(ax, stages, name)
+    curves = [interval for place in range(len(PLACES)) for interval in stages.curve(name, place)]
+    most = np.nanmax([threshold or LEAST, *(end for one in curves for end in (one.estimate, one.high))])
+    top = max(100 * LEAST, 10.0 ** np.ceil(np.log10(most)))
+    if threshold is not None:
+        ax.axhline(threshold, color=GREY, linewidth=0.8, linestyle="--", zorder=0)
+    ax.set_yscale("log", nonpositive="clip")
+    ax.yaxis.set_major_locator(LogLocator(numticks=5))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.set(xlabel=xlabel, ylabel="KL(changed || dense) in nats", ylim=(LEAST, top))
+    return ax
+
+
+def _draw_places(ax: Axes, stages: ThreeStages, name: str) -> None:
+    for place, label in enumerate(PLACES):
+        curve = stages.curve(name, place)
+        draw_curve(ax, list(range(len(curve))), curve, label)
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))

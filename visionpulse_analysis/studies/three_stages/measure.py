@@ -1,0 +1,251 @@
+"""Where in depth a model reads the image: the curves of VisiPruner, VTW and ShortV, at two queries of every sample."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from visionpulse_analysis.decoding import decode
+from visionpulse_analysis.experiments.interventions.layer_probe import LayerWatch, logit_lens, sink_value_ratio
+from visionpulse_analysis.experiments.interventions.teacher_forced import Passages, SkipImage, Start
+from visionpulse_analysis.experiments.samples import Sample
+from visionpulse_analysis.metrics.attention import kl_divergence
+from visionpulse_analysis.metrics.statistics import Interval, cluster_bootstrap
+from visionpulse_analysis.models.families import Prompt
+from visionpulse_analysis.models.loading import VLM
+from visionpulse_analysis.pruners.shortv import ShortV
+from visionpulse_analysis.pruners.vtw import VTW
+
+PLACES = ("end of the prompt", "most visual step")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A sample with the two queries that are examined.
+
+    step : the step of the model's own greedy answer that depends on the image most; 0 is the token after the prompt.
+    effect : KL(blind || dense) in nats of its next token, the image hidden in every layer.
+    passage : the prompt with the answer up to that step. queries : int64 [place], positions in the passage.
+    """
+
+    sample: Sample
+    step: int
+    effect: float
+    passage: Prompt
+    queries: np.ndarray
+    answer: list[str]
+
+
+@dataclass(frozen=True)
+class ThreeStages:
+    """Values of every sample at the end of its prompt and at its most visual step.
+
+    Divergences are KL(changed || dense) of the next token, in nats, by the layer at which the change begins.
+
+    Attributes
+    ----------
+    effect : float64 [place, sample]
+        Divergence with the image hidden in every layer.
+    lens : float64 [place, layer + 1, sample]
+        Divergence of what the logit lens reads in the states that enter a layer; the last entry is the output, 0.
+    lens_right : bool, the same shape
+        Whether its most probable word is the dense one.
+    mass, sink_ratio, cosine : float64 [place, layer, sample]
+        Attention on the image; value norm of the most attended patches over that of all; the least cosine.
+    window : float64 [place, first layer, sample]
+        Divergence when ``width`` layers skip the image.
+    shallow : float64 [place, sample]
+        The same for the layers below ``n_shallow``, VisiPruner's shallow stage.
+    withdrawn : float64 [place, layer, sample]
+        Divergence when the image is gone from a layer on (VTW).
+    frozen, frozen_reverse : float64 [place, layer, sample]
+        Layer Contribution (ShortV): divergence when one layer leaves the patches as they were, and KL(dense || frozen).
+    """
+
+    n_layers: int
+    width: int
+    n_shallow: int
+    asked: list[Asked]
+    effect: np.ndarray
+    lens: np.ndarray
+    lens_right: np.ndarray
+    mass: np.ndarray
+    sink_ratio: np.ndarray
+    cosine: np.ndarray
+    window: np.ndarray
+    shallow: np.ndarray
+    withdrawn: np.ndarray
+    frozen: np.ndarray
+    frozen_reverse: np.ndarray
+
+    def curve(self, name: str, place: int) -> list[Interval]:
+        """One interval per layer of a result, which resamples samples; samples where it is undefined are left out."""
+        least = -1.0 if name == "cosine" else 0.0
+        return [over_samples(values, least=least) for values in getattr(self, name)[place].astype(np.float64)]
+
+    def numbers(self) -> dict[str, Any]:
+        """Headline numbers, JSON-ready."""
+        curves = ("lens_right", "sink_ratio", "cosine", "window", "withdrawn", "frozen", "frozen_reverse", "mass")
+        return {
+            "n_layers": self.n_layers,
+            "n_samples": len(self.asked),
+            "width": self.width,
+            "n_shallow": self.n_shallow,
+            "mean_step": float(np.mean([one.step for one in self.asked])),
+            **{
+                place: {
+                    "effect": over_samples(self.effect[p], least=0.0).to_dict(),
+                    "shallow": over_samples(self.shallow[p], least=0.0).to_dict(),
+                    **{name: [interval.to_dict() for interval in self.curve(name, p)] for name in curves},
+                }
+                for p, place in enumerate(PLACES)
+            },
+        }
+
+
+def over_samples(values: np.ndarray, confidence: float = 0.95, least: float = -np.inf) -> Interval:
+    """Mean over the samples [sample] where it is defined, with its interval, which ends at the least possible value.
+
+    Raises ValueError where it is defined for none.
+    """
+    defined = values[np.isfinite(values)]
+    draws = round(50 / (1 - confidence))  # as many beyond each bound, however wide
+    options = {"n_resamples": draws, "confidence": confidence, "method": "studentized"}
+    interval = cluster_bootstrap(defined, np.arange(len(defined)), **options)
+    return replace(interval, low=float(np.fmax(interval.low, least))) if not interval.refused else interval
+
+
+def ask(vlm: VLM, samples: Sequence[Sample], *, max_new_tokens: int = 48, batch_size: int = 16) -> list[Asked]:
+    """Find the step of each sample's dense greedy answer that depends on the image most.
+
+    Every step is asked at once: the answer is read again with the image hidden from the text in all layers.
+    """
+    images, questions = [one.image for one in samples], [one.question for one in samples]
+    # With a layer recorded, models whose attention cannot be read exactly are refused here.
+    options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "sample": None}
+    traces = decode(vlm, images, questions, layers="anchor", **options)
+    prompts = [vlm.prompt(image, question) for image, question in zip(images, questions, strict=True)]
+    asked = []
+    for start in range(0, len(samples), batch_size):
+        part = slice(start, start + batch_size)
+        answers = [torch.from_numpy(trace.token_ids.astype(np.int64)) for trace in traces[part]]
+        steps = max(len(answer) for answer in answers)
+        # Shorter answers ask their last step again, so that every row has as many queries.
+        queries = [
+            len(prompt.ids) - 1 + np.minimum(np.arange(steps), len(answer) - 1)
+            for prompt, answer in zip(prompts[part], answers, strict=True)
+        ]
+        whole = [prompt.answered(answer[:-1]) for prompt, answer in zip(prompts[part], answers, strict=True)]
+        passages = Passages(vlm, whole, queries)
+        effects = kl_divergence(passages.read(VTW(0).start)[0], passages.read()[0])
+        for sample, prompt, answer, trace, effect in zip(
+            samples[part], prompts[part], answers, traces[part], effects, strict=True
+        ):
+            step = int(effect.argmax())
+            end = len(prompt.ids) - 1
+            passage = prompt.answered(answer[:step])
+            asked.append(
+                Asked(sample, step, float(effect[step]), passage, np.array([end, end + step]), trace.tokens[: step + 1])
+            )
+    return asked
+
+
+def asked_hash(asked: Sequence[Asked]) -> str:
+    """sha256 (hex) over the passages and their images, for the provenance of a figure."""
+    digest = hashlib.sha256()
+    for one in asked:
+        for array in (one.passage.ids.numpy(), one.queries, *one.passage.images):
+            digest.update(f"{array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+def three_stages(
+    vlm: VLM, asked: Sequence[Asked], *, width: int = 2, fraction: float = 0.05, batch_size: int = 16
+) -> ThreeStages:
+    """Examine every layer at the two queries of each sample.
+
+    Parameters
+    ----------
+    width : layers that skip the image together, in the sliding window
+    fraction : share of the patches that counts as most attended, in (0, 1]
+
+    Raises
+    ------
+    ValueError
+        There are no samples, or an option is out of range.
+    """
+    n = vlm.n_layers
+    if not asked or not 1 <= width <= n or not 0 < fraction <= 1:
+        raise ValueError(
+            f"{len(asked)} samples, width {width}, fraction {fraction}: expected samples, a width of 1 to {n} layers "
+            "and a fraction above 0 and up to 1"
+        )
+    parts = [
+        _examine(vlm, asked[start : start + batch_size], width, fraction) for start in range(0, len(asked), batch_size)
+    ]
+    joined = {name: np.concatenate([part[name] for part in parts], axis=-1) for name in parts[0]}
+    return ThreeStages(n_layers=n, width=width, n_shallow=shallow_layers(n), asked=list(asked), **joined)
+
+
+def shallow_layers(n_layers: int) -> int:
+    """VisiPruner's shallow stage, 6 of 32 layers, for a model of another depth."""
+    return round(6 / 32 * n_layers)
+
+
+def _examine(vlm: VLM, asked: Sequence[Asked], width: int, fraction: float) -> dict[str, np.ndarray]:
+    """The results of one batch by name, each with samples last."""
+    passages = Passages(vlm, [one.passage for one in asked], [one.queries for one in asked])
+    watch = LayerWatch(passages.layout, passages.queries)
+    dense, _, _ = passages.read(lambda _: watch)
+
+    def divergence(starts: Sequence[Start], measure: Callable[..., np.ndarray] = kl_divergence) -> np.ndarray:
+        """[place, start, row]"""
+        return np.array([measure(passages.read(start)[0], dense).T for start in starts]).swapaxes(0, 1)
+
+    def both_ways(changed: np.ndarray, reference: np.ndarray) -> np.ndarray:
+        """[row, place, direction]"""
+        return np.stack([kl_divergence(changed, reference), kl_divergence(reference, changed)], axis=-1)
+
+    layers = range(vlm.n_layers)
+    lenses = [logit_lens(vlm, states) for states in watch.states] + [dense]
+    contribution = divergence([ShortV((layer,)).start for layer in layers], both_ways)
+    withdrawn = divergence([VTW(layer).start for layer in layers])
+    windows = [_skipping(range(first, first + width)) for first in range(vlm.n_layers - width + 1)]
+    return {
+        "effect": withdrawn[:, 0],
+        "lens": np.array([kl_divergence(one, dense).T for one in lenses]).swapaxes(0, 1),
+        "lens_right": np.array([(one.argmax(-1) == dense.argmax(-1)).T for one in lenses]).swapaxes(0, 1),
+        "mass": np.array([one.sum(-1).T for one in watch.weights]).swapaxes(0, 1),
+        "sink_ratio": _sink_ratios(watch, fraction),
+        "cosine": np.array([one.T for one in watch.cosines]).swapaxes(0, 1),
+        "window": divergence(windows),
+        "shallow": divergence([_skipping(range(shallow_layers(vlm.n_layers)))])[:, 0],
+        "withdrawn": withdrawn,
+        "frozen": contribution[0].swapaxes(0, 1),
+        "frozen_reverse": contribution[1].swapaxes(0, 1),
+    }
+
+
+def _sink_ratios(watch: LayerWatch, fraction: float) -> np.ndarray:
+    """[place, layer, row]"""
+    counts = watch.layout.counts.tolist()
+    rows, places = range(len(counts)), range(watch.queries.shape[1])
+    layers = list(zip(watch.weights, watch.norms, strict=True))
+    return np.array(
+        [
+            [
+                [sink_value_ratio(w[row, place, : counts[row]], v[row, : counts[row]], fraction) for row in rows]
+                for w, v in layers
+            ]
+            for place in places
+        ]
+    )
+
+
+def _skipping(layers: range) -> Start:
+    return lambda layout: SkipImage(layout, layers)

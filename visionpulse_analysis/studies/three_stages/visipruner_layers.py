@@ -1,0 +1,155 @@
+"""Which layers VisiPruner takes as filter and exit layer in each sample, and how many patches it leaves between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from visionpulse_analysis import figures
+from visionpulse_analysis.attention.prefill import Prefill
+from visionpulse_analysis.experiments.interventions.teacher_forced import Passages
+from visionpulse_analysis.metrics.statistics import Interval, proportion_interval
+from visionpulse_analysis.models.loading import VLM
+from visionpulse_analysis.pruners.visipruner import VisiPruner
+from visionpulse_analysis.studies.three_stages.measure import PLACES, Asked, over_samples
+from visionpulse_analysis.studies.three_stages.report import sentence, side
+
+NONE = -1
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What VisiPruner does at one query of every sample.
+
+    filter_layer, exit_layer : int64 [sample], NONE where there is none. kept : float64 [sample], share of the patches
+    that the filter leaves, NaN without a filter layer or where it is the last layer. changed : bool [sample], whether
+    the next token is another one than dense.
+    """
+
+    n_layers: int
+    filter_layer: np.ndarray
+    exit_layer: np.ndarray
+    kept: np.ndarray
+    changed: np.ndarray
+
+    def shares(self, confidence: float = 0.95) -> dict[str, Interval]:
+        """Shares of all samples: those with a filter layer, with an exit layer, and with another next token."""
+        has = {"has_filter_layer": self.filter_layer != NONE, "has_exit_layer": self.exit_layer != NONE}
+        shares = {**has, "changed": self.changed}
+        return {name: proportion_interval(share, confidence=confidence) for name, share in shares.items()}
+
+    def means(self) -> dict[str, Interval | None]:
+        """The shares, and means over the samples that have the value; None where none has."""
+        found = {"filter_layer": self.filter_layer, "exit_layer": self.exit_layer}
+        values = {name: np.where(layers == NONE, np.nan, layers) for name, layers in found.items()}
+        values["kept"] = self.kept
+        means = {name: over_samples(v) if np.isfinite(v).any() else None for name, v in values.items()}
+        return {**self.shares(), **means}
+
+    def numbers(self) -> dict[str, Any]:
+        """The means, JSON-ready."""
+        return {name: None if interval is None else interval.to_dict() for name, interval in self.means().items()}
+
+
+def choices(vlm: VLM, asked: Sequence[Asked], pruner: VisiPruner, *, batch_size: int = 16) -> list[Chosen]:
+    """Run VisiPruner to the end of each prompt, and to each most visual step: one result per place."""
+    return [_choose(vlm, asked, pruner, place, batch_size) for place in range(len(PLACES))]
+
+
+def _choose(vlm: VLM, asked: Sequence[Asked], pruner: VisiPruner, place: int, batch_size: int) -> Chosen:
+    parts = []
+    for start in range(0, len(asked), batch_size):
+        some = asked[start : start + batch_size]
+        # VisiPruner judges by the last token of what it is given, so the passage ends at the query.
+        prompts = [one.passage if place else vlm.prompt(one.sample.image, one.sample.question) for one in some]
+        passages = Passages(vlm, prompts, [[one.queries[place]] for one in some])
+        dense, _, _ = passages.read()
+        pruned, selection, prefill = passages.read(pruner.start)
+        chosen: Any = selection
+        layers = chosen.filter_layer.cpu().numpy()
+        kept = [_share_left(passages, prefill, row, layer) for row, layer in enumerate(layers)]
+        changed = pruned[:, 0].argmax(-1) != dense[:, 0].argmax(-1)
+        parts.append((layers, chosen.exit_layer.cpu().numpy(), np.array(kept), changed))
+    return Chosen(vlm.n_layers, *(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _share_left(passages: Passages, prefill: Prefill, row: int, layer: int) -> float:
+    if layer in (NONE, len(prefill.kept) - 1):
+        return float("nan")
+    left = prefill.kept[layer + 1]
+    return 1.0 if left is None else float(left[row].sum() / passages.layout.counts[row])
+
+
+def choices_figure(chosen: Sequence[Chosen]) -> Figure:
+    """Draw how often each layer is the filter and the exit layer; "none" at the right."""
+    fig, axes = figures.new_figure(figures.DOUBLE, 2.4, 1, 2, sharey=True)
+    n = chosen[0].n_layers
+    edges = np.arange(n + 2) - 0.5
+    for ax, name, label in ((axes[0], "filter_layer", "filter layer"), (axes[1], "exit_layer", "exit layer")):
+        found = [getattr(one, name) for one in chosen]
+        values = {place: np.where(v == NONE, n, v) for place, v in zip(PLACES, found, strict=True)}
+        figures.draw_histogram(ax, values, edges, xlabel=label)
+        step = -(-(n + 1) // 12)
+        ax.set_xticks([*range(0, n, step), n], [*map(str, range(0, n, step)), "none"])
+    figures.draw_legend(axes)
+    return fig
+
+
+def choices_table(chosen: Sequence[Chosen]) -> pd.DataFrame:
+    """VisiPruner's choices beside what the paper reports for LLaVA-1.5-7B; layers are counted from 0."""
+    n = chosen[0].n_layers
+    rows = {
+        "samples with a filter layer": ("has_filter_layer", "not reported", 100, " %"),
+        "mean filter layer": ("filter_layer", "not reported", 1, f" of {n}"),
+        "patches that it leaves": ("kept", "10.3 of 576 (1.8 %)", 100, " %"),
+        "samples with an exit layer": ("has_exit_layer", "not reported", 100, " %"),
+        "mean exit layer": ("exit_layer", "23.9 of 32", 1, f" of {n}"),
+        "next tokens changed": ("changed", "average score 63.8 to 61.9", 100, " %"),
+    }
+    found = [one.means() for one in chosen]
+    table = {
+        label: [paper, *(_span(means[name], scale, unit) for means in found)]
+        for label, (name, paper, scale, unit) in rows.items()
+    }
+    return pd.DataFrame.from_dict(table, orient="index", columns=["paper (LLaVA-1.5-7B)", *PLACES])
+
+
+def choices_verdicts(chosen: Sequence[Chosen], most_changed: float = 0.1) -> str:
+    """What of the filter and the exit shows at the most visual step, as Markdown.
+
+    most_changed : a filter that changes clearly fewer next tokens than this does its work
+    """
+    shares, kept = chosen[1].shares(), chosen[1].means()["kept"]
+    together = chosen[1].shares(1 - 0.05 / 2)  # two sentences: what decides holds for both together
+    changed, exits = shares["changed"], shares["has_exit_layer"]
+    filters = sentence(
+        f"That one filter layer is enough (found in {_span(shares['has_filter_layer'], 100, ' %')} of the samples; it "
+        f"leaves {_span(kept, 100, ' %')} of the patches and changes {_span(changed, 100, ' %')} of the next tokens)",
+        side(together["changed"], most_changed),
+        below="transfers",
+        above="does not transfer with these thresholds",
+    )
+    exit_layers = sentence(
+        f"That the image can go at an exit layer (found in {_span(exits, 100, ' %')} of the samples)",
+        side(together["has_exit_layer"], 0.5),
+        below="does not transfer: most samples have none",
+        above="transfers: most samples have one",
+    )
+    return f"- {filters}\n- {exit_layers}"
+
+
+def choices_numbers(chosen: Sequence[Chosen]) -> dict[str, Any]:
+    """Headline numbers by place, JSON-ready."""
+    return {place: one.numbers() for place, one in zip(PLACES, chosen, strict=True)}
+
+
+def _span(interval: Interval | None, scale: float, unit: str) -> str:
+    if interval is None:
+        return "none"
+    bounds = "" if np.isnan(interval.low) else f" [{scale * interval.low:.1f}, {scale * interval.high:.1f}]"
+    return f"{scale * interval.estimate:.1f}{bounds}{unit}"

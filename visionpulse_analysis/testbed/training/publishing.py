@@ -1,0 +1,68 @@
+"""From a training run to the bundled model: weights, default anchor, provenance, scores and model card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from visionpulse_analysis.models.loading import data_folder, load
+from visionpulse_analysis.testbed.scenes.horizon import reading_anchor, reading_horizon
+from visionpulse_analysis.testbed.scenes.tokens import vocabulary
+from visionpulse_analysis.testbed.training.card import model_card
+from visionpulse_analysis.testbed.training.evaluation_set import VALIDATION_SEED, build_items
+from visionpulse_analysis.testbed.training.model import save_bundle
+from visionpulse_analysis.testbed.training.training import Trainer
+
+ANCHOR_CELLS, ANCHOR_SCENES = 8, 100
+
+
+def publish(trainer: Trainer, folder: str | Path) -> None:
+    """Write a run's averaged weights in Hugging Face format, with ``training.json`` beside them.
+
+    The default anchor is measured on validation scenes (:func:`reading_anchor`) and stated in the configuration.
+    """
+    folder, model = Path(folder), trainer.average
+    save_bundle(model, folder)
+    items = build_items({ANCHOR_CELLS: ANCHOR_SCENES}, VALIDATION_SEED)
+    model.config.visionpulse_anchor = reading_anchor(reading_horizon(load(str(folder), device=trainer.device), items))
+    save_bundle(model, folder)
+    packages = ("torch", "transformers", "visionpulse_analysis")
+    provenance = {
+        **trainer.state,
+        "seed": trainer.seed,
+        "device": trainer.device,
+        "threads": trainer.threads,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+    }
+    (folder / "training.json").write_text(json.dumps(provenance, indent=1) + "\n")
+
+
+def write_card(evaluation: dict[str, Any], folder: Path | None = None) -> Path:
+    """Store the scores of the bundled model and write its card, ``README.md`` of the data folder.
+
+    Raises ValueError where the scores are not those of the bundled weights or lack the controls.
+    """
+    folder = data_folder() if folder is None else folder
+    weights = load("scenes").weights_hash
+    if evaluation["weights"] != weights:
+        raise ValueError(f"these are scores of weights {evaluation['weights']}, the bundled ones are {weights}")
+    if not {"horizon", "untrained"} <= set(evaluation):
+        raise ValueError("the card shows the controls; evaluate with controls")
+    (folder / "scenes" / "evaluation.json").write_text(json.dumps(evaluation, indent=1) + "\n")
+    facts = {
+        "sha256": (folder / "evaluation" / "scenes.sha256").read_text().split()[0],
+        "weights_sha256": hashlib.sha256((folder / "scenes" / "model.safetensors").read_bytes()).hexdigest(),
+        "training": json.loads((folder / "scenes" / "training.json").read_text()),
+        "words": len(vocabulary()),
+        "megabytes": sum(path.stat().st_size for path in (folder / "scenes").glob("*.safetensors")) / 1e6,
+        "parameters": sum(p.numel() for p in load("scenes").model.parameters()),
+    }
+    card = folder / "README.md"
+    card.write_text(model_card(evaluation, facts))
+    return card
