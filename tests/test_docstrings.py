@@ -12,24 +12,24 @@ import pytest
 import visionpulse_analysis
 
 ROOMS = (
-    "measures",
-    "statistics",
+    "metrics.attention",
+    "metrics.statistics",
     "figures",
-    "exchange",
-    "costs",
-    "calibration",
-    "sampling",
-    "relevance",
+    "traces.exchange",
+    "metrics.flops",
+    "decoding.calibration",
+    "decoding.sampling",
+    "decoding.patch_gradients",
     "explorer",
-    "checking",
+    "decoding.exactness",
     "traces",
     "pruners",
-    "patches",
-    "store",
-    "videos",
-    "notebooks",
-    "nulls",
-    "similarity",
+    "media.patch_grid",
+    "traces.store",
+    "media.videos",
+    "cli.notebooks.run",
+    "metrics.nulls",
+    "metrics.similarity",
 )
 MODULES = ["visionpulse_analysis", *(f"visionpulse_analysis.{room}" for room in ROOMS)]
 SECTIONS = re.compile(r"^(Parameters|Raises)\n-{3,}", re.MULTILINE)
