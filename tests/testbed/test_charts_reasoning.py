@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -163,13 +164,15 @@ def test_what_is_read_off_adds_up(asked):
 
 
 def test_what_a_glance_tells_is_in_the_chart(asked):
+    counted = 0
     for chart, question, trace in asked:
         values = [chart.value(question.series, m) for m in range(chart.n_marks)]
         said = words(trace)
         told = said.split("at a glance")[1].split(" . ")[0]
         for which, place in re.findall(r"(highest|lowest) (\w+)", told):
             assert values[ORDINALS.index(place)] == (max(values) if which == "highest" else min(values))
-        for count, limit in re.findall(r"(\d) over (\w+)", told):
+        for limit, count in re.findall(r"over (\w+) (\d)\b", told):
+            counted += 1
             assert int(count) == sum(v > (chart.top / 2 if limit == "half" else int(limit)) for v in values)
         whole = {Thing("top", m, question.series) for m in range(chart.n_marks)}
         start = said.split().index("glance")
@@ -178,6 +181,20 @@ def test_what_a_glance_tells_is_in_the_chart(asked):
             assert taken_in or token.kind != "glance"
         axis = re.findall(r"(\w+) chart of (\d+) marks (\d) series axis (\d+) by (\d+)", said)
         assert axis[0] == (chart.kind, *map(str, (chart.n_marks, len(chart.names), chart.top, chart.step)))
+    assert counted > 100
+
+
+def test_a_count_comes_after_the_level_that_it_counts_above(asked):
+    """Said before it, a count would be asked for before anybody can know of which level: a guess, for ever."""
+    rng = np.random.default_rng(5)
+    surveys = [practise(chart, "survey", rng)[1] for chart, _, _ in asked[:40]]
+    counts = 0
+    for trace in [*(trace for _, _, trace in asked), *surveys]:
+        for before, token in pairwise(trace):
+            if token.kind == "glance" and token.word.isdigit():
+                counts += 1
+                assert before.word in ("half", "left", "right") or before.word.isdigit()
+    assert counts > 100
 
 
 def test_what_was_told_before_is_text_when_it_is_said_again():

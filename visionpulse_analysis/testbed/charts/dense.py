@@ -24,7 +24,7 @@ from visionpulse_analysis.testbed.charts.reasoning import (
 )
 from visionpulse_analysis.testbed.charts.regions import Thing
 
-DENSE = ("describe", "read", "visit", "check", "survey")
+DENSE = ("describe", "read", "visit", "check", "survey", "find")
 
 
 def practise(chart: Chart, task: str, rng: np.random.Generator) -> tuple[Question, list[TokenTruth]]:
@@ -33,6 +33,7 @@ def practise(chart: Chart, task: str, rng: np.random.Generator) -> tuple[Questio
     describe : the kind of chart, its axis and legend. read : marks given by their labels, in any order (by their
     places where there are no labels). visit : marks given by their places. check : which marks are above a tick, one by
     one, which is learned sooner than between which ticks a mark ends. survey : what a glance at many marks tells.
+    find : where every label is, in any order (``visit`` where there are no labels).
     Raises ValueError for any other task.
     """
     if task not in DENSE:
@@ -53,11 +54,15 @@ def practise(chart: Chart, task: str, rng: np.random.Generator) -> tuple[Questio
         return _conversation(
             task, f"glance at {where.removeprefix(' in ') or 'it'} .", series, _glance(chart, series, rng)
         )
+    if task == "find" and chart.labels:
+        order = [int(m) for m in rng.permutation(chart.n_marks)]
+        return _conversation(task, "find all .", series, [token for mark in order for token in _placed(chart, mark)])
     marks = [int(m) for m in rng.permutation(chart.n_marks)[:5]]
     by_label = task == "read" and chart.labels
     given = [chart.labels[m] if by_label else ORDINALS[m] for m in marks]
     body = [token for mark in marks for token in _inspected(chart, series, mark, bool(by_label))]
-    return _conversation(task, f"{task} {' , '.join(given)}{where} .", series, body)
+    word = "read" if by_label else "visit"
+    return _conversation(task, f"{word} {' , '.join(given)}{where} .", series, body)
 
 
 def _checked(chart: Chart, series: int, tick: int) -> list[TokenTruth]:
@@ -72,6 +77,11 @@ def _checked(chart: Chart, series: int, tick: int) -> list[TokenTruth]:
 
 def _conversation(task: str, text: str, series: int, body: list[TokenTruth]) -> tuple[Question, list[TokenTruth]]:
     return Question(task, text, "done", series), answered(body, "done")
+
+
+def _placed(chart: Chart, mark: int) -> list[TokenTruth]:
+    """A label, which is told, and the place that is read off."""
+    return [TokenTruth(chart.labels[mark]), TokenTruth(ORDINALS[mark], "place", (Thing("label", mark),)), TokenTruth(",")]
 
 
 def _inspected(chart: Chart, series: int, mark: int, by_label: bool) -> list[TokenTruth]:

@@ -9,7 +9,7 @@ from visionpulse_analysis.testbed.charts.questions import TASKS
 
 FIRST_TRAINING_SEED = 1_000_000_000  # evaluation and study charts use smaller seeds
 MOST_IMAGES = 64  # of a step
-READING = {"describe": 0.15, "read": 0.3, "visit": 0.2, "check": 0.15, "survey": 0.2}
+READING = {"describe": 0.1, "read": 0.25, "visit": 0.1, "check": 0.15, "survey": 0.2, "find": 0.2}
 REASONING = {
     "value": 0.13, "larger": 0.12, "sum": 0.08, "difference": 0.08, "extreme": 0.12,
     "above": 0.15, "trend": 0.07, "legend": 0.08, "hop": 0.1,

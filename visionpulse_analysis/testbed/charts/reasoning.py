@@ -117,13 +117,13 @@ def glance_above(chart: Chart, series: int, level: int) -> list[TokenTruth]:
     """How many marks are above a tick; ``level`` is that of the tick, in parts of a step."""
     count = str(int((chart.levels[series] > level).sum()))
     about = (*tops(chart, series), Thing("tick", level // PARTS))
-    return [TokenTruth(count, "glance", about), *_words(f"over {level * chart.unit}")]
+    return [*_words(f"over {level * chart.unit}"), TokenTruth(count, "glance", about)]
 
 
 def glance_above_half(chart: Chart, series: int) -> list[TokenTruth]:
     """How many marks are in the upper half of the axis."""
     count = str(int((chart.levels[series] > PARTS * chart.intervals // 2).sum()))
-    return [TokenTruth(count, "glance", tops(chart, series)), *_words("over half")]
+    return [*_words("over half"), TokenTruth(count, "glance", tops(chart, series))]
 
 
 def glance_trend(chart: Chart, series: int) -> list[TokenTruth]:
