@@ -26,7 +26,7 @@ from visionpulse_analysis.experiments.sweeps.config import SweepConfig
 from visionpulse_analysis.experiments.sweeps.plan import plan
 from visionpulse_analysis.experiments.sweeps.running import run as run_sweep
 from visionpulse_analysis.figures import read_provenance
-from visionpulse_analysis.models.families.templates import argument_names
+from visionpulse_analysis.models.asking import argument_names
 
 QUESTION = "where is the red circle ?"
 PAGE = Path(__file__).parents[1] / "docs" / "prompts.md"

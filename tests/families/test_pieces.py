@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models
 import visionpulse_analysis as vpa
 from visionpulse_analysis.decoding.sampling import Chooser
 from visionpulse_analysis.explorer.payload import pack
-from visionpulse_analysis.models.families.pieces import Decoder
+from visionpulse_analysis.models.token_text import Decoder
 
 WORDS = ["▁the", "▁red", "▁cat", "s", "▁is", "▁on", "▁a", "▁mat", ".", "▁"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]

@@ -42,7 +42,7 @@ def test_the_stock_processor_is_taken_wherever_it_loads(family, photos, tmp_path
     assert (vlm.processor is not None) == loads(tmp_path)
     if vlm.processor is not None:
         assert (vlm.image_processor, vlm.tokenizer) == (vlm.processor.image_processor, vlm.processor.tokenizer)
-    monkeypatch.setattr("visionpulse_analysis.models.families.processors.AutoProcessor", None)  # none loads
+    monkeypatch.setattr("visionpulse_analysis.models.processors.AutoProcessor", None)  # none loads
     without = vpa.load(str(tmp_path))
     assert without.processor is None
     found, expected = (one.prompt(photos[:2], QUESTION) for one in (without, vlm))
@@ -53,7 +53,7 @@ def test_own_code_of_a_processor_is_refused_unless_trusted(monkeypatch):
     def asks(*given, **options):
         raise ValueError("Please pass the argument `trust_remote_code=True` to allow custom code to be run.")
 
-    monkeypatch.setattr("visionpulse_analysis.models.families.processors.AutoProcessor.from_pretrained", asks)
+    monkeypatch.setattr("visionpulse_analysis.models.processors.AutoProcessor.from_pretrained", asks)
     with pytest.raises(ValueError, match="code of its own, which is not run unless asked for"):
         vpa.load("scenes")
 

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.experiments.interventions.one_step import Replay
-from visionpulse_analysis.models.families.processors import pil_class
+from visionpulse_analysis.models.processors import pil_class
 
 STEPS = 6
 QUESTIONS = ["a ?", "what is in the left corner ?", "how many ?"]

@@ -11,7 +11,7 @@ import transformers as hf
 from tiny_parts import PATCH, Tiny, text, tokenizer, tower
 from transformers.utils.import_utils import is_torchvision_available
 
-from visionpulse_analysis.models.families.processors import pil_class
+from visionpulse_analysis.models.processors import pil_class
 
 GRID = {"patch_size": PATCH, "temporal_patch_size": 2, "merge_size": 2}
 

@@ -9,7 +9,7 @@ from typing import Any
 import transformers as hf
 from tiny_parts import PATCH, Tiny, text, tokenizer, tower
 
-from visionpulse_analysis.models.families.processors import pil_class
+from visionpulse_analysis.models.processors import pil_class
 
 
 def internvl(text_class: Any = hf.Qwen2Config, **extra: Any) -> Tiny:

@@ -16,7 +16,7 @@ import torch
 import transformers as hf
 from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration, SmolVLMVisionConfig
 
-from visionpulse_analysis.models.families.processors import pil_class
+from visionpulse_analysis.models.processors import pil_class
 
 TILE, PATCH, MERGE = 64, 8, 2  # pixels along a tile and a patch; patches along a token: 16 tokens a tile
 MARKS = ["<fake_token_around_image>", "<image>", "<global-img>", "<video>", "<end_of_utterance>"]

@@ -279,7 +279,7 @@ def shown_and_asked(
 
 def _turns(path: Path | None) -> list[Any]:
     """The messages of a file; paths of pictures in it count from its folder."""
-    from visionpulse_analysis.models.families.turns import are_turns, beside
+    from visionpulse_analysis.models.asking import are_turns, beside
 
     try:
         found = json.loads(Path(path or "").read_text("utf-8"))

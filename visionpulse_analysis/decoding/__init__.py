@@ -21,8 +21,8 @@ from visionpulse_analysis.decoding.sharing import Trunk, run_together
 from visionpulse_analysis.decoding.tokens import end_ids
 from visionpulse_analysis.decoding.trace_builder import Record
 from visionpulse_analysis.media.images import ImageLike
+from visionpulse_analysis.models.asking import are_turns
 from visionpulse_analysis.models.families import Prompt, PromptOptions
-from visionpulse_analysis.models.families.turns import are_turns
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.traces.store import TraceStore

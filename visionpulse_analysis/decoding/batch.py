@@ -24,7 +24,7 @@ from visionpulse_analysis.decoding.sampling import Chooser
 from visionpulse_analysis.decoding.tokens import end_ids, pad_id
 from visionpulse_analysis.decoding.trace_builder import Record
 from visionpulse_analysis.models.families import Prompt, Stock, in_columns
-from visionpulse_analysis.models.families.generation import Rules
+from visionpulse_analysis.models.generation_config import Rules
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.view import Layout
 

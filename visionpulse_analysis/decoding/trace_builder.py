@@ -12,8 +12,8 @@ import torch
 from visionpulse_analysis.attention import Group
 from visionpulse_analysis.metrics.flops import ModelShape
 from visionpulse_analysis.models.families import Prompt
-from visionpulse_analysis.models.families.pieces import Pieces
 from visionpulse_analysis.models.loading import VLM
+from visionpulse_analysis.models.token_text import Pieces
 from visionpulse_analysis.traces import Trace, create_trace
 from visionpulse_analysis.traces.store import TraceStore
 

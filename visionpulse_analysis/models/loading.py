@@ -31,6 +31,7 @@ from visionpulse_analysis._util.ledger import note, note_object
 from visionpulse_analysis._util.torch_settings import own_settings
 from visionpulse_analysis.media.images import ImageLike
 from visionpulse_analysis.media.videos import Video
+from visionpulse_analysis.models.checkpoint import check_arrived
 from visionpulse_analysis.models.families import (
     Family,
     Prompt,
@@ -40,9 +41,9 @@ from visionpulse_analysis.models.families import (
     check_supported,
     family_class,
 )
-from visionpulse_analysis.models.families.generation import Generation
-from visionpulse_analysis.models.families.pieces import Decoder
-from visionpulse_analysis.models.families.processors import (
+from visionpulse_analysis.models.families.stock import FLOATS
+from visionpulse_analysis.models.generation_config import Generation
+from visionpulse_analysis.models.processors import (
     explain_own_code,
     load_image_processor,
     load_stills,
@@ -50,8 +51,7 @@ from visionpulse_analysis.models.families.processors import (
     load_video_settings,
     quiet,
 )
-from visionpulse_analysis.models.families.stock import FLOATS
-from visionpulse_analysis.models.families.weights import check_arrived
+from visionpulse_analysis.models.token_text import Decoder
 
 BUNDLED = ("scenes",)
 CACHE_LINE = 64  # bytes: torch puts every tensor of its own at a multiple

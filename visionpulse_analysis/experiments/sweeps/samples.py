@@ -19,7 +19,7 @@ from visionpulse_analysis.experiments.judging import Reference
 from visionpulse_analysis.experiments.samples import image_files, study_scene
 from visionpulse_analysis.experiments.sweeps.benchmark_tables import TablePicture, read_benchmark
 from visionpulse_analysis.experiments.sweeps.config import Benchmark, SweepConfig
-from visionpulse_analysis.models.families.turns import are_turns, plain_turns
+from visionpulse_analysis.models.asking import are_turns, plain_turns
 
 COLUMNS = ("image", "question", "answer", "id")
 

@@ -7,12 +7,12 @@ from typing import Any
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from visionpulse_analysis._util.checks import UnsupportedModelError
+from visionpulse_analysis.models.asking import PromptOptions
 from visionpulse_analysis.models.families.anyres import LlavaNext, LlavaOneVision
 from visionpulse_analysis.models.families.base import Family, Prompt
 from visionpulse_analysis.models.families.idefics3 import Idefics3
 from visionpulse_analysis.models.families.internvl import AyaVision, InternVL
 from visionpulse_analysis.models.families.pixtral import Pixtral
-from visionpulse_analysis.models.families.prompt_options import PromptOptions
 from visionpulse_analysis.models.families.prompts import in_columns, in_rows
 from visionpulse_analysis.models.families.qwen import Glm4v, Glm46v, Qwen3, Qwen25, QwenGrid
 from visionpulse_analysis.models.families.smolvlm import SmolVLM

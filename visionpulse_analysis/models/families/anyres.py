@@ -12,8 +12,9 @@ from transformers.image_processing_utils import get_patch_output_size, select_be
 from transformers.models.llava_next.modeling_llava_next import unpad_image
 
 from visionpulse_analysis.media.videos import Clip
+from visionpulse_analysis.models.asking import Medium
 from visionpulse_analysis.models.families.base import Family, Prompt, Shown, said
-from visionpulse_analysis.models.families.cells import Cells, Medium, Region
+from visionpulse_analysis.models.families.cells import Cells, Region
 from visionpulse_analysis.models.families.frames import CLIP, SQUARE, pixels, settings_of
 from visionpulse_analysis.models.families.limits import refused
 

@@ -14,12 +14,10 @@ from torch.nn.functional import pad
 from visionpulse_analysis._util.checks import plain_text
 from visionpulse_analysis.media.images import ImageLike
 from visionpulse_analysis.media.videos import Clip, Video
-from visionpulse_analysis.models.families.cells import Cells, Medium, grid_of
+from visionpulse_analysis.models.asking import Medium, PromptOptions, Turns, read_turns, written
+from visionpulse_analysis.models.families.cells import Cells, grid_of
 from visionpulse_analysis.models.families.limits import limited
-from visionpulse_analysis.models.families.prompt_options import PromptOptions
 from visionpulse_analysis.models.families.prompts import ANSWER, IMAGE, TEXT, VIDEO, Prompt, Shown, stack
-from visionpulse_analysis.models.families.templates import written
-from visionpulse_analysis.models.families.turns import Turns, read_turns
 
 __all__ = ["ANSWER", "IMAGE", "TEXT", "VIDEO", "Family", "Prompt", "Shown", "said"]
 

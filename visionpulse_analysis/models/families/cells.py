@@ -4,26 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from visionpulse_analysis.media.images import read_image
 from visionpulse_analysis.media.patch_grid import PatchGrid
-from visionpulse_analysis.media.videos import Clip, Video
+from visionpulse_analysis.media.videos import Clip
+from visionpulse_analysis.models.asking import Medium
 
 if TYPE_CHECKING:
     from visionpulse_analysis.models.families.prompts import Shown
 
-Medium = np.ndarray | Clip  # a still, uint8 [row_px, col_px, 3], or a video
 Region = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the original picture
-
-
-def read_medium(given: Any) -> Medium:
-    """Read what may stand where an image may: an image, a `Video`, or one that was read before."""
-    if isinstance(given, Clip):
-        return given
-    return given.read() if isinstance(given, Video) else read_image(given)
 
 
 @dataclass(frozen=True)

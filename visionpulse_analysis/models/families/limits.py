@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from visionpulse_analysis.models.families.prompt_options import PromptOptions
+from visionpulse_analysis.models.asking import PromptOptions
 
 EDGES = ("shortest_edge", "longest_edge")  # what processors call pixels at least and at most
 

@@ -12,8 +12,8 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from visionpulse_analysis.media.patch_grid import PatchGrid
+from visionpulse_analysis.models.asking import PromptOptions
 from visionpulse_analysis.models.families.cells import Cells
-from visionpulse_analysis.models.families.prompt_options import PromptOptions
 
 TEXT, IMAGE, VIDEO, ANSWER = range(4)
 

@@ -15,11 +15,11 @@ from transformers import Qwen3VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from visionpulse_analysis.media.videos import Clip
+from visionpulse_analysis.models.asking import PromptOptions
 from visionpulse_analysis.models.families.base import VIDEO, Family, Prompt, Shown
 from visionpulse_analysis.models.families.cells import Cells
 from visionpulse_analysis.models.families.frames import CLIP, HALVES, PATCHES, patches, pixels, settings_of
 from visionpulse_analysis.models.families.limits import edges, refused, within_pixels
-from visionpulse_analysis.models.families.prompt_options import PromptOptions
 
 
 class QwenGrid(Family):

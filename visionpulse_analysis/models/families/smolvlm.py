@@ -14,8 +14,9 @@ from transformers.models.smolvlm.processing_smolvlm import (
 )
 
 from visionpulse_analysis.media.videos import Clip
+from visionpulse_analysis.models.asking import Medium
 from visionpulse_analysis.models.families.base import Shown
-from visionpulse_analysis.models.families.cells import Cells, Medium
+from visionpulse_analysis.models.families.cells import Cells
 from visionpulse_analysis.models.families.frames import HALVES, LANCZOS, normalised, resized, settings_of, tensor
 from visionpulse_analysis.models.families.idefics3 import Idefics3
 

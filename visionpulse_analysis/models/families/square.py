@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from transformers.image_transforms import get_resize_output_image_size
 
+from visionpulse_analysis.models.asking import Turns
 from visionpulse_analysis.models.families.base import ANSWER, IMAGE, Family, Shown
 from visionpulse_analysis.models.families.cells import Cells, Region
 from visionpulse_analysis.models.families.limits import limited, refused
-from visionpulse_analysis.models.families.turns import Turns
 
 CROPS = {"min_crop_size": 256, "max_num_crops": 4, "min_ratio_to_activate": 1.2}  # of pan and scan, where not stated
 

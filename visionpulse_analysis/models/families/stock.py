@@ -16,10 +16,9 @@ from visionpulse_analysis._util.checks import UnsupportedModelError
 from visionpulse_analysis.media.images import ImageLike
 from visionpulse_analysis.media.patch_grid import PatchGrid
 from visionpulse_analysis.media.videos import Clip, Video
+from visionpulse_analysis.models.asking import PromptOptions, read_turns
 from visionpulse_analysis.models.families.base import Family, said
-from visionpulse_analysis.models.families.prompt_options import PromptOptions
 from visionpulse_analysis.models.families.prompts import IMAGE, TEXT, Prompt
-from visionpulse_analysis.models.families.turns import read_turns
 from visionpulse_analysis.models.locating import Located, NoMapError, ids_of, line
 from visionpulse_analysis.models.locating.keeping import measured
 from visionpulse_analysis.traces.frames import NO_MAP

@@ -83,7 +83,7 @@ def _path(key: str) -> Path:
 @cache
 def _code() -> str:
     rooms = Path(__file__).parents[1]
-    files = sorted([*rooms.glob("locating/*.py"), *rooms.glob("families/*.py")])
+    files = sorted(rooms.rglob("*.py"))
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 
