@@ -18,6 +18,7 @@ record = True
 anything = None
 layer: int | None = 5
 scale: Literal["shared", "step"] = "shared"
+sizes: list[int] | None = None
 """
 
 
@@ -54,6 +55,7 @@ def test_names_and_defaults_are_those_of_the_executed_cell(known):
         ("layer", "None", None),
         ("layer", 0, 0),
         ("scale", "step", "step"),
+        ("sizes", "(1, 2)", [1, 2]),
     ],
 )
 def test_values_that_fit(known, name, given, seen):
@@ -78,6 +80,7 @@ def test_values_that_fit(known, name, given, seen):
         ("layer", "all", "int or None"),
         ("scale", "absolute", "'shared' or 'step'"),
         ("anything", np.ones(2), "any literal"),
+        ("sizes", ["1"], "a list of int or None"),
         ("budget", float("nan"), "float"),
     ],
 )

@@ -5,28 +5,28 @@ default. Here the cell tagged ``parameters`` is read with :mod:`ast`, and what d
 """
 
 import ast
-import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_origin
 
 import nbformat
 
-_TYPES: dict[str, type] = {t.__name__: t for t in (bool, int, float, str, list, tuple, dict)}
+from visionpulse_analysis._util.checks import NAMES, alternatives, did_you_mean, expected, fits
+
+_KINDS: dict[str, type] = {kind.__name__: kind for kind in (bool, int, float, str, list, tuple, dict)}
 
 
 @dataclass(frozen=True)
 class Parameter:
     """One line ``name = default`` or ``name: annotation = default`` of a parameters cell.
 
-    ``accepts`` holds types (any value of that type fits) and literal values (only that value fits);
-    ``object`` accepts everything, as for ``name = None`` without annotation.
+    ``kind`` is the annotation, or the type of the default; ``object``, as for ``name = None``, accepts every literal.
     """
 
     name: str
     default: Any
-    accepts: tuple[Any, ...]
+    kind: Any
 
     def __str__(self) -> str:
         return f"{self.name} = {self.default!r}"
@@ -34,7 +34,7 @@ class Parameter:
     @property
     def expects(self) -> str:
         """What fits, in words, such as ``int or None``."""
-        return " or ".join(_name(accepted) for accepted in self.accepts)
+        return expected(self.kind, NAMES)
 
     def convert(self, value: Any) -> Any:
         """Return ``value`` as the notebook will see it.
@@ -48,13 +48,12 @@ class Parameter:
             The value does not fit, or cannot be written as a Python literal.
         """
         given = os.fspath(value) if isinstance(value, os.PathLike) else value
-        readings = [given]
-        if isinstance(given, str) and self.accepts != (str,):
-            readings = [_literal_or_text(given), given]
-        for reading in readings:
-            for accepted in self.accepts:
-                if _fits(reading, accepted):
-                    return _as_type(reading, accepted)
+        readings = [_literal_or_text(given), given] if isinstance(given, str) and self.kind is not str else [given]
+        for reading in filter(_is_literal, readings):
+            for kind in alternatives(self.kind):
+                if fits(reading, kind):
+                    made = get_origin(kind) or kind
+                    return made(reading) if made in (float, list, tuple) else reading
         raise ValueError(
             f"parameter {self.name!r}: got {value!r} ({type(value).__name__}), "
             f"expected {self.expects} (default: {self.default!r})"
@@ -96,10 +95,10 @@ def check_parameters(known: Mapping[str, Parameter], given: Mapping[str, Any]) -
     """
     for name in given:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
             listing = ", ".join(str(parameter) for parameter in known.values()) or "none"
-            raise ValueError(f"unknown parameter {name!r}.{hint} Known parameters and defaults: {listing}")
+            raise ValueError(
+                f"unknown parameter {name!r}.{did_you_mean(name, known)} Known parameters and defaults: {listing}"
+            )
     return {name: known[name].convert(value) for name, value in given.items()}
 
 
@@ -108,10 +107,10 @@ def _read_line(line: ast.stmt) -> Parameter:
         match line:
             case ast.Assign(targets=[ast.Name(id=name)], value=value):
                 default = ast.literal_eval(value)
-                accepts = (object,) if default is None else (type(default),)
+                kind = object if default is None else type(default)
             case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=ast.expr() as value):
                 default = ast.literal_eval(value)
-                accepts = _read_annotation(annotation)
+                kind = _read_annotation(annotation)
             case _:
                 raise ValueError("not an assignment to one name")
     except ValueError as error:
@@ -119,26 +118,28 @@ def _read_line(line: ast.stmt) -> Parameter:
             f"line {line.lineno} of the parameters cell is {ast.unparse(line)!r}; expected `name = literal` "
             f"or `name: int | None = literal`, with nothing computed: {error}"
         ) from error
-    parameter = Parameter(name, default, accepts)
-    if not any(_fits(default, accepted) for accepted in accepts):
+    parameter = Parameter(name, default, kind)
+    if not fits(default, kind):
         raise ValueError(f"parameter {name!r}: its default {default!r} is not {parameter.expects}")
     return parameter
 
 
-def _read_annotation(node: ast.expr) -> tuple[Any, ...]:
+def _read_annotation(node: ast.expr) -> Any:
     match node:
-        case ast.Name(id=name) if name in _TYPES:
-            return (_TYPES[name],)
+        case ast.Name(id=name) if name in _KINDS:
+            return _KINDS[name]
         case ast.Constant(value=None):
-            return (type(None),)
+            return None.__class__
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return _read_annotation(left) + _read_annotation(right)
+            return _read_annotation(left) | _read_annotation(right)
         case ast.Subscript(value=ast.Name(id="Literal"), slice=values):
-            choices = ast.literal_eval(values)
-            return choices if isinstance(choices, tuple) else (choices,)
-        case ast.Subscript(value=ast.Name(id=name)) if name in _TYPES:
-            return (_TYPES[name],)
-    raise ValueError(f"annotation {ast.unparse(node)!r} is not one of {', '.join(_TYPES)}, None, Literal, or a | b")
+            return Literal[ast.literal_eval(values)]  # pyright: ignore[reportInvalidTypeForm]
+        case ast.Subscript(value=ast.Name(id="list" | "tuple" as name), slice=ast.Tuple(elts=[inner, *_]) | inner):
+            item: Any = _read_annotation(inner)
+            return list[item] if name == "list" else tuple[item, ...]
+        case ast.Subscript(value=ast.Name(id="dict"), slice=ast.Tuple(elts=[key, value])):
+            return dict[_read_annotation(key), _read_annotation(value)]  # pyright: ignore[reportInvalidTypeForm]
+    raise ValueError(f"annotation {ast.unparse(node)!r} is not one of {', '.join(_KINDS)}, None, Literal, or a | b")
 
 
 def _literal_or_text(text: str) -> Any:
@@ -148,36 +149,9 @@ def _literal_or_text(text: str) -> Any:
         return text
 
 
-def _fits(value: Any, accepted: Any) -> bool:
-    if not _is_literal(value):
-        return False
-    if accepted is object:
-        return True
-    if not isinstance(accepted, type):
-        return type(value) is type(accepted) and value == accepted
-    # Exact types: True is an int to isinstance, but n_samples=True is a mistake.
-    return (
-        type(value) is accepted
-        or (accepted is float and type(value) is int)
-        or (accepted is list and type(value) is tuple)
-    )
-
-
-def _as_type(value: Any, accepted: Any) -> Any:
-    return accepted(value) if accepted in (float, list) else value
-
-
 def _is_literal(value: Any) -> bool:
     """Whether the value survives being written into a cell: arrays, numpy scalars and NaN do not."""
     try:
         return bool(ast.literal_eval(repr(value)) == value)
     except (ValueError, SyntaxError):
         return False
-
-
-def _name(accepted: Any) -> str:
-    if accepted is object:
-        return "any literal"
-    if accepted is type(None):
-        return "None"
-    return accepted.__name__ if isinstance(accepted, type) else repr(accepted)

@@ -4,7 +4,6 @@
 >>> notebooks.run("01_step_dependence", {"n_samples": 50, "seed": 1}, fast=True)  # doctest: +SKIP
 """
 
-import difflib
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from typing import Any
 
 import nbformat
 
+from visionpulse_analysis._util.checks import did_you_mean
 from visionpulse_analysis._util.processes import available_cores, call_each
 from visionpulse_analysis.cli.notebooks.execution import NotebookError, execute, trust
 from visionpulse_analysis.cli.notebooks.parameters import check_parameters, read_parameters
@@ -86,9 +86,7 @@ def find(name: str, folder: Path = FOLDER) -> Path:
         if name in (number, title, path.stem, path.name):
             return path
     stems = [path.stem for path in available]
-    close = difflib.get_close_matches(name, stems, n=1, cutoff=0.4)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"no notebook {name!r}.{hint} Available: {', '.join(stems)}")
+    raise ValueError(f"no notebook {name!r}.{did_you_mean(name, stems, 0.4)} Available: {', '.join(stems)}")
 
 
 def run(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
+from visionpulse_analysis._util.checks import NAMES, did_you_mean, expected, fits
+
 T = TypeVar("T")
 QUOTES = "a text that YAML takes for something else (no, yes, on, off, null, a number, a date) needs quotes"
+_WORDS = {**NAMES, str: "text"}
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -42,9 +43,7 @@ def check_keys(given: Mapping[Any, Any], known: Iterable[str], where: str) -> No
     known = list(known)
     for key in given:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"{where}: unknown key {key!r}.{hint} Known: {', '.join(known)}")
+            raise ValueError(f"{where}: unknown key {key!r}.{did_you_mean(key, known)} Known: {', '.join(known)}")
 
 
 def from_plain(cls: type[T], given: Any, where: str) -> T:
@@ -88,32 +87,5 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if not fits(value, hint):
         text = str in (hint, *get_args(hint)) and not isinstance(value, str | list | Mapping)
         advice = f"; {QUOTES}" if text else ""
-        raise ValueError(f"{where}: expected {_name(hint)}, got {value!r} ({type(value).__name__}){advice}")
+        raise ValueError(f"{where}: expected {expected(hint, _WORDS)}, got {value!r} ({type(value).__name__}){advice}")
     return value
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Tell whether a plain value fits a type hint; hints that plain data cannot express accept everything."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return any(fits(value, part) for part in inner)
-    if origin is Literal:
-        return any(type(value) is type(part) and value == part for part in inner)
-    if origin is list:
-        return isinstance(value, list) and all(fits(item, inner[0]) for item in value)
-    if hint in (int, float):
-        return isinstance(value, (int,) if hint is int else (int, float)) and not isinstance(value, bool)
-    if hint in (bool, str):
-        return isinstance(value, hint)
-    return value is None if hint is type(None) else True
-
-
-def _name(hint: Any) -> str:
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return " or ".join(_name(part) for part in inner)
-    if origin is Literal:
-        return " or ".join(map(repr, inner))
-    if origin is list:
-        return f"a list of {_name(inner[0])}"
-    return {type(None): "nothing", str: "text"}.get(hint, getattr(hint, "__name__", str(hint)))

@@ -14,10 +14,11 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+from visionpulse_analysis._util.checks import fits
 from visionpulse_analysis.decoding.sampling import Sample as Sampling
 from visionpulse_analysis.experiments.judging import check_judge
 from visionpulse_analysis.experiments.sweeps.benchmarks import BENCHMARKS, Stated, check_prompt, guess_benchmark
-from visionpulse_analysis.experiments.sweeps.checked import QUOTES, check_keys, fits, from_plain, read_yaml
+from visionpulse_analysis.experiments.sweeps.checked import QUOTES, check_keys, from_plain, read_yaml
 from visionpulse_analysis.models.families import PromptOptions
 from visionpulse_analysis.models.loading import BUNDLED
 from visionpulse_analysis.pruners import list_pruners, make_pruner
