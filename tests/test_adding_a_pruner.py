@@ -27,8 +27,8 @@ assert json.loads(made.stdout)["kept"] == [16, 16], made.stdout
 asked = ["compare", *asked[1:], "--pruners", "longest_embedding,fastv", "--budget", "0.25", "--out", "compared"]
 compared = CliRunner().invoke(app, asked)
 assert json.loads(compared.stdout)["rows"][1]["retention"] == 0.25, compared.output
-from visionpulse_analysis.studies import rivals, rivals_frontier
-from visionpulse_analysis.studies.rival_settings import Basis
+from visionpulse_analysis.studies.pruner_comparison import figures as rivals_frontier, measure as rivals
+from visionpulse_analysis.studies.pruner_comparison.settings import Basis
 assert rivals.all_rivals()["longest_embedding"].at_prefill and rivals_frontier.FAMILIES[-1] == "added"
 arms = rivals.rival_arms([0.25], Basis(8, 3))
 assert arms["longest_embedding"] == {"longest_embedding 25 %": vpa.make_pruner("longest_embedding", budget=0.25)}

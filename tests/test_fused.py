@@ -120,7 +120,7 @@ def test_decoding_by_the_kernels_gives_the_same_traces(vlm, pictures, monkeypatc
 
 
 NOT_SPECIALISED = """
-from visionpulse_analysis.attending import fused
+from visionpulse_analysis.attention import triton_kernels as fused
 for kernel in (fused._attend_part, fused._join_parts):
     print(*(parameter.name for parameter in kernel.params if parameter.do_not_specialize))
 """

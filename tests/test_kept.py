@@ -299,7 +299,7 @@ from pathlib import Path
 from dataclasses import dataclass
 from typing import Any, ClassVar
 from visionpulse_analysis.pruners import Layout, Pruner, Selection, View
-from visionpulse_analysis.pruners.choosing import top_k
+from visionpulse_analysis.pruners.top_k import top_k
 
 SIGN = {sign}
 
@@ -592,9 +592,9 @@ def costs_of(trace):
 EDITED = """
 import sys, visionpulse_analysis as vpa
 from pathlib import Path
-from visionpulse_analysis.studies.collect import collect
-from visionpulse_analysis.studies.arms import decode_arms
-from visionpulse_analysis.studies.samples import scene_samples
+from visionpulse_analysis.experiments.collect import collect
+from visionpulse_analysis.experiments.conditions import decode_arms
+from visionpulse_analysis.experiments.samples import scene_samples
 vlm, samples = vpa.load(sys.argv[1]), scene_samples(1, cells=4)
 def run():
     pruner = vpa.VisionPulse(budget_max=0.2)
@@ -622,7 +622,7 @@ def test_a_file_edited_under_a_running_process_counts_in_the_next_one_only(scene
 
     with start() as running:
         before = running.stdout.readline().split()
-        choosing, counting = package / "pruners" / "choosing.py", package / "costs.py"
+        choosing, counting = package / "pruners" / "top_k.py", package / "metrics" / "flops.py"
         choosing.write_text(choosing.read_text().replace("float64(counts) + 1e-9)", "float64(counts) + 3.0)"))
         counting.write_text(counting.read_text() + TWICE_THE_COSTS)
         running.stdin.write("again\n")
@@ -637,7 +637,8 @@ def test_a_file_edited_under_a_running_process_counts_in_the_next_one_only(scene
 
 
 @pytest.mark.slow
-def test_two_processes_and_a_notebooks_kernel_agree(scenes_folder):
+def test_a_process_and_a_notebooks_kernel_agree(scenes_folder):
+    """The one has loaded more than the other, and sets are in another order."""
     asked = textwrap.dedent(
         """
         import sys
@@ -645,25 +646,22 @@ def test_two_processes_and_a_notebooks_kernel_agree(scenes_folder):
             __import__(name)
         import visionpulse_analysis as vpa
         from visionpulse_analysis import decoding
-        from visionpulse_analysis.studies import arms
-        from visionpulse_analysis.studies.kept import part_of_key, state_of
+        from visionpulse_analysis.experiments import conditions as arms
+        from visionpulse_analysis.experiments.cache import part_of_key, state_of
         vlm = vpa.load(sys.argv[1])
         state = state_of(vlm, decoding.decode, vpa.VisionPulse())
         print(state, state_of(vlm, arms._outcome, arms.Trunk), part_of_key(vpa.VisionPulse()))
         """
     )
     others = ["visionpulse_analysis.experiments.sweeps.running", "torch.fx"]
-    said = []
-    for loaded in ([], others):
-        environment = {**os.environ, "PYTHONHASHSEED": str(len(loaded))}
-        words = [sys.executable, "-c", asked, str(scenes_folder), *loaded]
-        said.append(subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout)
+    words = [sys.executable, "-c", asked, str(scenes_folder), *others]
+    in_process = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     # A kernel puts functions of its own in the place of some of Python's.
     cell = nbformat.v4.new_code_cell(f"import sys; sys.argv = ['', {str(scenes_folder)!r}]\n{asked}")
     notebook = nbformat.v4.new_notebook(cells=[cell])
     nbclient.NotebookClient(notebook, kernel_name="python3", timeout=600).execute()
-    said.append("".join(one["text"] for one in notebook.cells[0].outputs if one.get("name") == "stdout"))
-    assert said[0] == said[1] == said[2] and "None" not in said[0]
+    in_kernel = "".join(one["text"] for one in notebook.cells[0].outputs if one.get("name") == "stdout")
+    assert in_process == in_kernel and "None" not in in_process
 
 
 @contextlib.contextmanager

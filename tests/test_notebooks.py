@@ -7,19 +7,17 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+from in_process import run_in_process
 from PIL import Image
-from typer.testing import CliRunner
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.cli import app
 from visionpulse_analysis.cli.notebooks import run as notebooks
-from visionpulse_analysis.cli.notebooks.parameters import read_parameters
+from visionpulse_analysis.cli.notebooks.parameters import check_parameters, read_parameters
 from visionpulse_analysis.figures import read_provenance
 from visionpulse_analysis.figures.provenance import drawn_hash
 
 OURS = sorted(notebooks.FOLDER.glob("*.ipynb"))
 UNTOLD = {"out", "seed", "trust_remote_code", "batch_size", "workers", "block"}  # a place, a key, or no effect
-TWICE = "00_quickstart"  # run by the last test
 each_notebook = pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
 
 
@@ -95,48 +93,30 @@ def silent_folder(scenes_folder, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["00", "01", "02", "03", "04", "05"])
-def test_a_notebook_takes_a_model_and_images_of_ones_own(name, photos, silent_folder, tmp_path):
-    path = notebooks.find(name)
-    known = read_parameters(nbformat.read(path, as_version=4))
+def test_a_notebook_takes_a_model_and_images_of_ones_own(name, photos, silent_folder, tmp_path, capsys):
+    notebook = nbformat.read(notebooks.find(name), as_version=4)
+    known = read_parameters(notebook)
     own = {"images": str(photos)} if "images" in known else {"image": str(photos / "photo 0.png")}
     # Random weights hardly depend on the image: what counts as a change is lowered so that something does.
     own |= {"level": 1e-6} if "level" in known else {}
     given = {"model": str(silent_folder), "question": "what is on the left ?", "max_new_tokens": 16, **own}
-    done = notebooks.run(name, given, out=tmp_path / "out", fast=True)
+    fast = notebook.metadata["visionpulse"]["fast"]
+    run_in_process(name, **check_parameters(known, {**fast, **given, "out": str(tmp_path / "out")}))
     assert list((tmp_path / "out").glob("*.png"))
-    assert "of your own: what they show is not known" in done.path.read_text()
+    assert "of your own: what they show is not known" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("path", [path for path in OURS if path.stem != TWICE], ids=lambda path: path.stem)
-def test_a_notebook_runs_in_its_fast_mode_and_draws(path, tmp_path, request):
-    shared = path.stem == "06_explorer"  # the explorer's tests need this one too
-    done = request.getfixturevalue("executed") if shared else notebooks.run(path.stem, out=tmp_path, fast=True)
-    check_provenance(path, done.path.parents[1])
-
-
-def check_provenance(notebook, folder):
-    """Every figure says every parameter that its notebook takes, its seed and a hash of its data."""
-    told = set(read_parameters(nbformat.read(notebook, as_version=4))) - UNTOLD
-    drawn = list(folder.rglob("*.png"))
+@pytest.mark.slow
+@each_notebook
+def test_a_notebook_runs_in_its_fast_mode_and_every_figure_tells_how_it_was_drawn(path, fast):
+    """Every parameter that its notebook takes, its seed, and a hash of its data."""
+    told = set(read_parameters(nbformat.read(path, as_version=4))) - UNTOLD
+    drawn = list(fast(path.stem).parents[1].rglob("*.png"))
     assert drawn
     for figure in drawn:
         found = read_provenance(figure)
         assert not told - set(found["parameters"]), f"{figure.name} does not say these parameters"
         assert found["seed"] is not None and found["data_hash"], figure.name
         assert found["drawn"] == drawn_hash(np.asarray(Image.open(figure).convert("RGBA"))), figure.name
-        assert found["made_by"]["notebook"] == notebook.stem
+        assert found["made_by"]["notebook"] == path.stem
     assert len({read_provenance(figure)["drawn"] for figure in drawn}) == len(drawn), "one hash, two pictures"
-
-
-@pytest.mark.slow
-def test_the_same_notebook_twice_gives_figures_with_the_same_bytes(tmp_path, monkeypatch):
-    drawn = []
-    for once in ("a", "b"):  # each with traces and an order of sets of its own
-        monkeypatch.setenv("VISIONPULSE_CACHE", str(tmp_path / "cache" / once))
-        monkeypatch.setenv("PYTHONHASHSEED", str(len(drawn)))
-        done = CliRunner().invoke(app, ["figures", TWICE, "--fast", "--out", str(tmp_path / once)])
-        assert done.exit_code == 0, done.output
-        drawn.append({path.name: path.read_bytes() for path in (tmp_path / once).iterdir() if path.is_file()})
-    assert {Path(name).suffix for name in drawn[0]} == {".png", ".pdf", ".svg"} and len(drawn[0]) >= 6
-    assert drawn[0] == drawn[1]
-    check_provenance(notebooks.find(TWICE), tmp_path / "a")

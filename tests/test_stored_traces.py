@@ -3,15 +3,14 @@
 import json
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
 from exchanged import authors_fields, own, save
+from in_process import run_in_process
 from typer.testing import CliRunner
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.cli import app
-from visionpulse_analysis.cli.notebooks import run as notebooks
 from visionpulse_analysis.experiments.stored_traces import StoredTraces, picture_of
 from visionpulse_analysis.figures import read_provenance
 from visionpulse_analysis.studies.authors_figures.activation import activation_page, even_steps
@@ -158,16 +157,6 @@ class TestCommand:
         ):
             result = self.call(theirs[1], "--out", tmp_path / "out", *words, code=2)
             assert message in result.stderr and not (tmp_path / "out").exists()
-
-
-def run_in_process(name, **given):
-    """Run the code of a notebook with these parameters; what it has at its end."""
-    space = {}
-    for cell in nbformat.read(notebooks.find(name), as_version=4).cells:
-        if cell.cell_type == "code":
-            exec(cell.source, space)
-            space.update(given if "parameters" in cell.metadata.get("tags", []) else {})
-    return space
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,9 @@ def test_the_widget_tells_python_its_view_and_follows_the_theme(everywhere):
     assert everywhere.complaints == []
 
 
-def test_the_executed_copy_shows_the_explorer_where_the_reader_wants_no_kernel(lab, executed, tmp_path, new_page):
+def test_the_executed_copy_shows_the_explorer_where_the_reader_wants_no_kernel(lab, fast, tmp_path, new_page):
     copy = tmp_path / "copy.ipynb"  # of its own: JupyterLab joins whatever session it finds for a path
-    notebook = nbformat.read(executed.path, as_version=4)
+    notebook = nbformat.read(fast("06"), as_version=4)
     for name in ("kernelspec", "language_info"):  # without them JupyterLab asks which kernel to start
         del notebook.metadata[name]
     nbformat.write(notebook, copy)

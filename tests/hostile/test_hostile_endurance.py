@@ -17,7 +17,7 @@ import gc, json, sys
 import torch
 from transformers.modeling_utils import AttentionInterface
 import visionpulse_analysis as vpa
-from visionpulse_analysis.benchmarks import endurance
+from visionpulse_analysis.experiments.bench import endurance
 
 vlm, kept, right = vpa.load(sys.argv[1]), [], endurance._one
 LEAKS = {
