@@ -93,6 +93,10 @@ class StepAttention:
         Hide patches by a mask, or leave their keys and values unread.
     run : callable
         Runs a call whose every key is read.
+
+    Attributes
+    ----------
+    logprobs : float32 [row, word] or None, of the step before; set before each step, for pruners that ask.
     """
 
     def __init__(
@@ -111,6 +115,16 @@ class StepAttention:
         self.most, self.run = most, run
         self.readings: dict[torch.device, Readings] = {}  # for layers on one device
         self._joined: tuple[list[torch.Tensor | None], torch.Tensor] | None = None
+        self.logprobs: torch.Tensor | None = None
+        self._entered: tuple[int, torch.Tensor] | None = None
+
+    def enter(self, layer: int, block: Any, states: torch.Tensor) -> None:
+        """Take the states [row, 1, width] that enter a layer, for pruners that ask."""
+        self._entered = layer, states
+
+    def leave(self, layer: int, states: torch.Tensor) -> None:
+        """Nothing is changed."""
+        self._entered = None
 
     def __call__(self, call: Call, total: int) -> Output:
         recorded = call.layer in self.recorder.layers
@@ -120,25 +134,33 @@ class StepAttention:
                 _record(self.recorder, self.reader, Query.of(call, 0, total), output, False)
             return output
         query = Query.of(call, 0, total)
-        view = _view(_over_all(call, query), query, self.reader, False, 1, self.layout)
-        reading = self._reading(view)
+        entered = self._entered
+        states = None if entered is None or entered[0] != call.layer else entered[1]
+        seen = _over_all(call, query)
+        view = _view(seen, query, self.reader, False, 1, self.layout, None, states, None, self.logprobs)
+        kept = self._join([group.decide(view) for group in self.groups])
+        bias = self._bias(view)
+        reading = self._reading(view, kept, bias is not None)
         if isinstance(reading, Gathered):
             self._check_gathered(call, query)
             known = view.logits() if view.scored else None
-            output, weights = reading.attend(call.query, call.key, call.value, call.scaling, known, recorded)
+            output, weights = reading.attend(call.query, call.key, call.value, call.scaling, known, recorded, bias)
             if weights is not None:
                 self.recorder.put_kept(view.layer, weights, reading.patches)
             return output, None
-        if reading is not None:
-            columns = call.key.shape[2]
-            hidden = ~reading.visible[:, max(0, query.first) :]
-            hidden = pad(hidden, (max(0, -query.first), 0), value=False)  # columns of another sequence come first
-            behind = columns - hidden.shape[1]  # of a static cache
-            call = call.hiding(pad(hidden, (0, behind), value=True) if behind else hidden)
+        if reading is not None or bias is not None:
+            n_keys, device = view.key.shape[2], view.key.device
+            hidden = (
+                torch.zeros(len(view.key), n_keys, dtype=torch.bool, device=device)
+                if reading is None
+                else ~reading.visible
+            )
+            added = None if bias is None else _columns(self.layout.on(device).at_keys(bias, n_keys), call, query, 0.0)
+            call = call.hiding(_columns(hidden, call, query, True), added)
         output = self.run(call)
         if recorded:
             shown = Query.of(call, 0, total)
-            if view.scored and self.reader.is_plain(query, False):  # the pruner has computed them
+            if bias is None and view.scored and self.reader.is_plain(query, False):  # the pruner has computed them
                 logits = view.logits()
                 hidden = None if reading is None else ~reading.visible[:, None].to(logits.device)
                 self.reader.check(shown, False, output)
@@ -147,8 +169,7 @@ class StepAttention:
                 _record(self.recorder, self.reader, shown, output, False)
         return output
 
-    def _reading(self, view: View) -> Masked | Gathered | None:
-        kept = self._join([group.decide(view) for group in self.groups])
+    def _reading(self, view: View, kept: torch.Tensor | None, biased: bool) -> Masked | Gathered | None:
         if kept is None:
             return None
         device = view.key.device
@@ -156,7 +177,20 @@ class StepAttention:
             self.readings[device] = Readings(self.layout.on(device), self.execution, self.most)
         # Other masks than boolean ones are the call's own and stay; what is hidden is added to them.
         mask = view.mask if view.mask is not None and view.mask.dtype == torch.bool else None
-        return self.readings[device].of(kept, mask, view.key.shape[2])
+        return self.readings[device].of(kept, mask, view.key.shape[2], biased)
+
+    def _bias(self, view: View) -> torch.Tensor | None:
+        """What all groups add to the logits of the patches, put together: float32 [row, head or 1, patch]."""
+        given = [(group, bias) for group in self.groups if (bias := group.biases[view.layer]) is not None]
+        if not given:
+            return None
+        patches = self.layout.patches
+        whole = torch.zeros(
+            len(patches), max(bias.shape[1] for _, bias in given), patches.shape[1], device=patches.device
+        )
+        for group, bias in given:
+            whole[group.index(whole.device), :, : bias.shape[2]] = bias
+        return whole.to(view.key.device)
 
     def _check_gathered(self, call: Call, query: Query) -> None:
         """Raise ValueError where what is gathered would not be what the model computes."""
@@ -234,6 +268,17 @@ def _over_all(call: Call, query: Query) -> Call:
         mask = pad(mask[:, :, -1:, :seen], (first, 0), value=outside)
     key, value = (pad(states[:, :, :seen], (0, 0, first, 0)) for states in (call.key, call.value))
     return replace(call, key=key, value=value, mask=mask)
+
+
+def _columns(over_all: torch.Tensor, call: Call, query: Query, behind: Any) -> torch.Tensor:
+    """What is said of every position, [row, ..., total], at the columns of a call.
+
+    Those of another sequence, which come first, are left as they are; those of a static cache that come ``behind`` the
+    newest are filled with that.
+    """
+    own = pad(over_all[..., max(0, query.first) :], (max(0, -query.first), 0), value=0)
+    left = call.key.shape[2] - own.shape[-1]
+    return pad(own, (0, left), value=behind) if left else own
 
 
 def _record(

@@ -11,7 +11,7 @@ import torch
 from visionpulse_analysis.attention.cache import grows_in_place
 from visionpulse_analysis.attention.prefill import Prefill
 from visionpulse_analysis.pruners.base import Selection
-from visionpulse_analysis.pruners.view import Layout, View
+from visionpulse_analysis.pruners.view import Layout, View, as_bias, kept_by
 
 
 class Group:
@@ -32,8 +32,9 @@ class Group:
     ----------
     rows : list of int
         Their places in the batch. first : the column of the batch that is column 0 here. step : counted from their own
-        prefill. shown : bool [row, patch] or None for all, per layer: what this step leaves visible. scored : layers
-        whose logits decode steps asked for in order to choose.
+        prefill. shown : bool [row, patch] or None for all, per layer: what this step leaves visible. biases : float
+        [row, head or 1, patch] or None, per layer: what this step adds to the logits of the visible patches, 0 at
+        others. scored : layers whose logits decode steps asked for in order to choose.
     """
 
     def __init__(self, layout: Layout, selection: Selection, renumbers: bool = False):
@@ -42,6 +43,7 @@ class Group:
         self.rows, self.first, self.step = list(range(len(layout.patches))), 0, 0
         self._index: tuple[list[int], dict[torch.device, torch.Tensor]] = ([], {})
         self.shown: list[torch.Tensor | None] = [None] * layout.n_layers
+        self.biases: list[torch.Tensor | None] = [None] * layout.n_layers
         self.scored: list[int] = []
         self._joined: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
@@ -71,11 +73,15 @@ class Group:
         return self._index[1][device]
 
     def decide(self, batch: View) -> torch.Tensor | None:
-        """The patches visible at this layer of a decode step: bool [row, patch] of this group, None for all."""
+        """The patches visible at this layer of a decode step: bool [row, patch] of this group, None for all.
+
+        Sets ``shown`` and ``biases`` of the layer. Raises ValueError for what is neither a set nor a bias.
+        """
         view = GroupView(batch, self)
-        now, left = self.selection.visible(view), view.shown
+        choice, left = self.selection.visible(view), view.shown
         if view.scored and view.layer not in self.scored:
             self.scored.append(view.layer)
+        now = None if choice is None else kept_by(self._checked(choice, view), self.layout)
         if now is None or left is None:
             kept = left if now is None else now
         else:
@@ -83,8 +89,30 @@ class Group:
             if self._joined is None or self._joined[0] is not now or self._joined[1] is not left:
                 self._joined = now, left, now & left
             kept = self._joined[2]
-        self.shown[batch.layer] = kept
+        self.shown[batch.layer], self.biases[batch.layer] = kept, None
+        if choice is not None and kept is not None and choice.dtype != torch.bool:
+            bias = as_bias(choice).to(kept.device).float().masked_fill(~kept[:, None], 0.0)
+            # A device is not waited for: there NaN and infinity are noticed by the probability of the next token.
+            if bias.device.type == "cpu" and not bool((bias < torch.inf).all()):
+                raise ValueError(
+                    f"{type(self.selection).__name__} gave layer {view.layer} a bias of NaN or +inf at step "
+                    f"{view.step}; 0 leaves a patch as it is, -inf hides it (logits are -inf where a patch "
+                    "is masked: give a bias to the others only)"
+                )
+            self.biases[batch.layer] = bias
         return kept
+
+    def _checked(self, choice: torch.Tensor, view: View) -> torch.Tensor:
+        patches, heads = self.layout.patches.shape, view.query.shape[1]
+        per_head = (patches[0], heads, patches[1])
+        is_bias = choice.dtype.is_floating_point and choice.shape in (patches, per_head)
+        if not is_bias and (choice.dtype != torch.bool or choice.shape != patches):
+            raise ValueError(
+                f"{type(self.selection).__name__} gave {choice.dtype} {list(choice.shape)} at layer {view.layer}, step "
+                f"{view.step}; expected the patches visible, bool {list(patches)}, or a bias of their logits, float "
+                f"{list(patches)} or {list(per_head)}"
+            )
+        return choice
 
     def gone(self, n_tokens: int) -> torch.Tensor | None:
         """How far what follows a prompt of ``n_tokens`` moves up: int64 [row, model_layer]; None where it stays."""
@@ -137,7 +165,7 @@ class GroupView(View):
         self._batch, self._group = batch, group
         self.step, self.layer, self.layout = group.step, batch.layer, group.layout
         self.shown, self.scaling = group.prefill.kept[batch.layer], batch.scaling
-        self._states = self._block = self._logits = self._whole = None
+        self._states = self._block = self._logits = self._whole = self._bias = self._logprobs = None
         self._is_all = group.is_all_of(len(batch.query))
 
     def _of_group(self, states: torch.Tensor, columns: bool) -> torch.Tensor:
@@ -162,6 +190,12 @@ class GroupView(View):
     def mask(self) -> torch.Tensor | None:
         given = self._batch.mask
         return None if given is None else self._of_group(given.transpose(2, 3), columns=True).transpose(2, 3)
+
+    def states(self) -> torch.Tensor:
+        return self._of_group(self._batch.states(), columns=False)
+
+    def logprobs(self) -> torch.Tensor:
+        return self._of_group(self._batch.logprobs(), columns=False)
 
     def logits(self) -> torch.Tensor:
         if self._logits is None:

@@ -21,12 +21,12 @@ class Watcher(Protocol):
 
 
 @contextmanager
-def watch_layers(model: Any, watcher: Watcher) -> Iterator[None]:
+def watch_layers(model: Any, watcher: Watcher, needed: bool = True) -> Iterator[None]:
     """Tell ``watcher`` what enters and leaves each decoder layer inside the ``with`` block.
 
-    Raises ValueError for a model whose language part does not list its ``layers``.
+    Raises ValueError for a model whose language part does not list its ``layers``, unless that is not ``needed``.
     """
-    layers = getattr(model.get_decoder(), "layers", None)
+    layers = getattr(model.get_decoder(), "layers", None if needed else ())
     if layers is None:
         raise ValueError(f"{type(model).__name__} does not list its decoder layers; decode without a prefill pruner")
     handles = []

@@ -77,6 +77,11 @@ class Prefill:
             self.selection.observe_prefill(view)
             new = self.selection.visible_prefill(view)
             if new is not None:
+                if new.dtype != torch.bool:
+                    raise ValueError(
+                        f"{type(self.selection).__name__} gave {new.dtype} for prefill's layer {view.layer}; expected "
+                        "the patches that stay, bool [row, patch]: a bias can be given to decode steps only (`visible`)"
+                    )
                 self._narrow(new)
         self.kept[view.layer] = self.shown
         return self.shown

@@ -33,11 +33,16 @@ class Readings:
         self.bare: TextColumns | None = None  # without the other tokens of pictures, for steps that see no patch
         self.known: list[tuple[torch.Tensor, torch.Tensor | None, int, Masked | Gathered | None]] = []
 
-    def of(self, kept: torch.Tensor, mask: torch.Tensor | None, n_keys: int) -> Masked | Gathered | None:
+    def of(
+        self, kept: torch.Tensor, mask: torch.Tensor | None, n_keys: int, biased: bool = False
+    ) -> Masked | Gathered | None:
         """What to read of ``n_keys`` keys; None where nothing is hidden.
 
-        kept bool [row, patch]; mask bool [row, 1, 1, key], the model's own, or None.
+        kept bool [row, patch]; mask bool [row, 1, 1, key], the model's own, or None. biased : whether a bias is added
+        to the logits anyway, so that hiding nothing by it costs nothing.
         """
+        if biased and self.text is None:
+            return Masked(~self.layout.hidden_keys(kept.to(self.layout.device), n_keys))
         for known_kept, known_mask, known_keys, reading in self.known:
             if known_kept is kept and known_mask is mask and known_keys == n_keys:
                 return reading

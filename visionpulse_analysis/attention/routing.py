@@ -73,9 +73,11 @@ class Call:
         stock = self.kernel is AttentionInterface._global_mapping["sdpa"] and self.plain
         if not stock or length > 1 or heads == self.key.shape[1] or shared_by_library:
             return self.run()
-        grouped = self.query.view(rows, self.key.shape[1], -1, dim)
+        grouped, mask = self.query.view(rows, self.key.shape[1], -1, dim), self.mask
+        if mask is not None and mask.shape[1] == heads:  # a bias of each head
+            mask = mask.view(rows, self.key.shape[1], -1, mask.shape[3])
         output = torch.nn.functional.scaled_dot_product_attention(
-            grouped, self.key, self.value, attn_mask=self.mask, scale=self.scaling
+            grouped, self.key, self.value, attn_mask=mask, scale=self.scaling
         )
         return output.view(rows, 1, heads, self.value.shape[3]), None
 
@@ -83,17 +85,27 @@ class Call:
         """The same call under another mask."""
         return replace(self, mask=mask)
 
-    def hiding(self, hidden: torch.Tensor) -> Call:
-        """The same call without some of its keys: bool [row, key], the same for all queries."""
+    def hiding(self, hidden: torch.Tensor, bias: torch.Tensor | None = None) -> Call:
+        """The same call without some of its keys, bool [row, key], the same for all queries.
+
+        bias : float [row, head or 1, key], added to the logits of the keys that are left, in the dtype of the queries,
+        as kernels take it.
+        """
         hidden, mask = hidden[:, None, None].to(self.key.device), self.mask
-        if mask is None:
-            added = self.kernel is self.eager  # eager functions add their masks
-            mask = hidden.new_zeros(hidden.shape, dtype=self.query.dtype) if added else ~hidden
-            return self.under(mask.masked_fill(hidden, torch.finfo(mask.dtype).min) if added else mask)
-        mask = mask[..., : self.key.shape[2]]
-        if mask.dtype == torch.bool:
-            return self.under(mask & ~hidden)
-        return self.under(mask.masked_fill(hidden, torch.finfo(mask.dtype).min))
+        mask = None if mask is None else mask[..., : self.key.shape[2]]
+        # Eager functions add their masks.
+        added = bias is not None or (self.kernel is self.eager if mask is None else mask.dtype != torch.bool)
+        if not added:
+            return self.under(~hidden if mask is None else mask & ~hidden)
+        if mask is None or mask.dtype == torch.bool:
+            zeros = torch.zeros(
+                hidden.shape if mask is None else mask.shape, dtype=self.query.dtype, device=hidden.device
+            )
+            mask = zeros if mask is None else zeros.masked_fill(~mask, torch.finfo(zeros.dtype).min)
+        lowest = torch.finfo(mask.dtype).min  # not -inf: some kernels make NaN of it
+        if bias is not None:
+            mask = mask + bias[:, :, None].clamp(min=lowest).to(mask.device, mask.dtype)
+        return self.under(mask.masked_fill(hidden, lowest))
 
     @property
     def layer(self) -> int:

@@ -213,8 +213,13 @@ class Bound:
         single, unit = torch.finfo(torch.float32).eps / 2, torch.finfo(query.call.value.dtype).eps / 2
         if query.query.is_cuda and torch.backends.cuda.matmul.allow_tf32:
             single = 2.0**-11
-        of_product = dim * single + (unit if query.call.kernel is query.call.eager else 0.0)
-        return cls(products * query.call.scaling * of_product, unit, query.key.shape[2] * single)
+        of_product, of_sum = dim * single, unit if query.call.kernel is query.call.eager else 0.0
+        largest = products * query.call.scaling
+        error, mask = largest * (of_product + of_sum), query.mask
+        if mask is not None and mask.dtype != torch.bool:  # a bias, added in the type in which logits are kept
+            lowest = torch.finfo(mask.dtype).min / 2
+            error = error + mask.float().masked_fill(mask < lowest, 0).abs().amax(dim=3) * (of_sum + single)
+        return cls(error, unit, query.key.shape[2] * single)
 
     def of_weights(self, weights: torch.Tensor) -> torch.Tensor:
         """Of the weights [row, head, column]."""

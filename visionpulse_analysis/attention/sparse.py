@@ -40,16 +40,19 @@ class Gathered:
         self._shared: dict[Hashable, Any] = {}
 
     def attend(
-        self, query, key, value, scaling: float, known: torch.Tensor | None = None, recorded: bool = True
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self, query, key, value, scaling: float, known: torch.Tensor | None = None, recorded: bool = True,
+        bias: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
         """Output [row, 1, head, dim] of the newest query, and where recorded the weights of the kept patches.
 
-        known : float32 [row, head, key], the logits of all keys, where the choice has computed them.
-        Weights are [row, head, slot]. On a GPU the output comes from kernels of our own where these are faster.
+        known : float32 [row, head, key], the logits of all keys, where the choice has computed them. bias : float32
+        [row, head or 1, patch], added to those of the patches.
+        Weights are [row, head, slot]. On a GPU the output comes from kernels of our own where these are faster; they
+        add no bias.
         """
         kernels = fused_kernels(query.device.type)
-        if kernels is None or key.shape != value.shape:
-            weights = self._weights(query, key, scaling, known)
+        if kernels is None or key.shape != value.shape or bias is not None:
+            weights = self._weights(query, key, scaling, known, bias)
             return self._output(weights, value), self._of_patches(weights) if recorded else None
         hidden = None if self.hidden is None else self.hidden[:, 0, 0]
         ways = {
@@ -74,7 +77,9 @@ class Gathered:
         views = [torch.arange(*view, device=self.index.device).expand(len(self.index), -1) for view in self.views]
         return torch.cat([self.index, *views], dim=1)
 
-    def _weights(self, query, key, scaling: float, known: torch.Tensor | None) -> torch.Tensor:
+    def _weights(
+        self, query, key, scaling: float, known: torch.Tensor | None, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Softmax over all columns read: [row, kv_head, query, column read]."""
         rows, heads, _, dim = query.shape
         if known is None:
@@ -85,6 +90,10 @@ class Gathered:
             picked = known.gather(2, self.index[:, None].expand(-1, heads, -1))
             read = torch.cat([picked, *(known[:, :, first:end] for first, end in self.views)], dim=2)
             logits = read.view(rows, key.shape[1], -1, read.shape[2])
+        if bias is not None:
+            slots = self.patches.shape[1]
+            own = bias.gather(2, self.patches[:, None].expand(-1, bias.shape[1], -1)).expand(-1, heads, -1)
+            logits[..., :slots] += own.reshape(rows, key.shape[1], -1, slots)
         if self.hidden is not None:
             logits.masked_fill_(self.hidden, -torch.inf)
         return torch.softmax(logits, dim=3)

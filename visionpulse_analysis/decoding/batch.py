@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from inspect import signature
 from typing import Any
@@ -72,6 +72,7 @@ class Batch:
         self.gone: torch.Tensor | None = None  # int64 [row, model_layer], see Group.gone
         self.answers: list[torch.Tensor] = []  # int64 [row] per step, where there is no cache
         self.tokens = self.position = torch.zeros(0, dtype=torch.int64)
+        self.logprobs: torch.Tensor | None = None  # float32 [row, word] of the step before, where a pruner may ask
         # A known model whose layers all see the whole past takes the mask as it is; others make one per kind of layer.
         known = not isinstance(vlm.family, Stock)
         self.takes_mask = grows_in_place(self.cache) and vlm.sees_everything and known
@@ -218,10 +219,12 @@ class Batch:
         self.width += 1
         gone, position = self.gone, self.position
         # Whatever prefill dropped in a layer has left its place to what comes behind.
-        closed = (
-            nullcontext() if gone is None else renumbered(self.vlm.model, lambda n: (position - gone[:, n])[:, None])
-        )
-        with closed:
+        with ExitStack() as hooks:
+            if gone is not None:
+                hooks.enter_context(renumbered(self.vlm.model, lambda n: (position - gone[:, n])[:, None]))
+            if self.groups:
+                self.attention.logprobs = self.logprobs
+                hooks.enter_context(watch_layers(self.vlm.model, self.attention, needed=False))
             logits = self.forward(self.tokens[:, None], self._mask(), position[:, None])
         self.position = self.position + 1
         return logits
@@ -263,7 +266,9 @@ class Batch:
         for rules, token in zip(self.rules, self.tokens.split(1), strict=bool(self.rules)):
             rules.add(token)
         self.chosen = [count + 1 for count in self.chosen]
-        return torch.log_softmax(logits, dim=1).gather(1, self.tokens[:, None])[:, 0]
+        logprobs = torch.log_softmax(logits, dim=1)
+        self.logprobs = logprobs if self.groups else None
+        return logprobs.gather(1, self.tokens[:, None])[:, 0]
 
     @property
     def over(self) -> list[int]:
@@ -282,6 +287,7 @@ class Batch:
             setattr(self, name, [getattr(self, name)[row] for row in rows])
         self.tokens, self.position = self.tokens[chosen], self.position[chosen]
         self.gone = None if self.gone is None else self.gone[chosen]
+        self.logprobs = None if self.logprobs is None else self.logprobs[chosen]
         self.cache.batch_select_indices(chosen)
         self.chooser.drop_rows(chosen)
         self._rearranged(self.layout.take(chosen))
@@ -298,6 +304,8 @@ class Batch:
         self.tokens[chosen], self.position[chosen] = other.tokens, other.position
         if self.gone is not None and other.gone is not None:
             self.gone[chosen] = other.gone
+        if self.logprobs is not None and other.logprobs is not None:
+            self.logprobs = self.logprobs.index_copy(0, chosen, other.logprobs)
         for place, row in enumerate(rows):
             self.records[row], self.chosen[row] = other.records[place], other.chosen[place]
             self.starts[row] = other.starts[place] + shift

@@ -106,7 +106,13 @@ class Selection:
         """
 
     def visible(self, view: View) -> torch.Tensor | None:
-        """Patches visible at the layer and decode step of `view`: bool [row, patch], or None for all prefill left."""
+        """What the layer and decode step of `view` see of the patches; None for all that prefill left, as they are.
+
+        Either the patches visible, bool [row, patch], or a bias that is added to their attention logits, float [row,
+        patch] or [row, head, patch]: 0 leaves a patch as it is, -inf hides it, any other finite number weighs it anew.
+        What is said of a patch that prefill has dropped does not count. A pruner that returns a finite bias other than
+        0 says so (`Pruner.reweights`).
+        """
 
     @property
     def settles(self) -> bool:
@@ -140,11 +146,14 @@ class Pruner:
     """Base of all pruners. A subclass is a frozen dataclass with a ``name`` of its own and a ``start``.
 
     ``a | b`` acts as both: usually one that acts in prefill, and one that acts at decode steps. ``presets`` are
-    published settings, parameters by the name that stands after a colon: ``visionpulse:10``.
+    published settings, parameters by the name that stands after a colon: ``visionpulse:10``. ``reweights`` says that
+    the attention to patches that stay visible is changed: such a method has no share of patches that it keeps, and
+    comparisons at equal retention leave it out.
     """
 
     name: ClassVar[str] = ""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    reweights: ClassVar[bool] = False
 
     @property
     def renumbers(self) -> bool:

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from visionpulse_analysis.pruners.base import Pruner, Redirect, Selection
-from visionpulse_analysis.pruners.view import Layout, View
+from visionpulse_analysis.pruners.view import Layout, View, as_bias
 
 
 @dataclass(frozen=True)
 class Combined(Pruner):
-    """What ``first | second`` makes: a patch stays visible where both leave it so.
+    """What ``first | second`` makes: a patch stays visible where both leave it so, and biases are added.
 
     At each layer the second one sees what the first one has left; shares keep counting from the whole image, so that
     of what is left the second keeps its best, as many as its share of the whole image says.
@@ -105,7 +105,13 @@ class _CombinedSelection(Selection):
     def _narrow(self, choose: list[Any], view: View) -> torch.Tensor | None:
         first = choose[0](view)
         second = choose[1](view if first is None else view.only(first))
-        return first if second is None else second if first is None else first & second
+        if first is None or second is None:
+            return second if first is None else first
+        if first.dtype == second.dtype == torch.bool:
+            return first & second
+        first, second = as_bias(first), as_bias(second)
+        # What the first one hides is hidden, whatever the second one says of it.
+        return torch.where(first == -torch.inf, first, first + second)
 
     def drop_rows(self, rows: torch.Tensor) -> None:
         super().drop_rows(rows)

@@ -122,6 +122,12 @@ class Layout:
         """Where pruners compute; layers of a model that is split over devices may lie elsewhere."""
         return self.patches.device
 
+    def at_keys(self, bias: torch.Tensor, n_keys: int) -> torch.Tensor:
+        """Put a `bias` of patches, float [row, head or 1, patch], at their keys, 0 at others: [..., `n_keys`]."""
+        index = self.places[:, None].expand_as(bias)
+        given = bias.masked_fill(~self.patches[:, None], 0.0)
+        return given.new_zeros(*given.shape[:2], n_keys).scatter_add_(2, index, given)
+
     def on(self, device: torch.device) -> Layout:
         """The same on another `device`."""
         moved = {name: getattr(self, name).to(device) for name in _PER_ROW}
@@ -143,6 +149,18 @@ def marked(places: torch.Tensor, present: torch.Tensor, n_keys: int) -> torch.Te
     return marks.scatter_add_(1, places, present.int()) > 0
 
 
+def as_bias(choice: torch.Tensor) -> torch.Tensor:
+    """What `Selection.visible` gives, as a bias: float [row, head or 1, patch], -inf where hidden."""
+    if choice.dtype == torch.bool:
+        choice = torch.zeros(choice.shape, device=choice.device).masked_fill(~choice, -torch.inf)
+    return choice if choice.ndim == 3 else choice[:, None]
+
+
+def kept_by(choice: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """The patches that `Selection.visible` leaves visible to any head: bool [row, patch]."""
+    return choice if choice.dtype == torch.bool else layout.patches & (as_bias(choice) > -torch.inf).any(dim=1)
+
+
 class View:
     """One layer of one step: prefill at step 0, afterwards the step that reads the newest token.
 
@@ -159,8 +177,9 @@ class View:
     mask : bool or additive [row, 1, q, key], or None for causal
     scaling : float
     shown : bool [row, patch], or None for all: the patches that prefill has not dropped so far.
-    states : [row, token, width] entering this layer; in prefill only.
+    states : [row, token, width] entering this layer: of the prompt in prefill, of the newest token at a decode step.
     block : the decoder layer; in prefill only.
+    logprobs : float32 [row, word] of the step before; at decode steps only.
     """
 
     def __init__(
@@ -176,19 +195,23 @@ class View:
         shown: torch.Tensor | None = None,
         states: torch.Tensor | None = None,
         block: Any = None,
+        logprobs: torch.Tensor | None = None,
     ):
         self.step, self.layer, self.layout, self.shown = step, layer, layout, shown
         self.query, self.key, self.value, self.mask, self.scaling = query, key, value, mask, scaling
-        self._states, self._block = states, block
+        self._states, self._block, self._logprobs = states, block, logprobs
         self._logits: torch.Tensor | None = None
         self._whole: View | None = None  # the view that this one is a part of
+        self._bias: torch.Tensor | None = None
 
-    def only(self, kept: torch.Tensor) -> View:
-        """The same view without the patches outside ``kept``, bool [row, patch], as if prefill had dropped them."""
+    def only(self, choice: torch.Tensor) -> View:
+        """The same view under a ``choice`` (see `Selection.visible`): what it hides is as if prefill had dropped it."""
+        kept = kept_by(choice, self.layout)
         shown = kept if self.shown is None else kept & self.shown
         inputs = (self.layout, self.query, self.key, self.value, self.mask, self.scaling)
         view = View(self.step, self.layer, *inputs, shown, self._states, self._block)
         view._whole = self
+        view._bias = None if choice.dtype == torch.bool else as_bias(choice).masked_fill(~shown[:, None], -torch.inf)
         return view
 
     def logits(self) -> torch.Tensor:
@@ -200,6 +223,8 @@ class View:
             whole = self._whole
             given = newest_logits(self.query, self.key, self.mask, self.scaling) if whole is None else whole.logits()
             self._logits = self._hide(given.to(self.layout.device))
+            if self._bias is not None:
+                self._logits = self._logits + self.layout.at_keys(self._bias, self._logits.shape[2])
         return self._logits
 
     @property
@@ -229,21 +254,53 @@ class View:
         values = self.value.to(self.layout.device).float().repeat_interleave(group, dim=1)
         weights = torch.softmax(self.logits(), dim=-1)
         output = torch.einsum("rhk,rhkd->rhd", weights, values).flatten(1)
-        index = self.layout.places[:, None, :, None].expand(-1, values.shape[1], -1, values.shape[3])
-        parts = values.gather(2, index) * self.patch_weights()[..., None]
+        parts = self.patch_values().repeat_interleave(group, dim=1) * self.patch_weights()[..., None]
         return parts.transpose(1, 2).flatten(2), output
 
-    def states(self) -> torch.Tensor:
-        """Hidden states that enter this layer of prefill, at layer 0 the embeddings: [row, token, width].
+    def patch_values(self) -> torch.Tensor:
+        """Value vectors of the patches in the cache: float32 [row, kv_head, patch, dim], 0 where there is no patch."""
+        index = self.layout.places[:, None, :, None].expand(-1, self.value.shape[1], -1, self.value.shape[3])
+        values = self.value.to(self.layout.device).gather(2, index).float()
+        return values * self.layout.patches[:, None, :, None]
 
-        Raises RuntimeError at decode steps.
+    def states(self) -> torch.Tensor:
+        """Hidden states that enter this layer, at layer 0 the embeddings: [row, token, width].
+
+        Of every token of the prompt in prefill, of the newest token alone at a decode step. Raises RuntimeError where
+        the model does not show them.
         """
+        if self._whole is not None:
+            return self._whole.states()
         if self._states is None:
-            raise RuntimeError(f"hidden states can be seen only in a prefill that is run, not at step {self.step}")
+            raise RuntimeError(f"the hidden states that enter layer {self.layer} cannot be seen at step {self.step}")
         return self._states.to(self.layout.device)
 
+    def newest_state(self) -> torch.Tensor:
+        """Hidden state of the newest token (prefill: the last of the prompt) entering this layer: float32 [row, width].
+
+        Raises RuntimeError as `states`.
+        """
+        return self.states()[:, -1].float()
+
+    def logprobs(self) -> torch.Tensor:
+        """Natural log probabilities of the step before, which the newest token was chosen by: float32 [row, word].
+
+        Those of the model's own logits. Raises RuntimeError in prefill, which no step comes before, and inside a
+        `generate` whose model does not return its logits.
+        """
+        if self._whole is not None:
+            return self._whole.logprobs()
+        if self._logprobs is None:
+            raise RuntimeError(f"the log probabilities of the step before step {self.step} are not known")
+        return self._logprobs.to(self.layout.device)
+
     def patch_states(self) -> torch.Tensor:
-        """Hidden states of the patches entering this layer of prefill: float32 [row, patch, width]."""
+        """Hidden states of the patches entering this layer of prefill: float32 [row, patch, width].
+
+        Raises RuntimeError at decode steps, which read the newest token only.
+        """
+        if self.step:
+            raise RuntimeError(f"hidden states of patches can be seen in prefill only, not at step {self.step}")
         return self.layout.at_patches(self.states()).float()
 
     def query_logits(self, queries: torch.Tensor) -> torch.Tensor:

@@ -82,6 +82,9 @@ class RowsTimesValues:
                 if kept is not None:
                     hidden = group.layout.keys_of(~kept, key.shape[2]).to(logits.device)
                     logits = logits.masked_fill(hidden[:, None], -torch.inf)
+                bias = group.biases[call.layer]
+                if bias is not None:
+                    logits = logits + group.layout.at_keys(bias, key.shape[2]).to(logits.device)
             rows = torch.softmax(logits, dim=-1)
             values = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).float()
             added = rows[..., None] * values  # [row, head, key, dim]

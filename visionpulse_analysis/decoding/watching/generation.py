@@ -190,7 +190,9 @@ class Generation:
         else:
             # What is not hidden is read by the kernel as the model would: nothing is arranged for speed.
             groups, execution = [self.pruning.group], self.options.execution
-            step.attention = StepAttention(newest, reader, groups, execution, run=Call.run)
+            step.attention = attention = StepAttention(newest, reader, groups, execution, run=Call.run)
+            attention.logprobs = self.pruning.logprobs
+            self.during_forward.enter_context(self.pruning.states_of(self.vlm.model, attention))
 
     def attend(self, call: Call) -> tuple[Any, ...]:
         """One attention call of the language part."""
@@ -283,6 +285,8 @@ class Generation:
             count = generated.shape[1] + 1 - behind
             visible = None if self.pruning is None else Arriving(self.pruning.visible(self.attention_layers[-1]))
             words = None if logits is None or behind > known else logits[:, -behind].to(torch.float32, copy=True)
+            if self.pruning is not None:
+                self.pruning.logprobs = None if words is None else torch.log_softmax(words, dim=1)
             kept = Kept(hashes[:, count], Arriving({"attention": rows, "mass": masses}), visible, words)
             if words is not None and len(generated) > len(self.prompts.ids):
                 likely = torch.topk(torch.log_softmax(words, dim=1), min(LIKELY, words.shape[1]), dim=1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from visionpulse_analysis.attention import Group
+from visionpulse_analysis.attention import Group, StepAttention
 from visionpulse_analysis.attention.hooks import watch_layers
 from visionpulse_analysis.decoding.trace_builder import visible_of
 from visionpulse_analysis.pruners.base import Pruner, Selection
@@ -52,6 +52,9 @@ class MaskedPruning:
             raise ValueError(f"{pruner.name} edits the cache after prefill, and inside generate it is not its own; "
                              f"{ELSEWHERE}")  # fmt: skip
         looks = type(selection).observe_prefill is not Selection.observe_prefill
+        self.logprobs: torch.Tensor | None = (
+            None  # float32 [row, word] of the step just made, where its logits are shown
+        )
         self.in_prefill = looks or not selection.dense_prefill
         if self.in_prefill and not whole_prefill:
             raise ValueError(
@@ -79,10 +82,11 @@ class MaskedPruning:
         self.group.layout = self.group.layout.take(rows)
         self.group.selection.drop_rows(rows)
         self.group.prefill.drop_rows(rows)
+        self.logprobs = None if self.logprobs is None else self.logprobs[rows.to(self.logprobs.device)]
 
-    def states_of(self, model: Any) -> AbstractContextManager[None]:
-        """Show the states between the layers to the pruner, inside the ``with`` block."""
-        return watch_layers(model, self.group.prefill)
+    def states_of(self, model: Any, step: StepAttention | None = None) -> AbstractContextManager[None]:
+        """Show the states between the layers to the pruner, of prefill or of a ``step``, inside the ``with`` block."""
+        return watch_layers(model, self.group.prefill if step is None else step, needed=step is None)
 
     def visible(self, last: int) -> dict[str, torch.Tensor | None]:
         """What the step just made left visible, at the layer ``last`` and at each: see `visible_of`."""

@@ -86,9 +86,13 @@ OWN = "own setting"
 
 
 def all_rivals() -> dict[str, Rival]:
-    """All rivals, with every pruner defined elsewhere: at its ``budget`` where it takes one, else with its defaults."""
+    """All rivals, with every pruner defined elsewhere: at its ``budget`` where it takes one, else with its defaults.
+
+    Pruners that weigh patches anew are left out: they keep no share of them that others could be compared at.
+    """
     told = {part for rival in RIVALS.values() for part in rival.name.split(" | ")} | {KeepAll.name}
-    return RIVALS | OF_SAMPLES | {name: _added(kind) for name, kind in list_pruners().items() if name not in told}
+    others = {name: kind for name, kind in list_pruners().items() if name not in told and not kind.reweights}
+    return RIVALS | OF_SAMPLES | {name: _added(kind) for name, kind in others.items()}
 
 
 def _added(kind: type[Pruner]) -> Rival:

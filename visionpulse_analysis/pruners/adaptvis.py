@@ -1,0 +1,72 @@
+"""AdaptVis: attention to the image is sharpened where the model is sure of itself, and smoothed where it is not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from visionpulse_analysis.pruners.base import Pruner, Selection
+from visionpulse_analysis.pruners.view import Layout, View
+
+
+@dataclass(frozen=True)
+class AdaptVis(Pruner):
+    """Multiply the attention logits of the patches by ``sharp`` where the model is confident, else by ``smooth``.
+
+    After AdaptVis (Chen et al. 2025, "Why Is Spatial Reasoning Hard for VLMs? An Attention Mechanism Perspective on
+    Focus Areas", arXiv 2503.01773): the last token's logits over the image are multiplied by one factor in all heads
+    and layers, above 1 where the model is confident and below 1 where it is not. Nothing is hidden and nothing saved:
+    every patch stays visible, and what it gets of the attention changes.
+
+    The paper takes the confidence from the probability of the answer in a run of its own, and scales the run after it
+    from its first token on. Here every step goes by the step before: its highest probability is the confidence, and
+    prefill, which chooses the first token, is left as it is. What the paper leaves open for answers of many tokens is
+    set like this; the factors are those of its smaller settings and not verified for other models. Patches only are
+    scaled, not the other tokens of a picture (line breaks, marks of tiles).
+
+    Parameters
+    ----------
+    sharp : float
+        Factor of the logits where the confidence is ``threshold`` or above; above 0. 1 changes nothing.
+    smooth : float
+        Factor of the logits where it is below; above 0. 1 changes nothing.
+    threshold : float
+        Probability in 0..1 from which on the model counts as confident.
+
+    Raises
+    ------
+    ValueError
+        A parameter is out of range.
+    """
+
+    name: ClassVar[str] = "adaptvis"
+    reweights: ClassVar[bool] = True
+
+    sharp: float = 1.2
+    smooth: float = 0.5
+    threshold: float = 0.3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.sharp > 0 and self.smooth > 0 and 0 <= self.threshold <= 1):
+            raise ValueError(f"expected sharp and smooth above 0 and a threshold in 0..1, got {self}")
+
+    def start(self, layout: Layout) -> Selection:
+        return _AdaptVisSelection(self, layout)
+
+
+class _AdaptVisSelection(Selection):
+    def __init__(self, pruner: AdaptVis, layout: Layout):
+        super().__init__(layout)
+        self.pruner = pruner
+
+    def visible(self, view: View) -> torch.Tensor | None:
+        pruner, logits = self.pruner, view.patch_logits()
+        if pruner.sharp == pruner.smooth == 1:
+            return None  # dense to the last bit, which a mask of zeros is not under every kernel
+        confident = view.logprobs().exp().amax(dim=1) >= pruner.threshold
+        factor = torch.where(confident, pruner.sharp, pruner.smooth)[:, None, None]
+        # A product with -inf, where a patch is masked, would be +inf.
+        return (factor - 1) * logits.masked_fill(logits == -torch.inf, 0.0)
