@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -209,3 +210,73 @@ def slow_st3(pruner, logits: list[list[np.ndarray]], places: np.ndarray) -> list
             seen.append(kept)
         steps.append(seen)
     return steps
+
+
+class SlowWeighing:
+    """A model that generates greedily, its eager attention written out head by head and logits of patches weighed anew.
+
+    Parameters
+    ----------
+    vlm : VLM
+        Its language part must compute a plain softmax.
+    prompt : Prompt
+    weigh : callable
+        (layer, head, float64 logits [patch], float64 logprobs [word] of the step before) -> float64 logits [patch].
+
+    Attributes
+    ----------
+    tokens : list of int. logprobs : list of float, of each token. rows : float64 [step, layer, head, patch].
+    """
+
+    def __init__(self, vlm, prompt, weigh, steps: int, monkeypatch):
+        self.places, self.weigh = prompt.grid.position.copy(), weigh
+        self.before: np.ndarray | None = None
+        self.tokens, self.logprobs, rows = [], [], []
+        decoder = vlm.model.get_decoder()
+        inputs, past = vlm.family.batch([prompt], padding=0), None
+        position = vlm.family.positions(vlm.model, inputs)
+        kernel = decoder.config._attn_implementation
+        module = sys.modules[type(decoder.layers[0].self_attn).__module__]
+        vlm.model.set_attn_implementation({"text_config": "eager"})
+        with monkeypatch.context() as patch, torch.inference_mode():
+            patch.setattr(module, "eager_attention_forward", self.attend)
+            for _ in range(steps):
+                self.seen = []
+                out = vlm.model(**inputs, position_ids=position, past_key_values=past, use_cache=True)
+                past, logprobs = out.past_key_values, torch.log_softmax(out.logits[0, -1].double(), dim=0)
+                self.before = logprobs.numpy()
+                token = int(logprobs.argmax())
+                self.tokens.append(token)
+                self.logprobs.append(float(logprobs[token]))
+                rows.append(np.stack(self.seen))
+                inputs, position = {"input_ids": torch.tensor([[token]])}, position[..., -1:] + 1
+        vlm.model.set_attn_implementation({"text_config": kernel})
+        self.rows = np.stack(rows)
+
+    def attend(self, module, query, key, value, mask, scaling, **options):
+        heads, length = query.shape[1:3]
+        shared = heads // key.shape[1]
+        output, rows = torch.zeros(1, length, heads, value.shape[3]), []
+        for head in range(heads):
+            keys, values = key[0, head // shared].double(), value[0, head // shared].double()
+            logits = query[0, head].double() @ keys.T * scaling
+            if mask is not None:
+                logits = logits + mask[0, 0, :, : len(keys)]
+            if self.before is not None:  # prefill is left as it is
+                new = self.weigh(module.layer_idx, head, logits[-1, self.places].numpy(), self.before)
+                logits[-1, self.places] = torch.from_numpy(new)
+            weights = torch.softmax(logits, dim=1)
+            rows.append(weights[-1, self.places].numpy())
+            output[0, :, head] = (weights @ values).float()
+        self.seen.append(np.stack(rows))
+        return output, None
+
+
+def slow_adaptvis(pruner):
+    """`AdaptVis` for `SlowWeighing`."""
+
+    def weigh(layer: int, head: int, logits: np.ndarray, logprobs: np.ndarray) -> np.ndarray:
+        sure = max(np.exp(one) for one in logprobs) >= pruner.threshold
+        return logits * (pruner.sharp if sure else pruner.smooth)
+
+    return weigh

@@ -9,6 +9,7 @@ import visionpulse_analysis as vpa
 from visionpulse_analysis.decoding import Batch, run
 from visionpulse_analysis.decoding.sampling import Sample
 from visionpulse_analysis.pruners import FastV, LastStepOnly, Random, VisionPulse
+from visionpulse_analysis.pruners.adaptvis import AdaptVis
 
 QUESTIONS = ["where is the red circle ?", "how many blue shapes ?", "is the red star left of the blue cross ?"]
 LIMIT = 14
@@ -19,6 +20,7 @@ WAYS = {
     "looking back": {"pruner": VisionPulse(budget=0.1, hysteresis=1.0, reuse_previous=True), "execution": "gathered"},
     "blocks": {"pruner": VisionPulse(granularity="block", block_size=16, budget_max=0.5)},
     "one step late": {"pruner": LastStepOnly(0.1), "execution": "gathered"},
+    "weighed anew": {"pruner": AdaptVis(2.0, 0.5, threshold=0.04), "sample": Sample(temperature=1.5)},
     "in prefill": {"pruner": FastV(budget=0.3)},
 }
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 
+from visionpulse_analysis._util.checks import Interval
 from visionpulse_analysis.pruners.base import Pruner, Selection
 from visionpulse_analysis.pruners.view import Layout, View
 
@@ -44,14 +45,9 @@ class AdaptVis(Pruner):
     name: ClassVar[str] = "adaptvis"
     reweights: ClassVar[bool] = True
 
-    sharp: float = 1.2
-    smooth: float = 0.5
-    threshold: float = 0.3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not (self.sharp > 0 and self.smooth > 0 and 0 <= self.threshold <= 1):
-            raise ValueError(f"expected sharp and smooth above 0 and a threshold in 0..1, got {self}")
+    sharp: Annotated[float, Interval(gt=0)] = 1.2
+    smooth: Annotated[float, Interval(gt=0)] = 0.5
+    threshold: Annotated[float, Interval(ge=0, le=1)] = 0.3
 
     def start(self, layout: Layout) -> Selection:
         return _AdaptVisSelection(self, layout)

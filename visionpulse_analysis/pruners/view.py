@@ -158,7 +158,10 @@ def as_bias(choice: torch.Tensor) -> torch.Tensor:
 
 def kept_by(choice: torch.Tensor, layout: Layout) -> torch.Tensor:
     """The patches that `Selection.visible` leaves visible to any head: bool [row, patch]."""
-    return choice if choice.dtype == torch.bool else layout.patches & (as_bias(choice) > -torch.inf).any(dim=1)
+    if choice.dtype == torch.bool:
+        return choice
+    # NaN is left visible, so that it is noticed.
+    return layout.patches & (as_bias(choice) != -torch.inf).any(dim=1)
 
 
 class View:

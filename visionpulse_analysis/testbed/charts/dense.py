@@ -81,7 +81,11 @@ def _conversation(task: str, text: str, series: int, body: list[TokenTruth]) -> 
 
 def _placed(chart: Chart, mark: int) -> list[TokenTruth]:
     """A label, which is told, and the place that is read off."""
-    return [TokenTruth(chart.labels[mark]), TokenTruth(ORDINALS[mark], "place", (Thing("label", mark),)), TokenTruth(",")]
+    return [
+        TokenTruth(chart.labels[mark]),
+        TokenTruth(ORDINALS[mark], "place", (Thing("label", mark),)),
+        TokenTruth(","),
+    ]
 
 
 def _inspected(chart: Chart, series: int, mark: int, by_label: bool) -> list[TokenTruth]:
