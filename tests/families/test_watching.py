@@ -310,7 +310,8 @@ def test_a_pruner_keeps_what_it_keeps_in_decode(tiny, photos, name, pruner):
             rows = other.attention.values.astype(np.float32)
             assert np.abs(trace.attention.values - rows).max() <= 2 * rounding(rows)
             assert trace.meta["costs"] == other.meta["costs"] and trace.meta["execution"] == "masked"
-    assert not decoded[0].kept.values.all() or pruner.name in ("keep_all", "mvw", "shortv", "visipruner")
+    whole = pruner.name in ("keep_all", "mvw", "shortv", "visipruner") or pruner.reweights
+    assert not decoded[0].kept.values.all() or whole
 
 
 def test_a_pruner_under_eager_attention_and_under_beams(tiny, photos, monkeypatch):
