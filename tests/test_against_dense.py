@@ -52,7 +52,7 @@ def test_traces_that_never_end_do_not_make_the_others_longer():
     arm = made_arm(first(29), LENGTHS - first(9), first(29))  # 7 cut off; of the rest 9 are a token shorter
     change = compare(SOLID, arm)
     assert (arm.length - SOLID.length).mean() > 10
-    assert change.tokens.estimate == pytest.approx(-9 / 29)
+    assert change.tokens.value == pytest.approx(-9 / 29)
     assert decisions(SOLID, arm)["length"] == "falls"
     lines = against_dense.cut_off_sentences({"FastV": change}, LIMIT)
     assert lines[0] == "Cut off at the limit of 96 tokens, of 36: dense 0, FastV 7."
@@ -193,6 +193,7 @@ def test_what_was_measured_on_is_counted(vlm):
         dense = made_arm(True, 30 + np.arange(n), first(n - 1, of=n))
         text = measured_on(vlm, scene_samples(n, cells=cells), dense, 0.05)
         assert f"{vlm.n_layers} layers, {n} samples of {patches} visual tokens; 5 % of them are {kept};" in text
-        assert f"dense traces that ended hold {30 + (n - 2) / 2:.2f} tokens on average, 1 of {n} were cut off." in text
+        mean = f"{30 + (n - 2) / 2:.2f} (no interval)"
+        assert f"dense traces that ended hold {mean} tokens on average, 1 of {n} were cut off." in text
     none = measured_on(vlm, scene_samples(2, cells=4), made_arm(False, 30 + np.arange(2), False), 0.05)
     assert "; no dense trace ended, 2 of 2 were cut off." in none

@@ -77,9 +77,9 @@ def traces():
 def test_kinds_at_the_first_difference(traces):
     samples, dense, pruned = traces
     found = first_divergences(dense, pruned, samples)
-    assert found.equal.estimate == pytest.approx(1 / 6)
+    assert found.equal.value == pytest.approx(1 / 6)
     assert found.steps.tolist() == [w.index("see") + 1 for w in dense[:4]] + [len(dense[4])]
-    assert {kind: share.estimate for kind, share in found.at_kind.items()} == pytest.approx({"colour": 0.8, "end": 0.2})
+    assert {kind: share.value for kind, share in found.at_kind.items()} == pytest.approx({"colour": 0.8, "end": 0.2})
     n_see = sum(words.count("see") for words in dense)
     assert found.all_kinds["colour"] == pytest.approx(n_see / sum(map(len, dense)))
 
@@ -89,7 +89,7 @@ def test_kinds_are_left_out_without_scenes_and_equal_traces_have_no_step(traces)
     unknown = [Sample(s.id, s.image, s.question) for s in samples]
     assert first_divergences(dense, pruned, unknown).at_kind == {}
     same = first_divergences(dense, dense, samples)
-    assert same.equal.estimate == 1 and len(same.steps) == 0
+    assert same.equal.value == 1 and len(same.steps) == 0
     assert same.numbers()["median_first_difference"] is None
 
 

@@ -27,11 +27,11 @@ def within_by_hand(x, y, codes, rank):
 
 def test_correlation_estimates_equal_scipy_and_the_definition():
     x, y, codes = correlated()
-    assert correlation(x, y, codes).estimate == pytest.approx(stats.pearsonr(x, y)[0])
-    assert correlation(x, y, codes, method="spearman").estimate == pytest.approx(stats.spearmanr(x, y)[0])
+    assert correlation(x, y, codes).value == pytest.approx(stats.pearsonr(x, y)[0])
+    assert correlation(x, y, codes, method="spearman").value == pytest.approx(stats.spearmanr(x, y)[0])
     for method in ("pearson", "spearman"):
         by_hand = within_by_hand(x, y, codes, method == "spearman")
-        assert correlation(x, y, codes, kind="within", method=method).estimate == pytest.approx(by_hand)
+        assert correlation(x, y, codes, kind="within", method=method).value == pytest.approx(by_hand)
 
 
 @pytest.mark.parametrize(("method", "reference"), [("pearson", stats.pearsonr), ("spearman", stats.spearmanr)])
@@ -39,7 +39,7 @@ def test_pooled_correlation_interval_equals_the_generic_bootstrap(method, refere
     x, y, codes = correlated()
     fast = correlation(x, y, codes, method=method, n_resamples=200, seed=4)
     slow = cluster_bootstrap((x, y), codes, lambda u, v: reference(u, v)[0], n_resamples=200, seed=4)
-    assert [fast.estimate, *bounds(fast)] == pytest.approx([slow.estimate, *bounds(slow)])
+    assert [fast.value, *bounds(fast)] == pytest.approx([slow.value, *bounds(slow)])
 
 
 def test_pooled_and_within_correlation_can_have_opposite_signs():
@@ -47,7 +47,7 @@ def test_pooled_and_within_correlation_can_have_opposite_signs():
     level = np.bincount(codes, x) / np.bincount(codes)
     y = 5 * level[codes] - (x - level[codes])
     assert correlation(x, y, codes).low > 0.5
-    assert correlation(x, y, codes, kind="within").estimate == pytest.approx(-1)
+    assert correlation(x, y, codes, kind="within").value == pytest.approx(-1)
     assert "within pearson" in correlation(x, y, codes, kind="within").method
 
 
@@ -59,9 +59,9 @@ def test_correlation_with_a_constant_is_nan_not_a_number_made_of_rounding():
         correlation(constant_by_sample, y, codes, kind="within"),
         correlation(np.full(len(y), 0.1), y, codes, method="spearman"),
     ):
-        assert np.isnan([bad.estimate, *bounds(bad)]).all()
+        assert np.isnan([bad.value, *bounds(bad)]).all()
     for method, level in itertools.product(("pearson", "spearman"), np.linspace(0.1, 1.7, 9)):
         one_active = np.where(codes == 0, x, level)  # constant in the resamples without sample 0
         partly = correlation(one_active, y, codes, method=method, n_resamples=20)
-        assert np.isfinite(partly.estimate)
+        assert np.isfinite(partly.value)
         assert np.isnan(bounds(partly)).all()

@@ -24,8 +24,8 @@ def test_the_band_is_that_of_a_slow_loop(rng):
             for one in (True, False):
                 place = np.flatnonzero((owner == cluster) & (kind == one))
                 other[place] = x[rng.permutation(place)]
-        slow.append(correlation(other, y, owner, kind="within", n_resamples=2).estimate)
-    assert found.r == pytest.approx(correlation(x, y, owner, kind="within", n_resamples=2).estimate)
+        slow.append(correlation(other, y, owner, kind="within", n_resamples=2).value)
+    assert found.r == pytest.approx(correlation(x, y, owner, kind="within", n_resamples=2).value)
     spread = np.std(slow)
     assert found.mean == pytest.approx(np.mean(slow), abs=spread / 2)
     assert (found.low, found.high) == pytest.approx(np.quantile(slow, [0.025, 0.975]), abs=spread)

@@ -52,10 +52,10 @@ def test_masses_and_named_objects_equal_a_slow_computation(rng):
                 if NAMED[step] is not None:
                     named[name].append(set(cell_patches(OBJECTS[NAMED[step]])) <= kept)
     for name, values in mass.items():
-        assert study.sets[name].mass.estimate == pytest.approx(np.mean(values), rel=1e-5), name
-        assert study.sets[name].named.estimate == pytest.approx(np.mean(named[name])), name
+        assert study.sets[name].mass.value == pytest.approx(np.mean(values), rel=1e-5), name
+        assert study.sets[name].named.value == pytest.approx(np.mean(named[name])), name
         assert study.sets[name].unharmed is None
-    assert list(study.sets) == EVERY and study.sets[OBJECTS_NAMED].named.estimate == 1
+    assert list(study.sets) == EVERY and study.sets[OBJECTS_NAMED].named.value == 1
     assert study.sets[AFRESH].share == study.sets[ONCE].share == 6 / 64 and study.sets[OBJECTS_NAMED].share == 8 / 64
     assert list(study.worse) == ["named"] and study.n_needing == 0
 
@@ -80,13 +80,11 @@ def test_a_step_is_unharmed_where_the_replay_says_so(vlm, pictures):
         whole += [bool((effect.kl <= level)[needs].all())]
     one = study.sets[HINDSIGHT]
     assert (study.n_needing, study.n_steps) == (len(good), 10) and len(good)
-    assert one.unharmed.estimate == pytest.approx(np.mean(good)) and one.same_word.estimate == pytest.approx(
-        np.mean(same)
-    )
-    assert one.whole.estimate == np.mean(whole) and one.named is None and OBJECTS_NAMED not in study.sets
+    assert one.unharmed.value == pytest.approx(np.mean(good)) and one.same_word.value == pytest.approx(np.mean(same))
+    assert one.whole.value == np.mean(whole) and one.named is None and OBJECTS_NAMED not in study.sets
     assert set(study.worse) == {"unharmed", "same_word"} and set(study.worse["unharmed"]) == {PREFILL, HINDSIGHT}
     everything = fixed_sets(traces, samples, 3, vlm, fraction=1.0, level=level)
-    assert all(one.unharmed.estimate == one.same_word.estimate == 1 for one in everything.sets.values())
+    assert all(one.unharmed.value == one.same_word.value == 1 for one in everything.sets.values())
 
 
 @pytest.mark.parametrize(

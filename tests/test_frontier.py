@@ -54,9 +54,9 @@ def test_the_points_agree_with_decoding_alone(vlm, samples, measured):
         traces = vpa.decode(vlm, images, questions, layers="none", pruner=pruner, max_new_tokens=8)
         assert measured.tokens[name] == [trace.tokens for trace in traces]
         point = measured.points[name]
-        assert point.length.estimate == pytest.approx(np.mean([len(trace.tokens) for trace in traces]))
+        assert point.length.value == pytest.approx(np.mean([len(trace.tokens) for trace in traces]))
         right = [answer_is_right(s.truth, answer_of(t.tokens)) for s, t in zip(samples, traces, strict=True)]
-        assert point.accuracy.estimate == pytest.approx(np.mean(right))
+        assert point.accuracy.value == pytest.approx(np.mean(right))
 
 
 def test_arms_carry_the_settings_they_are_named_for():
@@ -95,9 +95,9 @@ def with_right(measured, **right):
 
 def test_the_advantage_is_ours_minus_theirs(measured):
     made = with_right(measured, **{"VisionPulse 5 %": [True, True, False], "random 5 %": [False, True, False]})
-    assert frontier.advantage(made, "VisionPulse 5 %", "random 5 %").estimate == pytest.approx(1 / 3)
+    assert frontier.advantage(made, "VisionPulse 5 %", "random 5 %").value == pytest.approx(1 / 3)
     judged = frontier_verdicts.judged_pairs(made, [0.05], ["hysteresis 1"])
-    assert judged["VisionPulse 5 %", "random 5 %"].effect.estimate == pytest.approx(1 / 3)
+    assert judged["VisionPulse 5 %", "random 5 %"].estimate.value == pytest.approx(1 / 3)
     others = {over for arm, over in judged if arm == "VisionPulse 5 %"}
     assert others == {f"{name} 5 %" for name in frontier.SELECTIONS} - {"VisionPulse 5 %"}
     assert (

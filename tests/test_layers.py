@@ -12,7 +12,7 @@ import visionpulse_analysis as vpa
 from visionpulse_analysis.experiments.interventions.one_step import Effect, Replay, keep_exactly, keep_top
 from visionpulse_analysis.experiments.samples import Sample, scene_samples
 from visionpulse_analysis.media.patch_grid import PatchGrid
-from visionpulse_analysis.metrics.statistics import Interval
+from visionpulse_analysis.metrics.statistics import Estimate
 from visionpulse_analysis.studies.layers import figures as layer_figures
 from visionpulse_analysis.studies.layers import report as layer_report
 from visionpulse_analysis.studies.layers.anchors import Anchors, compare_anchors, relevant_patches, squares
@@ -40,7 +40,7 @@ def anchors(vlm, traces):
 
 def interval(estimate, low=None, high=None):
     low, high = estimate - 0.01 if low is None else low, estimate + 0.01 if high is None else high
-    return Interval(estimate, low, high, 5, 50, 0.95, "made")
+    return Estimate(estimate, low, high, 5, 50, 0.95, "made")
 
 
 def made(attention, words=None):
@@ -64,9 +64,9 @@ def test_similarity_is_averaged_within_samples_first():
     own = [Sample("a", None, "what ?"), Sample("b", None, "what ?")]
     maps = layer_maps([made(same), made(apart)], own)
     assert maps.similarity[0, 1] == pytest.approx(0.5)  # not 2 / 10
-    assert maps.adjacent.estimate == pytest.approx(0.5)
+    assert maps.adjacent.value == pytest.approx(0.5)
     assert maps.mass_by_step.shape == (8, 2) and maps.mass_by_step[:3, 0] == pytest.approx([0.625, 0.625, 0.5])
-    assert maps.mass[0].estimate == pytest.approx((2 * 0.75 + 8 * 0.5) / 10)
+    assert maps.mass[0].value == pytest.approx((2 * 0.75 + 8 * 0.5) / 10)
     assert maps.kinds == [] and len(layer_figures.mass_figure(maps).axes) == 2  # the map and its colour bar
 
 
@@ -138,13 +138,13 @@ def test_anchors_agree_with_a_slow_replay(vlm, traces, anchors):
         for step in chosen:
             top.append(replay.run(np.array([step]), 3, keep_top(3)).kl[0])  # 5 % of 64 patches
             none.append(replay.run(np.array([step]), 3, keep_exactly(np.zeros((1, 64), bool))).changed[0])
-    assert anchors.reading.estimate == pytest.approx(np.mean(reads))
-    assert anchors.top_kl[1].estimate == pytest.approx(np.mean(top), rel=1e-3)
-    assert anchors.none[1].estimate == pytest.approx(np.mean(none))
+    assert anchors.reading.value == pytest.approx(np.mean(reads))
+    assert anchors.top_kl[1].value == pytest.approx(np.mean(top), rel=1e-3)
+    assert anchors.none[1].value == pytest.approx(np.mean(none))
     assert anchors.overlap_null == pytest.approx(3 / 64)
     for top, random, gain in zip(anchors.top, anchors.random, anchors.gain, strict=True):
-        assert gain.estimate == pytest.approx(random.estimate - top.estimate)
-    assert all(1 / 64 <= i.estimate <= 1 for i in anchors.needed)
+        assert gain.value == pytest.approx(random.value - top.value)
+    assert all(1 / 64 <= i.value <= 1 for i in anchors.needed)
 
 
 def test_anchors_refuse_what_cannot_be_compared(vlm, traces):
@@ -212,7 +212,7 @@ def test_layers_are_picked_by_intervals_that_hold_at_all_of_them(anchors):
     assert good.suitable() == [3] and replace(good, together=wide).suitable() == []
     for name in ("top", "gain", "none"):
         for narrow, together in zip(getattr(anchors, name), anchors.together[name], strict=True):
-            assert together.confidence == pytest.approx(1 - 0.05 / 3) and together.estimate == narrow.estimate
+            assert together.confidence == pytest.approx(1 - 0.05 / 3) and together.value == narrow.value
             assert not together.low > narrow.low and not together.high < narrow.high
 
 
@@ -241,13 +241,13 @@ def test_the_page_has_its_panels_and_the_table_its_rows(traces, samples, anchors
     assert table.loc["anchor layer", "here"] == "3 of 8 by default; the middle: 3" and len(table) == 8
     top = anchors.top[1]
     bounds = "" if np.isnan(top.low) else f" [{100 * (1 - top.high):.1f}, {100 * (1 - top.low):.1f}]"
-    unchanged = f"{100 * (1 - top.estimate):.1f} %{bounds} of image-dependent tokens"
+    unchanged = f"{100 * (1 - top.value):.1f} %{bounds} of image-dependent tokens"
     assert table.loc["tokens unchanged, 5 % chosen at the default anchor", "here"] == unchanged
     assert table.map(len).to_numpy().max() <= 50  # longer ones are cut off where a notebook shows them
     with_horizon = layer_figures.anchors_page(anchors, {"row": [interval(0.2, 0.1, 0.3)] * 9})
     without = layer_figures.anchors_page(anchors)
     assert [sum(ax.get_visible() for ax in page.axes) for page in (with_horizon, without)] == [4, 3]
-    assert np.allclose(with_horizon.axes[0].lines[0].get_ydata(), [i.estimate for i in anchors.top])
+    assert np.allclose(with_horizon.axes[0].lines[0].get_ydata(), [i.value for i in anchors.top])
     assert with_horizon.axes[3].collections[0].get_datalim(with_horizon.axes[3].transData).intervaly.tolist() == [
         0.1,
         0.3,

@@ -8,7 +8,7 @@ import pytest
 
 from visionpulse_analysis.experiments.samples import Sample, scene_samples
 from visionpulse_analysis.media.patch_grid import PatchGrid
-from visionpulse_analysis.metrics.statistics import Interval
+from visionpulse_analysis.metrics.statistics import Estimate
 from visionpulse_analysis.studies.mass_and_usage import figures as mass_figures
 from visionpulse_analysis.studies.mass_and_usage import report as mass_report
 from visionpulse_analysis.studies.mass_and_usage.causal_usage import ANCHOR, LATER, CausalUsage
@@ -71,7 +71,7 @@ def some(rng):
 def test_what_is_only_scaled_stays_in_the_null_and_has_no_scale_free_relation(rng):
     _, _, result = study(rng, some(rng), lambda m: rng.integers(1, N, len(m)))
     relations = result.paper + result.multiples
-    assert max(r.pooled.estimate for r in relations) > 0.3  # r is large without any relation of mass and shape
+    assert max(r.pooled.value for r in relations) > 0.3  # r is large without any relation of mass and shape
     nulls = [null for relation in relations if (null := relation.within_null)]
     inside = [null.low <= null.r <= null.high for null in nulls]
     assert len(inside) == 8
@@ -95,7 +95,7 @@ def test_telling_steps_about_the_image_from_others_is_not_a_relation_of_mass_and
     assert len(result.needs) == 1 + 2 * len(LEVELS)
     for need in result.needs:
         assert need.every.low > 0.4  # as a correlation over all steps would have it
-        assert need.every_null.low < need.every.estimate < need.every_null.high
+        assert need.every_null.low < need.every.value < need.every_null.high
         assert need.together.low < 0 < need.together.high
         assert (need.n_every, need.n_needing) == (SAMPLES * (STEPS - 1), sum((u.blind_kl > 0).sum() for u in usage))
     text = mass_report.survivors(result)
@@ -104,7 +104,7 @@ def test_telling_steps_about_the_image_from_others_is_not_a_relation_of_mass_and
     assert table.loc["needed at most, anchor's order, 0.2 nats", "steps that need the image"] == str(
         result.needs[0].n_needing
     )
-    share = result.need_image[0.05].estimate
+    share = result.need_image[0.05].value
     assert share == pytest.approx(result.needs[0].n_needing / result.needs[0].n_every)
 
 
@@ -125,9 +125,9 @@ def test_a_real_relation_comes_out_with_its_sign(rng, sign):
 
     _, _, result = study(rng, spread, lambda m: np.round(2 + 60 * (m if sign > 0 else 1 - m)))
     for relation in result.shapes:
-        assert sign * relation.within.estimate > 0.8, relation.name
+        assert sign * relation.within.value > 0.8, relation.name
     for need in result.needs:
-        assert sign * need.needing.estimate > 0.8, need.name
+        assert sign * need.needing.value > 0.8, need.name
     beyond = [sign * (null.r - null.mean) for r in result.multiples if (null := r.within_null)]
     assert max(beyond) > 0.1
     text = mass_report.survivors(result)
@@ -157,7 +157,7 @@ def test_the_claim_is_graded_by_intervals_that_hold_together(rng, ends, grade, s
 
     def made_up(need, bounds):
         low, high = bounds or (np.nan, np.nan)
-        interval = Interval((low + high) / 2, low, high, SAMPLES, 50, 0.95, "made")
+        interval = Estimate((low + high) / 2, low, high, SAMPLES, 50, 0.95, "made")
         return replace(need, needing=interval, together=interval)
 
     result = replace(result, needs=[made_up(need, one) for need, one in zip(result.needs, ends, strict=False)])
@@ -194,11 +194,11 @@ def test_the_table_shows_intervals_beside_the_estimates(rng):
     here = mass_report.paper_table(result)["here"]
     for row in ("the same within samples", "r at multiples of 1/n", "the same with shapes exchanged, null band"):
         assert str(here[row]).count("[") == 2, row
-    lowest = min((r.pooled for r in result.multiples), key=lambda i: i.estimate)
-    expected = f"{lowest.estimate:.2f} [{lowest.low:.2f}, {lowest.high:.2f}] to "
+    lowest = min((r.pooled for r in result.multiples), key=lambda i: i.value)
+    expected = f"{lowest.value:.2f} [{lowest.low:.2f}, {lowest.high:.2f}] to "
     assert here["r at multiples of 1/n"].startswith(expected)
     enough = result.enough[0.05]
-    bounds = f"{100 * enough.estimate:.1f} % [{100 * enough.low:.1f}, {100 * enough.high:.1f}] of steps"
+    bounds = f"{100 * enough.value:.1f} % [{100 * enough.low:.1f}, {100 * enough.high:.1f}] of steps"
     assert here["5 % of the patches are enough for one step"].startswith(bounds)
 
 
@@ -208,7 +208,7 @@ def test_columns_hold_every_step_and_prefill_has_no_need(rng):
     needed = result.columns[needed_name(ANCHOR, 0.05)].reshape(SAMPLES, STEPS)
     assert np.isnan(result.columns[BLIND].reshape(SAMPLES, STEPS)[:, 0]).all()
     assert np.isnan(needed[:, 0]).all() and np.array_equal(needed[0, 1:], np.arange(1, STEPS))
-    assert result.enough[0.05].estimate == pytest.approx(3 / 39)  # 5 % of 64 patches are 3.2
+    assert result.enough[0.05].value == pytest.approx(3 / 39)  # 5 % of 64 patches are 3.2
     assert result.sample.tolist() == np.repeat(np.arange(SAMPLES), STEPS).tolist()
     assert result.numbers()["r"]["above 1/n"]["null"]["within"]["p"] is not None
 
@@ -217,7 +217,7 @@ def test_a_count_that_never_varies_is_said_to_be_undefined(rng):
     """Uniform rows: every patch is above the paper's thresholds at every step."""
     rows = [np.full((5, N), 1.0) * rng.uniform(0.5, 0.9, (5, 1)) / N for _ in range(4)]
     result = mass_usage([made(row) for row in rows], LAYER, n_resamples=50, n_permutations=20)
-    assert np.isnan(result.paper[0].pooled.estimate)
+    assert np.isnan(result.paper[0].pooled.value)
     text = mass_report.survivors(result)
     assert "undefined at" in text or "is undefined" in text
     table = mass_report.paper_table(result)

@@ -29,14 +29,14 @@ def test_attention_on_the_named_object_is_all_on_it():
     samples = [sample_of("a"), sample_of("b")]
     truth = known_truth([trace_of(attention)] * 2, samples, 2)
     assert list(truth.share) == ["colour", "shape", "row", "column", "verdict"]
-    assert {i.estimate for i in truth.share.values()} == {i.estimate for i in truth.hit.values()} == {1}
-    assert truth.share_named.estimate == 1
-    assert truth.other_named is not None and truth.other_named.estimate == 0
+    assert {i.value for i in truth.share.values()} == {i.value for i in truth.hit.values()} == {1}
+    assert truth.share_named.value == 1
+    assert truth.other_named is not None and truth.other_named.value == 0
     assert truth.chance == 4 / 64
     # The second layer is even: chance, at every kind.
     assert truth.by_layer == pytest.approx(np.tile([1, 4 / 64], (5, 1)))
     assert truth.unknown == 0
-    assert truth.mass["template"].estimate == pytest.approx(0.5, rel=1e-2)
+    assert truth.mass["template"].value == pytest.approx(0.5, rel=1e-2)
 
 
 def test_truth_equals_a_slow_computation(rng):
@@ -50,14 +50,14 @@ def test_truth_equals_a_slow_computation(rng):
                 share.append(on[index])
                 other.append((sum(on) - on[index]) / 2)
                 hit.append(row.argmax() in cell_patches(OBJECTS[index]))
-    assert truth.share_named.estimate == pytest.approx(np.mean(share))
-    assert truth.other_named is not None and truth.other_named.estimate == pytest.approx(np.mean(other))
-    assert truth.hit_named.estimate == pytest.approx(np.mean(hit))
+    assert truth.share_named.value == pytest.approx(np.mean(share))
+    assert truth.other_named is not None and truth.other_named.value == pytest.approx(np.mean(other))
+    assert truth.hit_named.value == pytest.approx(np.mean(hit))
     shapes = [t.attention.values[i, 0].astype(float) for t in traces for i in (2, 10)]
     cells = [cell_patches(OBJECTS[i]) for _ in traces for i in (0, 1)]
     expected = np.mean([row[c].sum() / row.sum() for row, c in zip(shapes, cells, strict=True)])
     assert truth.by_layer[list(truth.share).index("shape"), 0] == pytest.approx(expected)
-    assert truth.text_share["row"].estimate == np.mean([t.mass.values[i, 1] < 0.4 for t in traces for i in (3, 11)])
+    assert truth.text_share["row"].value == np.mean([t.mass.values[i, 1] < 0.4 for t in traces for i in (3, 11)])
 
 
 def test_objects_that_are_not_in_the_scene_are_left_out_and_counted(rng):

@@ -18,32 +18,32 @@ def test_traces_that_never_end_do_not_lengthen_those_that_do():
     ended = np.ones(36, bool)
     found = paired_lengths(dense, arm, ended, arm < LIMIT)
     assert (found.n_pairs, found.n_both) == (36, 29)
-    assert (found.tokens.estimate, found.length.estimate, found.p) == (0, 0, 1)
-    assert (found.dense_length.estimate, found.arm_length.estimate) == (20, 20)
+    assert (found.tokens.value, found.length.value, found.p) == (0, 0, 1)
+    assert (found.dense_length.value, found.arm_length.value) == (20, 20)
     cut = found.cut_off
     assert (cut.n_dense, cut.n_arm, cut.only_dense, cut.only_arm) == (0, 7, 0, 7)
     assert (cut.at_least, np.isnan(cut.at_most)) == (LIMIT - 20, True)
-    assert cut.p == 2 / 2**7 and cut.change.estimate == pytest.approx(7 / 36)
+    assert cut.p == 2 / 2**7 and cut.change.value == pytest.approx(7 / 36)
     assert cut.dense == proportion_interval(np.zeros(36))  # none of 36 is still up to 10 %
     assert 0.09 < cut.dense.high < 0.10
 
 
 def test_a_trace_that_ends_at_the_limit_is_not_cut_off():
     found = paired_lengths([10, 10], [LIMIT, LIMIT], [True, True], [True, False])
-    assert (found.n_both, found.cut_off.n_arm, found.tokens.estimate) == (1, 1, LIMIT - 10)
+    assert (found.n_both, found.cut_off.n_arm, found.tokens.value) == (1, 1, LIMIT - 10)
 
 
 def test_dense_traces_may_be_the_ones_cut_off():
     found = paired_lengths([LIMIT, 30, LIMIT], [40, 20, LIMIT], [False, True, False], [True, True, False])
     assert (found.cut_off.only_dense, found.cut_off.only_arm, found.cut_off.at_most) == (1, 0, 40 - LIMIT)
-    assert found.tokens.estimate == -10 and found.shorter.estimate == 1
+    assert found.tokens.value == -10 and found.shorter.value == 1
 
 
 def test_where_no_pair_ended_lengths_are_not_known_and_it_says_why():
     found = paired_lengths([LIMIT] * 8, [LIMIT] * 8, [False] * 8, [False] * 8)
-    assert np.isnan([found.tokens.estimate, found.length.estimate, found.p, found.longer.estimate]).all()
+    assert np.isnan([found.tokens.value, found.length.value, found.p, found.longer.value]).all()
     assert "no pair ended" in found.tokens.refused
-    assert found.cut_off.arm.estimate == 1 and found.cut_off.p == 1
+    assert found.cut_off.arm.value == 1 and found.cut_off.p == 1
     assert json.loads(json.dumps(found.numbers(), allow_nan=False))["tokens"]["estimate"] is None
 
 
@@ -65,7 +65,7 @@ def test_with_one_seed_the_test_of_accuracy_is_mcnemars(seed):
     found = paired_right(a, b)
     assert found.p == pytest.approx(mcnemar(a, b).p)
     assert (found.lost, found.won) == (int((a & ~b).sum()), int((b & ~a).sum()))
-    assert found.change.estimate == pytest.approx((found.won - found.lost) / 60)
+    assert found.change.value == pytest.approx((found.won - found.lost) / 60)
     assert found.p == permutation_test(a, b, np.arange(60)).p
 
 

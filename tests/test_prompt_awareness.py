@@ -67,16 +67,16 @@ def test_overlap_and_share_held_are_counted(found):
     first, second = "r = 0, 25 %", "oracle, 25 %"
     sets = [[set(np.flatnonzero(row)) for row in found.kept[name]] for name in (first, second)]
     pairs = list(zip(*sets, strict=True))
-    assert found.overlap(first, second).estimate == pytest.approx(np.mean([len(a & b) / len(a | b) for a, b in pairs]))
+    assert found.overlap(first, second).value == pytest.approx(np.mean([len(a & b) / len(a | b) for a, b in pairs]))
     shares = [r[list(kept)].sum() / r.sum() for r, kept in zip(found.relevance, sets[0], strict=True)]
-    assert found.held(first).estimate == pytest.approx(np.mean(shares), rel=1e-5)
+    assert found.held(first).value == pytest.approx(np.mean(shares), rel=1e-5)
     other = [r[list(kept)].sum() / r.sum() for r, kept in zip(found.relevance, sets[1], strict=True)]
-    assert found.held_gain(first, second).estimate == pytest.approx(np.mean(shares) - np.mean(other), rel=1e-4)
+    assert found.held_gain(first, second).value == pytest.approx(np.mean(shares) - np.mean(other), rel=1e-4)
     generator = np.random.default_rng(0)
     drawn = [[set(generator.choice(64, 16, replace=False)) for _ in range(2)] for _ in range(4000)]
     by_chance = np.mean([len(a & b) / len(a | b) for a, b in drawn])
     assert found.chance(first, second) == pytest.approx(by_chance, abs=4 * 0.06 / 4000**0.5)
-    assert found.held(second).estimate >= max(found.held(f"{label}, 25 %").estimate for label in found.labels) - 1e-9
+    assert found.held(second).value >= max(found.held(f"{label}, 25 %").value for label in found.labels) - 1e-9
 
 
 def test_the_oracle_is_asked_once(vlm, samples, tmp_path, monkeypatch):
@@ -158,7 +158,7 @@ def test_the_readme_says_what_the_numbers_say():
 def test_tables_have_every_arm_and_the_documented_mix(found):
     table = report.table(found)
     assert list(table.index) == [f"{label}, {b} %" for b in (10, 25) for label in found.labels]
-    assert table.loc["oracle, 10 %", "overlap with the oracle"] == "1"
+    assert table.loc["oracle, 10 %", "overlap with the oracle"] == "1 (no interval)"
     paper = report.paper_table(found, 0.1)
     assert paper.loc["patches pruned", "here"] == "90 %"
     assert any("r = 0.6" in row for row in paper.index) and set(paper.columns) == {"papers", "here"}
@@ -170,7 +170,7 @@ def test_own_images_are_compared_by_the_relevance_they_hold(vlm, samples, tmp_pa
     own = [Sample(f"own-{n}", s.image, "what is this ?") for n, s in enumerate(samples[:2])]
     mine = study.prompt_awareness(vlm, own, [0.0, 1.0], [0.25], **OPTIONS)
     held = mine.held_gain("r = 1, 25 %", "random, 25 %")
-    assert report.gain(mine, "r = 1", "random", 0.25).estimate == held.estimate
+    assert report.gain(mine, "r = 1", "random", 0.25).value == held.value
     assert "share of the relevance held" in report.verdicts(mine, 0.25)
     assert len(draw.headline(mine).axes) == 2
 
@@ -179,9 +179,9 @@ def test_the_figures_draw_these_numbers(vlm, samples, found):
     accuracy, held, overlap = draw.headline(found).axes[3:6]
     for ax, value in ((accuracy, lambda arm: found.frontier.points[arm].accuracy), (held, found.held)):
         [curve] = [line for line in ax.lines if line.get_label() == "ZSPAPrune"]
-        assert np.allclose(curve.get_ydata(), [value(f"r = {r:g}, 25 %").estimate for r in RATIOS])
+        assert np.allclose(curve.get_ydata(), [value(f"r = {r:g}, 25 %").value for r in RATIOS])
     flat = {line.get_label(): np.asarray(line.get_ydata())[0] for line in overlap.lines}
-    assert flat["random"] == pytest.approx(found.overlap("random, 25 %", "oracle, 25 %").estimate)
+    assert flat["random"] == pytest.approx(found.overlap("random, 25 %", "oracle, 25 %").value)
     page = draw.kept_page(vlm, samples[0], found, 0, 0.25)
     assert [ax.get_title() for ax in page.axes][1:] == [
         "r = 0",

@@ -87,7 +87,7 @@ def test_costs_are_those_of_each_trace_alone(vlm, samples, basis, compared):
         assert np.allclose(compared.costs[name]["flops"], [c.flops.sum() for c in costs], rtol=1e-12), name
         assert np.allclose(compared.costs[name]["kv_bytes_read"], [c.kv_bytes_read.sum() for c in costs]), name
         assert np.allclose(compared.costs[name]["peak_kv_bytes"], [c.peak_kv_bytes for c in costs]), name
-    change = compared.cost_change("FastV 25 %", "flops").estimate
+    change = compared.cost_change("FastV 25 %", "flops").value
     dense, pruned = (compared.costs[name]["flops"].sum() for name in ("dense", "FastV 25 %"))
     assert change == pytest.approx(pruned / dense - 1)
 

@@ -81,8 +81,8 @@ def test_every_arm_is_drawn_with_its_interval_in_the_panel_of_its_family(compare
         for name, (x, y, low, high, marker, filled) in zip(names, points, strict=True):
             point = compared.frontier.points[name]
             value = values(point)[measure]
-            ends = [value.estimate if np.isnan(end) else end for end in (value.low, value.high)]
-            assert [y, low, high] == pytest.approx([100 * v for v in (value.estimate, *ends)])
+            ends = [value.value if np.isnan(end) else end for end in (value.low, value.high)]
+            assert [y, low, high] == pytest.approx([100 * v for v in (value.value, *ends)])
             assert x == pytest.approx(100 * compared.kept[name], rel=0.15)  # moved apart sideways
             assert (marker, filled) == ("o" if rival.at_prefill else "^", not name.endswith(rivals.OWN))
 
@@ -93,8 +93,8 @@ def test_dense_and_visionpulse_are_behind_every_panel(compared, figure):
             ax, pulse = panel(figure, family, measure), compared.frontier.points["VisionPulse 50 %"]
             value = values(pulse)[measure]
             x, y, *_ = drawn(ax, "VisionPulse")[-1]
-            assert (x, y) == pytest.approx((50, 100 * value.estimate))
-            dense = (compared.frontier.dense.accuracy.estimate, 0.0, 0.0)[measure]
+            assert (x, y) == pytest.approx((50, 100 * value.value))
+            dense = (compared.frontier.dense.accuracy.value, 0.0, 0.0)[measure]
             assert any(line.get_linestyle() == "--" and set(line.get_ydata()) == {100 * dense} for line in ax.lines)
 
 

@@ -9,6 +9,7 @@ from made_scene import NAMED, OBJECTS, SIDE, WORDS, random_traces, sample_of, tr
 
 from visionpulse_analysis import figures
 from visionpulse_analysis.experiments.samples import Sample
+from visionpulse_analysis.metrics.estimate import Estimate
 from visionpulse_analysis.studies.quickstart.report import quickstart_page, step_page, strongest_step
 from visionpulse_analysis.studies.step_dependence import figures as step_figures
 from visionpulse_analysis.studies.step_dependence.measure import step_dependence
@@ -21,11 +22,11 @@ def test_constant_attention_overlaps_fully_and_is_covered_by_the_prefill_set(rng
     row = rng.dirichlet(np.full(SIDE**2, 0.3)) * 0.6
     traces = [trace_of(np.tile(row, (len(WORDS), 1, 1))) for _ in range(3)]
     study = step_dependence(traces, 2, fraction=0.1, max_lag=5)
-    assert [i.estimate for i in study.lag_overlap] == [1] * 5
-    assert {i.estimate for i in study.prefill_overlap} == {1}
-    own = [i.estimate for i in study.own_coverage]
-    assert own == [i.estimate for i in study.prefill_coverage] == pytest.approx([own[0]] * len(WORDS))
-    assert study.half_mass_share.estimate == pytest.approx(0.5)
+    assert [i.value for i in study.lag_overlap] == [1] * 5
+    assert {i.value for i in study.prefill_overlap} == {1}
+    own = [i.value for i in study.own_coverage]
+    assert own == [i.value for i in study.prefill_coverage] == pytest.approx([own[0]] * len(WORDS))
+    assert study.half_mass_share.value == pytest.approx(0.5)
     assert (study.n_samples, study.n_steps, study.steps) == (3, 3 * len(WORDS), list(range(len(WORDS))))
 
 
@@ -33,7 +34,7 @@ def test_attention_inside_the_critical_set_is_covered_entirely():
     row = np.zeros(SIDE**2)
     row[:3] = 0.1  # top 5 % of 64 patches are 3
     study = step_dependence([trace_of(np.tile(row, (len(WORDS), 1, 1)))] * 2, 2)
-    assert study.later_coverage.estimate == study.later_own.estimate == 1
+    assert study.later_coverage.value == study.later_own.value == 1
     assert study.null_coverage == 3 / 64
 
 
@@ -42,10 +43,10 @@ def test_disjoint_sets_overlap_nowhere():
     for step in range(len(WORDS)):
         attention[step, 0, [2 * step, 2 * step + 1]] = 0.3
     study = step_dependence([trace_of(attention)] * 2, 2, fraction=2 / 64, max_lag=4)
-    assert [i.estimate for i in study.lag_overlap] == [0] * 4
-    assert study.prefill_overlap[0].estimate == study.prefill_coverage[0].estimate == 1
-    assert study.later_overlap.estimate == study.later_coverage.estimate == 0
-    assert study.later_own.estimate == 1
+    assert [i.value for i in study.lag_overlap] == [0] * 4
+    assert study.prefill_overlap[0].value == study.prefill_coverage[0].value == 1
+    assert study.later_overlap.value == study.later_coverage.value == 0
+    assert study.later_own.value == 1
 
 
 def test_random_attention_meets_the_null(rng):
@@ -70,12 +71,12 @@ def test_everything_equals_a_slow_computation(rng):
         masses += trace.mass.values[:, 1].tolist()
         for word, mass in zip(trace.tokens, trace.mass.values[:, 1], strict=True):
             by_word.setdefault(word, []).append(mass)
-    assert [i.estimate for i in study.lag_overlap] == pytest.approx([np.mean(by_lag[d]) for d in range(1, 13)])
-    assert study.later_coverage.estimate == pytest.approx(np.mean(covered))
-    assert study.later_own.estimate == pytest.approx(np.mean(own))
-    assert study.mean_mass.estimate == pytest.approx(np.mean(masses))
-    assert study.text_share.estimate == pytest.approx(np.mean(np.array(masses) < 0.4))
-    assert {w: i.estimate for w, i in study.words.items()} == pytest.approx({w: np.mean(v) for w, v in by_word.items()})
+    assert [i.value for i in study.lag_overlap] == pytest.approx([np.mean(by_lag[d]) for d in range(1, 13)])
+    assert study.later_coverage.value == pytest.approx(np.mean(covered))
+    assert study.later_own.value == pytest.approx(np.mean(own))
+    assert study.mean_mass.value == pytest.approx(np.mean(masses))
+    assert study.text_share.value == pytest.approx(np.mean(np.array(masses) < 0.4))
+    assert {w: i.value for w, i in study.words.items()} == pytest.approx({w: np.mean(v) for w, v in by_word.items()})
     assert list(study.words) == sorted(study.words, key=lambda w: -np.mean(by_word[w]))
     assert len(study.steps) == len(WORDS)  # three of four samples are that long
 
@@ -84,7 +85,7 @@ def test_half_of_the_mass_in_one_step_counts_that_step(rng):
     attention = np.full((10, 1, SIDE**2), 1e-6)
     attention[4, 0] = 0.9 / 64
     study = step_dependence([trace_of(attention, WORDS[:10])] * 2, 2)
-    assert study.half_mass_share.estimate == pytest.approx(0.05, rel=1e-2)  # half of one step of ten
+    assert study.half_mass_share.value == pytest.approx(0.05, rel=1e-2)  # half of one step of ten
 
 
 def test_intervals_resample_samples_not_steps(rng):
@@ -99,8 +100,8 @@ def test_heads_are_averaged(rng):
     by_head = trace_of(attention.astype(np.float16), heads=[0, 3])
     mean = trace_of(attention.astype(np.float16).astype(np.float32).mean(2))
     a, b = (step_dependence([t] * 2, 2, fraction=0.2) for t in (by_head, mean))
-    assert a.mean_mass.estimate == pytest.approx(b.mean_mass.estimate, rel=1e-3)
-    assert a.later_own.estimate == pytest.approx(b.later_own.estimate, rel=1e-2)
+    assert a.mean_mass.value == pytest.approx(b.mean_mass.value, rel=1e-3)
+    assert a.later_own.value == pytest.approx(b.later_own.value, rel=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -131,8 +132,8 @@ def test_numbers_are_json_and_stand_in_the_sentences(rng):
     assert "than another object does at `row`; at `shape` that is not shown." in step_findings(study, told)
     text = step_findings(study, truth)
     assert f"{numbers['consecutive_overlap']['estimate']:.3f}" in text
-    assert f"{numbers['objects']['share_named']['estimate']:.1%}" in text
-    assert f"{numbers['text_share']['estimate']:.1%}" in text
+    assert f"{Estimate.from_json(numbers['objects']['share_named']):.1%}" in text
+    assert f"{Estimate.from_json(numbers['text_share']):.1%}" in text
 
 
 def test_shown_steps_are_those_that_name_objects_with_the_most_mass():

@@ -93,7 +93,7 @@ class TestPictures:
         rows = np.concatenate([one["visual_scores"].astype(np.float64) for one in fields])
         for relation, threshold in zip(result.paper, thresholds, strict=True):
             r = np.corrcoef(rows.sum(1), (rows > threshold).sum(1))[0, 1]
-            assert relation.pooled.estimate == pytest.approx(r, rel=1e-12)
+            assert relation.pooled.value == pytest.approx(r, rel=1e-12)
         for wrong in ([], [0.1, 0.1], [0.0], [2.0]):
             with pytest.raises(ValueError, match="thresholds are shares of attention between 0 and 1, each once"):
                 mass_usage(StoredTraces(path).traces, 2, thresholds=wrong)

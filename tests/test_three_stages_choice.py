@@ -58,16 +58,16 @@ def made():
 
 def test_means_are_over_the_samples_that_have_the_value():
     means = made()[0].means()
-    assert means["has_filter_layer"].estimate == 0.75 and means["filter_layer"].estimate == pytest.approx(11 / 3)
-    assert means["kept"].estimate == pytest.approx(0.2) and means["exit_layer"] is None
-    assert means["changed"].estimate == 0.25
+    assert means["has_filter_layer"].value == 0.75 and means["filter_layer"].value == pytest.approx(11 / 3)
+    assert means["kept"].value == pytest.approx(0.2) and means["exit_layer"] is None
+    assert means["changed"].value == 0.25
     many = [
         replace(one, **{name: np.tile(v, 4) for name, v in vars(one).items() if name != "n_layers"}) for one in made()
     ]
     table = study.choices_table(many)
     assert table.loc["mean exit layer"].iloc[1] == "none"
-    assert table.loc["mean exit layer"].iloc[2].startswith("6.7 [")
-    assert table.loc["patches that it leaves"].iloc[1].startswith("20.0 [")
+    assert table.loc["mean exit layer"].iloc[2].startswith("6.7 of 8 [")
+    assert table.loc["patches that it leaves"].iloc[1].startswith("20.0 % [")
     assert study.choices_numbers(made())["end of the prompt"]["exit_layer"] is None
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from visionpulse_analysis.experiments.samples import scene_samples
-from visionpulse_analysis.metrics.statistics import Interval
+from visionpulse_analysis.metrics.statistics import Estimate
 from visionpulse_analysis.studies.three_stages import figures as three_stages_figures
 from visionpulse_analysis.studies.three_stages import report as three_stages_report
 from visionpulse_analysis.studies.three_stages.measure import ThreeStages, ask, over_samples, three_stages
@@ -44,7 +44,7 @@ def planted(stages: ThreeStages, *, effect=(0.001, 9.0), shallow=0.001, deep=0.0
 
 def test_only_a_whole_interval_is_on_a_side():
     def side(level, low=0.4, high=0.6):
-        return three_stages_report.side(Interval(0.5, low, high, 9, 9, 0.95, "made"), level)
+        return three_stages_report.side(Estimate(0.5, low, high, 9, 9, 0.95, "made"), level)
 
     assert [side(level) for level in (0.7, 0.55, 0.45, 0.3)] == ["below", "open", "open", "above"]
     assert side(0.7, np.nan, np.nan) == "open"  # one sample says nothing

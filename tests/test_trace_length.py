@@ -88,26 +88,26 @@ def test_compare_agrees_with_counting_pair_by_pair(arms):
     pairs = [(seed, number) for seed in range(2) for number in range(len(SAMPLES))]
     longer = [int(pruned.length[p]) - int(dense.length[p]) for p in pairs]
     assert change.n_pairs == len(pairs)
-    assert change.tokens.estimate == pytest.approx(sum(longer) / len(pairs))
-    assert change.length.estimate == pytest.approx(sum(longer) / sum(dense.length[p] for p in pairs))
-    shares = (change.shorter.estimate, change.equal.estimate, change.longer.estimate)
+    assert change.tokens.value == pytest.approx(sum(longer) / len(pairs))
+    assert change.length.value == pytest.approx(sum(longer) / sum(dense.length[p] for p in pairs))
+    shares = (change.shorter.value, change.equal.value, change.longer.value)
     assert shares == pytest.approx([sum(np.sign(d) == s for d in longer) / len(pairs) for s in (-1, 0, 1)])
     truth, right = change.truth, [(bool(dense.truth.right[p]), bool(pruned.truth.right[p])) for p in pairs]
     assert truth.lost == sum(a and not b for a, b in right)
     assert truth.won == sum(b and not a for a, b in right)
-    assert truth.change.estimate == pytest.approx((truth.won - truth.lost) / len(pairs))
-    assert truth.ratio.estimate == pytest.approx(sum(b for _, b in right) / sum(a for a, _ in right))
+    assert truth.change.value == pytest.approx((truth.won - truth.lost) / len(pairs))
+    assert truth.ratio.value == pytest.approx(sum(b for _, b in right) / sum(a for a, _ in right))
     assert truth.n_both_right == sum(a and b for a, b in right)
     both = [p for p, (a, b) in zip(pairs, right, strict=True) if a and b]
     lengths = [sum(arm.length[p] for p in both) for arm in arms]
-    assert truth.length_both_right.estimate == pytest.approx(lengths[1] / lengths[0] - 1)
+    assert truth.length_both_right.value == pytest.approx(lengths[1] / lengths[0] - 1)
 
 
 def test_the_changes_by_purpose_add_up_to_the_change_of_length(arms):
     change = compare(*arms)
-    assert sum(i.estimate for i in change.truth.words.values()) == pytest.approx(change.tokens.estimate)
-    assert change.truth.detour_change.estimate == pytest.approx(
-        change.truth.detours.estimate - change.truth.dense_detours.estimate
+    assert sum(i.value for i in change.truth.words.values()) == pytest.approx(change.tokens.value)
+    assert change.truth.detour_change.value == pytest.approx(
+        change.truth.detours.value - change.truth.dense_detours.value
     )
 
 
@@ -119,16 +119,16 @@ def test_intervals_resample_samples_not_pairs(arms):
 
 def test_an_arm_against_itself_changes_nothing(arms):
     change = compare(arms[0], arms[0])
-    assert (change.tokens.estimate, change.length.estimate, change.equal.estimate) == (0, 0, 1)
+    assert (change.tokens.value, change.length.value, change.equal.value) == (0, 0, 1)
     assert (change.truth.lost, change.truth.won, change.truth.p) == (0, 0, 1)
 
 
 def test_one_task_alone_is_the_comparison_of_its_samples(arms):
     groups = by_question.question_groups(SAMPLES)
     by_group = by_question.compare_groups({"dense": arms[0], "VisionPulse 5 %": arms[1]}, groups, "VisionPulse 5 %")
-    total = sum(c.tokens.estimate * c.n_pairs for c in by_group.values())
+    total = sum(c.tokens.value * c.n_pairs for c in by_group.values())
     assert list(by_group)[:2] == ["find", "compare"] and all(g.startswith("count, ") for g in list(by_group)[2:])
-    assert total == pytest.approx(compare(*arms).tokens.estimate * 2 * len(SAMPLES))
+    assert total == pytest.approx(compare(*arms).tokens.value * 2 * len(SAMPLES))
     assert list(by_question.group_table(by_group).index) == list(by_group)
 
 
@@ -148,7 +148,7 @@ def test_the_sentence_by_question_follows_tests_and_intervals(arms):
 
     def with_ratio(low, high, p=1.0):
         truth = change.truth
-        ratio, lost = replace(truth.ratio, low=low, high=high), replace(truth.change, estimate=-0.4)
+        ratio, lost = replace(truth.ratio, low=low, high=high), replace(truth.change, value=-0.4)
         return replace(change, truth=replace(truth, ratio_together=ratio, change=lost, p=p))
 
     groups = {
@@ -214,8 +214,8 @@ def test_the_hash_knows_every_array(arms):
 )
 def test_the_sentence_follows_the_adjusted_test(arms, change, p, lost, words, agrees):
     found = compare(*arms)
-    truth = replace(found.truth, p=0.001 if lost else 1.0, change=replace(found.truth.change, estimate=-0.3))
-    interval = replace(found.length, estimate=change, low=change - 0.05, high=change + 0.05)
+    truth = replace(found.truth, p=0.001 if lost else 1.0, change=replace(found.truth.change, value=-0.3))
+    interval = replace(found.length, value=change, low=change - 0.05, high=change + 0.05)
     shown = {"greedy": {"VisionPulse 5 %": replace(found, length=interval, p=p, truth=truth)}}
     sentence, *_, family = report.verdicts(shown, "greedy")
     assert words in sentence.split("(")[0]
@@ -235,7 +235,7 @@ def test_the_sentence_follows_the_adjusted_test(arms, change, p, lost, words, ag
 )
 def test_the_verdict_on_accuracy_follows_test_and_interval(arms, low, p, words):
     change = compare(*arms)
-    lost = replace(change.truth.change, estimate=-0.1, low=-0.2, high=-0.01)
+    lost = replace(change.truth.change, value=-0.1, low=-0.2, high=-0.01)
     together = replace(change.truth.ratio, low=low, high=0.99)
     truth = replace(change.truth, change=lost, p=p, ratio_together=together)
     shown = {"greedy": {"VisionPulse 5 %": replace(change, truth=truth)}}

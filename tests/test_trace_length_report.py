@@ -93,9 +93,9 @@ def test_accuracy_is_kept_only_by_an_interval_that_holds_for_all_comparisons_tog
 def test_the_same_answers_right_count_only_those_that_could_be_lost():
     right = np.arange(40) < 30
     ratio = compare(arm(0, 9, right), arm(0, 9, right)).truth.ratio
-    assert (ratio.estimate, ratio.n_clusters, ratio.unit) == (1, 30, "sample")
+    assert (ratio.value, ratio.n_clusters, ratio.unit) == (1, 30, "sample")
     nothing = compare(arm(0, 9, False), arm(0, 9, False)).truth.ratio
-    assert np.isnan(nothing.estimate) and np.isnan(nothing.low)
+    assert np.isnan(nothing.value) and np.isnan(nothing.low)
 
 
 def test_no_trace_changed_its_length():

@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 from visionpulse_analysis.metrics import attention as measures
-from visionpulse_analysis.metrics.statistics import Interval, judge
+from visionpulse_analysis.metrics.statistics import Estimate, judge
 from visionpulse_analysis.studies.sweep import report as sweep_report
 
 
@@ -34,15 +34,15 @@ def test_arms_are_paired_by_sample_and_seed(table):
         results = sweep_report.compare_pruners(given)
         dense, half = results["dense"], results["half"]
         assert (dense.n, dense.failed, half.n, half.failed) == (8, 0, 7, 1)
-        assert dense.lengths is None and dense.accuracy.estimate == 6 / 8 and half.kept == 0.5
+        assert dense.lengths is None and dense.accuracy.value == 6 / 8 and half.kept == 0.5
         # The failed trace leaves its pair out: seven pairs remain.
         pairs = table[(table["pruner"] == "dense")].iloc[:7]
-        assert half.lengths.length.estimate == pytest.approx(-14 / pairs["tokens"].sum())
+        assert half.lengths.length.value == pytest.approx(-14 / pairs["tokens"].sum())
         right = table[table["pruner"] == "half"]["right"].iloc[:7]
-        assert half.right.change.estimate == pytest.approx(right.mean() - pairs["right"].mean())
+        assert half.right.change.value == pytest.approx(right.mean() - pairs["right"].mean())
         assert half.right.change.n_clusters == 4
     text = sweep_report.results_table(results).loc["half", "length against dense"]
-    assert text.startswith(f"{100 * half.lengths.length.estimate:+.1f} %")
+    assert text.startswith(f"{100 * half.lengths.length.value:+.1f} %")
 
 
 def test_unknown_answers_give_no_accuracy(table):
@@ -68,8 +68,8 @@ def test_cut_off_traces_stand_apart(table):
     arm = results["half"]
     assert (arm.n_cut_off, arm.lengths.n_both, arm.lengths.n_pairs) == (2, 5, 7)
     ended = table[half & ~never_ends & (table["status"] == "done")]
-    assert arm.length.estimate == pytest.approx(ended["tokens"].mean())
-    assert arm.lengths.tokens.estimate == -2  # all pairs together would say that traces became longer
+    assert arm.length.value == pytest.approx(ended["tokens"].mean())
+    assert arm.lengths.tokens.value == -2  # all pairs together would say that traces became longer
     row = sweep_report.results_table(results).loc["half"]
     assert (row["cut off"], row["pairs that ended"]) == ("2 of 7", "5 of 7")
     said = sweep_report.verdicts(results)
@@ -89,7 +89,7 @@ def test_a_sweep_in_which_nothing_ended_is_reported(table):
 
 
 def interval(low, estimate, high):
-    return Interval(estimate, low, high, 5, 5, 0.95, "made up")
+    return Estimate(estimate, low, high, 5, 5, 0.95, "made up")
 
 
 @pytest.mark.parametrize(
@@ -129,4 +129,4 @@ def test_curves_stop_where_fewer_than_half_of_the_traces_go_on(attention):
     first = attention.isel(layer=0, patch=0).compute()
     steps, intervals = sweep_report.step_curves(first)["p"]
     assert steps.tolist() == [0, 1]
-    assert intervals[1].estimate == pytest.approx(first.values[:2, 1].mean()) and intervals[1].n_clusters == 2
+    assert intervals[1].value == pytest.approx(first.values[:2, 1].mean()) and intervals[1].n_clusters == 2

@@ -178,7 +178,7 @@ def test_the_report_names_judges_and_shows_graded_scores():
     rows = [{**base, "sample": f"s{n}", "score": s, "right": s >= 0.5, "judge": "anls"} for n, s in enumerate(scores)]
     table = pd.DataFrame(rows).astype({"right": "boolean"})
     results = sweep_report.compare_pruners(table)
-    assert results["dense"].score.estimate == pytest.approx(np.mean(scores)) and results["dense"].judges == ("anls",)
+    assert results["dense"].score.value == pytest.approx(np.mean(scores)) and results["dense"].judges == ("anls",)
     shown = sweep_report.results_table(results).loc["dense"]
     assert shown["judge"] == "anls" and shown["score"].startswith("57.5 %") and shown["accuracy"].startswith("75.0 %")
     json.dumps(results["dense"].numbers())

@@ -14,7 +14,7 @@ from .distributions import draw_histogram, draw_scatter
 from .legend import draw_legend
 from .matrices import draw_matrix
 from .overlays import draw_blackout, draw_boxes, draw_kept, draw_overlay
-from .plots import draw_frontier, draw_interval
+from .plots import draw_curve, draw_estimates, draw_frontier, draw_interval
 from .provenance import read_provenance
 from .saving import save
 from .scales import ATTENTION_UNIT, draw_colour_bar, scale_limits
@@ -29,6 +29,8 @@ __all__ = [
     "draw_blackout",
     "draw_boxes",
     "draw_colour_bar",
+    "draw_curve",
+    "draw_estimates",
     "draw_frontier",
     "draw_histogram",
     "draw_interval",

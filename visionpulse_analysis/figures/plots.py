@@ -1,15 +1,85 @@
-"""Estimates with their intervals, and frontiers."""
+"""Estimates with their intervals, by name, along a curve, and as frontiers."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from .checks import check_bracket, check_count, check_vector
+from .curves import draw_line_band
 from .style import GREY, LIGHT_GREY, MARKERS, style
 
+if TYPE_CHECKING:
+    from visionpulse_analysis.metrics.estimate import Estimate
+    from visionpulse_analysis.metrics.nulls import ExchangeNull, ShapeNull
+
 Vector = Sequence[float] | np.ndarray
+
+
+def draw_estimates(
+    ax: Axes, named: Mapping[str, Estimate], nulls: Sequence[ShapeNull | ExchangeNull | None] = (), **options: Any
+) -> Axes:
+    """Draw one `Estimate` per row; a missing interval closes on its point, an undefined value leaves its row out.
+
+    Parameters
+    ----------
+    ax : Axes
+    named : mapping of name to Estimate, the first on top
+    nulls : sequence of nulls (`low`, `high`) or None, optional
+        As many as estimates, or none; their bands become grey bars, no wider than a point where undefined.
+    options
+        Of `draw_interval`.
+
+    Returns
+    -------
+    ax : Axes
+
+    Raises
+    ------
+    ValueError
+        If no value is defined; or as `draw_interval`.
+    """
+    known = [place for place, one in enumerate(named.values()) if np.isfinite(one.value)]
+    if not known:
+        raise ValueError(f"no estimate is defined among {list(named)}: there is nothing to draw")
+    names, estimates = [list(named)[i] for i in known], [list(named.values())[i] for i in known]
+    if nulls:
+        bands = [
+            (one.value, one.value) if (null := nulls[i]) is None or np.isnan(null.low) else (null.low, null.high)
+            for i, one in zip(known, estimates, strict=True)
+        ]
+        options |= {"null_low": [low for low, _ in bands], "null_high": [high for _, high in bands]}
+    return draw_interval(ax, names, *ends(estimates), **options)
+
+
+def draw_curve(
+    ax: Axes, x: Vector | range, estimates: Sequence[Estimate], label: str | None = None, **options: Any
+) -> Axes:
+    """Draw one `Estimate` per x as a line with its band, which closes on the line where there is no interval.
+
+    Parameters
+    ----------
+    ax : Axes
+    x : float [n]
+    estimates : sequence of Estimate [n]
+    label, options
+        Of `draw_line_band`.
+
+    Returns
+    -------
+    ax : Axes
+    """
+    return draw_line_band(ax, np.asarray(x, dtype=float), *ends(estimates), label=label, **options)
+
+
+def ends(estimates: Sequence[Estimate]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values, lower and upper ends, three float64 [estimate]; the value itself where there is no interval."""
+    value, low, high = np.array([(one.value, one.low, one.high) for one in estimates], dtype=float).reshape(-1, 3).T
+    return value, np.where(np.isnan(low), value, low), np.where(np.isnan(high), value, high)
 
 
 @style()

@@ -128,6 +128,8 @@ def _text_in_svg(path: Path) -> str:
 
 
 def _plain(value: Any) -> Any:
+    if hasattr(value, "to_json"):  # an Estimate, a Claim
+        return value.to_json()
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     if isinstance(value, Path):

@@ -1,15 +1,15 @@
-"""The interval type and the bootstrap engines behind every interval."""
+"""The bootstrap engines behind every interval."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from scipy import stats
 
 from visionpulse_analysis.metrics.clusters import one_choice
+from visionpulse_analysis.metrics.estimate import Estimate
 
 Method = Literal["auto", "score", "studentized", "expanded", "percentile", "bca"]
 RESAMPLING: tuple[Method, ...] = ("expanded", "percentile", "bca")
@@ -17,51 +17,6 @@ CELLS = 2_000_000  # cells of [resample, cluster] at a time
 # Clusters of equal size that would weigh as much as those given, (sum of sizes)^2 / sum of squares (Kish, Survey
 # Sampling, 1965): with fewer, one cluster decides, and no resample of the others tells how far it may be off.
 FEWEST = 3.0
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with its confidence interval; `str()` gives "0.71 [0.64, 0.78], 200 samples".
-
-    Attributes
-    ----------
-    estimate, low, high : float
-        In the unit of the statistic.
-    n_clusters, n_values : int
-        How many clusters were resampled, and how many values they hold.
-    confidence : float in (0, 1)
-        Nominal coverage.
-    method : str
-        How the interval was made.
-    unit : str
-        What one cluster is, in the singular: "sample" (one question about one image), "scene" where all samples are
-        generated scenes, or whatever else was resampled.
-    refused : str
-        Why there is no interval; empty where there is one. Bounds are NaN then: no interval is better than one that
-        misses the truth far more often than it says.
-    """
-
-    estimate: float
-    low: float
-    high: float
-    n_clusters: int
-    n_values: int
-    confidence: float
-    method: str
-    unit: str = "sample"
-    refused: str = ""
-
-    def __str__(self) -> str:
-        width = self.high - self.low
-        digits = int(np.clip(-np.floor(np.log10(width / 4)), 0, 6)) if width > 0 else 3
-        low, high = (f"{bound:.{digits}f}" for bound in (self.low, self.high))
-        bounds = f"no interval: {self.refused}" if self.refused else f"{low}, {high}"
-        units = self.unit if self.n_clusters == 1 else f"{self.unit}s"
-        return f"{self.estimate:.{digits}f} [{bounds}], {self.n_clusters} {units}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-ready values; NaN becomes None."""
-        return {key: None if value != value else value for key, value in asdict(self).items()}
 
 
 def resampled_interval(
@@ -72,8 +27,8 @@ def resampled_interval(
     seed: int = 0,
     method: str = "expanded",
     unit: str = "sample",
-) -> Interval:
-    """Interval from quantiles of `evaluate`: how often each cluster is drawn, int [resample, cluster] -> [resample]."""
+) -> Estimate:
+    """Estimate from quantiles of `evaluate`: how often each cluster is drawn, int [resample, cluster] -> [resample]."""
     one_choice(method, RESAMPLING, "method")
     check_options(n_resamples, confidence)
     n = int(codes.max()) + 1
@@ -90,7 +45,7 @@ def resampled_interval(
         else:
             low, high = np.quantile(resampled, _levels(evaluate, resampled, estimate, n, confidence, method))
     said = f"cluster bootstrap, {method}"
-    return Interval(estimate, float(low), float(high), n, len(codes), confidence, said, unit, refused)
+    return Estimate(estimate, float(low), float(high), n, len(codes), confidence, said, unit, refused)
 
 
 def _levels(
@@ -124,7 +79,7 @@ def studentized_ratio(
     confidence: float = 0.95,
     seed: int = 0,
     unit: str = "sample",
-) -> Interval:
+) -> Estimate:
     """Bootstrap-t interval of sum(top) / sum(bottom), both float64 [cluster]; a mean has the counts at the bottom.
 
     Every resample is measured by its own standard error, that of the delete-one jackknife, and the levels are
@@ -141,7 +96,7 @@ def studentized_ratio(
     elif not refused:
         errors, refused = _studentized(top, bottom, n_resamples, confidence, seed, unit)
         low, high = ratio - errors[1], ratio - errors[0]
-    return Interval(ratio, low, high, n, n_values, confidence, "cluster bootstrap, studentized", unit, refused)
+    return Estimate(ratio, low, high, n, n_values, confidence, "cluster bootstrap, studentized", unit, refused)
 
 
 def _studentized(

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from visionpulse_analysis.metrics.bootstrap import Interval, Method, resampled_interval
+from visionpulse_analysis.metrics.bootstrap import Method, resampled_interval
 from visionpulse_analysis.metrics.clusters import (
     Kind,
     aligned,
@@ -20,6 +20,7 @@ from visionpulse_analysis.metrics.clusters import (
     pearson_from_sums,
     rank_within,
 )
+from visionpulse_analysis.metrics.estimate import Estimate
 
 
 def correlation(
@@ -34,7 +35,7 @@ def correlation(
     confidence: float = 0.95,
     seed: int = 0,
     unit: str = "sample",
-) -> Interval:
+) -> Estimate:
     """Correlate two per-step quantities over samples, with an interval from resampling samples.
 
     Parameters
@@ -64,7 +65,7 @@ def correlation(
 
     Returns
     -------
-    Interval, -1 to 1; estimate NaN if x or y is constant (within: constant in every sample).
+    Estimate, -1 to 1; estimate NaN if x or y is constant (within: constant in every sample).
 
     Raises
     ------

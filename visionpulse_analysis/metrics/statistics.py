@@ -2,7 +2,7 @@
 
 Steps of one sample resemble each other, so an interval that resamples steps is far too narrow (design notes,
 section 4.2). A cluster is one sample. Correlations live in `correlations`, tests against a null in `nulls`, what many
-tests together allow to say in `verdicts`; all are importable from here.
+tests together allow to say in `claims`; all are importable from here.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from numpy.typing import ArrayLike
 
 from visionpulse_analysis.metrics.bootstrap import (
     RESAMPLING,
-    Interval,
     Method,
     check_options,
     resampled_interval,
     studentized_ratio,
 )
+from visionpulse_analysis.metrics.claims import Claim, holm, joint_confidence, judge, judge_jointly
 from visionpulse_analysis.metrics.clusters import aligned, cluster_codes, cluster_sums, one_choice
 from visionpulse_analysis.metrics.correlations import correlation
+from visionpulse_analysis.metrics.estimate import Estimate
 from visionpulse_analysis.metrics.nulls import (
     ExchangeNull,
     McNemar,
@@ -35,21 +36,22 @@ from visionpulse_analysis.metrics.nulls import (
     shape_permutation_null,
 )
 from visionpulse_analysis.metrics.score_intervals import tango, wilson
-from visionpulse_analysis.metrics.verdicts import Verdict, holm, judge
 
 __all__ = [
+    "Claim",
+    "Estimate",
     "ExchangeNull",
-    "Interval",
     "McNemar",
     "Method",
     "PermutationTest",
     "ShapeNull",
-    "Verdict",
     "cluster_bootstrap",
     "correlation",
     "exchange_null",
     "holm",
+    "joint_confidence",
     "judge",
+    "judge_jointly",
     "mcnemar",
     "paired_difference",
     "permutation_test",
@@ -70,7 +72,7 @@ def cluster_bootstrap(
     seed: int = 0,
     method: Method = "auto",
     unit: str = "sample",
-) -> Interval:
+) -> Estimate:
     """Estimate a statistic over all values, with an interval from resampling whole clusters.
 
     Parameters
@@ -95,7 +97,7 @@ def cluster_bootstrap(
 
     Returns
     -------
-    Interval; `refused` says why where there is none.
+    Estimate; `refused` says why where there is none.
 
     Raises
     ------
@@ -133,7 +135,7 @@ def cluster_bootstrap(
     Examples
     --------
     >>> interval = cluster_bootstrap([1.0, 2.0, 3.0, 5.0], ["a", "a", "b", "c"])
-    >>> interval.estimate, interval.n_clusters, interval.n_values
+    >>> interval.value, interval.n_clusters, interval.n_values
     (2.75, 3, 4)
     >>> interval.refused
     '3 samples, at least 6 are needed'
@@ -174,7 +176,7 @@ def paired_difference(
     seed: int = 0,
     method: Method = "auto",
     unit: str = "sample",
-) -> Interval:
+) -> Estimate:
     """Estimate mean(b - a) over pairs, or the relative change mean(b) / mean(a) - 1, resampling clusters.
 
     Parameters
@@ -194,7 +196,7 @@ def paired_difference(
 
     Returns
     -------
-    Interval of the difference, in the unit of the values, or of the relative change, a share.
+    Estimate of the difference, in the unit of the values, or of the relative change, a share.
 
     Raises
     ------
@@ -220,7 +222,7 @@ def paired_difference(
         raise ValueError('method "score" is not for relative changes; take "studentized"')
     sums = cluster_sums(codes, before, after)
     if method in ("auto", "studentized"):
-        return _less_one(studentized_ratio(sums[:, 1], sums[:, 0], len(codes), **options))
+        return studentized_ratio(sums[:, 1], sums[:, 0], len(codes), **options) - 1
 
     def evaluate(times: np.ndarray) -> np.ndarray:
         total_before, total_after = np.moveaxis(times @ sums, -1, 0)
@@ -232,7 +234,7 @@ def paired_difference(
 
 def proportion_interval(
     correct: ArrayLike, clusters: ArrayLike | None = None, *, confidence: float = 0.95, unit: str = "sample"
-) -> Interval:
+) -> Estimate:
     """Estimate a share with a score interval, also where all values or none are 1.
 
     Parameters
@@ -248,7 +250,7 @@ def proportion_interval(
 
     Returns
     -------
-    Interval, 0 to 1.
+    Estimate, 0 to 1.
 
     Raises
     ------
@@ -274,7 +276,7 @@ def _is_share(values: np.ndarray) -> bool:
 
 def _share(
     values: np.ndarray, codes: np.ndarray, n_resamples: int, confidence: float, seed: int, unit: str
-) -> Interval:
+) -> Estimate:
     if not _is_share(values):
         raise ValueError('method "score" is for values that are 0 or 1; got others: take "studentized"')
     sums, counts = cluster_sums(codes, values, np.ones_like(values)).T
@@ -286,7 +288,7 @@ def _share(
 
 def _share_difference(
     a: np.ndarray, b: np.ndarray, codes: np.ndarray, n_resamples: int, confidence: float, seed: int, unit: str
-) -> Interval:
+) -> Estimate:
     sums, counts = cluster_sums(codes, b - a, np.ones_like(a)).T
     lost, won = float((a > b).mean()), float((b > a).mean())
     widest = tango(lost, won, _equal_clusters(counts), confidence)
@@ -299,7 +301,7 @@ def _equal_clusters(counts: np.ndarray) -> float:
     return float(counts.sum() ** 2 / (counts**2).sum())
 
 
-def _clipped(inner: Interval, widest: tuple[float, float], counts: np.ndarray, name: str) -> Interval:
+def _clipped(inner: Estimate, widest: tuple[float, float], counts: np.ndarray, name: str) -> Estimate:
     """The studentized interval inside the one that holds however alike the values of a cluster are."""
     low, high, method = *widest, f"{name}, one value per cluster"
     if counts.max() > 1:
@@ -307,7 +309,3 @@ def _clipped(inner: Interval, widest: tuple[float, float], counts: np.ndarray, n
         if not inner.refused:
             low, high = max(low, inner.low), min(high, inner.high)
     return replace(inner, low=low, high=high, method=method, refused="")
-
-
-def _less_one(ratio: Interval) -> Interval:
-    return replace(ratio, estimate=ratio.estimate - 1, low=ratio.low - 1, high=ratio.high - 1)

@@ -67,7 +67,7 @@ def draw_pictures(
     steps = even_steps(shown) if steps is None else list(steps)
     usage = mass_usage(stored.traces, chosen, thresholds=thresholds)
     pages = {"correlation": counts_page(usage), "activation": activation_page(shown, chosen, steps, levels)}
-    correlation = {relation.name: relation.pooled.to_dict() for relation in usage.paper}
+    correlation = {relation.name: relation.pooled.to_json() for relation in usage.paper}
     similarity, left_out = None, {}
     try:
         maps = layer_maps(stored.traces, stored.samples)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from visionpulse_analysis import figures
 from visionpulse_analysis.experiments.stored_traces import picture_of
 from visionpulse_analysis.figures import DOUBLE
-from visionpulse_analysis.metrics.statistics import Interval
+from visionpulse_analysis.metrics.statistics import Estimate
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.studies.frontier.measure import Frontier, Point, advantage
 from visionpulse_analysis.studies.shared.divergence import Comparison, Divergences, draw_strips, strips_height
@@ -75,12 +75,12 @@ def step_page(pruned: Trace, comparison: Comparison, steps: list[int]) -> Figure
     return fig
 
 
-def _line(points: list[Point], intervals: list[Interval]) -> tuple[list[float], list[float], list[float], list[float]]:
+def _line(points: list[Point], intervals: list[Estimate]) -> tuple[list[float], list[float], list[float], list[float]]:
     """One arm of `draw_frontier`: retention, estimate, low, high; a missing interval closes on its point.
 
     Points without an estimate, such as the change of length where no pair ended, are left out.
     """
-    known = [(p.retention, i) for p, i in zip(points, intervals, strict=True) if np.isfinite(i.estimate)]
+    known = [(p.retention, i) for p, i in zip(points, intervals, strict=True) if np.isfinite(i.value)]
     estimate, low, high = ends([i for _, i in known])
     return [retention for retention, _ in known], estimate.tolist(), low.tolist(), high.tolist()
 
@@ -91,13 +91,13 @@ def frontier_page(frontier: Frontier, groups: Mapping[str, Mapping[str, Pruner]]
     Lengths are paired with dense, over the pairs that both ended; a line has no point where none did.
     """
     points = {label: list(frontier.group(group).values()) for label, group in groups.items()}
-    known, dense_cut = frontier.dense.accuracy, frontier.dense.change.cut_off.dense.estimate
+    known, dense_cut = frontier.dense.accuracy, frontier.dense.change.cut_off.dense.value
     length = {label: _line(ps, [scaled(p.change.length) for p in ps]) for label, ps in points.items()}
     cut = {label: _line(ps, [p.change.cut_off.arm for p in ps]) for label, ps in points.items()}
     panels: dict[str, tuple[dict, float, tuple[float, float] | None]] = {}
     if known is not None:
         accuracy = {label: _line(ps, [p.accuracy for p in ps if p.accuracy]) for label, ps in points.items()}
-        panels["accuracy"] = (accuracy, known.estimate, (0.0, 1.0))
+        panels["accuracy"] = (accuracy, known.value, (0.0, 1.0))
     panels["change of length, both ended (%)"] = ({n: line for n, line in length.items() if line[0]}, 0.0, None)
     panels["traces cut off"] = (cut, dense_cut, (0.0, 1.0))
     panels = {ylabel: panel for ylabel, panel in panels.items() if panel[0]}
@@ -123,10 +123,10 @@ def anchor_figure(frontier: Frontier, anchors: Mapping[str, Mapping[int, tuple[s
     for ax, (ylabel, value) in zip(np.atleast_1d(axes), values.items(), strict=True):
         for label, by_layer in anchors.items():
             found = {layer: value(frontier.points[name]) for layer, (name, _) in by_layer.items()}
-            defined = {layer: interval for layer, interval in found.items() if np.isfinite(interval.estimate)}
+            defined = {layer: interval for layer, interval in found.items() if np.isfinite(interval.value)}
             if defined:
                 draw_curve(ax, list(defined), list(defined.values()), label)
-        dense = value(frontier.dense).estimate
+        dense = value(frontier.dense).value
         if np.isfinite(dense):
             figures.draw_line_band(ax, layers, [dense, dense], label="dense", colour="#8c8c8c", dashed=True)
         ax.axvline(default, color="#8c8c8c", linewidth=0.6)
@@ -145,7 +145,7 @@ def knob_figure(frontier: Frontier, plain: str, knobs: Mapping[str, Pruner]) -> 
         panels["accuracy (points)"] = {n: scaled(truth.change) for n, truth in scored.items() if truth}
     panels["cut off (points)"] = {n: scaled(p.change.cut_off.change) for n, p in points.items()}
     # Rows are shared: a panel in which a row has no value, because no pair ended, is left out.
-    panels = {label: row for label, row in panels.items() if all(np.isfinite(one.estimate) for one in row.values())}
+    panels = {label: row for label, row in panels.items() if all(np.isfinite(one.value) for one in row.values())}
     fig, axes = figures.new_figure(DOUBLE, 0.24 * len(points) + 0.6, 1, len(panels), sharey=True)
     for ax, (label, intervals) in zip(np.atleast_1d(axes), panels.items(), strict=True):
         draw_named(ax, intervals, reference=0, xlabel=f"change: {label}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from visionpulse_analysis.experiments.conditions import decode_arms
 from visionpulse_analysis.experiments.samples import Sample
-from visionpulse_analysis.metrics.statistics import Interval, Verdict, cluster_bootstrap, judge
+from visionpulse_analysis.metrics.statistics import Claim, Estimate, cluster_bootstrap, judge
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners import VisionPulse, make_pruner
 from visionpulse_analysis.pruners.base import Pruner
@@ -39,8 +39,8 @@ class Point:
 
     retention: float
     overlap: float
-    length: Interval
-    accuracy: Interval | None
+    length: Estimate
+    accuracy: Estimate | None
     change: Change
 
     def numbers(self) -> dict[str, Any]:
@@ -48,8 +48,8 @@ class Point:
         return {
             "retention": self.retention,
             "overlap": self.overlap,
-            "length": self.length.to_dict(),
-            "accuracy": None if self.accuracy is None else self.accuracy.to_dict(),
+            "length": self.length.to_json(),
+            "accuracy": None if self.accuracy is None else self.accuracy.to_json(),
             "cut_off": self.change.cut_off.numbers(),
         }
 
@@ -167,13 +167,13 @@ def pair(frontier: Frontier, arm: str, over: str) -> PairedRight | None:
     return paired_right(second.right[0], first.right[0])
 
 
-def advantage(frontier: Frontier, arm: str, over: str) -> Interval | None:
+def advantage(frontier: Frontier, arm: str, over: str) -> Estimate | None:
     """Accuracy of one arm minus that of another, paired by sample; None without ground truth."""
     found = pair(frontier, arm, over)
     return None if found is None else found.change
 
 
-def judge_pairs(frontier: Frontier, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Verdict]:
+def judge_pairs(frontier: Frontier, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Claim]:
     """Judge the accuracy of arms against others, all (arm, over) as one family; empty without ground truth."""
     found = {(arm, over): pair(frontier, arm, over) for arm, over in pairs}
     tests = {names: (one.change, one.p) for names, one in found.items() if one is not None}

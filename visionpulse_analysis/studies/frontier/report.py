@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from visionpulse_analysis.metrics.statistics import Verdict
+from visionpulse_analysis.metrics.statistics import Claim
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.studies.frontier.measure import SELECTIONS, Frontier, judge_pairs
 from visionpulse_analysis.studies.shared.against_dense import (
@@ -22,7 +22,6 @@ from visionpulse_analysis.studies.shared.against_dense import (
     listed,
     still_open,
 )
-from visionpulse_analysis.studies.shared.intervals import show
 from visionpulse_analysis.studies.step_dependence.named_objects import NAMED
 
 PULSE = "VisionPulse"
@@ -77,11 +76,11 @@ def about_shares(judged: Judged) -> list[str]:
             told += [f"{words} {listed(names)}"] if names else []
     lines = [family_sentence(judged), f"Against dense, {'; '.join(told) or 'no change is shown at any share'}."]
     accuracy = {name: of_arm[ACCURACY] for name, of_arm in judged.items() if ACCURACY in of_arm}
-    left = [f"{name}: {still_open(one.effect)}" for name, one in accuracy.items() if one.decision == "not shown"]
+    left = [f"{name}: {still_open(one.estimate)}" for name, one in accuracy.items() if one.decision == "not shown"]
     return [*lines, f"Where no change of accuracy is shown: {'; '.join(left)}."] if left else lines
 
 
-def judged_pairs(frontier: Frontier, budgets: Sequence[float], knobs: Iterable[str]) -> dict[tuple[str, str], Verdict]:
+def judged_pairs(frontier: Frontier, budgets: Sequence[float], knobs: Iterable[str]) -> dict[tuple[str, str], Claim]:
     """Accuracy of VisionPulse minus that of other selections, and of the knobs minus VisionPulse: one family."""
     pairs = []
     for budget in budgets:
@@ -92,7 +91,7 @@ def judged_pairs(frontier: Frontier, budgets: Sequence[float], knobs: Iterable[s
     return judge_pairs(frontier, pairs)
 
 
-def about_pairs(judged: Mapping[tuple[str, str], Verdict]) -> list[str]:
+def about_pairs(judged: Mapping[tuple[str, str], Claim]) -> list[str]:
     """Every difference with its interval, and what follows from those that were made for that."""
     if not judged:
         return []
@@ -101,13 +100,13 @@ def about_pairs(judged: Mapping[tuple[str, str], Verdict]) -> list[str]:
     for (arm, over), verdict in judged.items():
         selection = next((name for name in FOLLOWS if over == name or over.startswith(f"{name} ")), None)
         follows = f": {FOLLOWS[selection][verdict.decision]}" if selection and arm.startswith(PULSE) else ""
-        lines.append(f"{arm} is {COMPARED[verdict.decision]} {over} ({show(verdict.effect, unit=' points')}){follows}.")
+        lines.append(f"{arm} is {COMPARED[verdict.decision]} {over} ({verdict.estimate:+.1p}){follows}.")
     return lines
 
 
-def numbers(judged: Mapping[tuple[str, str], Verdict]) -> dict[str, dict[str, Any]]:
+def numbers(judged: Mapping[tuple[str, str], Claim]) -> dict[str, dict[str, Any]]:
     """Arm -> what it is compared with -> its verdict, JSON-ready."""
     found: dict[str, dict[str, Any]] = {}
     for (arm, over), verdict in judged.items():
-        found.setdefault(arm, {})[over] = verdict.numbers()
+        found.setdefault(arm, {})[over] = verdict.to_json()
     return found

@@ -10,7 +10,7 @@ import numpy as np
 
 from visionpulse_analysis.experiments.interventions.one_step import Replay, keep_exactly, keep_top
 from visionpulse_analysis.media.patch_grid import PatchGrid
-from visionpulse_analysis.metrics.statistics import Interval
+from visionpulse_analysis.metrics.statistics import Estimate
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.studies.mass_and_usage.causal_usage import smallest_k
 from visionpulse_analysis.studies.step_dependence.measure import mean_over_samples
@@ -32,18 +32,18 @@ class Anchors:
     layers : list of int
         The candidates, of ``n_layers``; ``default`` is the model's own anchor. From a candidate on, and in that step
         alone, all but some patches are hidden:
-    top, random, none : list of Interval [layer]
+    top, random, none : list of Estimate [layer]
         Share of the steps whose most probable token changes, when the ``fraction`` with the highest head-mean logits
         at that layer stays visible, a random set of that size, or nothing. ``none`` falls where the reading is done.
-    top_kl, random_kl : list of Interval [layer]
+    top_kl, random_kl : list of Estimate [layer]
         Mean KL(dense || pruned), nats.
-    gain : list of Interval [layer]
+    gain : list of Estimate [layer]
         ``random - top``, paired by step: what choosing is worth.
-    needed : list of Interval [layer]
+    needed : list of Estimate [layer]
         Smallest share of the patches, by that layer's ranking, that stays within ``level`` nats.
-    overlap : list of Interval [layer]
+    overlap : list of Estimate [layer]
         Share of the relevant set inside the layer's top set; ``overlap_null`` : of a random set.
-    reading : Interval
+    reading : Estimate
         Share of the steps after prefill that read the image.
     together : dict
         ``top``, ``gain`` and ``none`` again, with wider intervals: those of one name hold at all layers together at
@@ -55,17 +55,17 @@ class Anchors:
     default: int
     fraction: float
     level: float
-    top: list[Interval]
-    random: list[Interval]
-    none: list[Interval]
-    top_kl: list[Interval]
-    random_kl: list[Interval]
-    gain: list[Interval]
-    needed: list[Interval]
-    overlap: list[Interval]
+    top: list[Estimate]
+    random: list[Estimate]
+    none: list[Estimate]
+    top_kl: list[Estimate]
+    random_kl: list[Estimate]
+    gain: list[Estimate]
+    needed: list[Estimate]
+    overlap: list[Estimate]
     overlap_null: float
-    reading: Interval
-    together: dict[str, list[Interval]]
+    reading: Estimate
+    together: dict[str, list[Estimate]]
 
     def suitable(self, tolerance: float = 0.05) -> list[int]:
         """Layers that would do: their choice changes at most ``tolerance`` of the tokens, and beats a random one.
@@ -93,7 +93,7 @@ class Anchors:
 
     def numbers(self) -> dict[str, Any]:
         """Headline numbers, JSON-ready."""
-        listed = {k: v for k, v in vars(self).items() if isinstance(v, list) and isinstance(v[0], Interval)}
+        listed = {k: v for k, v in vars(self).items() if isinstance(v, list) and isinstance(v[0], Estimate)}
         return {
             "layers": self.layers,
             "default": self.default,
@@ -102,8 +102,8 @@ class Anchors:
             "fraction": self.fraction,
             "level": self.level,
             "overlap_null": self.overlap_null,
-            "reading": self.reading.to_dict(),
-            **{name: [interval.to_dict() for interval in intervals] for name, intervals in listed.items()},
+            "reading": self.reading.to_json(),
+            **{name: [interval.to_json() for interval in intervals] for name, intervals in listed.items()},
         }
 
 

@@ -8,10 +8,9 @@ from matplotlib.figure import Figure
 
 from visionpulse_analysis import figures
 from visionpulse_analysis.figures.style import GREY
-from visionpulse_analysis.metrics.statistics import Interval
+from visionpulse_analysis.metrics.statistics import Estimate
 from visionpulse_analysis.studies.layers.anchors import Anchors
 from visionpulse_analysis.studies.layers.measure import LayerMaps
-from visionpulse_analysis.studies.shared.intervals import draw_curve
 
 
 def similarity_figure(maps: LayerMaps) -> Figure:
@@ -46,7 +45,7 @@ def mass_figure(maps: LayerMaps) -> Figure:
     return fig
 
 
-def anchors_page(anchors: Anchors, horizon: dict[str, list[Interval]] | None = None) -> Figure:
+def anchors_page(anchors: Anchors, horizon: dict[str, list[Estimate]] | None = None) -> Figure:
     """Make the headline: what pruning at each layer does, what it is worth, and where the image is read."""
     fig, axes = figures.new_figure(figures.DOUBLE, 4.4, 2, 2)
     draw_changes(axes[0, 0], anchors)
@@ -67,30 +66,30 @@ def anchors_page(anchors: Anchors, horizon: dict[str, list[Interval]] | None = N
 def draw_changes(ax: Axes, anchors: Anchors) -> Axes:
     """Draw how many tokens change when a step sees few patches from a layer on, chosen there, at random, or none."""
     for name, label in (("top", "chosen there"), ("random", "random"), ("none", "no patch")):
-        draw_curve(ax, anchors.layers, getattr(anchors, name), label)
+        figures.draw_curve(ax, anchors.layers, getattr(anchors, name), label)
     ax.set(xlabel="pruned from layer", ylabel="tokens changed (share)", ylim=(0, 1.02))
     return ax
 
 
 def draw_needed(ax: Axes, anchors: Anchors) -> Axes:
     """Draw the smallest share of the patches that leaves the next-token distribution as it was."""
-    draw_curve(ax, anchors.layers, anchors.needed, f"within {anchors.level:g} nats of dense")
+    figures.draw_curve(ax, anchors.layers, anchors.needed, f"within {anchors.level:g} nats of dense")
     ax.set(xlabel="pruned from layer", ylabel="patches needed (mean share)", ylim=(0, 1))
     return ax
 
 
 def draw_overlap(ax: Axes, anchors: Anchors) -> Axes:
     """Draw how much of the relevant set each layer's top set holds, above what a random set holds."""
-    draw_curve(ax, anchors.layers, anchors.overlap, "of the layer's top set")
+    figures.draw_curve(ax, anchors.layers, anchors.overlap, "of the layer's top set")
     level = np.full(len(anchors.layers), anchors.overlap_null)
     figures.draw_line_band(ax, anchors.layers, level, label="of a random set", colour=GREY, dashed=True)
     ax.set(xlabel="layer", ylabel="relevant patches held (share)", ylim=(0, None))
     return ax
 
 
-def draw_horizon(ax: Axes, horizon: dict[str, list[Interval]]) -> Axes:
+def draw_horizon(ax: Axes, horizon: dict[str, list[Estimate]]) -> Axes:
     """Draw the accuracy of visual tokens when text does not see the image from a layer on; the last point sees all."""
     for kind, accuracy in horizon.items():
-        draw_curve(ax, range(len(accuracy)), accuracy, kind)
+        figures.draw_curve(ax, range(len(accuracy)), accuracy, kind)
     ax.set(xlabel="image cut off from layer", ylabel="accuracy (true trace given)", ylim=(0, 1.02))
     return ax

@@ -10,7 +10,7 @@ import numpy as np
 
 from visionpulse_analysis._util.checks import whole_number
 from visionpulse_analysis.experiments.samples import Sample
-from visionpulse_analysis.metrics.statistics import Interval
+from visionpulse_analysis.metrics.statistics import Estimate
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.studies.step_dependence.measure import mean_over_samples
 from visionpulse_analysis.studies.step_dependence.object_attention import KINDS
@@ -33,7 +33,7 @@ class LayerMaps:
         Layers that are compared, and those whose attention was recorded: all of them, or for imported traces one.
     similarity : float64 [layer, layer]
         Cosine between the layers' head-mean visual vectors; NaN where a layer never has mass.
-    adjacent, distant : Interval
+    adjacent, distant : Estimate
         Its mean over neighbouring layers, and over pairs at least half the depth apart.
     kinds : list of str
         Kinds of token that occur (scenes only, else empty).
@@ -41,27 +41,27 @@ class LayerMaps:
         Image mass of the steps that produce a token of that kind.
     mass_by_step : float64 [step, recorded]
         Image mass by step, as far as half of the samples reach.
-    mass : list of Interval [recorded]
+    mass : list of Estimate [recorded]
     """
 
     layers: list[int]
     recorded: list[int]
     similarity: np.ndarray
-    adjacent: Interval
-    distant: Interval
+    adjacent: Estimate
+    distant: Estimate
     kinds: list[str]
     mass_by_kind: np.ndarray
     mass_by_step: np.ndarray
-    mass: list[Interval]
+    mass: list[Estimate]
 
     def numbers(self) -> dict[str, Any]:
         """Headline numbers, JSON-ready."""
         return {
             "layers": self.layers,
             "recorded": self.recorded,
-            "adjacent": self.adjacent.to_dict(),
-            "distant": self.distant.to_dict(),
-            "mass": [interval.to_dict() for interval in self.mass],
+            "adjacent": self.adjacent.to_json(),
+            "distant": self.distant.to_json(),
+            "mass": [interval.to_json() for interval in self.mass],
         }
 
 
@@ -105,7 +105,7 @@ def layer_maps(traces: Sequence[Trace], samples: Sequence[Sample], *, n_resample
     )
 
 
-def horizon(vlm: VLM, n: int = 24, *, cells: int = 8, n_resamples: int = 1000) -> dict[str, list[Interval]] | None:
+def horizon(vlm: VLM, n: int = 24, *, cells: int = 8, n_resamples: int = 1000) -> dict[str, list[Estimate]] | None:
     """Accuracy of visual tokens when the image is cut off from a layer on, on ``n`` new scenes, which are resampled.
 
     See :func:`~visionpulse_analysis.testbed.scenes.horizon.read_tokens`; None for a model that does not speak the

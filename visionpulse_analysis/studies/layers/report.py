@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from visionpulse_analysis.metrics.statistics import Interval
+from visionpulse_analysis.metrics.statistics import Estimate
 from visionpulse_analysis.studies.layers.anchors import Anchors
 from visionpulse_analysis.studies.layers.measure import LayerMaps
-from visionpulse_analysis.studies.shared.intervals import plain, share
 
 WITHOUT_MODEL = "Stored traces: which anchors would do is found by replaying steps, which needs the model."
 
@@ -27,10 +25,10 @@ def verdict(anchors: Anchors, tolerance: float = 0.05) -> str:
     if fits:
         text = [f"By intervals that hold at all layers together, {_named(fits)} would do: {rule}."]
     else:
-        place = int(np.argmin([i.estimate for i in anchors.top]))
+        place = int(np.argmin([i.value for i in anchors.top]))
         text = [
             f"No layer is shown to do what is asked, that {rule}; the fewest tokens change at layer "
-            f"{anchors.layers[place]}, {_percent(anchors.top[place])}."
+            f"{anchors.layers[place]}, {anchors.top[place]:.1%}."
         ]
     if misfits:
         text.append(f"Not so {_named(misfits)}.")
@@ -40,8 +38,8 @@ def verdict(anchors: Anchors, tolerance: float = 0.05) -> str:
         place = anchors.layers.index(anchors.default)
         text.append(
             f"The default anchor, layer {anchors.default}, {_answer(anchors, anchors.default, tolerance)}: there "
-            f"{_percent(anchors.top[place])} of these tokens change with its own choice, "
-            f"{_percent(anchors.random[place])} with random patches and {_percent(anchors.none[place])} with none."
+            f"{anchors.top[place]:.1%} of these tokens change with its own choice, "
+            f"{anchors.random[place]:.1%} with random patches and {anchors.none[place]:.1%} with none."
         )
     text.append(_without_patches(anchors, tolerance))
     return " ".join(text)
@@ -70,7 +68,7 @@ def transfers(anchors: Anchors, tolerance: float = 0.05) -> str:
 
 
 def layer_numbers(
-    maps: LayerMaps, anchors: Anchors | None, reading: dict[str, list[Interval]] | None, tolerance: float = 0.05
+    maps: LayerMaps, anchors: Anchors | None, reading: dict[str, list[Estimate]] | None, tolerance: float = 0.05
 ) -> dict[str, Any]:
     """All headline numbers in one mapping, JSON-ready; those of the anchors where a model was there to find them."""
     if anchors is None:
@@ -78,7 +76,7 @@ def layer_numbers(
     return {
         **maps.numbers(),
         **anchors.numbers(),
-        "horizon": reading and {kind: [interval.to_dict() for interval in curve] for kind, curve in reading.items()},
+        "horizon": reading and {kind: [interval.to_json() for interval in curve] for kind, curve in reading.items()},
         "suitable": anchors.suitable(tolerance),
         "undecided": anchors.undecided(tolerance),
     }
@@ -87,8 +85,8 @@ def layer_numbers(
 def paper_table(maps: LayerMaps, anchors: Anchors | None, tolerance: float = 0.05) -> pd.DataFrame:
     """What the paper reports beside what was measured here; without ``anchors`` only how alike the layers are."""
     rows = {
-        "cosine of neighbouring layers": ("shown as a picture", plain(maps.adjacent.to_dict())),
-        "cosine of layers at least half the depth apart": ("shown as a picture", plain(maps.distant.to_dict())),
+        "cosine of neighbouring layers": ("shown as a picture", f"{maps.adjacent:.2f}"),
+        "cosine of layers at least half the depth apart": ("shown as a picture", f"{maps.distant:.2f}"),
     }
     if anchors is not None:
         rows |= _of_anchors(anchors, tolerance)
@@ -109,12 +107,12 @@ def _of_anchors(anchors: Anchors, tolerance: float) -> dict[str, tuple[str, str]
     if place is not None:
         rows[f"tokens unchanged, {percent} chosen at the default anchor"] = (
             "98.2 % of full accuracy (<= 5 %, whole traces)",
-            f"{_percent(_rest(anchors.top[place]))} of image-dependent tokens",
+            f"{1 - anchors.top[place]:.1%} of image-dependent tokens",
         )
-        rows["the same, random patches"] = ("not reported", _percent(_rest(anchors.random[place])))
+        rows["the same, random patches"] = ("not reported", f"{1 - anchors.random[place]:.1%}")
         rows["relevant patches among them"] = (
             "not reported",
-            f"{plain(anchors.overlap[place].to_dict())} (random {anchors.overlap_null:.3f})",
+            f"{anchors.overlap[place]:.2f} (random {anchors.overlap_null:.3f})",
         )
     return rows
 
@@ -142,15 +140,6 @@ def _answer(anchors: Anchors, layer: int, tolerance: float) -> str:
     if layer in anchors.suitable(tolerance):
         return "would do"
     return "would not do" if layer in anchors.unsuitable(tolerance) else "is undecided"
-
-
-def _percent(interval: Interval) -> str:
-    return share(interval.to_dict())
-
-
-def _rest(interval: Interval) -> Interval:
-    """What is left to 1, with its interval."""
-    return replace(interval, estimate=1 - interval.estimate, low=1 - interval.high, high=1 - interval.low)
 
 
 def _named(layers: list[int]) -> str:

@@ -10,7 +10,6 @@ from visionpulse_analysis import figures
 from visionpulse_analysis.figures.style import ACCENT
 from visionpulse_analysis.studies.mass_and_usage.causal_usage import ANCHOR, LATER, ORDERS
 from visionpulse_analysis.studies.mass_and_usage.measure import SHAPES, MassUsage, Relation, needed_name
-from visionpulse_analysis.studies.shared.intervals import draw_named
 
 NULL = "null: shapes exchanged (a, b), masses exchanged among like steps (e, f)"
 
@@ -32,11 +31,11 @@ def correlations_page(result: MassUsage) -> Figure:
         (("every", "all steps"), ("needing", "steps that need the image")) if result.needs else ()
     ):
         ax = axes[2, column]
-        known = [need for need in result.needs if np.isfinite(getattr(need, over).estimate)]
+        known = [need for need in result.needs if np.isfinite(getattr(need, over).value)]
         if not known:
             nothing(ax, "too few steps need the image")
             continue
-        draw_named(
+        figures.draw_estimates(
             ax,
             {need.name: getattr(need, over) for need in known},
             [getattr(need, f"{over}_null") for need in known],
@@ -90,13 +89,13 @@ def counts_page(result: MassUsage) -> Figure:
     for ax, relation, threshold in zip(panels, result.paper, result.thresholds, strict=False):
         count, r = result.columns[relation.name], relation.pooled
         figures.draw_scatter(ax, mass, count, xlabel="visual attention mass", ylabel=f"patches above {threshold:g}")
-        known = np.isfinite(r.estimate)
+        known = np.isfinite(r.value)
         if known:
             ends = np.array([mass.min(), mass.max()])
             ax.plot(ends, np.polyval(np.polyfit(mass, count, 1), ends), color=ACCENT, linewidth=1)
         bounds, null = f" [{r.low:.2f}, {r.high:.2f}]" if np.isfinite(r.low) else "", relation.pooled_null
         band = f"\nnull {null.low:.2f} to {null.high:.2f}" if null is not None and np.isfinite(null.low) else ""
-        ax.set_title(f"r = {r.estimate:.2f}{bounds}{band}" if known else "r undefined", fontsize=7)
+        ax.set_title(f"r = {r.value:.2f}{bounds}{band}" if known else "r undefined", fontsize=7)
         ax.set_ylim(0, None)
     return fig
 
@@ -110,5 +109,5 @@ def nothing(ax: Axes, words: str) -> None:
 def _draw_relations(ax: Axes, relations: list[Relation], kind: str, *, null: bool) -> None:
     named = {relation.name: getattr(relation, kind) for relation in relations}
     bands = [getattr(relation, f"{kind}_null") for relation in relations] if null else []
-    draw_named(ax, named, bands, reference=0.0, null_label=NULL)
+    figures.draw_estimates(ax, named, bands, reference=0.0, null_label=NULL)
     ax.set_xlim(-1, 1)

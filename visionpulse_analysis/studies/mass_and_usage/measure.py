@@ -21,8 +21,8 @@ from visionpulse_analysis.metrics.attention import (
     patches_for_share,
 )
 from visionpulse_analysis.metrics.statistics import (
+    Estimate,
     ExchangeNull,
-    Interval,
     ShapeNull,
     correlation,
     exchange_null,
@@ -47,11 +47,11 @@ class Relation:
     """
 
     name: str
-    pooled: Interval
-    within: Interval
+    pooled: Estimate
+    within: Estimate
     pooled_null: ShapeNull | None = None
     within_null: ShapeNull | None = None
-    together: Interval | None = None
+    together: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ class Need:
     name: str
     order: str | None
     level: float
-    every: Interval
-    needing: Interval
-    together: Interval
+    every: Estimate
+    needing: Estimate
+    together: Estimate
     every_null: ExchangeNull
     needing_null: ExchangeNull
     n_every: int
@@ -95,13 +95,13 @@ class MassUsage:
     needs : list of Need
         The KL when no patch is visible, which has no threshold; then patches needed, for every order and level. Empty
         when they were not measured.
-    need_image : dict of level -> Interval
+    need_image : dict of level -> Estimate
         Share of the steps after prefill that need the image.
     columns : dict of name -> float64 [step]
         All of the above and ``mass``, steps of all samples in a row; NaN where undefined.
     sample : int64 [step]
         The sample of each step.
-    enough : dict of share -> Interval
+    enough : dict of share -> Estimate
         Share of the steps after prefill that need no more than this share of the patches, in the anchor's order.
     steady : float
         Share of the steps that need the image at which twice the patches needed also pass, in the anchor's order.
@@ -115,10 +115,10 @@ class MassUsage:
     multiples: list[Relation]
     shapes: list[Relation]
     needs: list[Need]
-    need_image: dict[float, Interval]
+    need_image: dict[float, Estimate]
     columns: dict[str, np.ndarray]
     sample: np.ndarray
-    enough: dict[float, Interval]
+    enough: dict[float, Estimate]
     steady: float
 
     def numbers(self) -> dict[str, Any]:
@@ -130,12 +130,12 @@ class MassUsage:
             "n_samples": len(np.unique(self.sample)),
             "n_steps": len(self.sample),
             "r": {
-                r.name: {"pooled": r.pooled.to_dict(), "within": r.within.to_dict(), "null": _band(r)}
+                r.name: {"pooled": r.pooled.to_json(), "within": r.within.to_json(), "null": _band(r)}
                 for r in relations
             },
             "needs": [_plain(need) for need in self.needs],
-            "need_image": {f"{level:g}": interval.to_dict() for level, interval in self.need_image.items()},
-            "enough": {f"{share:g}": interval.to_dict() for share, interval in self.enough.items()},
+            "need_image": {f"{level:g}": interval.to_json() for level, interval in self.need_image.items()},
+            "enough": {f"{share:g}": interval.to_json() for share, interval in self.enough.items()},
             "steady": _or_none(self.steady),
         }
 
@@ -209,9 +209,9 @@ def mass_usage(
         known = np.isfinite(values)
         options = {"kind": "within", "n_resamples": n_resamples}
 
-        def r(steps: np.ndarray, **more: Any) -> Interval:
+        def r(steps: np.ndarray, **more: Any) -> Estimate:
             if not steps.any():
-                return Interval(np.nan, np.nan, np.nan, 0, n_resamples, 0.95, "no step")
+                return Estimate(np.nan, np.nan, np.nan, 0, n_resamples, 0.95, "no step")
             return correlation(columns["mass"][steps], values[steps], sample[steps], **options, **more)
 
         def null(steps: np.ndarray) -> ExchangeNull:
@@ -275,8 +275,8 @@ def _plain(need: Need) -> dict[str, Any]:
     """A :class:`Need`, JSON-ready."""
     found: dict[str, Any] = {}
     for name, value in vars(need).items():
-        if isinstance(value, Interval):
-            found[name] = value.to_dict()
+        if isinstance(value, Estimate):
+            found[name] = value.to_json()
         elif isinstance(value, ExchangeNull):
             found[name] = {end: _or_none(getattr(value, end)) for end in ("mean", "low", "high", "p")}
         else:

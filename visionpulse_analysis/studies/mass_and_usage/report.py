@@ -11,10 +11,9 @@ import pandas as pd
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.metrics.attention import PAPER_THRESHOLDS
 from visionpulse_analysis.metrics.nulls import ExchangeNull, ShapeNull
-from visionpulse_analysis.metrics.statistics import Interval
+from visionpulse_analysis.metrics.statistics import Estimate
 from visionpulse_analysis.studies.mass_and_usage.causal_usage import ANCHOR, LATER, ORDERS, TRUTH
 from visionpulse_analysis.studies.mass_and_usage.measure import BLIND, SHAPES, MassUsage, Relation, needed_name
-from visionpulse_analysis.studies.shared.intervals import plain, share
 from visionpulse_analysis.studies.step_dependence.object_attention import KINDS
 from visionpulse_analysis.testbed.scenes.truth import annotate
 from visionpulse_analysis.traces import Trace
@@ -31,7 +30,7 @@ Grade = Literal["nothing", "predicts", "sign only", "partly", "divided", "revers
 def survivors(result: MassUsage) -> str:
     """State in one paragraph what the correlation of mass and usage is worth, from the numbers alone."""
     published = result.paper + result.multiples
-    r = [relation.pooled.estimate for relation in published if np.isfinite(relation.pooled.estimate)]
+    r = [relation.pooled.value for relation in published if np.isfinite(relation.pooled.value)]
     undefined = len(published) - len(r)
     text = [f"At layer {result.layer}, no active count varies: r(mass, active count) is undefined."]
     if r:
@@ -57,7 +56,7 @@ def about_need(numbers: dict[str, Any]) -> str:
     blind, level = needs[0], f"{numbers['levels'][0]:g}"
     shown = [blind, *(need for need in needs[1:] if need["level"] == blind["level"])]
     defined = [need for need in needs if need["together"]["low"] is not None]
-    of_steps = share(numbers["need_image"][level])
+    of_steps = f"{Estimate.from_json(numbers['need_image'][level]):.1%}"
     text = [
         f"Seeing nothing moves {of_steps} of the steps after prefill by more than {level} nats: they need the image "
         f"({blind['n_needing']:,} of {blind['n_every']:,}). Over these, within a trace, "
@@ -112,10 +111,10 @@ def need_table(result: MassUsage) -> pd.DataFrame:
     rows = {
         need.name: {
             "steps": f"{need.n_every:,}",
-            "r, all steps": _shown(need.every.estimate, need.every),
+            "r, all steps": _shown(need.every.value, need.every),
             "masses exchanged among like steps": _band_shown(need.every_null),
             "steps that need the image": f"{need.n_needing:,}",
-            "r, these": _shown(need.needing.estimate, need.needing),
+            "r, these": _shown(need.needing.value, need.needing),
             "masses exchanged": _band_shown(need.needing_null),
         }
         for need in result.needs
@@ -125,7 +124,7 @@ def need_table(result: MassUsage) -> pd.DataFrame:
 
 def transfers(result: MassUsage) -> str:
     """Say what of the paper's finding transfers to these traces and what does not."""
-    r = [relation.pooled.estimate for relation in result.paper]
+    r = [relation.pooled.value for relation in result.paper]
     inside = [value for value in r if PAPER_R[0] <= value <= PAPER_R[1]]
     size = {len(r): "transfers", 0: "does not transfer"}.get(len(inside), "transfers in part")
     text = [
@@ -163,13 +162,13 @@ def paper_table(result: MassUsage) -> pd.DataFrame:
         "r(mass, scale-free usage) within samples": ("not reported", _range([r.within for r in result.shapes])),
     }
     for need in (need for need in result.needs if need.level == result.levels[0]):
-        shown = _shown(need.needing.estimate, need.needing)
+        shown = _shown(need.needing.value, need.needing)
         rows[f"r, steps that need the image: {need.order or 'KL of seeing nothing'}"] = ("not reported", shown)
     for kept, interval in result.enough.items():
         published = {0.05: "98.2 % of full accuracy", 0.1: "no loss of average accuracy"}.get(kept, "not reported")
         rows[f"{100 * kept:g} % of the patches are enough for one step"] = (
             published,
-            f"{share(interval.to_dict())} of steps, within {level}",
+            f"{interval:.1%} of steps, within {level}",
         )
     return pd.DataFrame.from_dict(rows, orient="index", columns=["paper", "here"])
 
@@ -222,7 +221,7 @@ def _against_null(result: MassUsage, kind: str) -> str:
 
 def _direction(relations: Sequence[Relation], start: str) -> str:
     signs = {_sign(relation) for relation in relations}
-    r = ", ".join(_shown(relation.within.estimate, relation.within) for relation in relations)
+    r = ", ".join(_shown(relation.within.value, relation.within) for relation in relations)
     word = {1: "more patches", -1: "fewer patches", 0: "neither clearly more nor clearly fewer patches"}
     verdict = word[signs.pop()] if len(signs) == 1 else "more or fewer patches depending on the measure"
     return f"{start} {verdict} (by intervals that hold for all {len(relations)} measures; r within samples: {r})."
@@ -235,7 +234,9 @@ def _sign(relation: Relation) -> int:
 
 
 def _values(needs: Sequence[dict[str, Any]], over: str) -> list[str]:
-    return ["undefined" if need[over]["estimate"] is None else plain(need[over]) for need in needs]
+    return [
+        "undefined" if need[over]["estimate"] is None else f"{Estimate.from_json(need[over]):.2f}" for need in needs
+    ]
 
 
 def _with_names(needs: Sequence[dict[str, Any]], values: Sequence[str]) -> str:
@@ -262,21 +263,20 @@ def _null_range(relations: Sequence[Relation]) -> str:
     return _ends_shown([(null.mean, null) for null in nulls])
 
 
-def _range(intervals: Sequence[Interval]) -> str:
-    return _ends_shown([(interval.estimate, interval) for interval in intervals])
+def _range(intervals: Sequence[Estimate]) -> str:
+    return _ends_shown([(interval.value, interval) for interval in intervals])
 
 
-def _ends_shown(values: Sequence[tuple[float, Interval | ShapeNull]]) -> str:
+def _ends_shown(values: Sequence[tuple[float, Estimate | ShapeNull]]) -> str:
     """The smallest and the largest value, each with its interval or band."""
     defined = sorted((pair for pair in values if np.isfinite(pair[0])), key=lambda pair: pair[0])
     return f"{_shown(*defined[0])} to {_shown(*defined[-1])}" if defined else "undefined: the count never varies"
 
 
-def _shown(value: float, bounds: Interval | ShapeNull) -> str:
+def _shown(value: float, bounds: Estimate | ShapeNull) -> str:
     if not np.isfinite(value):
         return "undefined"
-    known = np.isfinite(bounds.low)
-    return plain({"estimate": value, "low": bounds.low if known else None, "high": bounds.high})
+    return f"{value:.2f} [{bounds.low:.2f}, {bounds.high:.2f}]" if np.isfinite(bounds.low) else f"{value:.2f}"
 
 
 def _ends(values: Sequence[int]) -> tuple[int, int]:

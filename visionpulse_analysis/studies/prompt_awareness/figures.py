@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from visionpulse_analysis import figures
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.figures.style import GREY
-from visionpulse_analysis.metrics.statistics import Interval
+from visionpulse_analysis.metrics.statistics import Estimate
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.studies.prompt_awareness.measure import (
     ORACLE,
@@ -36,7 +36,7 @@ def headline(study: PromptAwareness) -> Figure:
         *first, held, overlap = axes
         for ax in first:
             _draw(ax, study, budget, lambda arm: study.frontier.points[arm].accuracy)
-            ax.axhline(known.estimate if known else np.nan, color=GREY, linewidth=0.8, linestyle=":", label="dense")
+            ax.axhline(known.value if known else np.nan, color=GREY, linewidth=0.8, linestyle=":", label="dense")
             ax.set_ylabel("accuracy")
         _draw(held, study, budget, study.held)
         held.set_ylabel("relevance held")
@@ -52,7 +52,7 @@ def headline(study: PromptAwareness) -> Figure:
 def _draw(ax: Axes, study: PromptAwareness, budget: float, value, others: tuple[str, ...] = (RANDOM, ORACLE)) -> None:
     """Draw a measure of every arm: a curve over r, and flat bands for what has no r."""
     for label in others:
-        flat: Interval = value(at_budget(label, budget))
+        flat: Estimate = value(at_budget(label, budget))
         ends = [min(study.ratios), max(study.ratios)]
         draw_curve(ax, ends, [flat, flat], label, colour=COLOURS[label], dashed=True)
     curve = [value(at_budget(ratio_name(ratio), budget)) for ratio in study.ratios]
@@ -63,7 +63,7 @@ def overlap_matrix(study: PromptAwareness, budget: float) -> Figure:
     """Draw the Jaccard index of what any two arms keep at a budget."""
     labels = [*study.labels, *OTHERS]
     arms = [at_budget(label, budget) for label in labels]
-    values = np.array([[study.overlap(a, b).estimate for b in arms] for a in arms])
+    values = np.array([[study.overlap(a, b).value for b in arms] for a in arms])
     fig, ax = figures.new_figure(figures.DOUBLE, 4.6)
     figures.draw_matrix(ax, values, labels, labels, vmin=0, vmax=1, label="overlap (Jaccard index)")
     return fig

@@ -14,7 +14,7 @@ import numpy as np
 from visionpulse_analysis.experiments.conditions import first_choices
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.metrics.attention import coverage, jaccard, jaccard_null
-from visionpulse_analysis.metrics.statistics import Interval, cluster_bootstrap, paired_difference, permutation_test
+from visionpulse_analysis.metrics.statistics import Estimate, cluster_bootstrap, paired_difference, permutation_test
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners import make_pruner
 from visionpulse_analysis.pruners.base import Pruner
@@ -71,19 +71,19 @@ class PromptAwareness:
         """What is decoded at every budget."""
         return [*map(ratio_name, self.ratios), RANDOM, ORACLE]
 
-    def held(self, arm: str) -> Interval:
+    def held(self, arm: str) -> Estimate:
         """Share of the relevance on the patches that an arm keeps."""
         return _mean(self._held(arm))
 
-    def held_gain(self, arm: str, over: str) -> Interval:
+    def held_gain(self, arm: str, over: str) -> Estimate:
         """The same, minus that of another arm, paired by sample."""
         return paired_difference(self._held(over), self._held(arm))
 
-    def gain(self, arm: str, over: str) -> Interval | None:
+    def gain(self, arm: str, over: str) -> Estimate | None:
         """Accuracy of an arm minus that of another, paired by sample; None without ground truth."""
         return advantage(self.frontier, arm, over)
 
-    def overlap(self, arm: str, other: str) -> Interval:
+    def overlap(self, arm: str, other: str) -> Estimate:
         """Jaccard index of what two arms keep."""
         return _mean(self._overlaps(arm, other)[0])
 
@@ -91,14 +91,14 @@ class PromptAwareness:
         """Jaccard index of random sets of the same sizes, mean over samples."""
         return float(self._overlaps(arm, other)[1].mean())
 
-    def gain_test(self, arm: str, over: str) -> tuple[Interval, float]:
+    def gain_test(self, arm: str, over: str) -> tuple[Estimate, float]:
         """Accuracy of an arm minus that of another, or relevance held where answers are unknown, and its exact p."""
         found = pair(self.frontier, arm, over)
         if found is not None:
             return found.change, found.p
         return self.held_gain(arm, over), permutation_test(self._held(over), self._held(arm)).p
 
-    def overlap_test(self, arm: str, other: str) -> tuple[Interval, float]:
+    def overlap_test(self, arm: str, other: str) -> tuple[Estimate, float]:
         """Jaccard index of what two arms keep minus that of random sets of the same sizes, and its p."""
         found, random = self._overlaps(arm, other)
         return _mean(found - random), permutation_test(random, found).p
@@ -118,9 +118,9 @@ class PromptAwareness:
                 gain = self.gain(arm, random)
                 found[arm] = {
                     **self.frontier.points[arm].numbers(),
-                    "gain_over_random": None if gain is None else gain.to_dict(),
-                    "held": self.held(arm).to_dict(),
-                    "overlap_with_oracle": self.overlap(arm, oracle).to_dict(),
+                    "gain_over_random": None if gain is None else gain.to_json(),
+                    "held": self.held(arm).to_json(),
+                    "overlap_with_oracle": self.overlap(arm, oracle).to_json(),
                 }
         return found
 
@@ -151,5 +151,5 @@ def prompt_awareness(
     return PromptAwareness(list(ratios), list(budgets), measured, kept, relevance)
 
 
-def _mean(values: np.ndarray) -> Interval:
+def _mean(values: np.ndarray) -> Estimate:
     return cluster_bootstrap(values, np.arange(len(values)), method="studentized")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from visionpulse_analysis.metrics.statistics import Interval, Verdict, judge
+from visionpulse_analysis.metrics.statistics import Claim, Estimate, judge
 from visionpulse_analysis.studies.prompt_awareness.measure import (
     ORACLE,
     OTHERS,
@@ -18,7 +18,6 @@ from visionpulse_analysis.studies.prompt_awareness.measure import (
 )
 from visionpulse_analysis.studies.shared.against_dense import RULE, cut_off_sentences, ended_length, listed
 from visionpulse_analysis.studies.shared.intervals import show
-from visionpulse_analysis.studies.three_stages.report import span
 
 SHARES = "share of the relevance held"  # what is compared where the answers are not known
 OVERLAP = "overlap"
@@ -39,19 +38,19 @@ def table(study: PromptAwareness) -> pd.DataFrame:
             point, gain = study.frontier.points[arm], study.gain(arm, random)
             row = {}
             if point.change.truth is not None:
-                row["accuracy"] = f"{100 * point.change.truth.accuracy.estimate:.0f} %"
+                row["accuracy"] = f"{100 * point.change.truth.accuracy.value:.0f} %"
                 row["against dense, points"] = show(point.change.truth.change, unit="")
                 row["against random, points"] = show(gain, unit="")
             row["tokens, both ended"] = ended_length(point.change)
             row["cut off"] = f"{point.change.cut_off.n_arm} of {point.change.n_pairs}"
             row[SHARES] = show(study.held(arm), sign=False)
-            row["overlap with the oracle"] = span(study.overlap(arm, oracle))
-            row["with r = 0"] = span(study.overlap(arm, at_budget(ratio_name(study.ratios[0]), budget)))
+            row["overlap with the oracle"] = f"{study.overlap(arm, oracle):.2g}"
+            row["with r = 0"] = f"{study.overlap(arm, at_budget(ratio_name(study.ratios[0]), budget)):.2g}"
             rows[arm] = row
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def gain(study: PromptAwareness, first: str, second: str, budget: float) -> Interval:
+def gain(study: PromptAwareness, first: str, second: str, budget: float) -> Estimate:
     """Accuracy of one label minus another's at a budget, or, without known answers, relevance held."""
     return study.gain_test(at_budget(first, budget), at_budget(second, budget))[0]
 
@@ -59,7 +58,7 @@ def gain(study: PromptAwareness, first: str, second: str, budget: float) -> Inte
 def best_ratios(study: PromptAwareness, budget: float) -> str:
     """The core share that held most accuracy, or relevance, and those that are not told apart from it."""
     names = [ratio_name(ratio) for ratio in study.ratios]
-    best = names[int(np.argmax([gain(study, name, RANDOM, budget).estimate for name in names]))]
+    best = names[int(np.argmax([gain(study, name, RANDOM, budget).value for name in names]))]
     others = [name for name in names if name != best]
     tests = {name: study.gain_test(at_budget(name, budget), at_budget(best, budget)) for name in others}
     judged = judge(tests, f"{len(tests)} core shares against the best") if tests else {}
@@ -98,17 +97,17 @@ def paper_table(study: PromptAwareness, budget: float) -> pd.DataFrame:
         ),
         f"overlap of {names[only]} and {names[diverse]}": (
             "not reported",
-            f"{span(study.overlap(*kept))}, by chance {study.chance(*kept):.2g}",
+            f"{study.overlap(*kept):.2g}, by chance {study.chance(*kept):.2g}",
         ),
         f"overlap of {mix} with the oracle": (
             "not reported",
-            f"{span(study.overlap(at_budget(mix, budget), oracle))}, "
+            f"{study.overlap(at_budget(mix, budget), oracle):.2g}, "
             f"by chance {study.chance(at_budget(mix, budget), oracle):.2g}",
         ),
         **{
             f"overlap of {mix} with {label}": (
                 "not reported",
-                span(study.overlap(at_budget(mix, budget), at_budget(label, budget))),
+                f"{study.overlap(at_budget(mix, budget), at_budget(label, budget)):.2g}",
             )
             for label in OTHERS
         },
@@ -116,7 +115,7 @@ def paper_table(study: PromptAwareness, budget: float) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=["papers", "here"])
 
 
-def judged_claims(study: PromptAwareness, budget: float) -> dict[tuple[str, str], Verdict]:
+def judged_claims(study: PromptAwareness, budget: float) -> dict[tuple[str, str], Claim]:
     """What is judged at a budget, all as one family: (first, second) -> the first minus the second.
 
     Accuracy, or relevance held where answers are unknown; against "overlap", what an arm and the oracle both keep,
@@ -133,7 +132,7 @@ def judged_claims(study: PromptAwareness, budget: float) -> dict[tuple[str, str]
 
 def numbers(study: PromptAwareness, budget: float) -> dict[str, Any]:
     """Every arm, and what is judged at one budget, JSON-ready; ``judged`` : (first, second, verdict)."""
-    judged = [(*names, verdict.numbers()) for names, verdict in judged_claims(study, budget).items()]
+    judged = [(*names, verdict.to_json()) for names, verdict in judged_claims(study, budget).items()]
     return {**study.numbers(), "compared": budget, "judged": judged}
 
 
@@ -149,11 +148,11 @@ def verdicts(study: PromptAwareness, budget: float) -> str:
             overlap = study.overlap(at_budget(first, budget), at_budget(ORACLE, budget))
             chance = study.chance(at_budget(first, budget), at_budget(ORACLE, budget))
             lines.append(
-                f"What {names[first]} keeps and what the oracle keeps ({span(overlap)}; random sets {chance:.2g}) "
+                f"What {names[first]} keeps and what the oracle keeps ({overlap:.2g}; random sets {chance:.2g}) "
                 f"{OVERLAPS[verdict.decision]}."
             )
             continue
-        claim = f"{names[first]} against {names[second]}: {what} {show(verdict.effect, unit=' points')}"
+        claim = f"{names[first]} against {names[second]}: {what} {show(verdict.estimate, unit=' points')}"
         lines.append(f"{claim}, {GAINS[verdict.decision]}{_beside(first, second, mix, diverse, verdict)}.")
     arms = [at_budget(label, budget) for label in study.labels]
     lines += cut_off_sentences({arm: study.frontier.changes[arm] for arm in arms}, study.frontier.limit)
@@ -170,7 +169,7 @@ def names_of_ends(study: PromptAwareness) -> dict[str, str]:
     }
 
 
-def _beside(first: str, second: str, mix: str, diverse: str, verdict: Verdict) -> str:
+def _beside(first: str, second: str, mix: str, diverse: str, verdict: Claim) -> str:
     """What the paper says of the same difference, or what it means for the oracle."""
     if (first, second) == (mix, diverse) and verdict.decision != "not shown":
         return ", as the paper says" if verdict.decision == "rises" else ", unlike in the paper"

@@ -66,7 +66,7 @@ def frontier_figure(compared: Comparison) -> Figure:
 @style()
 def _draw_panel(ax: Axes, compared: Comparison, family: str, value: Value) -> None:
     rivals, points = all_rivals(), compared.frontier.points
-    dense = value(compared.frontier.dense).estimate
+    dense = value(compared.frontier.dense).value
     ax.axhline(100 * dense if np.isfinite(dense) else 0, color=GREY, linewidth=0.8, linestyle="--", zorder=1)
     members = [label for label in compared.arms if rivals[label].family == family]
     behind = [label for label in compared.arms if rivals[label].family == PULSE]
@@ -77,7 +77,7 @@ def _draw_panel(ax: Axes, compared: Comparison, family: str, value: Value) -> No
         own = [name for name in compared.arms[label] if name.endswith(OWN)]
         matched = [name for name in compared.arms[label] if name not in own]
         for of_kind, hollow in ((matched, False), (own, True)):
-            names = [name for name in of_kind if np.isfinite(value(points[name]).estimate)]
+            names = [name for name in of_kind if np.isfinite(value(points[name]).value)]
             if not names or (at is None and hollow):
                 continue
             y, low, high = (100 * one for one in ends([value(points[name]) for name in names]))

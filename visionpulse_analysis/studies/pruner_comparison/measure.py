@@ -10,7 +10,7 @@ import numpy as np
 
 from visionpulse_analysis.experiments.conditions import Outcome, decode_arms
 from visionpulse_analysis.experiments.samples import Sample
-from visionpulse_analysis.metrics.statistics import Interval, paired_difference
+from visionpulse_analysis.metrics.statistics import Estimate, paired_difference
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners import KeepAll, list_pruners, make_pruner
 from visionpulse_analysis.pruners.base import Pruner
@@ -161,7 +161,7 @@ class Comparison:
     kept: dict[str, float]
     costs: dict[str, dict[str, np.ndarray]]
 
-    def cost_change(self, arm: str, cost: str) -> Interval:
+    def cost_change(self, arm: str, cost: str) -> Estimate:
         """Cost of an arm relative to dense, paired by sample: -0.3 is 30 % less."""
         return paired_difference(self.costs[DENSE][cost], self.costs[arm][cost], relative=True)
 
@@ -170,7 +170,7 @@ class Comparison:
         found = {name: {**point.numbers(), "change": point.change.numbers()} for name, point in self._points()}
         for name in found:
             found[name] |= {"retention": self.kept[name], "retention_last_layer": found[name]["retention"]}
-            found[name]["costs"] = {cost: self.cost_change(name, cost).to_dict() for cost in COSTS}
+            found[name]["costs"] = {cost: self.cost_change(name, cost).to_json() for cost in COSTS}
         return found
 
     def _points(self):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from visionpulse_analysis.metrics.statistics import Verdict
+from visionpulse_analysis.metrics.statistics import Claim
 from visionpulse_analysis.studies.frontier.measure import judge_pairs
 from visionpulse_analysis.studies.pruner_comparison.measure import REFERENCE, Comparison, all_rivals, arm_name
 from visionpulse_analysis.studies.pruner_comparison.settings import near
@@ -67,7 +67,7 @@ def table(compared: Comparison) -> pd.DataFrame:
             row["kept"] = f"{100 * compared.kept[name]:.1f} %"
             row["at last layer"] = f"{100 * point.retention:.1f} %"
             if point.change.truth is not None:
-                row["accuracy"] = f"{100 * point.change.truth.accuracy.estimate:.0f} %"
+                row["accuracy"] = f"{100 * point.change.truth.accuracy.value:.0f} %"
                 row["change, points"] = show(point.change.truth.change, unit="")
             row["tokens, both ended"] = ended_length(point.change)
             row["cut off"] = f"{point.change.cut_off.n_arm} of {point.change.n_pairs}"
@@ -79,7 +79,7 @@ def table(compared: Comparison) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def shown(verdicts: Mapping[str, Verdict]) -> str:
+def shown(verdicts: Mapping[str, Claim]) -> str:
     """What is shown of an arm by the adjusted tests: "accuracy falls, cut off rises"; empty if nothing is."""
     decided = {outcome: verdict.decision for outcome, verdict in verdicts.items()}
     return ", ".join(f"{outcome} {how}" for outcome, how in decided.items() if how != "not shown")
@@ -122,7 +122,7 @@ def ordering(compared: Comparison, budget: float) -> dict[str, list[str]]:
     return groups
 
 
-def ending(verdicts: Mapping[str, Verdict], paper: Mapping[str, str]) -> str:
+def ending(verdicts: Mapping[str, Claim], paper: Mapping[str, str]) -> str:
     """What the decisions on one arm say, beside what the paper reports (outcome -> decision)."""
     if all(verdict.decision == "not shown" for verdict in verdicts.values()):
         return f"no change is shown, of {' or of '.join(NAMES[outcome] for outcome in verdicts)}"
@@ -135,7 +135,7 @@ def ending(verdicts: Mapping[str, Verdict], paper: Mapping[str, str]) -> str:
     return "; ".join(said)
 
 
-def against_others(compared: Comparison, budget: float) -> dict[str, Verdict]:
+def against_others(compared: Comparison, budget: float) -> dict[str, Claim]:
     """Accuracy of VisionPulse minus that of every other arm at this budget, one family; empty without known answers."""
     pulse = arm_name(PULSE, budget)
     others = [arm_name(label, budget) for label in compared.arms if label != PULSE] + [arm_name(NAMED, None)]
@@ -147,13 +147,13 @@ def numbers(compared: Comparison, budget: float) -> dict[str, Any]:
     """Every arm, and what the sentences about one budget say, JSON-ready."""
     judged, found = judge_rivals(compared), compared.numbers()
     for name, verdicts_of in judged.items():
-        found[name]["verdicts"] = {outcome: one.numbers() for outcome, one in verdicts_of.items()}
+        found[name]["verdicts"] = {outcome: one.to_json() for outcome, one in verdicts_of.items()}
     return {
         "arms": found,
         "compared": budget,
         "limit": compared.frontier.limit,
         "ordering": ordering(compared, budget),
-        "VisionPulse against": {name: one.numbers() for name, one in against_others(compared, budget).items()},
+        "VisionPulse against": {name: one.to_json() for name, one in against_others(compared, budget).items()},
     }
 
 
@@ -163,7 +163,7 @@ def _about_pulse(compared: Comparison, budget: float, judged: Judged) -> list[st
     lines = []
     if pulse in judged:
         verdict = judged[pulse].get(ACCURACY)
-        left = "" if verdict is None or verdict.decision != "not shown" else f" ({still_open(verdict.effect)})"
+        left = "" if verdict is None or verdict.decision != "not shown" else f" ({still_open(verdict.estimate)})"
         lines.append(f"{pulse}: {ending(judged[pulse], PAPER_PULSE)}{left}.")
     groups = {how: [n for n, one in others.items() if one.decision == how] for how in COMPARED}
     told = [f"{COMPARED[how]} {listed(members)}" for how, members in groups.items() if members]

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from visionpulse_analysis.metrics.statistics import Interval, Verdict, judge
+from visionpulse_analysis.metrics.statistics import Claim, Estimate, judge
 from visionpulse_analysis.studies.shared.intervals import show
 from visionpulse_analysis.studies.trace_length.measure import Change
 
 ACCURACY, LENGTH, CUT_OFF = OUTCOMES = ("accuracy", "length", "cut off")
 COMPARED = {"rises": "more accurate than", "falls": "less accurate than", "not shown": "not told apart from"}
-Judged = dict[str, dict[str, Verdict]]  # arm -> one of `OUTCOMES` -> its verdict
+Judged = dict[str, dict[str, Claim]]  # arm -> one of `OUTCOMES` -> its verdict
 RULE = "Exact tests over samples decide, adjusted by Holm among all of these; an interval in brackets is of one alone."
 
 
@@ -21,7 +21,7 @@ def judge_arms(changes: Mapping[str, Change]) -> Judged:
 
     Lengths are those of the pairs in which both traces ended.
     """
-    tests: dict[tuple[str, str], tuple[Interval, float]] = {}
+    tests: dict[tuple[str, str], tuple[Estimate, float]] = {}
     for arm, change in changes.items():
         if change.truth is not None:
             tests[arm, ACCURACY] = (change.truth.change, change.truth.p)
@@ -38,7 +38,7 @@ def family_sentence(judged: Judged) -> str:
     return f"{one.family[0].upper()}{one.family[1:]}: {one.size} tests. {RULE} Lengths are of pairs that both ended."
 
 
-def still_open(effect: Interval) -> str:
+def still_open(effect: Estimate) -> str:
     """What loss an effect that is not shown may still be, by its interval: "a loss of up to 9.6 points is open"."""
     if np.isnan(effect.low):
         return "how large a loss is open cannot be said of so few samples"

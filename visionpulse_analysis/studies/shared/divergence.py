@@ -13,7 +13,7 @@ from visionpulse_analysis import figures
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.explorer.alignment import Alignment, align
 from visionpulse_analysis.figures import DOUBLE
-from visionpulse_analysis.metrics.statistics import Interval, cluster_bootstrap, proportion_interval
+from visionpulse_analysis.metrics.statistics import Estimate, cluster_bootstrap, proportion_interval
 from visionpulse_analysis.testbed.scenes.truth import annotate
 
 
@@ -64,17 +64,17 @@ class Divergences:
     all_kinds : the same shares among all dense tokens, what would be expected if any token could be the first.
     """
 
-    equal: Interval
+    equal: Estimate
     steps: np.ndarray
-    at_kind: dict[str, Interval]
+    at_kind: dict[str, Estimate]
     all_kinds: dict[str, float]
 
     def numbers(self) -> dict[str, Any]:
         """Headline numbers, JSON-ready."""
         return {
-            "equal": self.equal.to_dict(),
+            "equal": self.equal.to_json(),
             "median_first_difference": float(np.median(self.steps)) if len(self.steps) else None,
-            "at_kind": {kind: share.to_dict() for kind, share in self.at_kind.items()},
+            "at_kind": {kind: share.to_json() for kind, share in self.at_kind.items()},
             "all_kinds": self.all_kinds,
         }
 
@@ -86,7 +86,7 @@ def first_divergences(
     found = [compare_tokens(a, b) for a, b in zip(dense, pruned, strict=True)]
     apart = [number for number, one in enumerate(found) if one.divergence is not None]
     steps = np.array([found[number].divergence for number in apart], dtype=int)
-    at_kind: dict[str, Interval] = {}
+    at_kind: dict[str, Estimate] = {}
     all_kinds: dict[str, float] = {}
     scenes = [sample.scene for sample in samples if sample.scene is not None]
     if apart and len(scenes) == len(samples):
@@ -151,7 +151,7 @@ def strips(comparison: Comparison) -> Figure:
     return fig
 
 
-def mean_first_difference(divergences: Divergences) -> Interval | None:
+def mean_first_difference(divergences: Divergences) -> Estimate | None:
     """Mean first step that differs, over the traces that do; None when none does."""
     steps = divergences.steps
     return cluster_bootstrap(steps.astype(float), np.arange(len(steps)), method="studentized") if len(steps) else None

@@ -8,7 +8,6 @@ import numpy as np
 
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.models.loading import VLM
-from visionpulse_analysis.studies.shared.intervals import plain
 from visionpulse_analysis.studies.shared.paired import mean_of_ended
 from visionpulse_analysis.studies.shared.per_trace import Arm
 from visionpulse_analysis.traces import Trace
@@ -30,7 +29,7 @@ def measured_on(vlm: VLM, samples: Sequence[Sample], dense: Arm, share: float | 
     ended = (
         "no dense trace ended"
         if dense.finished.sum() == 0
-        else (f"dense traces that ended hold {plain(length.to_dict())} tokens on average")
+        else (f"dense traces that ended hold {length:.2f} tokens on average")
     )
     cut = int((~dense.finished).sum())
     kept = np.maximum(1, np.floor((share or 0) * patches).astype(int))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from visionpulse_analysis.metrics.statistics import (
-    Interval,
+    Estimate,
     cluster_bootstrap,
     mcnemar,
     paired_difference,
@@ -29,13 +29,13 @@ class CutOff:
 
     Attributes
     ----------
-    dense, arm : Interval
+    dense, arm : Estimate
         Share of the traces cut off, with a score interval.
     n_dense, n_arm : int
         How many those are.
     only_dense, only_arm : int
         Pairs in which one of the two alone was cut off.
-    change : Interval
+    change : Estimate
         Share cut off, arm minus dense.
     p : float
         Of its exact test, as in `PairedRight`.
@@ -46,13 +46,13 @@ class CutOff:
         The same for pairs cut off in dense alone: their change is at most that, negative where they became shorter.
     """
 
-    dense: Interval
-    arm: Interval
+    dense: Estimate
+    arm: Estimate
     n_dense: int
     n_arm: int
     only_dense: int
     only_arm: int
-    change: Interval
+    change: Estimate
     p: float
     at_least: float
     at_most: float
@@ -70,13 +70,13 @@ class PairedLengths:
     ----------
     n_pairs, n_both : int
         All pairs, and those in which both traces ended. All that follows is about the latter, but `cut_off`.
-    dense_length, arm_length : Interval
+    dense_length, arm_length : Estimate
         Mean tokens per trace.
-    length, tokens : Interval
+    length, tokens : Estimate
         Change of the mean length, arm minus dense: relative to dense, -0.12 = 12 % fewer, and in tokens per trace.
     p : float
         Of the test of no change of length: exact, signs of whole samples flipped. NaN for a single sample.
-    shorter, equal, longer : Interval
+    shorter, equal, longer : Estimate
         Shares of the pairs.
     cut_off : CutOff
         Over all pairs.
@@ -84,14 +84,14 @@ class PairedLengths:
 
     n_pairs: int
     n_both: int
-    dense_length: Interval
-    arm_length: Interval
-    length: Interval
-    tokens: Interval
+    dense_length: Estimate
+    arm_length: Estimate
+    length: Estimate
+    tokens: Estimate
     p: float
-    shorter: Interval
-    equal: Interval
-    longer: Interval
+    shorter: Estimate
+    equal: Estimate
+    longer: Estimate
     cut_off: CutOff
 
     def numbers(self) -> dict[str, Any]:
@@ -105,9 +105,9 @@ class PairedRight:
 
     Attributes
     ----------
-    dense_accuracy, accuracy : Interval
+    dense_accuracy, accuracy : Estimate
         Shares right.
-    change : Interval
+    change : Estimate
         Arm minus dense.
     p : float
         Of the exact test that flips whole samples; with one seed that is McNemar's. NaN for a single sample.
@@ -115,9 +115,9 @@ class PairedRight:
         Pairs right in dense only, in the arm only.
     """
 
-    dense_accuracy: Interval
-    accuracy: Interval
-    change: Interval
+    dense_accuracy: Estimate
+    accuracy: Estimate
+    change: Estimate
     p: float
     lost: int
     won: int
@@ -204,7 +204,7 @@ def paired_right(
     )
 
 
-def mean_of_ended(tokens: np.ndarray, finished: np.ndarray, clusters: np.ndarray, *, unit: str = "sample") -> Interval:
+def mean_of_ended(tokens: np.ndarray, finished: np.ndarray, clusters: np.ndarray, *, unit: str = "sample") -> Estimate:
     """Mean length of the traces that ended, int [trace] and bool [trace]; NaN where none did."""
     ended = np.asarray(finished, bool)
     if not ended.any():
@@ -213,10 +213,10 @@ def mean_of_ended(tokens: np.ndarray, finished: np.ndarray, clusters: np.ndarray
     return cluster_bootstrap(lengths, np.asarray(clusters)[ended], unit=unit, method="studentized")
 
 
-def nothing_ended(unit: str = "sample") -> Interval:
+def nothing_ended(unit: str = "sample") -> Estimate:
     """What is known about the pairs that ended both times where there is none."""
     why = "no pair ended within the limit both times"
-    return Interval(np.nan, np.nan, np.nan, 0, 0, 0.95, "none", unit, why)
+    return Estimate(np.nan, np.nan, np.nan, 0, 0, 0.95, "none", unit, why)
 
 
 def _compare_ended(a: np.ndarray, b: np.ndarray, whose: np.ndarray, unit: str) -> dict[str, Any]:
@@ -256,9 +256,9 @@ def _compare_cut_off(
 
 
 def plain(value: Any) -> Any:
-    """Anything of a comparison as JSON takes it: what has `numbers` or `to_dict` by these, NaN as None."""
-    if isinstance(value, Interval):
-        return value.to_dict()
+    """Anything of a comparison as JSON takes it: what has `numbers` or `to_json` by these, NaN as None."""
+    if hasattr(value, "to_json"):
+        return value.to_json()
     if hasattr(value, "numbers"):
         return value.numbers()
     if isinstance(value, Mapping):

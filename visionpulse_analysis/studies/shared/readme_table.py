@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from visionpulse_analysis.figures import read_provenance
+from visionpulse_analysis.metrics.estimate import Estimate
 from visionpulse_analysis.studies.efficiency.measure import times
 from visionpulse_analysis.studies.mass_and_usage.report import about_need
 from visionpulse_analysis.studies.quickstart.report import trace_sentence
 from visionpulse_analysis.studies.shared.against_dense import COMPARED, listed
-from visionpulse_analysis.studies.shared.intervals import nats, plain, points, share
 from visionpulse_analysis.studies.step_dependence.fixed_set_report import conclusions
 
 ROOT = Path(__file__).parents[3]
@@ -35,6 +35,22 @@ HEADLINES = {
     "10_three_stages": "Are there three stages of depth: image skipped, read, no longer needed?",
     "11_prompt_awareness": "Keep what the question names, or what covers the image?",
 }
+
+
+def share(estimate: dict[str, Any]) -> str:
+    return f"{Estimate.from_json(estimate):.1%}"
+
+
+def points(estimate: dict[str, Any]) -> str:
+    return f"{Estimate.from_json(estimate):.1p}"
+
+
+def plain(estimate: dict[str, Any]) -> str:
+    return f"{Estimate.from_json(estimate):.2f}"
+
+
+def nats(estimate: dict[str, Any]) -> str:
+    return f"{Estimate.from_json(estimate):.2g nats}"
 
 
 def found_00(n: dict[str, Any]) -> str:

@@ -14,7 +14,6 @@ from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.experiments.stored_traces import picture_of
 from visionpulse_analysis.figures import DOUBLE, SINGLE
 from visionpulse_analysis.figures.style import GREY
-from visionpulse_analysis.metrics.statistics import Interval
 from visionpulse_analysis.studies.step_dependence.fixed_set_report import draw_same_word
 from visionpulse_analysis.studies.step_dependence.fixed_sets import FixedSets
 from visionpulse_analysis.studies.step_dependence.measure import StepDependence, masses_of, rows_of
@@ -90,7 +89,7 @@ def draw_mass(ax: Axes, trace: Trace, layer: int, steps: list[int], text_below: 
 def draw_overlap(ax: Axes, study: StepDependence) -> Axes:
     """Draw the overlap of critical sets by their distance in steps, with the null of random sets."""
     lags = np.arange(1, len(study.lag_overlap) + 1)
-    _curve(ax, lags, study.lag_overlap, "two steps")
+    figures.draw_curve(ax, lags, study.lag_overlap, "two steps")
     _level(ax, lags, study.null_overlap, "random sets")
     ax.set(xlabel="distance in steps", ylabel=f"overlap of top {100 * study.fraction:g} % (Jaccard)")
     ax.set_ylim(0, None)
@@ -99,8 +98,8 @@ def draw_overlap(ax: Axes, study: StepDependence) -> Axes:
 
 def draw_coverage(ax: Axes, study: StepDependence) -> Axes:
     """Draw how much of each step's image mass its own critical set, the prefill's and a random one hold."""
-    _curve(ax, study.steps, study.own_coverage, "own")
-    _curve(ax, study.steps, study.prefill_coverage, "prefill's")
+    figures.draw_curve(ax, study.steps, study.own_coverage, "own")
+    figures.draw_curve(ax, study.steps, study.prefill_coverage, "prefill's")
     _level(ax, study.steps, study.null_coverage, "random")
     ax.set(xlabel="step", ylabel=f"image mass in top {100 * study.fraction:g} %")
     ax.set_ylim(0, None)
@@ -111,9 +110,9 @@ def draw_object_share(ax: Axes, truth: ObjectAttention) -> Axes:
     """Draw by kind of token how much of the image mass lies on the object named, and on one that is not."""
     bars = {}
     if truth.other:  # else no scene holds a second object
-        other = [truth.other[kind].estimate if kind in truth.other else 0.0 for kind in truth.share]
+        other = [truth.other[kind].value if kind in truth.other else 0.0 for kind in truth.share]
         bars = {"null_low": [0.0] * len(other), "null_high": other, "null_label": "an object not named"}
-    _intervals(ax, truth.share, xlabel="share of image mass", reference=truth.chance, **bars)
+    figures.draw_estimates(ax, truth.share, xlabel="share of image mass", reference=truth.chance, **bars)
     ax.set_xlim(0, None)
     return ax
 
@@ -150,13 +149,13 @@ def draw_words(ax: Axes, study: StepDependence, most: int) -> Axes:
         return ax
     names = names if len(names) <= most else [*names[: most // 2], *names[-most // 2 :]]
     chosen = {figures.token_label(name): study.words[name] for name in names}
-    return _intervals(ax, chosen, xlabel="visual attention mass", reference=study.text_below)
+    return figures.draw_estimates(ax, chosen, xlabel="visual attention mass", reference=study.text_below)
 
 
 def draw_kinds(ax: Axes, truth: ObjectAttention, text_below: float) -> Axes:
     """Draw the image mass of the steps by the kind of token they produce."""
-    by_mass = dict(sorted(truth.mass.items(), key=lambda item: -item[1].estimate))
-    return _intervals(ax, by_mass, xlabel="visual attention mass", reference=text_below)
+    by_mass = dict(sorted(truth.mass.items(), key=lambda item: -item[1].value))
+    return figures.draw_estimates(ax, by_mass, xlabel="visual attention mass", reference=text_below)
 
 
 def headline(
@@ -216,18 +215,5 @@ def _legend(ax: Axes) -> None:
         figures.draw_legend(ax)
 
 
-def _curve(ax: Axes, x: Sequence[int] | np.ndarray, intervals: list[Interval], label: str) -> None:
-    y, low, high = (np.array([getattr(i, end) for i in intervals]) for end in ("estimate", "low", "high"))
-    # Without an interval (equal values, or one sample) the band closes on the line.
-    figures.draw_line_band(ax, x, y, np.where(np.isnan(low), y, low), np.where(np.isnan(high), y, high), label)
-
-
 def _level(ax: Axes, x: Sequence[int] | np.ndarray, value: float, label: str) -> None:
     figures.draw_line_band(ax, x, np.full(len(x), value), label=label, colour=GREY, dashed=True)
-
-
-def _intervals(ax: Axes, named: dict[str, Interval], **options) -> Axes:
-    estimate = [i.estimate for i in named.values()]
-    low = [i.estimate if np.isnan(i.low) else i.low for i in named.values()]
-    high = [i.estimate if np.isnan(i.high) else i.high for i in named.values()]
-    return figures.draw_interval(ax, list(named), estimate, low, high, **options)

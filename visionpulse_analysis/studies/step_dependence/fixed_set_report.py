@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from visionpulse_analysis import figures
-from visionpulse_analysis.metrics.statistics import Interval, Verdict, judge
-from visionpulse_analysis.studies.shared.intervals import draw_named, points, scaled, share, show
+from visionpulse_analysis.metrics.estimate import UNKNOWN, Estimate
+from visionpulse_analysis.metrics.statistics import Claim, judge
 from visionpulse_analysis.studies.shared.per_trace import Arm
 from visionpulse_analysis.studies.step_dependence.fixed_sets import (
     FIXED,
@@ -84,12 +84,14 @@ def conclusions(numbers: dict[str, Any]) -> str:
 def _told(sets: dict[str, Any], measure: str, without: str = "") -> str:
     size = f" ({100 * sets[NAMED]['share']:.1f} %)" if NAMED in sets else ""
     names = [name for name in WORDS if name in sets and name != without]
-    return ", ".join(f"{WORDS[name]}{size * (name == NAMED)} {share(sets[name][measure])}" for name in names)
+    return ", ".join(
+        f"{WORDS[name]}{size * (name == NAMED)} {Estimate.from_json(sets[name][measure]):.1%}" for name in names
+    )
 
 
 def _follows(worse: Mapping[str, dict[str, Any]], without: str = "") -> str:
     told = {name: verdict for name, verdict in worse.items() if name != without}
-    changes = {name: points(verdict["effect"]) for name, verdict in told.items()}
+    changes = {name: f"{Estimate.from_json(verdict['effect']):.1p}" for name, verdict in told.items()}
     return conclusion({name: verdict["decision"] for name, verdict in told.items()}, changes)
 
 
@@ -98,7 +100,7 @@ def conclusion(decisions: Mapping[str, str], changes: Mapping[str, str]) -> str:
 
     Parameters
     ----------
-    decisions : name of each fixed set, `PREFILL` among them -> decision of its `Verdict` against sets by step
+    decisions : name of each fixed set, `PREFILL` among them -> decision of its `Claim` against sets by step
     changes : the same names -> the change as text
     """
     lose = [name for name, decision in decisions.items() if decision == "falls"]
@@ -138,11 +140,11 @@ def sets_table(study: FixedSets) -> pd.DataFrame:
         rows[name] = {
             "set": "one" if name in (*FIXED, ONCE) else "by step",
             "kept": f"{100 * one.share:.1f} %",
-            "image mass on it": show(one.mass, sign=False),
-            "steps in need, unharmed": show(one.unharmed, sign=False),
-            "steps in need, same word": show(one.same_word, sign=False),
-            "traces without a harmed step": show(one.whole, sign=False),
-            "object named, all of it kept": show(one.named, sign=False),
+            "image mass on it": f"{one.mass:.1%}",
+            "steps in need, unharmed": _percent_or_unknown(one.unharmed),
+            "steps in need, same word": _percent_or_unknown(one.same_word),
+            "traces without a harmed step": _percent_or_unknown(one.whole),
+            "object named, all of it kept": _percent_or_unknown(one.named),
             **{
                 f"{words}, against own": _against(study.worse[measure].get(name))
                 for measure, words in SHORT.items()
@@ -152,14 +154,18 @@ def sets_table(study: FixedSets) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _against(verdict: Verdict | None) -> str:
-    return "" if verdict is None else f"{show(verdict.effect, unit='')}, p {verdict.adjusted:.2g}"
+def _percent_or_unknown(estimate: Estimate | None) -> str:
+    return UNKNOWN if estimate is None else f"{estimate:.1%}"
+
+
+def _against(verdict: Claim | None) -> str:
+    return "" if verdict is None else f"{verdict.estimate:+.1p}, p {verdict.adjusted:.2g}"
 
 
 def draw_same_word(ax: Axes, study: FixedSets) -> Axes:
     """Draw how many of the steps that need the image keep their word when they see only a set."""
     known = {name: one.same_word for name, one in study.sets.items() if one.same_word is not None}
-    draw_named(ax, _percent(known), xlabel="steps in need, same word (%)")
+    figures.draw_estimates(ax, _percent(known), xlabel="steps in need, same word (%)")
     ax.set_xlim(0, 104)
     return ax
 
@@ -175,13 +181,15 @@ def sets_page(study: FixedSets) -> Figure:
     drawn = {label: values for label, values in panels.items() if all(one is not None for one in values.values())}
     fig, axes = figures.new_figure(figures.DOUBLE, 0.22 * len(study.sets) + 0.75, 1, len(drawn), sharey=True)
     for ax, (label, values) in zip(np.atleast_1d(axes), drawn.items(), strict=True):
-        draw_named(ax, _percent({name: one for name, one in values.items() if one is not None}), xlabel=label)
+        figures.draw_estimates(
+            ax, _percent({name: one for name, one in values.items() if one is not None}), xlabel=label
+        )
         ax.set_xlim(0, 104)
     return fig
 
 
-def _percent(named: Mapping[str, Interval]) -> dict[str, Interval]:
-    return {name: scaled(one) for name, one in named.items()}
+def _percent(named: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    return {name: 100 * one for name, one in named.items()}
 
 
 def about_arms(arms: Mapping[str, Arm], step: str, fixed: Mapping[str, str]) -> str:
@@ -199,6 +207,6 @@ def about_arms(arms: Mapping[str, Arm], step: str, fixed: Mapping[str, str]) -> 
     if not tests:
         return "Whether one fixed set would do is not tested: that takes known answers."
     judged = judge(tests, family=f"accuracy of {len(tests)} fixed sets against {step}")
-    told = {label: points(verdict.effect.to_dict()) for label, verdict in judged.items()}
+    told = {label: f"{verdict.estimate:.1p}" for label, verdict in judged.items()}
     follows = conclusion({label: verdict.decision for label, verdict in judged.items()}, told)
     return f"One set for the whole trace against {step}, by accuracy: {follows}"

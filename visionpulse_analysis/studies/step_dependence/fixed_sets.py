@@ -15,7 +15,7 @@ import numpy as np
 from visionpulse_analysis.experiments.interventions.one_step import Replay, keep_exactly
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.metrics.attention import coverage, top_set
-from visionpulse_analysis.metrics.statistics import Interval, Verdict, judge, paired_difference, permutation_test
+from visionpulse_analysis.metrics.statistics import Claim, Estimate, judge, paired_difference, permutation_test
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.studies.step_dependence.measure import mean_over_samples, rows_of, share_over_samples
 from visionpulse_analysis.studies.step_dependence.named_objects import named_patches
@@ -45,11 +45,11 @@ class KeptSet:
     """
 
     share: float
-    mass: Interval
-    unharmed: Interval | None
-    same_word: Interval | None
-    whole: Interval | None
-    named: Interval | None
+    mass: Estimate
+    unharmed: Estimate | None
+    same_word: Estimate | None
+    whole: Estimate | None
+    named: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class FixedSets:
     Attributes
     ----------
     sets : dict of name -> KeptSet, the step's own first.
-    worse : dict of measure -> name -> Verdict
+    worse : dict of measure -> name -> Claim
         For each of `MEASURES` that is known and each of `FIXED`: its change against the step's own set, all of them
         tested together (Holm).
     n_needing : steps that need the image: seeing nothing moves them by more than ``level`` nats.
@@ -72,7 +72,7 @@ class FixedSets:
     n_steps: int
     n_needing: int
     sets: dict[str, KeptSet]
-    worse: dict[str, dict[str, Verdict]]
+    worse: dict[str, dict[str, Claim]]
 
     def numbers(self) -> dict[str, Any]:
         """Everything, JSON-ready."""
@@ -80,7 +80,7 @@ class FixedSets:
             **{name: value for name, value in vars(self).items() if isinstance(value, int | float)},
             "sets": {name: _plain(one) for name, one in self.sets.items()},
             "worse": {
-                measure: {name: verdict.numbers() for name, verdict in one.items()}
+                measure: {name: verdict.to_json() for name, verdict in one.items()}
                 for measure, one in self.worse.items()
             },
         }
@@ -129,7 +129,7 @@ def fixed_sets(
     def of(column: str, name: str) -> list[np.ndarray]:
         return [one[name][column] for one in found if name in one]
 
-    def share(column: str, name: str) -> Interval | None:
+    def share(column: str, name: str) -> Estimate | None:
         columns = of(column, name)
         return share_over_samples(columns) if any(np.isfinite(one).any() for one in columns) else None
 
@@ -224,7 +224,7 @@ def _every(unharmed: np.ndarray) -> np.ndarray:
 
 def _compared(
     found: Sequence[Mapping[str, Mapping[str, np.ndarray]]], names: Sequence[str]
-) -> dict[str, dict[str, Verdict]]:
+) -> dict[str, dict[str, Claim]]:
     """Each fixed set against the step's own, in every measure that is known."""
     tests = {}
     for measure in MEASURES:
@@ -244,4 +244,4 @@ def _compared(
 
 
 def _plain(one: KeptSet) -> dict[str, Any]:
-    return {key: value.to_dict() if isinstance(value, Interval) else value for key, value in vars(one).items()}
+    return {key: value.to_json() if isinstance(value, Estimate) else value for key, value in vars(one).items()}

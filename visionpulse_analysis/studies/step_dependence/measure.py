@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from visionpulse_analysis.metrics.attention import coverage, jaccard_null, overlap_by_lag, overlap_with_first, top_set
-from visionpulse_analysis.metrics.statistics import Interval, cluster_bootstrap
+from visionpulse_analysis.metrics.statistics import Estimate, cluster_bootstrap
 from visionpulse_analysis.traces import Trace
 
 MOST_POINTS = 150  # of a curve over steps: every point is an interval of its own
@@ -27,22 +27,22 @@ class StepDependence:
     steps : list of int
         The steps of all lists by step: as far as half of the samples reach, evenly spaced
         where these are more than 150.
-    mass : list of Interval [step]
+    mass : list of Estimate [step]
         Image mass, 0..1.
-    text_share : Interval
+    text_share : Estimate
         Share of the steps that are text-dominated: image mass below ``text_below``.
-    half_mass_share : Interval
+    half_mass_share : Estimate
         Smallest share of a trace's steps that together hold half of its image mass; 0.5 when all are alike.
-    words : dict of word -> Interval
+    words : dict of word -> Estimate
         Image mass of the steps that produce a word, most visual first; words that enough samples use.
-    lag_overlap : list of Interval [lag - 1]
+    lag_overlap : list of Estimate [lag - 1]
         Jaccard index of the critical sets of steps t and t + lag.
-    prefill_overlap : list of Interval [step]
+    prefill_overlap : list of Estimate [step]
         Jaccard index with the prefill's critical set.
-    prefill_coverage, own_coverage : list of Interval [step]
+    prefill_coverage, own_coverage : list of Estimate [step]
         Share of a step's image mass on the prefill's critical set, and on its own: the most that any set of
         that size can hold.
-    later_overlap, later_coverage, later_own : Interval
+    later_overlap, later_coverage, later_own : Estimate
         Means of the last three over all steps but the prefill.
     null_overlap, null_coverage : float
         What random sets of the same size give, exactly.
@@ -54,32 +54,32 @@ class StepDependence:
     n_samples: int
     n_steps: int
     steps: list[int]
-    mass: list[Interval]
-    mean_mass: Interval
-    text_share: Interval
-    half_mass_share: Interval
-    words: dict[str, Interval]
-    lag_overlap: list[Interval]
-    prefill_overlap: list[Interval]
-    prefill_coverage: list[Interval]
-    own_coverage: list[Interval]
-    later_overlap: Interval
-    later_coverage: Interval
-    later_own: Interval
+    mass: list[Estimate]
+    mean_mass: Estimate
+    text_share: Estimate
+    half_mass_share: Estimate
+    words: dict[str, Estimate]
+    lag_overlap: list[Estimate]
+    prefill_overlap: list[Estimate]
+    prefill_coverage: list[Estimate]
+    own_coverage: list[Estimate]
+    later_overlap: Estimate
+    later_coverage: Estimate
+    later_own: Estimate
     null_overlap: float
     null_coverage: float
 
     def numbers(self) -> dict[str, Any]:
         """Headline numbers, JSON-ready."""
-        single = {name: value for name, value in vars(self).items() if isinstance(value, Interval)}
+        single = {name: value for name, value in vars(self).items() if isinstance(value, Estimate)}
         return {
             "layer": self.layer,
             "fraction": self.fraction,
             "text_below": self.text_below,
             "n_samples": self.n_samples,
             "n_steps": self.n_steps,
-            **{name: interval.to_dict() for name, interval in single.items()},
-            "consecutive_overlap": self.lag_overlap[0].to_dict(),
+            **{name: interval.to_json() for name, interval in single.items()},
+            "consecutive_overlap": self.lag_overlap[0].to_json(),
             "null_overlap": self.null_overlap,
             "null_coverage": self.null_coverage,
         }
@@ -124,14 +124,14 @@ def step_dependence(
     covered = [coverage(row, one[0]) for row, one in zip(rows, sets, strict=True)]
     own = [coverage(row, one) for row, one in zip(rows, sets, strict=True)]
 
-    def mean(columns: Iterable[np.ndarray]) -> Interval:
+    def mean(columns: Iterable[np.ndarray]) -> Estimate:
         return mean_over_samples(columns, n_resamples)
 
     reached = sorted(len(trace) for trace in traces)
     common = reached[(len(traces) - 1) // 2]
     steps = list(range(0, common, -(-common // MOST_POINTS)))
 
-    def by_step(columns: list[np.ndarray]) -> list[Interval]:
+    def by_step(columns: list[np.ndarray]) -> list[Estimate]:
         return [mean(column[t : t + 1] for column in columns) for t in steps]
 
     return StepDependence(
@@ -179,7 +179,7 @@ def masses_of(trace: Trace, layer: int) -> np.ndarray:
 
 def mean_over_samples(
     columns: Iterable[np.ndarray], n_resamples: int = 1000, unit: str = "sample", confidence: float = 0.95
-) -> Interval:
+) -> Estimate:
     """Mean of all values, with an interval that resamples samples; for bool values the score interval of a share.
 
     ``columns`` holds one array of values per sample, which ``unit`` names; NaN is left out. Raises ValueError where
@@ -195,7 +195,7 @@ def mean_over_samples(
     return cluster_bootstrap(values[defined], owners[defined], method=method, **options)
 
 
-def share_over_samples(columns: Iterable[np.ndarray], unit: str = "sample") -> Interval:
+def share_over_samples(columns: Iterable[np.ndarray], unit: str = "sample") -> Estimate:
     """The same for values that are 0 or 1, with an interval that also exists where all are alike."""
     listed = [np.asarray(column, dtype=np.float64) for column in columns]
     values = np.concatenate(listed)
@@ -210,7 +210,7 @@ def _half_mass_share(mass: np.ndarray) -> float:
     return float(np.interp(held[-1] / 2, held, np.arange(len(held))) / len(mass)) if held[-1] > 0 else np.nan
 
 
-def _words(traces: Sequence[Trace], masses: list[np.ndarray], n_resamples: int) -> dict[str, Interval]:
+def _words(traces: Sequence[Trace], masses: list[np.ndarray], n_resamples: int) -> dict[str, Estimate]:
     """Mass by produced word, over the words that a tenth of the samples (and two) use; the highest first."""
     tokens = [np.array([token.strip() or token for token in trace.tokens]) for trace in traces]
     users: dict[str, int] = {}
@@ -221,4 +221,4 @@ def _words(traces: Sequence[Trace], masses: list[np.ndarray], n_resamples: int) 
         for word, count in users.items()
         if count >= max(2, len(traces) / 10)
     }
-    return dict(sorted(known.items(), key=lambda item: -item[1].estimate))
+    return dict(sorted(known.items(), key=lambda item: -item[1].value))

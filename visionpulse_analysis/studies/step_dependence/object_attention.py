@@ -10,7 +10,7 @@ import numpy as np
 
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.metrics.attention import coverage, relevance_hit
-from visionpulse_analysis.metrics.statistics import Interval
+from visionpulse_analysis.metrics.statistics import Estimate
 from visionpulse_analysis.studies.step_dependence.measure import masses_of, mean_over_samples, rows_of
 from visionpulse_analysis.testbed.scenes.truth import annotate, object_patches
 from visionpulse_analysis.traces import Trace
@@ -24,18 +24,18 @@ class ObjectAttention:
 
     Attributes
     ----------
-    mass, text_share : dict of kind -> Interval
+    mass, text_share : dict of kind -> Estimate
         Image mass, and share of the steps with less of it than ``text_below``.
-    share : dict of kind -> Interval
+    share : dict of kind -> Estimate
         Share of the step's image mass on the cell of the object that the step names.
-    hit : dict of kind -> Interval
+    hit : dict of kind -> Estimate
         How often the patch with the most attention lies in that cell.
-    other : dict of kind -> Interval
+    other : dict of kind -> Estimate
         ``share`` for the scene's other objects, mean of one: what any object draws, named or not. Without the
         kinds that occur only in scenes of a single object.
-    together : dict of kind -> pair of Interval
+    together : dict of kind -> pair of Estimate
         ``share`` and ``other`` at a confidence that makes 95 % for all kinds together.
-    share_named, hit_named, other_named : Interval
+    share_named, hit_named, other_named : Estimate
         The same over all steps that name an object; ``other_named`` is None where every scene holds a single one.
     chance : float
         Share of the patches that lie in the cell: what even attention gives ``share`` and ``hit``.
@@ -47,15 +47,15 @@ class ObjectAttention:
     """
 
     layer: int
-    mass: dict[str, Interval]
-    text_share: dict[str, Interval]
-    share: dict[str, Interval]
-    hit: dict[str, Interval]
-    other: dict[str, Interval]
-    together: dict[str, tuple[Interval, Interval]]
-    share_named: Interval
-    hit_named: Interval
-    other_named: Interval | None
+    mass: dict[str, Estimate]
+    text_share: dict[str, Estimate]
+    share: dict[str, Estimate]
+    hit: dict[str, Estimate]
+    other: dict[str, Estimate]
+    together: dict[str, tuple[Estimate, Estimate]]
+    share_named: Estimate
+    hit_named: Estimate
+    other_named: Estimate | None
     chance: float
     layers: list[int]
     by_layer: np.ndarray
@@ -65,12 +65,12 @@ class ObjectAttention:
         """Headline numbers, JSON-ready."""
         result: dict[str, Any] = {"chance": self.chance, "unknown": self.unknown}
         for name, value in vars(self).items():
-            if isinstance(value, Interval):
-                result[name] = value.to_dict()
+            if isinstance(value, Estimate):
+                result[name] = value.to_json()
             elif name == "other_named":
                 result[name] = None
             elif name in ("mass", "share", "hit"):
-                result[f"{name}_by_kind"] = {kind: i.to_dict() for kind, i in value.items()}
+                result[f"{name}_by_kind"] = {kind: i.to_json() for kind, i in value.items()}
         return result
 
 
@@ -105,13 +105,13 @@ def object_attention(
     if not any(one["named"].any() for one in known):
         return None
 
-    def mean(columns: list[np.ndarray], of: int = 1) -> Interval:
+    def mean(columns: list[np.ndarray], of: int = 1) -> Estimate:
         return mean_over_samples(columns, n_resamples * of, unit="scene", confidence=1 - 0.05 / of)
 
-    def by_kind(column: str, kinds: Sequence[str], of: int = 1) -> dict[str, Interval]:
+    def by_kind(column: str, kinds: Sequence[str], of: int = 1) -> dict[str, Estimate]:
         return {kind: mean([one[column][one["kind"] == kind] for one in known], of) for kind in kinds}
 
-    def over_named(column: str) -> Interval:
+    def over_named(column: str) -> Estimate:
         return mean([one[column][one["named"]] for one in known])
 
     def occurs(kind: str, column: str) -> bool:

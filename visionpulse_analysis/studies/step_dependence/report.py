@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from visionpulse_analysis.metrics.statistics import Interval
 from visionpulse_analysis.studies.step_dependence.fixed_set_report import about_sets
 from visionpulse_analysis.studies.step_dependence.fixed_sets import FixedSets
 from visionpulse_analysis.studies.step_dependence.measure import StepDependence
@@ -20,9 +19,9 @@ def step_findings(study: StepDependence, truth: ObjectAttention | None, fixed: F
     top = f"{100 * study.fraction:g} %"
     lines = [
         f"Over {study.n_samples} samples and {study.n_steps:,} steps, at layer {study.layer}:",
-        f"- On average {_of(study.mean_mass)} of the attention goes to the image. {_of(study.text_share)} of the "
+        f"- On average {study.mean_mass:.1%} of the attention goes to the image. {study.text_share:.1%} of the "
         f"steps are text-dominated (image mass below {study.text_below:g}); half of a trace's image mass lies in "
-        f"{_of(study.half_mass_share)} of its steps (50 % if all steps were alike).",
+        f"{study.half_mass_share:.1%} of its steps (50 % if all steps were alike).",
     ]
     if words:
         lines.append(
@@ -30,20 +29,20 @@ def step_findings(study: StepDependence, truth: ObjectAttention | None, fixed: F
             "steps that produce the word)."
         )
     lines += [
-        f"- The critical sets (top {top}) of neighbouring steps overlap by {_plain(study.lag_overlap[0])}, of "
-        f"prefill and later steps by {_plain(study.later_overlap)} (Jaccard index; random sets: "
+        f"- The critical sets (top {top}) of neighbouring steps overlap by {study.lag_overlap[0]:.3f}, of "
+        f"prefill and later steps by {study.later_overlap:.3f} (Jaccard index; random sets: "
         f"{study.null_overlap:.3f}).",
-        f"- The prefill's top {top} holds {_of(study.later_coverage)} of a later step's image mass, the step's own "
-        f"top {top} {_of(study.later_own)}, random sets {study.null_coverage:.1%}.",
+        f"- The prefill's top {top} holds {study.later_coverage:.1%} of a later step's image mass, the step's own "
+        f"top {top} {study.later_own:.1%}, random sets {study.null_coverage:.1%}.",
     ]
     if truth is None:
         lines.append("- What these traces name is not known, so nothing can be said about named objects.")
     else:
-        other = f"{_of(truth.other_named)} on another one, mean; " if truth.other_named else ""
+        other = f"{truth.other_named:.1%} on another one, mean; " if truth.other_named else ""
         lines.append(
-            f"- Where a step names an object of the scene, {_of(truth.share_named)} of its image mass lies on that "
+            f"- Where a step names an object of the scene, {truth.share_named:.1%} of its image mass lies on that "
             f"object ({other}{truth.chance:.1%} if spread evenly), and the "
-            f"patch with the most attention is on it in {_of(truth.hit_named)} of the steps. {truth.unknown:.0%} "
+            f"patch with the most attention is on it in {truth.hit_named:.1%} of the steps. {truth.unknown:.0%} "
             "of the naming steps name something that is not in the scene and are left out."
         )
         lines += _by_kind(truth)
@@ -73,19 +72,6 @@ def step_numbers(
     """All headline numbers in one mapping, JSON-ready."""
     parts = {"objects": truth, "fixed": fixed}
     return {**study.numbers(), **{name: None if part is None else part.numbers() for name, part in parts.items()}}
-
-
-def _of(interval: Interval) -> str:
-    return f"{interval.estimate:.1%}{_range(interval, '{:.1%}')}"
-
-
-def _plain(interval: Interval) -> str:
-    return f"{interval.estimate:.3f}{_range(interval, '{:.3f}')}"
-
-
-def _range(interval: Interval, form: str) -> str:
-    known = interval.low == interval.low  # NaN: no interval
-    return f" [{form.format(interval.low)}, {form.format(interval.high)}]" if known else ""
 
 
 def _words(words: list[str]) -> str:

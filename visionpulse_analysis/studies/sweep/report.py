@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from visionpulse_analysis import figures
 from visionpulse_analysis.figures import DOUBLE
-from visionpulse_analysis.metrics.statistics import Interval, Verdict, cluster_bootstrap, judge, proportion_interval
+from visionpulse_analysis.metrics.statistics import Claim, Estimate, cluster_bootstrap, judge, proportion_interval
 from visionpulse_analysis.studies.shared.intervals import draw_curve, draw_named, scaled, show
 from visionpulse_analysis.studies.shared.paired import (
     PairedLengths,
@@ -46,14 +46,14 @@ class ArmResult:
     failed: int
     n_cut_off: int
     kept: float
-    cut_off: Interval
-    length: Interval
-    accuracy: Interval | None
+    cut_off: Estimate
+    length: Estimate
+    accuracy: Estimate | None
     lengths: PairedLengths | None = None
     right: PairedRight | None = None
-    score: Interval | None = None
+    score: Estimate | None = None
     judges: tuple[str, ...] = ()
-    judged: dict[str, Verdict] = field(default_factory=dict)
+    judged: dict[str, Claim] = field(default_factory=dict)
 
     def numbers(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -120,7 +120,7 @@ def _result(rows: Any, failed: int, dense: Any) -> ArmResult:
     )
 
 
-def _mean_score(rows: Any) -> Interval | None:
+def _mean_score(rows: Any) -> Estimate | None:
     scores = rows["score"].to_numpy(float) if "score" in rows else np.full(len(rows), np.nan)
     graded = np.isfinite(scores).all() and not np.isin(scores, (0, 1)).all()
     return cluster_bootstrap(scores, rows["sample"].to_numpy()) if graded else None
@@ -128,7 +128,7 @@ def _mean_score(rows: Any) -> Interval | None:
 
 def _judged(results: dict[str, ArmResult]) -> dict[str, ArmResult]:
     """The same with verdicts: length, cut-offs and accuracy of all pruners are one family of tests."""
-    tests: dict[tuple[str, str], tuple[Interval, float]] = {}
+    tests: dict[tuple[str, str], tuple[Estimate, float]] = {}
     for name, arm in results.items():
         if arm.lengths is not None:
             tests[name, "length"] = arm.lengths.length, arm.lengths.p
@@ -172,7 +172,7 @@ def pruners_page(results: Mapping[str, ArmResult], dense: str = DENSE) -> Figure
 
     One row per pruner; dashed: dense.
     """
-    panels: dict[str, dict[str, Interval]] = {}
+    panels: dict[str, dict[str, Estimate]] = {}
     known = {name: scaled(arm.accuracy) for name, arm in results.items() if arm.accuracy is not None}
     if known:
         panels["accuracy (%)"] = known
@@ -182,7 +182,7 @@ def pruners_page(results: Mapping[str, ArmResult], dense: str = DENSE) -> Figure
         panels["cut off (%)"] = {name: scaled(arm.cut_off) for name, arm in results.items()}
     fig, axes = figures.new_figure(DOUBLE, 0.26 * len(results) + 0.7, 1, len(panels), sharey=True)
     for ax, (label, intervals) in zip(np.atleast_1d(axes), panels.items(), strict=True):
-        reference = intervals[dense].estimate if dense in intervals else None
+        reference = intervals[dense].value if dense in intervals else None
         draw_named(ax, intervals, reference=reference, xlabel=label)
     return fig
 
@@ -219,7 +219,7 @@ def _of_whole_rows(rows: np.ndarray, measure: Callable[[np.ndarray], np.ndarray]
     return result
 
 
-def step_curves(values: xr.DataArray) -> dict[str, tuple[np.ndarray, list[Interval]]]:
+def step_curves(values: xr.DataArray) -> dict[str, tuple[np.ndarray, list[Estimate]]]:
     """Mean over traces at each step, by pruner, as long as half of its traces go on.
 
     Parameters
@@ -247,7 +247,7 @@ def step_curves(values: xr.DataArray) -> dict[str, tuple[np.ndarray, list[Interv
     return curves
 
 
-def steps_page(panels: Mapping[str, Mapping[str, tuple[np.ndarray, list[Interval]]]]) -> Figure:
+def steps_page(panels: Mapping[str, Mapping[str, tuple[np.ndarray, list[Estimate]]]]) -> Figure:
     """Draw curves over the steps, one line per pruner, one panel per y label."""
     fig, axes = figures.new_figure(DOUBLE, 2.6, 1, len(panels), sharex=True)
     for ax, (label, curves) in zip(np.atleast_1d(axes), panels.items(), strict=True):
@@ -280,10 +280,10 @@ def verdicts(results: Mapping[str, ArmResult], dense: str = DENSE) -> str:
     return "\n".join(lines) or f"There is no pruner beside {dense!r} to compare."
 
 
-def _about(verdict: Verdict | None, what: str, unit: str, less: str, more: str) -> str:
-    if verdict is None or np.isnan(verdict.effect.estimate):
+def _about(verdict: Claim | None, what: str, unit: str, less: str, more: str) -> str:
+    if verdict is None or np.isnan(verdict.estimate.value):
         return f"{what} cannot be compared"
-    shown = show(verdict.effect, unit=f" {unit}")
+    shown = show(verdict.estimate, unit=f" {unit}")
     if verdict.decision == "not shown":
         return f"no change of {what} is shown ({shown})"
     return f"{less if verdict.decision == 'falls' else more} {shown.lstrip('+-')}"

@@ -9,7 +9,6 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from visionpulse_analysis import figures
 from visionpulse_analysis.figures.style import GREY
-from visionpulse_analysis.studies.shared.intervals import draw_curve
 from visionpulse_analysis.studies.three_stages.measure import PLACES, ThreeStages
 from visionpulse_analysis.studies.three_stages.report import WITHDRAWN
 
@@ -58,7 +57,7 @@ def draw_divergence(ax: Axes, stages: ThreeStages, name: str, xlabel: str, thres
     """Draw what a change does to the next token, from `LEAST` to the power of ten above all of it."""
     _draw_places(ax, stages, name)
     curves = [interval for place in range(len(PLACES)) for interval in stages.curve(name, place)]
-    most = np.nanmax([threshold or LEAST, *(end for one in curves for end in (one.estimate, one.high))])
+    most = np.nanmax([threshold or LEAST, *(end for one in curves for end in (one.value, one.high))])
     top = max(100 * LEAST, 10.0 ** np.ceil(np.log10(most)))
     if threshold is not None:
         ax.axhline(threshold, color=GREY, linewidth=0.8, linestyle="--", zorder=0)
@@ -72,5 +71,5 @@ def draw_divergence(ax: Axes, stages: ThreeStages, name: str, xlabel: str, thres
 def _draw_places(ax: Axes, stages: ThreeStages, name: str) -> None:
     for place, label in enumerate(PLACES):
         curve = stages.curve(name, place)
-        draw_curve(ax, list(range(len(curve))), curve, label)
+        figures.draw_curve(ax, list(range(len(curve))), curve, label)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -15,7 +15,7 @@ from visionpulse_analysis.experiments.interventions.layer_probe import LayerWatc
 from visionpulse_analysis.experiments.interventions.teacher_forced import Passages, SkipImage, Start
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.metrics.attention import kl_divergence
-from visionpulse_analysis.metrics.statistics import Interval, cluster_bootstrap
+from visionpulse_analysis.metrics.statistics import Estimate, cluster_bootstrap
 from visionpulse_analysis.models.families import Prompt
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.shortv import ShortV
@@ -83,7 +83,7 @@ class ThreeStages:
     frozen: np.ndarray
     frozen_reverse: np.ndarray
 
-    def curve(self, name: str, place: int) -> list[Interval]:
+    def curve(self, name: str, place: int) -> list[Estimate]:
         """One interval per layer of a result, which resamples samples; samples where it is undefined are left out."""
         least = -1.0 if name == "cosine" else 0.0
         return [over_samples(values, least=least) for values in getattr(self, name)[place].astype(np.float64)]
@@ -99,16 +99,16 @@ class ThreeStages:
             "mean_step": float(np.mean([one.step for one in self.asked])),
             **{
                 place: {
-                    "effect": over_samples(self.effect[p], least=0.0).to_dict(),
-                    "shallow": over_samples(self.shallow[p], least=0.0).to_dict(),
-                    **{name: [interval.to_dict() for interval in self.curve(name, p)] for name in curves},
+                    "effect": over_samples(self.effect[p], least=0.0).to_json(),
+                    "shallow": over_samples(self.shallow[p], least=0.0).to_json(),
+                    **{name: [interval.to_json() for interval in self.curve(name, p)] for name in curves},
                 }
                 for p, place in enumerate(PLACES)
             },
         }
 
 
-def over_samples(values: np.ndarray, confidence: float = 0.95, least: float = -np.inf) -> Interval:
+def over_samples(values: np.ndarray, confidence: float = 0.95, least: float = -np.inf) -> Estimate:
     """Mean over the samples [sample] where it is defined, with its interval, which ends at the least possible value.
 
     Raises ValueError where it is defined for none.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from visionpulse_analysis.metrics.statistics import Interval
+from visionpulse_analysis.metrics.statistics import Estimate
 from visionpulse_analysis.studies.three_stages.measure import PLACES, ThreeStages, over_samples
 
 PROMPT, VISUAL = range(len(PLACES))
@@ -16,7 +16,7 @@ def withdrawal_layer(stages: ThreeStages, place: int, threshold: float = WITHDRA
     """VTW's layer: the first, from 5 of 32 on, whose mean divergence is at most ``threshold``; None without one."""
     curve = stages.curve("withdrawn", place)
     first = max(1, round(5 / 32 * stages.n_layers))
-    return next((layer for layer in range(first, stages.n_layers) if curve[layer].estimate <= threshold), None)
+    return next((layer for layer in range(first, stages.n_layers) if curve[layer].value <= threshold), None)
 
 
 def contribution_order(stages: ThreeStages, place: int) -> list[int]:
@@ -36,7 +36,7 @@ def deep_layer(n_layers: int) -> int:
     return round(26 / 32 * n_layers)
 
 
-def side(interval: Interval, level: float) -> str:
+def side(interval: Estimate, level: float) -> str:
     """Where a whole interval lies: "below" or "above" the level, or else "open"."""
     return "below" if interval.high < level else "above" if interval.low > level else "open"
 
@@ -53,13 +53,13 @@ def verdicts(stages: ThreeStages, level: float = 0.05) -> str:
     deep = stages.withdrawn[VISUAL][deep_layer(stages.n_layers)].astype(float)
     sinks = stages.sink_ratio[VISUAL, : max(1, stages.n_shallow)].mean(axis=0)
     contrast = depth_contrast(stages)
-    largest = max(stages.curve("frozen", VISUAL), key=lambda interval: interval.estimate)
+    largest = max(stages.curve("frozen", VISUAL), key=lambda interval: interval.value)
     prompt, visual = (over_samples(values, least=0.0) for values in stages.effect)
     lines = [
         f"What decides each of these {STATEMENTS} sentences is an interval of {100 * TOGETHER:.1f} %, so that all hold "
         "together at 95 %; shown are intervals of 95 % each.",
-        f"Hiding the whole image changes the token after the prompt by {span(prompt)} nats, that of the most visual "
-        f"step by {span(visual)} ({len(stages.asked)} samples).",
+        f"Hiding the whole image changes the token after the prompt by {prompt:.2g} nats, that of the most visual "
+        f"step by {visual:.2g} ({len(stages.asked)} samples).",
         sentence(
             "Whether measures at the end of the prompt can show where this model reads the image:",
             _decided(stages.effect[PROMPT], level),
@@ -74,28 +74,28 @@ def verdicts(stages: ThreeStages, level: float = 0.05) -> str:
         ),
         sentence(
             f"The shallow stage (the first {stages.n_shallow} layers skip the image: "
-            f"{span(over_samples(stages.shallow[VISUAL], least=0.0))} nats)",
+            f"{over_samples(stages.shallow[VISUAL], least=0.0):.2g} nats)",
             _decided(stages.shallow[VISUAL], level),
             below="transfers: these layers do not need the image",
             above="does not transfer: these layers need the image",
         ),
         sentence(
             f"The deep stage (the image is withdrawn from layer {deep_layer(stages.n_layers)} on: "
-            f"{span(over_samples(deep, least=0.0))} nats)",
+            f"{over_samples(deep, least=0.0):.2g} nats)",
             _decided(deep, level),
             below="transfers: the image has been read by then",
             above="does not transfer: the image is still read there",
         ),
         sentence(
             "That shallow layers attend most to patches of small value (their norm over that of all: "
-            f"{span(over_samples(sinks))})",
+            f"{over_samples(sinks):.2g})",
             _decided(sinks, 1.0),
             below="transfers",
             above="does not transfer: there they have larger values than the rest",
         ),
         sentence(
             f"That the deepest quarter of the layers changes the patches to less effect than the rest (ShortV; "
-            f"difference {span(over_samples(contrast))} nats, the largest effect of any layer {span(largest)} nats)",
+            f"difference {over_samples(contrast):.2g} nats, the largest effect of any layer {largest:.2g} nats)",
             _decided(contrast, 0.0),
             below="transfers",
             above="does not transfer: it matters more",
@@ -118,16 +118,16 @@ def depth_contrast(stages: ThreeStages) -> np.ndarray:
 def paper_table(stages: ThreeStages, threshold: float = WITHDRAWN) -> pd.DataFrame:
     """What the papers report for LLaVA-1.5-7B, 32 layers, beside what was measured here."""
     n, deep = stages.n_layers, deep_layer(stages.n_layers)
-    cosine = [interval.estimate for interval in stages.curve("cosine", VISUAL)]
+    cosine = [interval.value for interval in stages.curve("cosine", VISUAL)]
     rows = {
         "logit lens reads the final word from": ("layer 10 or 11 (counting)", _both(stages, reading_layer, n)),
         "shallow layers that skip the image": (
             "6 of 32, little loss",
-            f"{stages.n_shallow} of {n}: {span(over_samples(stages.shallow[VISUAL], least=0.0))} nats",
+            f"{stages.n_shallow} of {n}: {over_samples(stages.shallow[VISUAL], least=0.0):.2g} nats",
         ),
         "all patches dropped in the deep layers": (
             "from 26 of 32: GQA 61.95 to 61.91",
-            f"from {deep} of {n}: {span(stages.curve('withdrawn', VISUAL)[deep])} nats",
+            f"from {deep} of {n}: {stages.curve('withdrawn', VISUAL)[deep]:.2g} nats",
         ),
         f"VTW's layer, KL <= {threshold:g} nats": (
             "15 of 32",
@@ -135,7 +135,7 @@ def paper_table(stages: ThreeStages, threshold: float = WITHDRAWN) -> pd.DataFra
         ),
         "value norm of attention sinks": (
             "low in shallow layers",
-            f"layer 0: {span(stages.curve('sink_ratio', VISUAL)[0])} of the mean",
+            f"layer 0: {stages.curve('sink_ratio', VISUAL)[0]:.2g} of the mean",
         ),
         "one patch turns the output most in": (
             "one middle layer of each sample",
@@ -147,12 +147,6 @@ def paper_table(stages: ThreeStages, threshold: float = WITHDRAWN) -> pd.DataFra
         ),
     }
     return pd.DataFrame.from_dict(rows, orient="index", columns=["papers (LLaVA-1.5-7B)", "here, most visual step"])
-
-
-def span(interval: Interval) -> str:
-    """The estimate and its interval in two digits, small numbers as well."""
-    bounds = "" if np.isnan(interval.low) else f" [{interval.low:.2g}, {interval.high:.2g}]"
-    return f"{interval.estimate:.2g}{bounds}"
 
 
 def sentence(claim: str, where: str, *, below: str, above: str) -> str:

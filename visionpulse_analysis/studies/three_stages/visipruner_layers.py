@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from visionpulse_analysis import figures
 from visionpulse_analysis.attention.prefill import Prefill
 from visionpulse_analysis.experiments.interventions.teacher_forced import Passages
-from visionpulse_analysis.metrics.statistics import Interval, proportion_interval
+from visionpulse_analysis.metrics.statistics import Estimate, proportion_interval
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.visipruner import VisiPruner
 from visionpulse_analysis.studies.three_stages.measure import PLACES, Asked, over_samples
@@ -37,13 +37,13 @@ class Chosen:
     kept: np.ndarray
     changed: np.ndarray
 
-    def shares(self, confidence: float = 0.95) -> dict[str, Interval]:
+    def shares(self, confidence: float = 0.95) -> dict[str, Estimate]:
         """Shares of all samples: those with a filter layer, with an exit layer, and with another next token."""
         has = {"has_filter_layer": self.filter_layer != NONE, "has_exit_layer": self.exit_layer != NONE}
         shares = {**has, "changed": self.changed}
         return {name: proportion_interval(share, confidence=confidence) for name, share in shares.items()}
 
-    def means(self) -> dict[str, Interval | None]:
+    def means(self) -> dict[str, Estimate | None]:
         """The shares, and means over the samples that have the value; None where none has."""
         found = {"filter_layer": self.filter_layer, "exit_layer": self.exit_layer}
         values = {name: np.where(layers == NONE, np.nan, layers) for name, layers in found.items()}
@@ -53,7 +53,7 @@ class Chosen:
 
     def numbers(self) -> dict[str, Any]:
         """The means, JSON-ready."""
-        return {name: None if interval is None else interval.to_dict() for name, interval in self.means().items()}
+        return {name: None if interval is None else interval.to_json() for name, interval in self.means().items()}
 
 
 def choices(vlm: VLM, asked: Sequence[Asked], pruner: VisiPruner, *, batch_size: int = 16) -> list[Chosen]:
@@ -104,17 +104,17 @@ def choices_table(chosen: Sequence[Chosen]) -> pd.DataFrame:
     """VisiPruner's choices beside what the paper reports for LLaVA-1.5-7B; layers are counted from 0."""
     n = chosen[0].n_layers
     rows = {
-        "samples with a filter layer": ("has_filter_layer", "not reported", 100, " %"),
-        "mean filter layer": ("filter_layer", "not reported", 1, f" of {n}"),
-        "patches that it leaves": ("kept", "10.3 of 576 (1.8 %)", 100, " %"),
-        "samples with an exit layer": ("has_exit_layer", "not reported", 100, " %"),
-        "mean exit layer": ("exit_layer", "23.9 of 32", 1, f" of {n}"),
-        "next tokens changed": ("changed", "average score 63.8 to 61.9", 100, " %"),
+        "samples with a filter layer": ("has_filter_layer", "not reported", ".1%"),
+        "mean filter layer": ("filter_layer", "not reported", f".1f of {n}"),
+        "patches that it leaves": ("kept", "10.3 of 576 (1.8 %)", ".1%"),
+        "samples with an exit layer": ("has_exit_layer", "not reported", ".1%"),
+        "mean exit layer": ("exit_layer", "23.9 of 32", f".1f of {n}"),
+        "next tokens changed": ("changed", "average score 63.8 to 61.9", ".1%"),
     }
     found = [one.means() for one in chosen]
     table = {
-        label: [paper, *(_span(means[name], scale, unit) for means in found)]
-        for label, (name, paper, scale, unit) in rows.items()
+        label: [paper, *("none" if means[name] is None else f"{means[name]:{form}}" for means in found)]
+        for label, (name, paper, form) in rows.items()
     }
     return pd.DataFrame.from_dict(table, orient="index", columns=["paper (LLaVA-1.5-7B)", *PLACES])
 
@@ -128,14 +128,14 @@ def choices_verdicts(chosen: Sequence[Chosen], most_changed: float = 0.1) -> str
     together = chosen[1].shares(1 - 0.05 / 2)  # two sentences: what decides holds for both together
     changed, exits = shares["changed"], shares["has_exit_layer"]
     filters = sentence(
-        f"That one filter layer is enough (found in {_span(shares['has_filter_layer'], 100, ' %')} of the samples; it "
-        f"leaves {_span(kept, 100, ' %')} of the patches and changes {_span(changed, 100, ' %')} of the next tokens)",
+        f"That one filter layer is enough (found in {shares['has_filter_layer']:.1%} of the samples; it leaves "
+        f"{'none' if kept is None else f'{kept:.1%}'} of the patches and changes {changed:.1%} of the next tokens)",
         side(together["changed"], most_changed),
         below="transfers",
         above="does not transfer with these thresholds",
     )
     exit_layers = sentence(
-        f"That the image can go at an exit layer (found in {_span(exits, 100, ' %')} of the samples)",
+        f"That the image can go at an exit layer (found in {exits:.1%} of the samples)",
         side(together["has_exit_layer"], 0.5),
         below="does not transfer: most samples have none",
         above="transfers: most samples have one",
@@ -146,10 +146,3 @@ def choices_verdicts(chosen: Sequence[Chosen], most_changed: float = 0.1) -> str
 def choices_numbers(chosen: Sequence[Chosen]) -> dict[str, Any]:
     """Headline numbers by place, JSON-ready."""
     return {place: one.numbers() for place, one in zip(PLACES, chosen, strict=True)}
-
-
-def _span(interval: Interval | None, scale: float, unit: str) -> str:
-    if interval is None:
-        return "none"
-    bounds = "" if np.isnan(interval.low) else f" [{scale * interval.low:.1f}, {scale * interval.high:.1f}]"
-    return f"{scale * interval.estimate:.1f}{bounds}{unit}"

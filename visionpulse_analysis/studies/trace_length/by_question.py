@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from visionpulse_analysis import figures
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.figures import DOUBLE
-from visionpulse_analysis.metrics.statistics import Verdict
+from visionpulse_analysis.metrics.statistics import Claim
 from visionpulse_analysis.studies.shared.intervals import draw_named
 from visionpulse_analysis.studies.shared.per_trace import Arm
 from visionpulse_analysis.studies.trace_length.measure import DENSE, Change, compare, judge_changes
@@ -62,7 +62,7 @@ def group_table(by_group: Mapping[str, Change]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _judged(by_group: Mapping[str, Change]) -> dict[str, dict[str, Verdict]]:
+def _judged(by_group: Mapping[str, Change]) -> dict[str, dict[str, Claim]]:
     return judge_changes(by_group, "length, cut-offs and accuracy of one arm by group of questions")
 
 

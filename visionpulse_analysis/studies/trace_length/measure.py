@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,8 +11,8 @@ import numpy as np
 from visionpulse_analysis.experiments.conditions import decode_arms
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.metrics.statistics import (
-    Interval,
-    Verdict,
+    Claim,
+    Estimate,
     cluster_bootstrap,
     judge,
     paired_difference,
@@ -48,14 +48,14 @@ class ScoredChange(PairedRight):
     purpose, adding up to the change of length in tokens. All four over the pairs that ended both times.
     """
 
-    ratio: Interval
-    ratio_together: Interval
-    length_both_right: Interval | None
+    ratio: Estimate
+    ratio_together: Estimate
+    length_both_right: Estimate | None
     n_both_right: int
-    dense_detours: Interval
-    detours: Interval
-    detour_change: Interval
-    words: dict[str, Interval]
+    dense_detours: Estimate
+    detours: Estimate
+    detour_change: Estimate
+    words: dict[str, Estimate]
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def measure_ways(
     return measured
 
 
-def judge_changes(changes: Mapping[Key, Change], family: str) -> dict[Key, dict[str, Verdict]]:
+def judge_changes(changes: Mapping[Key, Change], family: str) -> dict[Key, dict[str, Claim]]:
     """Judge length, accuracy (where known) and cut-offs of several comparisons as one family of tests.
 
     Parameters
@@ -130,15 +130,15 @@ def judge_changes(changes: Mapping[Key, Change], family: str) -> dict[Key, dict[
     Returns
     -------
     dict
-        key -> one of "length", "cut off", "accuracy" -> Verdict; its effects are those of the `Change`.
+        key -> one of "length", "cut off", "accuracy" -> Claim; its effects are those of the `Change`.
     """
-    tests: dict[tuple[Key, str], tuple[Interval, float]] = {}
+    tests: dict[tuple[Key, str], tuple[Estimate, float]] = {}
     for key, c in changes.items():
         tests[key, "length"] = c.length, c.p
         tests[key, "cut off"] = c.cut_off.change, c.cut_off.p
         if c.truth is not None:
             tests[key, "accuracy"] = c.truth.change, c.truth.p
-    found: dict[Key, dict[str, Verdict]] = {key: {} for key in changes}
+    found: dict[Key, dict[str, Claim]] = {key: {} for key in changes}
     for (key, outcome), verdict in judge(tests, family).items():
         found[key][outcome] = verdict
     return found
@@ -220,7 +220,7 @@ def _why(
     }
 
 
-def _share_of_dense(a: np.ndarray, b: np.ndarray, clusters: np.ndarray, together: int = 1) -> Interval:
+def _share_of_dense(a: np.ndarray, b: np.ndarray, clusters: np.ndarray, together: int = 1) -> Estimate:
     """Right answers of the pruned arm over those of the dense one; `a` and `b` are 0 or 1 [pair]."""
     confidence = 1 - 0.05 / together
     draws = max(2000, 400 * together)  # ten of them, at least, lie beyond each end
@@ -229,4 +229,4 @@ def _share_of_dense(a: np.ndarray, b: np.ndarray, clusters: np.ndarray, together
         # All samples that are right densely fare alike, each one way: count them, not their seeds.
         n_right = len(np.unique(clusters[a == 1]))
         return proportion_interval(np.full(n_right, b.any()), unit=ratio.unit, confidence=confidence)
-    return replace(ratio, estimate=ratio.estimate + 1, low=ratio.low + 1, high=ratio.high + 1)
+    return ratio + 1

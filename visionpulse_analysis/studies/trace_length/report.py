@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from visionpulse_analysis import figures
 from visionpulse_analysis.figures import DOUBLE
-from visionpulse_analysis.metrics.statistics import Interval, Verdict
+from visionpulse_analysis.metrics.statistics import Claim, Estimate
 from visionpulse_analysis.studies.shared.intervals import draw_named, scaled, show
 from visionpulse_analysis.studies.shared.paired import PairedLengths
 from visionpulse_analysis.studies.shared.per_trace import PURPOSES, Arm
@@ -39,8 +39,8 @@ def compare_all(measured: Mapping[str, Mapping[str, Arm]]) -> dict[str, dict[str
     }
 
 
-def judged(changes: Changes) -> dict[tuple[str, str], dict[str, Verdict]]:
-    """All comparisons of the study as one family of tests: (decoding, arm) -> outcome -> Verdict."""
+def judged(changes: Changes) -> dict[tuple[str, str], dict[str, Claim]]:
+    """All comparisons of the study as one family of tests: (decoding, arm) -> outcome -> Claim."""
     every = {(how, name): c for how, arms in changes.items() for name, c in arms.items()}
     return judge_changes(every, "length, cut-offs and accuracy of every arm and way of decoding")
 
@@ -50,7 +50,7 @@ def numbers(changes: Changes) -> dict[str, dict[str, Any]]:
     found = judged(changes)
     return {
         how: {
-            name: {**c.numbers(), "judged": {what: v.numbers() for what, v in found[how, name].items()}}
+            name: {**c.numbers(), "judged": {what: v.to_json() for what, v in found[how, name].items()}}
             for name, c in arms.items()
         }
         for how, arms in changes.items()
@@ -70,7 +70,7 @@ def table(changes: Changes) -> pd.DataFrame:
                 "length": show_length(c),
                 "p, length": show_p(verdict["length"]),
                 "shorter / equal / longer, %": " / ".join(
-                    f"{100 * share.estimate:.0f}" for share in (c.shorter, c.equal, c.longer)
+                    f"{100 * share.value:.0f}" for share in (c.shorter, c.equal, c.longer)
                 ),
             }
             if c.truth is not None:
@@ -92,7 +92,7 @@ def cut_off_columns(c: PairedLengths) -> dict[str, str]:
     return {"cut off": f"{c.cut_off.n_arm} of {c.n_pairs}", "cut off, dense": f"{c.cut_off.n_dense} of {c.n_pairs}"}
 
 
-def show_p(verdict: Verdict | None) -> str:
+def show_p(verdict: Claim | None) -> str:
     """The p of a test alone and among its family: ``0.012, adjusted 0.24``."""
     return "no test" if verdict is None or np.isnan(verdict.p) else f"{verdict.p:.2g}, adjusted {verdict.adjusted:.2g}"
 
@@ -154,12 +154,12 @@ def show_length(c: Change) -> str:
     """The relative change of length over the pairs that ended, as text, or that there is none."""
     if c.n_both == 0:
         return "not known: no pair ended within the limit both times"
-    if c.equal.estimate == 1:
+    if c.equal.value == 1:
         return "no trace changed its length" if c.n_both == c.n_pairs else "no trace that ended changed its length"
     return show(c.length)
 
 
-def about_cut_off(c: PairedLengths, verdict: Mapping[str, Verdict]) -> str:
+def about_cut_off(c: PairedLengths, verdict: Mapping[str, Claim]) -> str:
     """A sentence about the traces that reached the limit, with a space in front; empty without one."""
     cut = c.cut_off
     if cut.n_arm == cut.n_dense == 0:
@@ -178,13 +178,13 @@ def about_cut_off(c: PairedLengths, verdict: Mapping[str, Verdict]) -> str:
     )
 
 
-def _about_length(c: Change, verdict: Mapping[str, Verdict], reported: int, floor: str) -> str:
+def _about_length(c: Change, verdict: Mapping[str, Claim], reported: int, floor: str) -> str:
     """The sign found beside the sign that the paper reports: -1 shorter, 1 longer."""
     found = SIGNS[verdict["length"].decision]
     ended = "" if c.n_both == c.n_pairs else f" over the {c.n_both} of {c.n_pairs} pairs that ended"
     shown = show_length(c) + ended
     if found == 0:
-        nothing = c.equal.estimate == 1 or c.n_both == 0
+        nothing = c.equal.value == 1 or c.n_both == 0
         told = show_length(c) if nothing else f"no change of length is shown ({shown})"
         return f"{told}; " + (floor if floor and reported == -1 else f"the paper reports {WORDS[reported]} traces.")
     if found == 1 and reported == -1 and floor:
@@ -198,30 +198,30 @@ def _about_length(c: Change, verdict: Mapping[str, Verdict], reported: int, floo
 
 def _floor(changes: Changes, decoding: str, c: Change) -> str:
     """That dense traces were as short as they can be, and which to look at instead; empty where they were not."""
-    if c.truth is None or c.truth.dense_detours.estimate != 0:  # NaN: no pair ended, nothing is known
+    if c.truth is None or c.truth.dense_detours.value != 0:  # NaN: no pair ended, nothing is known
         return ""
     truths = {how: next(iter(arms.values())).truth for how, arms in changes.items() if arms}
-    others = [how for how, truth in truths.items() if truth is not None and truth.dense_detours.estimate > 0]
+    others = [how for how, truth in truths.items() if truth is not None and truth.dense_detours.value > 0]
     see = [f"see the {how} ones" for how in others]
     see += ["see notebook 03's sampled decoding"] if "sampled" not in changes else []
     return f"dense {decoding} traces hold no detour, so nothing could be shortened{''.join(f'; {s}' for s in see[:1])}."
 
 
-def _about_detours(c: Change, truth: ScoredChange, verdict: Mapping[str, Verdict]) -> str:
+def _about_detours(c: Change, truth: ScoredChange, verdict: Mapping[str, Claim]) -> str:
     """How much of the change of length is spent on detours; empty where no trace changed its length."""
-    if c.equal.estimate == 1 or c.n_both == 0:
+    if c.equal.value == 1 or c.n_both == 0:
         return ""
     spent = truth.words["detours"]
     told = verdict["length"].decision != "not shown"  # a share of what may be nothing means nothing
-    share = spent.estimate / c.tokens.estimate if told else 0.0
+    share = spent.value / c.tokens.value if told else 0.0
     return (
-        f" Detours per trace go from {truth.dense_detours.estimate:.1f} to {truth.detours.estimate:.1f} "
+        f" Detours per trace go from {truth.dense_detours.value:.1f} to {truth.detours.value:.1f} "
         f"({show(truth.detour_change, 1, '')}): of the change of {show(c.tokens, 1, '')} tokens, "
         f"{show(spent, 1, '')} are spent on detours{f', or {100 * share:.0f} %' if share > 0 else ''}."
     )
 
 
-def _about_accuracy(c: ScoredChange, verdict: Mapping[str, Verdict]) -> str:
+def _about_accuracy(c: ScoredChange, verdict: Mapping[str, Claim]) -> str:
     """Whether it falls or rises, by the test; and whether 98 % are kept, by an interval that holds for all together."""
     decision, shown = verdict["accuracy"].decision, f"{show(c.ratio, sign=False)} of dense"
     least = f"at least {100 * KEPT:g} % of dense are kept"
@@ -241,7 +241,7 @@ def headline(changes: Changes) -> Figure:
     """
     rows = {f"{name}, {how}": c for how, arms in changes.items() for name, c in arms.items()}
     names = sorted(rows, key=lambda name: list(changes[next(iter(changes))]).index(name.rsplit(", ", 1)[0]))
-    panels: dict[str, dict[str, Interval | None]] = {"length (%)": {n: rows[n].length for n in names}}
+    panels: dict[str, dict[str, Estimate | None]] = {"length (%)": {n: rows[n].length for n in names}}
     known = {n: rows[n].truth for n in names}
     scored = {n: truth for n, truth in known.items() if truth is not None}
     if len(scored) == len(names):
@@ -268,7 +268,7 @@ def reasons(changes: Mapping[str, Change]) -> Figure | None:
     if not scored:
         return None
     fig, axes = figures.new_figure(DOUBLE, 2.4, 1, 1 + len(scored), width_ratios=[1.25] + [1.0] * len(scored))
-    dense = next(iter(scored.values())).dense_detours.estimate
+    dense = next(iter(scored.values())).dense_detours.value
     draw_named(axes[0], {n: c.detours for n, c in scored.items()}, reference=dense, xlabel="detours per trace")
     for ax, (name, c) in zip(axes[1:], scored.items(), strict=True):
         draw_named(ax, {purpose: c.words[purpose] for purpose in PURPOSES}, reference=0, xlabel="tokens")
@@ -282,6 +282,6 @@ def reasons(changes: Mapping[str, Change]) -> Figure | None:
     return fig
 
 
-def percent(named: Mapping[str, Interval | None]) -> dict[str, Interval]:
+def percent(named: Mapping[str, Estimate | None]) -> dict[str, Estimate]:
     """All known intervals in percent."""
     return {name: scaled(interval) for name, interval in named.items() if interval is not None}

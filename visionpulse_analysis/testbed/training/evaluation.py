@@ -147,7 +147,7 @@ def _score(right: np.ndarray, traces: list[Trace]) -> dict[str, Any]:
 
 def _interval(right: np.ndarray) -> dict[str, float]:
     interval = proportion_interval(right, unit="scene")
-    return {"accuracy": interval.estimate, "low": interval.low, "high": interval.high, "n": interval.n_values}
+    return {"accuracy": interval.value, "low": interval.low, "high": interval.high, "n": interval.n_values}
 
 
 def _share_right(by_scene: dict[int, list[bool]]) -> dict[str, float]:
@@ -206,7 +206,7 @@ def random_control(
     return {
         "dense": float(dense_right.mean()),
         "random": float(right.mean()),
-        "cost_points": -100 * change.estimate,
+        "cost_points": -100 * change.value,
         "low": -100 * change.high,
         "high": -100 * change.low,
         "n": len(items),
