@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from made_frontier import LIMIT, first, made_arm, made_frontier
+from made_arms import LIMIT, first, made_arm, made_arms
 
 from visionpulse_analysis.experiments.samples import scene_samples
-from visionpulse_analysis.studies.frontier import report as frontier_verdicts
+from visionpulse_analysis.studies.frontier import measure as frontier
+from visionpulse_analysis.studies.frontier import report as frontier_report
 from visionpulse_analysis.studies.pruner_comparison import measure as rivals
 from visionpulse_analysis.studies.pruner_comparison import report as rivals_report
-from visionpulse_analysis.studies.shared import against_dense
 from visionpulse_analysis.studies.shared import readme_table as findings_table
-from visionpulse_analysis.studies.shared.measured_on import measured_on
-from visionpulse_analysis.studies.trace_length.measure import compare
+from visionpulse_analysis.studies.shared import sentences
+from visionpulse_analysis.studies.shared.arms import compare, judge_changes
 
 N = 36
 TURNED = {"rises": "falls", "falls": "rises", "not shown": "not shown"}
@@ -24,8 +24,12 @@ SOLID = made_arm(True, LENGTHS)
 BROKEN = made_arm(first(6), LENGTHS + 20 + np.arange(N) % 3, first(24))  # 12 cut off, 30 wrong, longer where it ends
 
 
+def judge(changes):
+    return judge_changes(changes, relative=False)
+
+
 def decisions(dense, arm):
-    judged = against_dense.judge_arms({"arm": compare(dense, arm)})["arm"]
+    judged = judge({"arm": compare(dense, arm)})["arm"]
     return {outcome: verdict.decision for outcome, verdict in judged.items()}
 
 
@@ -51,15 +55,15 @@ def test_traces_that_never_end_do_not_make_the_others_longer():
     """What the README said of FastV: all pairs +12.7 tokens, those that ended +0.14."""
     arm = made_arm(first(29), LENGTHS - first(9), first(29))  # 7 cut off; of the rest 9 are a token shorter
     change = compare(SOLID, arm)
-    assert (arm.length - SOLID.length).mean() > 10
+    assert (arm["tokens"] - SOLID["tokens"]).mean() > 10
     assert change.tokens.value == pytest.approx(-9 / 29)
     assert decisions(SOLID, arm)["length"] == "falls"
-    lines = against_dense.cut_off_sentences({"FastV": change}, LIMIT)
+    lines = sentences.cut_off_sentences({"FastV": change}, LIMIT)
     assert lines[0] == "Cut off at the limit of 96 tokens, of 36: dense 0, FastV 7."
-    least = (LIMIT - SOLID.length[0, 29:]).mean()
+    least = (LIMIT - SOLID["tokens"][29:]).mean()
     assert "FastV: -0.3 [" in lines[1] and f"(29 pairs), the rest at least {least:+.0f}" in lines[1]
-    assert against_dense.cut_off_sentences({"FastV": compare(SOLID, SOLID)}, None) == ["Cut off, of 36: dense 0."]
-    nothing = against_dense.cut_off_sentences({"a": compare(SOLID, made_arm(False, LENGTHS, False))}, LIMIT)
+    assert sentences.cut_off_sentences({"FastV": compare(SOLID, SOLID)}, None) == ["Cut off, of 36: dense 0."]
+    nothing = sentences.cut_off_sentences({"a": compare(SOLID, made_arm(False, LENGTHS, False))}, LIMIT)
     assert "over the pairs in which both traces ended: a: no such pair, the rest" in nothing[1]
 
 
@@ -75,21 +79,21 @@ def test_five_lost_and_none_won_is_not_enough():
 def test_among_many_arms_more_is_asked_of_each():
     """8 lost and none won: p = .0078 is enough alone, not among 40 arms of 3 tests each."""
     change = compare(SOLID, made_arm(~first(8), LENGTHS))
-    alone = against_dense.judge_arms({"a": change})["a"]["accuracy"]
-    among = against_dense.judge_arms({f"a{i}": change for i in range(40)})["a7"]["accuracy"]
+    alone = judge({"a": change})["a"]["accuracy"]
+    among = judge({f"a{i}": change for i in range(40)})["a7"]["accuracy"]
     assert (alone.decision, among.decision) == ("falls", "not shown") and among.size == 120
     assert among.family == "accuracy, length and cut off of 40 arms against dense"
-    sentence = against_dense.family_sentence({"a": {"accuracy": among}})
+    sentence = sentences.family_sentence({"a": {"accuracy": among}})
     assert "120 tests" in sentence and "adjusted by Holm" in sentence
 
 
 def test_what_is_not_shown_says_which_loss_is_open():
     same = compare(SOLID, SOLID).truth
     assert same is not None
-    assert against_dense.still_open(same.change) == f"a loss of up to {-100 * same.change.low:.1f} points is open"
+    assert sentences.still_open(same.change) == f"a loss of up to {-100 * same.change.low:.1f} points is open"
     assert 5 < -100 * same.change.low < 12  # 0 of 36 lost
-    assert against_dense.still_open(replace(same.change, low=0.01)) == "its interval leaves no loss"
-    assert "cannot be said" in against_dense.still_open(replace(same.change, low=np.nan))
+    assert sentences.still_open(replace(same.change, low=0.01)) == "its interval leaves no loss"
+    assert "cannot be said" in sentences.still_open(replace(same.change, low=np.nan))
 
 
 # Which pruner keeps what it needs
@@ -99,9 +103,8 @@ def comparison(**arms):
     """A comparison of methods at 10 %, by label."""
     named = {f"{label.replace('_', ' ')} 10 %": arm for label, arm in arms.items()}
     kept = dict.fromkeys(["dense", *named], 0.1)
-    costs = {name: {cost: np.ones(N) for cost in rivals.COSTS} for name in kept}
     groups = {name.removesuffix(" 10 %"): [name] for name in named}
-    return rivals.Comparison(made_frontier({"dense": SOLID, **named}), groups, kept, costs)
+    return rivals.Comparison(made_arms({"dense": SOLID, **named}), groups, kept)
 
 
 def test_the_ordering_is_that_of_the_data():
@@ -119,7 +122,7 @@ def test_the_ordering_is_that_of_the_data():
 def test_the_ordering_turned_round():
     """Dense decoding that is bad, and methods of prefill that mend it."""
     found = comparison(VisionPulse=BROKEN, FastV=SOLID)
-    turned = replace(found, frontier=made_frontier({**found.frontier.arms, "dense": BROKEN}))
+    turned = replace(found, arms=made_arms({"dense": BROKEN, "FastV 10 %": SOLID}))
     [(ending, names)] = rivals_report.ordering(turned, 0.1).items()
     assert names == ["FastV 10 %"] and ending == (
         "accuracy rises, unlike in the paper; traces that end get shorter, unlike in the paper; fewer traces are cut "
@@ -157,11 +160,11 @@ def test_the_readme_says_of_the_comparison_what_its_numbers_say():
 def frontier_of(pulse, other):
     others = ("random", "last step only", "hindsight")
     arms = {f"{name} 5 %": other for name in others} | {"named objects": other, "knob": other}
-    return made_frontier({"dense": SOLID, "VisionPulse 5 %": pulse, **arms})
+    return made_arms({"dense": SOLID, "VisionPulse 5 %": pulse, **arms})
 
 
 def lines_of(pulse, other):
-    return frontier_verdicts.verdicts(frontier_of(pulse, other), ["VisionPulse 5 %"], [0.05], {"knob": None})  # type: ignore[dict-item]
+    return frontier_report.verdicts(frontier_of(pulse, other), ["VisionPulse 5 %"], [0.05], {"knob": None})  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize("decision", ["rises", "falls", "not shown"])
@@ -169,9 +172,9 @@ def test_what_follows_of_a_choice_per_step_is_what_the_data_say(decision):
     pulse, other = {"rises": (SOLID, BROKEN), "falls": (BROKEN, SOLID), "not shown": (SOLID, SOLID)}[decision]
     text = "\n".join(lines_of(pulse, other))
     for selection in ("random", "last step only", "hindsight"):
-        assert f"{selection} 5 % (" in text and frontier_verdicts.FOLLOWS[selection][decision] in text
-        assert not any(words in text for how, words in frontier_verdicts.FOLLOWS[selection].items() if how != decision)
-    compared = against_dense.COMPARED
+        assert f"{selection} 5 % (" in text and frontier_report.FOLLOWS[selection][decision] in text
+        assert not any(words in text for how, words in frontier_report.FOLLOWS[selection].items() if how != decision)
+    compared = sentences.COMPARED
     assert f"VisionPulse 5 % is {compared[decision]} named objects (" in text
     assert f"knob is {compared[TURNED[decision]]} VisionPulse 5 %" in text
     assert ("accuracy falls at VisionPulse 5 %" in text) == (pulse is BROKEN)
@@ -180,8 +183,8 @@ def test_what_follows_of_a_choice_per_step_is_what_the_data_say(decision):
 
 def test_the_readme_says_of_the_frontier_what_its_numbers_say():
     for pulse, other, says in ((SOLID, BROKEN, "more"), (BROKEN, SOLID, "less")):
-        judged = frontier_verdicts.judged_pairs(frontier_of(pulse, other), [0.05], ["knob"])
-        text = findings_table.found_04({"against": frontier_verdicts.numbers(judged)})
+        judged = frontier.judged_pairs(frontier_of(pulse, other), [0.05], ["knob"])
+        text = findings_table.found_04({"against": frontier.numbers(judged)})
         assert f"VisionPulse 5 % is {says} accurate than " in text and "not told apart" not in text
         assert f"random 5 % ({'' if says == 'more' else '-'}83.3 points [" in text
         assert "5 differences in accuracy" in text and "knob" not in text
@@ -191,9 +194,10 @@ def test_what_was_measured_on_is_counted(vlm):
     """Of other samples other numbers are told."""
     for n, cells, patches, kept in ((2, 4, "64", "3"), (3, 6, "144", "7")):
         dense = made_arm(True, 30 + np.arange(n), first(n - 1, of=n))
-        text = measured_on(vlm, scene_samples(n, cells=cells), dense, 0.05)
+        text = sentences.measured_on(vlm, scene_samples(n, cells=cells), made_arms({"dense": dense}), 0.05)
         assert f"{vlm.n_layers} layers, {n} samples of {patches} visual tokens; 5 % of them are {kept};" in text
         mean = f"{30 + (n - 2) / 2:.2f} (no interval)"
         assert f"dense traces that ended hold {mean} tokens on average, 1 of {n} were cut off." in text
-    none = measured_on(vlm, scene_samples(2, cells=4), made_arm(False, 30 + np.arange(2), False), 0.05)
+    never = made_arms({"dense": made_arm(False, 30 + np.arange(2), False)})
+    none = sentences.measured_on(vlm, scene_samples(2, cells=4), never, 0.05)
     assert "; no dense trace ended, 2 of 2 were cut off." in none

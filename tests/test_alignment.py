@@ -5,15 +5,23 @@ import difflib
 import numpy as np
 import pytest
 
+from visionpulse_analysis import figures
 from visionpulse_analysis.experiments.samples import Sample, scene_samples
-from visionpulse_analysis.studies.shared.divergence import (
+from visionpulse_analysis.studies.frontier.divergence import (
     compare_tokens,
+    draw_strips,
     example_number,
     first_divergences,
-    strips,
-    token_rows,
+    strips_height,
 )
 from visionpulse_analysis.testbed.scenes.questions import reason
+
+
+def token_rows(found):
+    """Both traces as lines of the same columns, a gap where one has no token."""
+    steps = zip(found.alignment.first, found.alignment.second, strict=True)
+    return [(found.dense[a] if a >= 0 else "", found.pruned[b] if b >= 0 else "") for a, b in steps]
+
 
 WORDS = ["see", "red", "blue", "at", "."]
 
@@ -106,7 +114,9 @@ def test_which_example(traces):
 
 def test_the_strips_write_every_token_and_outline_the_first_difference(traces):
     _, dense, pruned = traces
-    fig = strips(compare_tokens(dense[0], pruned[0]))
+    found = compare_tokens(dense[0], pruned[0])
+    fig, bands = figures.new_page(figures.DOUBLE, strips_height(found))
+    draw_strips(bands, found)
     for ax, tokens in zip(fig.axes, (dense[0], pruned[0]), strict=True):
         assert len(ax.texts) == len(tokens)
         outlined = [text.get_text() for text in ax.texts if text.get_bbox_patch().get_linewidth() > 1]

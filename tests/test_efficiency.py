@@ -11,7 +11,8 @@ from visionpulse_analysis.experiments.bench.decode import READ
 from visionpulse_analysis.experiments.bench.synthetic import VARIANTS
 from visionpulse_analysis.studies.efficiency import figures as efficiency_figures
 from visionpulse_analysis.studies.efficiency import measure as efficiency
-from visionpulse_analysis.studies.efficiency.measure import PARTS, SHARES, read_measurements, sentences
+from visionpulse_analysis.studies.efficiency.measure import PARTS, SHARES, read_measurements
+from visionpulse_analysis.studies.efficiency.report import sentences
 
 TIMES = {"stock": 90, "eager": 180, "dense": 30, "masked_5": 31, "gathered_5": 20, "gathered_10": 22, "reuse_5": 10}
 TIMES |= {f"gathered_{share}": 15 + share / 10 for share in (1, 2, 25, 50)}
@@ -177,7 +178,7 @@ def test_measuring_again_keeps_each_result_at_once(tmp_path, monkeypatch):
 
     for part in ("decode", "recording", "batch"):
         monkeypatch.setattr(efficiency, f"bench_{part}", bench(part))
-    found = efficiency.measure(tmp_path, size="tiny", visual_tokens=(64, 128), batches=(1,), rounds=4)
+    found = efficiency.measure_all(tmp_path, size="tiny", visual_tokens=(64, 128), batches=(1,), rounds=4)
     assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(PARTS)
     assert all(getattr(found, part)["command"].startswith("visionpulse figures 07") for part in PARTS)
     assert read_measurements(tmp_path).hash == found.hash
@@ -193,5 +194,5 @@ def test_a_bandwidth_is_measured_on_more_than_a_cache_holds():
 def test_new_results_need_a_folder_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="expected a folder for the new results"):
-        efficiency.measure("", size="tiny", visual_tokens=(64,), batches=(1,), recorded_tokens=(64,), rounds=1)
+        efficiency.measure_all("", size="tiny", visual_tokens=(64,), batches=(1,), recorded_tokens=(64,), rounds=1)
     assert not any(tmp_path.iterdir())

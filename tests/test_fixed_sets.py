@@ -6,12 +6,12 @@ import json
 
 import numpy as np
 import pytest
+from made_arms import first, made_arm, made_arms
 from made_scene import NAMED, OBJECTS, SIDE, WORDS, cell_patches, random_traces, sample_of, trace_of
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.experiments.interventions.one_step import Replay, keep_exactly
 from visionpulse_analysis.experiments.samples import Sample
-from visionpulse_analysis.studies.shared.per_trace import Arm, Scored
 from visionpulse_analysis.studies.step_dependence import figures as step_figures
 from visionpulse_analysis.studies.step_dependence import fixed_set_report as report
 from visionpulse_analysis.studies.step_dependence.fixed_sets import (
@@ -148,10 +148,10 @@ def test_bad_input_is_one_clear_error(rng, given, message):
 )
 def test_arms_are_compared_by_accuracy(hindsight, named, says):
     def arm(right):
-        scored = Scored(np.arange(40)[None] < right, np.zeros((1, 40), int), np.ones((4, 1, 40), int))
-        return Arm(np.full((1, 40), 4), np.full((1, 40), 0.05), np.ones((1, 40), bool), scored)
+        return made_arm(first(right, of=40), 4)
 
-    arms = {"VisionPulse 5 %": arm(40), "at prefill 5 %": arm(10), "hindsight 5 %": arm(hindsight), "named": arm(named)}
+    right = {"VisionPulse 5 %": 40, "at prefill 5 %": 10, "hindsight 5 %": hindsight, "named": named}
+    arms = made_arms({"dense": arm(40)} | {name: arm(count) for name, count in right.items()})
     fixed = {PREFILL: "at prefill 5 %", HINDSIGHT: "hindsight 5 %", OBJECTS_NAMED: "named"}
     assert says in report.about_arms(arms, "VisionPulse 5 %", fixed)
     without = {PREFILL: "another"}

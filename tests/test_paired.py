@@ -4,12 +4,25 @@ import itertools
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from visionpulse_analysis.metrics.estimate import as_json
 from visionpulse_analysis.metrics.statistics import mcnemar, permutation_test, proportion_interval
-from visionpulse_analysis.studies.shared.paired import paired_lengths, paired_right
+from visionpulse_analysis.studies.shared.arms import compare
 
 LIMIT = 96
+
+
+def rows(tokens, finished, samples=None, **columns):
+    """Traces of one arm; samples that repeat are decoded with several seeds."""
+    samples = np.arange(len(tokens)) if samples is None else samples
+    found = pd.DataFrame({"tokens": tokens, "finished": finished, "sample": samples, "kept": 1.0, **columns})
+    return found.assign(seed=found.groupby("sample").cumcount())
+
+
+def paired_lengths(dense, arm, dense_finished, arm_finished, samples=None):
+    return compare(rows(dense, dense_finished, samples), rows(arm, arm_finished, samples))
 
 
 def test_traces_that_never_end_do_not_lengthen_those_that_do():
@@ -44,7 +57,7 @@ def test_where_no_pair_ended_lengths_are_not_known_and_it_says_why():
     assert np.isnan([found.tokens.value, found.length.value, found.p, found.longer.value]).all()
     assert "no pair ended" in found.tokens.refused
     assert found.cut_off.arm.value == 1 and found.cut_off.p == 1
-    assert json.loads(json.dumps(found.numbers(), allow_nan=False))["tokens"]["estimate"] is None
+    assert json.loads(json.dumps(as_json(found), allow_nan=False))["tokens"]["estimate"] is None
 
 
 def test_seeds_of_a_sample_are_kept_together():
@@ -62,14 +75,13 @@ def test_seeds_of_a_sample_are_kept_together():
 @pytest.mark.parametrize("seed", range(3))
 def test_with_one_seed_the_test_of_accuracy_is_mcnemars(seed):
     a, b = np.random.default_rng(seed).random((2, 60)) < [[0.8], [0.5]]
-    found = paired_right(a, b)
+    found = compare(*(rows([9] * 60, True, right=right) for right in (a, b))).truth
     assert found.p == pytest.approx(mcnemar(a, b).p)
     assert (found.lost, found.won) == (int((a & ~b).sum()), int((b & ~a).sum()))
     assert found.change.value == pytest.approx((found.won - found.lost) / 60)
     assert found.p == permutation_test(a, b, np.arange(60)).p
 
 
-def test_arrays_that_are_no_pairs_are_refused():
-    for given in (([], [], [], []), ([1, 2], [1], [True], [True]), ([[1]], [[1]], [[True]], [[True]])):
-        with pytest.raises(ValueError, match="one per pair"):
-            paired_lengths(*given)
+def test_traces_without_a_partner_are_left_out():
+    found = compare(rows([5, 6, 7], True), rows([7, 5], True, [2, 0]))
+    assert (found.n_pairs, found.equal.value) == (2, 1)

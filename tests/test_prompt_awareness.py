@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from made_frontier import first, made_arm, made_frontier
+from made_arms import first, made_arm, made_arms
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis._util.fingerprints import Remembered
@@ -108,8 +108,8 @@ def made(**arms):
     labels = {"r0": "r = 0", "r06": "r = 0.6", "r1": "r = 1"}
     called = {f"{labels.get(label, label)}, 10 %": arm for label, arm in names.items()}
     kept = {name: [np.arange(64) // 6 == place] * 36 for place, name in enumerate(called)}
-    frontier = made_frontier({"dense": MIXED, **called})
-    return study.PromptAwareness([0.0, 0.6, 1.0], [0.1], frontier, kept, [np.ones(64, np.float32)] * 36)
+    arms = made_arms({"dense": MIXED, **called})
+    return study.PromptAwareness([0.0, 0.6, 1.0], [0.1], arms, kept, [np.ones(64, np.float32)] * 36)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_own_images_are_compared_by_the_relevance_they_hold(vlm, samples, tmp_pa
 
 def test_the_figures_draw_these_numbers(vlm, samples, found):
     accuracy, held, overlap = draw.headline(found).axes[3:6]
-    for ax, value in ((accuracy, lambda arm: found.frontier.points[arm].accuracy), (held, found.held)):
+    for ax, value in ((accuracy, lambda arm: found.arms.changes[arm].truth.accuracy), (held, found.held)):
         [curve] = [line for line in ax.lines if line.get_label() == "ZSPAPrune"]
         assert np.allclose(curve.get_ydata(), [value(f"r = {r:g}, 25 %").value for r in RATIOS])
     flat = {line.get_label(): np.asarray(line.get_ydata())[0] for line in overlap.lines}

@@ -8,14 +8,10 @@ import pytest
 import visionpulse_analysis as vpa
 from visionpulse_analysis.experiments.samples import scene_samples
 from visionpulse_analysis.media.patch_grid import PatchGrid
-from visionpulse_analysis.studies.quickstart.report import (
-    questions_page,
-    quickstart_page,
-    trace_numbers,
-    trace_sentence,
-)
-from visionpulse_analysis.studies.shared.measured_on import cut_off_told
+from visionpulse_analysis.studies.quickstart.figures import questions_page, quickstart_page
+from visionpulse_analysis.studies.quickstart.report import trace_numbers, trace_sentence
 from visionpulse_analysis.studies.shared.readme_table import found_06
+from visionpulse_analysis.studies.shared.sentences import cut_off_told
 from visionpulse_analysis.studies.step_dependence.figures import steps_to_show
 from visionpulse_analysis.studies.step_dependence.measure import rows_of
 from visionpulse_analysis.traces import create_trace

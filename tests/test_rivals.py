@@ -5,21 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.experiments.samples import scene_samples
 from visionpulse_analysis.pruners.divprune import BeforeModel
-from visionpulse_analysis.studies.pruner_comparison import (
-    kept_patches as rivals_figures,
-)
-from visionpulse_analysis.studies.pruner_comparison import (
-    measure as rivals,
-)
-from visionpulse_analysis.studies.pruner_comparison import (
-    report as rivals_report,
-)
+from visionpulse_analysis.studies.pruner_comparison import figures as draw
+from visionpulse_analysis.studies.pruner_comparison import measure as rivals
+from visionpulse_analysis.studies.pruner_comparison import report
 from visionpulse_analysis.studies.pruner_comparison.settings import Basis
+from visionpulse_analysis.studies.shared.arms import Arms
 
 OPTIONS = {"max_new_tokens": 5, "batch_size": 3}
 
@@ -84,16 +80,17 @@ def test_costs_are_those_of_each_trace_alone(vlm, samples, basis, compared):
     for name, pruner in pruners.items():
         traces = vpa.decode(vlm, images, questions, layers="none", pruner=pruner, max_new_tokens=5)
         costs = [vpa.costs_of(trace) for trace in traces]
-        assert np.allclose(compared.costs[name]["flops"], [c.flops.sum() for c in costs], rtol=1e-12), name
-        assert np.allclose(compared.costs[name]["kv_bytes_read"], [c.kv_bytes_read.sum() for c in costs]), name
-        assert np.allclose(compared.costs[name]["peak_kv_bytes"], [c.peak_kv_bytes for c in costs]), name
+        rows = compared.arms.rows(name)
+        assert np.allclose(rows["flops"], [c.flops.sum() for c in costs], rtol=1e-12), name
+        assert np.allclose(rows["kv_bytes_read"], [c.kv_bytes_read.sum() for c in costs]), name
+        assert np.allclose(rows["peak_kv_bytes"], [c.peak_kv_bytes for c in costs]), name
     change = compared.cost_change("FastV 25 %", "flops").value
-    dense, pruned = (compared.costs[name]["flops"].sum() for name in ("dense", "FastV 25 %"))
+    dense, pruned = (compared.arms.rows(name)["flops"].sum() for name in ("dense", "FastV 25 %"))
     assert change == pytest.approx(pruned / dense - 1)
 
 
 def test_the_ordering_is_about_pruning_at_prefill(compared, monkeypatch):
-    names = rivals_report.at_prefill(compared, 0.25)
+    names = report.at_prefill(compared, 0.25)
     assert {"FastV 25 %", "DivPrune 25 %", "at prefill 25 %"} <= set(names)
     assert not {"VisionPulse 25 %", "random 25 %", "uniform 25 %", "oracle 25 %"} & set(names)
     for kept, takes_part in ((0.31, True), (0.32, False), (0.19, True), (0.18, False)):
@@ -102,39 +99,43 @@ def test_the_ordering_is_about_pruning_at_prefill(compared, monkeypatch):
             "added": replace(rivals.RIVALS["VTW"], matched=None),
             "ST3": replace(rivals.RIVALS["ST3"], matched=None),
         }
-        monkeypatch.setattr(rivals_report, "all_rivals", lambda added=added: rivals.RIVALS | added)
+        monkeypatch.setattr(report, "all_rivals", lambda added=added: rivals.RIVALS | added)
         shares = dict.fromkeys(("added, own setting", "ST3, own setting", "SparseVLM, own setting"), kept)
-        points = {**compared.frontier.points, "added, own setting": compared.frontier.points["VTW, own setting"]}
-        made_up = replace(compared, kept=shares, frontier=replace(compared.frontier, points=points))
-        names = rivals_report.at_prefill(made_up, 0.25)
+        again = compared.arms.rows("VTW, own setting").assign(arm="added, own setting")
+        made_up = replace(compared, kept=shares, arms=Arms(pd.concat([compared.arms.table, again])))
+        names = report.at_prefill(made_up, 0.25)
         assert [name for name in names if "own" in name] == ["added, own setting"] * takes_part
-    assert rivals_report.verdicts(compared, 0.9) == ["Nothing was pruned at prefill to 90 %; add it to the budgets."]
+    assert report.verdicts(compared, 0.9) == ["Nothing was pruned at prefill to 90 %; add it to the budgets."]
 
 
 def test_the_table_has_every_arm(compared):
-    table = rivals_report.table(compared)
-    assert set(table.index) == set(compared.frontier.points) - {"dense"}
+    table = report.table(compared)
+    assert set(table.index) == set(compared.arms.names) - {"dense"}
     assert table.loc["LOOK-M 25 %", ["pruner", "settled"]].tolist() == ["lookm", "at prefill"]
     assert table.loc["VTW 25 %", ["kept", "at last layer"]].tolist() == ["25.0 %", "0.0 %"]
     assert table.loc["FastV 25 %", ["kept", "at last layer"]].tolist() == ["25.0 %", "25.0 %"]
     own = compared.kept["VTW, own setting"]
-    assert f"VTW, own setting: {100 * own:.1f} % kept" in rivals_report.own_retention(compared)
-    arms = {"VTW": ["VTW 10 %", "VTW, own setting"], "MVW": ["MVW, own setting"], "FastV": ["FastV 5 %", "FastV 10 %"]}
-    assert rivals_report.not_matched(replace(compared, arms=arms), [0.05, 0.1, 0.1]) == [
+    assert f"VTW, own setting: {100 * own:.1f} % kept" in report.own_retention(compared)
+    groups = {
+        "VTW": ["VTW 10 %", "VTW, own setting"],
+        "MVW": ["MVW, own setting"],
+        "FastV": ["FastV 5 %", "FastV 10 %"],
+    }
+    assert report.not_matched(replace(compared, groups=groups), [0.05, 0.1, 0.1]) == [
         "5 % is not kept by any setting of VTW and MVW.",
         *["10 % is not kept by any setting of MVW."] * 2,
     ]
-    assert rivals_report.not_matched(compared, []) == []
+    assert report.not_matched(compared, []) == []
 
 
 def test_the_kept_sets_are_shown_at_four_steps_under_their_retention(vlm, samples, tmp_path, monkeypatch):
     monkeypatch.setenv("VISIONPULSE_CACHE", str(tmp_path))
     arms = {k: v for k, v in rivals.rival_arms([0.5], Basis.of(vlm)).items() if k in ("VisionPulse", "VTW", "random")}
-    traces = rivals_figures.decode_one(vlm, samples[0], arms, 9)
+    traces = draw.decode_one(vlm, samples[0], arms, 9)
     last = min(map(len, traces.values())) - 1
-    steps = rivals_figures.shown_steps(traces)
+    steps = draw.shown_steps(traces)
     assert len(steps) == 4 and (steps[0], steps[-1]) == (1, last) and max(np.diff(steps)) - min(np.diff(steps)) <= 1
-    page = rivals_figures.kept_page(traces, steps)
+    page = draw.kept_page(traces, steps)
     assert [ax.get_ylabel() for ax in page.axes if ax.get_ylabel()] == [f"step {step}" for step in steps]
     titles = [ax.get_title() for ax in page.axes if ax.get_title()]
     assert "what the last layer sees" in page.subfigs[-1].get_supxlabel()

@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from made_frontier import made_frontier
 
 from visionpulse_analysis.experiments.samples import Sample, scene_samples
 from visionpulse_analysis.figures.style import axes_points
@@ -15,6 +14,7 @@ from visionpulse_analysis.studies.pruner_comparison import figures as rivals_fro
 from visionpulse_analysis.studies.pruner_comparison import measure as rivals
 from visionpulse_analysis.studies.pruner_comparison.figures import spread
 from visionpulse_analysis.studies.pruner_comparison.settings import Basis
+from visionpulse_analysis.studies.shared.arms import Arms
 
 CHOSEN = ("VisionPulse", "last step only", "FastV", "SparseVLM", "LOOK-M", "VTW", "MVW", "random")
 SHOWN = [rivals.STALE, rivals.ATTENTION, rivals.AT_ONCE, rivals.REFERENCE]
@@ -30,11 +30,9 @@ def compare(vlm, samples, folder):
 
 def ending(compared, finished):
     """The comparison as if these traces of every pruned arm had ended within the limit, and all dense ones."""
-    arms = {
-        name: replace(arm, finished=np.array([[True] * len(finished) if name == "dense" else finished]))
-        for name, arm in compared.frontier.arms.items()
-    }
-    return replace(compared, frontier=made_frontier(arms))
+    table = compared.arms.table
+    ended = (table["arm"] == "dense") | np.array(finished)[table["sample"]]
+    return replace(compared, arms=Arms(table.assign(finished=ended)))
 
 
 @pytest.fixture(scope="module")
@@ -67,19 +65,19 @@ def drawn(ax, label):
 
 
 def values(point):
-    return point.accuracy, point.change.length, point.change.cut_off.arm
+    return point.truth.accuracy, point.length, point.cut_off.arm
 
 
 @pytest.mark.parametrize("measure", [0, 1, 2])
 def test_every_arm_is_drawn_with_its_interval_in_the_panel_of_its_family(compared, figure, measure):
-    for label, names in compared.arms.items():
+    for label, names in compared.groups.items():
         rival = rivals.RIVALS[label]
         if rival.family == rivals.PULSE:
             continue
         points = drawn(panel(figure, rival.family, measure), label)
         assert len(points) == len(names)
         for name, (x, y, low, high, marker, filled) in zip(names, points, strict=True):
-            point = compared.frontier.points[name]
+            point = compared.arms.changes[name]
             value = values(point)[measure]
             ends = [value.value if np.isnan(end) else end for end in (value.low, value.high)]
             assert [y, low, high] == pytest.approx([100 * v for v in (value.value, *ends)])
@@ -90,11 +88,11 @@ def test_every_arm_is_drawn_with_its_interval_in_the_panel_of_its_family(compare
 def test_dense_and_visionpulse_are_behind_every_panel(compared, figure):
     for family in SHOWN:
         for measure in (0, 1, 2):
-            ax, pulse = panel(figure, family, measure), compared.frontier.points["VisionPulse 50 %"]
+            ax, pulse = panel(figure, family, measure), compared.arms.changes["VisionPulse 50 %"]
             value = values(pulse)[measure]
             x, y, *_ = drawn(ax, "VisionPulse")[-1]
             assert (x, y) == pytest.approx((50, 100 * value.value))
-            dense = (compared.frontier.dense.accuracy.value, 0.0, 0.0)[measure]
+            dense = (compared.arms.changes["dense"].truth.accuracy.value, 0.0, 0.0)[measure]
             assert any(line.get_linestyle() == "--" and set(line.get_ydata()) == {100 * dense} for line in ax.lines)
 
 

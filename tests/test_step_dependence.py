@@ -10,7 +10,7 @@ from made_scene import NAMED, OBJECTS, SIDE, WORDS, random_traces, sample_of, tr
 from visionpulse_analysis import figures
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.metrics.estimate import Estimate
-from visionpulse_analysis.studies.quickstart.report import quickstart_page, step_page, strongest_step
+from visionpulse_analysis.studies.quickstart.figures import quickstart_page, step_page, strongest_step
 from visionpulse_analysis.studies.step_dependence import figures as step_figures
 from visionpulse_analysis.studies.step_dependence.measure import step_dependence
 from visionpulse_analysis.studies.step_dependence.object_attention import object_attention

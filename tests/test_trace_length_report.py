@@ -1,28 +1,25 @@
 """Sentences about length where nothing varies: no detour to lose, all answers right, no trace changed."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from made_arms import made_arm, made_arms
 
 from visionpulse_analysis.experiments.samples import scene_samples
-from visionpulse_analysis.studies.frontier import figures as frontier_report
-from visionpulse_analysis.studies.shared.divergence import first_divergences
-from visionpulse_analysis.studies.shared.per_trace import Arm, Scored
+from visionpulse_analysis.studies.frontier.divergence import divergence_figure, first_divergences
+from visionpulse_analysis.studies.shared.arms import compare, words_on
 from visionpulse_analysis.studies.shared.readme_table import found_03
-from visionpulse_analysis.studies.trace_length import by_question, report
-from visionpulse_analysis.studies.trace_length.measure import compare
+from visionpulse_analysis.studies.trace_length import measure, report
 
 FLOOR = "traces hold no detour, so nothing could be shortened"
 NAME = "VisionPulse 5 %"
 
 
-def arm(n_detours, other, right=True, n=40, seeds=1) -> Arm:
+def arm(n_detours, other, right=True, n=40, seeds=1):
     """An arm of `n` samples that spends 9 words on each detour; values are one number or one per sample."""
-    n_detours, other, right = (np.tile(np.broadcast_to(v, n), (seeds, 1)) for v in (n_detours, other, right))
-    words = np.array([np.full((seeds, n), 9), 9 * n_detours, np.zeros((seeds, n), int), other])
-    scored = Scored(right, n_detours, words)
-    return Arm(words.sum(axis=0), np.full((seeds, n), 0.05), np.ones((seeds, n), bool), scored)
+    n_detours, other = np.broadcast_to(n_detours, n), np.broadcast_to(other, n)
+    words = {"objects asked for": 9, "detours": 9 * n_detours, "other words": other}
+    columns = {words_on(purpose): spent for purpose, spent in words.items()}
+    return made_arm(right, 9 + 9 * n_detours + other, kept=0.05, seeds=seeds, detours=n_detours, **columns)
 
 
 def verdict(decoding="greedy", name=NAME, **pairs) -> str:
@@ -43,7 +40,7 @@ def test_dense_traces_without_detours_cannot_be_shortened():
 
 
 def test_where_no_pair_ended_nothing_is_said_of_detours():
-    never = replace(arm(0, 9), finished=np.zeros((1, 40), bool))
+    never = arm(0, 9).assign(finished=False)
     said = verdict(greedy=(never, never))
     assert "no pair ended within the limit" in said and FLOOR not in said
 
@@ -71,23 +68,22 @@ def test_nothing_is_said_of_detours_that_are_not_missed(pair, name):
 def test_all_right_or_all_wrong_still_has_an_interval(n, after, words, group):
     pair = arm(0, 9, n=n, seeds=3), arm(0, 9, after, n=n, seeds=3)  # seeds add no samples
     assert words in verdict(greedy=pair)
-    assert by_question.where_accuracy_goes({"find": compare(*pair)}).startswith(group)
+    assert report.where_accuracy_goes({"find": compare(*pair)}).startswith(group)
 
 
 def test_accuracy_is_kept_only_by_an_interval_that_holds_for_all_comparisons_together():
     """190 of 190 stay right: Wilson says 98.0 % or more of one comparison, and less of eight."""
     n = 190
-    measured = {how: {"dense": arm(0, 9, n=n)} | {f"arm {i}": arm(0, 9, n=n) for i in range(4)} for how in ("a", "b")}
-    changes = report.compare_all(measured)
+    arms = made_arms({name: arm(0, 9, n=n) for name in ("dense", *(f"arm {i}" for i in range(4)))})
+    changes = measure.compare_all({"a": arms, "b": arms})
     assert all(c.truth.ratio_together.confidence == 1 - 0.05 / 8 for arms in changes.values() for c in arms.values())
     assert changes["a"]["arm 0"].truth.ratio.low >= report.KEPT
     many = {how: {NAME: arms["arm 0"]} for how, arms in changes.items()}
     assert "are kept is open" in report.verdicts(many, "a")[0]
     assert "Accuracy is kept" in verdict(a=(arm(0, 9, n=n), arm(0, 9, n=n)), decoding="a")
-    groups = by_question.compare_groups(
-        {"dense": arm(0, 9, n=2 * n), NAME: arm(0, 9, n=2 * n)}, ["find", "count, 2"] * n, NAME
-    )
-    assert by_question.where_accuracy_goes(groups) == "Open: find; count, 2."
+    twice = made_arms({name: arm(0, 9, n=2 * n) for name in ("dense", NAME)})
+    groups = measure.compare_groups(twice, ["find", "count, 2"] * n, NAME)
+    assert report.where_accuracy_goes(groups) == "Open: find; count, 2."
 
 
 def test_the_same_answers_right_count_only_those_that_could_be_lost():
@@ -103,7 +99,7 @@ def test_no_trace_changed_its_length():
     sentence = report.verdicts({"greedy": {NAME: same}}, "greedy")[0]
     assert sentence.startswith(f"{NAME}: no trace changed its length; the paper reports shorter traces. No")
     assert report.table({"greedy": {NAME: same}})["length"].item() == "no trace changed its length"
-    assert by_question.group_table({"find": same})["length"].item() == "no trace changed its length"
+    assert report.group_table({"find": same})["length"].item() == "no trace changed its length"
     swapped = compare(arm(0, SOME), arm(0, SOME[::-1]))  # as many longer as shorter
     assert "no trace changed" not in report.verdicts({"greedy": {NAME: swapped}}, "greedy")[0]
 
@@ -124,10 +120,9 @@ def test_how_much_of_the_change_is_spent_on_detours():
 def test_the_finding_tells_cut_offs_and_decides_by_adjusted_tests():
     dense, pruned = arm(SOME, 9, seeds=2), arm(0, 9, seeds=2)
     never = np.arange(40) < 8
-    ended = np.tile(~never, (2, 1))
-    once = Arm(np.where(ended, pruned.length, 160), pruned.retention, ended, arm(0, 9, ~never, seeds=2).truth)
+    once = arm(0, 9, ~never, seeds=2).assign(finished=np.tile(~never, 2))
     changes = {NAME: compare(dense, pruned), "at prefill 5 %": compare(dense, once)}
-    said = found_03(report.numbers({"sampled": changes, "greedy": changes}))
+    said = found_03(measure.numbers({"sampled": changes, "greedy": changes}))
     shorter = 100 * SOME.sum() * 9 / (40 * 18 + SOME.sum() * 9)
     assert f"Sampled: length falls (-{shorter:.1f} %" in said and "accuracy not shown (0.0 points [" in said
     assert "at prefill 5 %: length falls (" in said and "cut off 16 of 80 (dense 0)" in said
@@ -136,5 +131,5 @@ def test_the_finding_tells_cut_offs_and_decides_by_adjusted_tests():
 
 def test_the_figure_says_that_no_trace_differs():
     tokens = [["a", "b"], ["c"]]
-    figure = frontier_report.divergence_figure(first_divergences(tokens, tokens, scene_samples(2, cells=4)))
+    figure = divergence_figure(first_divergences(tokens, tokens, scene_samples(2, cells=4)))
     assert [ax.get_title() for ax in figure.axes] == ["no pruned trace differs from its dense one"]

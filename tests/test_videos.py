@@ -16,7 +16,7 @@ from visionpulse_analysis.cli import app
 from visionpulse_analysis.experiments.interventions.one_step import Replay
 from visionpulse_analysis.figures.overlays import OPACITY
 from visionpulse_analysis.figures.style import HEAT_CMAP
-from visionpulse_analysis.studies.quickstart.film_strip import draw_film_strip
+from visionpulse_analysis.studies.quickstart.figures import draw_film_strip
 from visionpulse_analysis.traces import frame_labels
 from visionpulse_analysis.traces.exchange import patch_boxes, step_table, write_boxes
 

@@ -24,7 +24,7 @@ from visionpulse_analysis.models import locating
 from visionpulse_analysis.models.families import Stock
 from visionpulse_analysis.models.locating import keeping
 from visionpulse_analysis.models.processors import without_videos
-from visionpulse_analysis.studies.quickstart.film_strip import draw_film_strip
+from visionpulse_analysis.studies.quickstart.figures import draw_film_strip
 from visionpulse_analysis.studies.step_dependence.figures import draw_example
 from visionpulse_analysis.traces import frame_labels, frame_pictures, media_of
 

@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from visionpulse_analysis.metrics import attention as measures
+from visionpulse_analysis.metrics.attention import effective_count
+from visionpulse_analysis.metrics.estimate import as_json
 from visionpulse_analysis.metrics.statistics import Estimate, judge
-from visionpulse_analysis.studies.sweep import report as sweep_report
+from visionpulse_analysis.studies.sweep import figures as draw
+from visionpulse_analysis.studies.sweep import measure, report
 
 
 @pytest.fixture
@@ -31,61 +33,61 @@ def table():
 def test_arms_are_paired_by_sample_and_seed(table):
     shuffled = table.sample(frac=1, random_state=1).sort_values("pruner", kind="stable")
     for given in (table, shuffled):
-        results = sweep_report.compare_pruners(given)
+        results = measure.compare_pruners(given)
         dense, half = results["dense"], results["half"]
         assert (dense.n, dense.failed, half.n, half.failed) == (8, 0, 7, 1)
-        assert dense.lengths is None and dense.accuracy.value == 6 / 8 and half.kept == 0.5
+        assert dense.change is None and dense.accuracy.value == 6 / 8 and half.kept == 0.5
         # The failed trace leaves its pair out: seven pairs remain.
         pairs = table[(table["pruner"] == "dense")].iloc[:7]
-        assert half.lengths.length.value == pytest.approx(-14 / pairs["tokens"].sum())
+        assert half.change.length.value == pytest.approx(-14 / pairs["tokens"].sum())
         right = table[table["pruner"] == "half"]["right"].iloc[:7]
-        assert half.right.change.value == pytest.approx(right.mean() - pairs["right"].mean())
-        assert half.right.change.n_clusters == 4
-    text = sweep_report.results_table(results).loc["half", "length against dense"]
-    assert text.startswith(f"{100 * half.lengths.length.value:+.1f} %")
+        assert half.change.truth.change.value == pytest.approx(right.mean() - pairs["right"].mean())
+        assert half.change.truth.change.n_clusters == 4
+    text = report.results_table(results).loc["half", "length against dense"]
+    assert text.startswith(f"{100 * half.change.length.value:+.1f} %")
 
 
 def test_unknown_answers_give_no_accuracy(table):
     table.loc[1, "right"] = pd.NA
-    results = sweep_report.compare_pruners(table)
-    assert results["half"].accuracy is None and results["half"].right is None
-    assert results["dense"].accuracy is not None and results["half"].lengths is not None
-    assert "accuracy cannot be compared" in sweep_report.verdicts(results)
+    results = measure.compare_pruners(table)
+    assert results["half"].accuracy is None and results["half"].change.truth is None
+    assert results["dense"].accuracy is not None and results["half"].change is not None
+    assert "accuracy cannot be compared" in report.verdicts(results)
 
 
 def test_two_models_are_not_mixed(table):
     with pytest.raises(ValueError, match="rows of 2 models"):
-        sweep_report.compare_pruners(pd.concat([table, table.assign(model="n")]))
+        measure.compare_pruners(pd.concat([table, table.assign(model="n")]))
     with pytest.raises(ValueError, match="no finished trace"):
-        sweep_report.compare_pruners(table[table["status"] == "failed"])
+        measure.compare_pruners(table[table["status"] == "failed"])
 
 
 def test_cut_off_traces_stand_apart(table):
     half = table["pruner"] == "half"
     never_ends = half & (table["sample"] == "s1")
     table.loc[never_ends, ["finished", "tokens"]] = [False, 99]
-    results = sweep_report.compare_pruners(table)
+    results = measure.compare_pruners(table)
     arm = results["half"]
-    assert (arm.n_cut_off, arm.lengths.n_both, arm.lengths.n_pairs) == (2, 5, 7)
+    assert (arm.n_cut_off, arm.change.n_both, arm.change.n_pairs) == (2, 5, 7)
     ended = table[half & ~never_ends & (table["status"] == "done")]
     assert arm.length.value == pytest.approx(ended["tokens"].mean())
-    assert arm.lengths.tokens.value == -2  # all pairs together would say that traces became longer
-    row = sweep_report.results_table(results).loc["half"]
+    assert arm.change.tokens.value == -2  # all pairs together would say that traces became longer
+    row = report.results_table(results).loc["half"]
     assert (row["cut off"], row["pairs that ended"]) == ("2 of 7", "5 of 7")
-    said = sweep_report.verdicts(results)
+    said = report.verdicts(results)
     assert "over the 5 of 7 pairs that ended" in said and "Cut off at the limit: 2 of 7 traces, densely 0" in said
     assert "Only here 2, longer by at least 88 tokens" in said and "3 of them" in said
-    assert "cut off (%)" in [ax.get_xlabel() for ax in sweep_report.pruners_page(results).axes]
+    assert "cut off (%)" in [ax.get_xlabel() for ax in draw.pruners_page(results).axes]
     with pytest.raises(ValueError, match="finished"):
-        sweep_report.compare_pruners(table.drop(columns="finished"))
+        measure.compare_pruners(table.drop(columns="finished"))
 
 
 def test_a_sweep_in_which_nothing_ended_is_reported(table):
     table["finished"] = False
-    results = sweep_report.compare_pruners(table)
-    assert "length cannot be compared" in sweep_report.verdicts(results)
-    assert len(sweep_report.pruners_page(results).axes) == 2 and len(sweep_report.results_table(results)) == 2
-    json.dumps({name: arm.numbers() for name, arm in results.items()}, allow_nan=False)
+    results = measure.compare_pruners(table)
+    assert "length cannot be compared" in report.verdicts(results)
+    assert len(draw.pruners_page(results).axes) == 2 and len(report.results_table(results)) == 2
+    json.dumps(as_json(results), allow_nan=False)
 
 
 def interval(low, estimate, high):
@@ -103,8 +105,8 @@ def interval(low, estimate, high):
 )
 def test_sentences_follow_tests_adjusted_together(change, p, sentence):
     judged = judge({"accuracy": (interval(*change), p), "length": (interval(-1, 0, 1), 1.0)}, "made up")
-    arm = sweep_report.ArmResult(5, 0, 0, 0.1, interval(0, 0, 0.4), interval(1, 2, 3), None, judged=judged)
-    assert sentence in sweep_report.verdicts({"p": arm})
+    arm = measure.ArmResult(5, 0, 0, 0.1, interval(0, 0, 0.4), interval(1, 2, 3), None, judged=judged)
+    assert sentence in report.verdicts({"p": arm})
 
 
 @pytest.fixture
@@ -118,15 +120,15 @@ def attention():
 
 
 def test_a_measure_goes_over_the_steps_that_exist(attention):
-    lazy = sweep_report.by_step(attention, measures.effective_count)
+    lazy = measure.by_step(attention, effective_count)
     assert lazy.dims == ("trace", "step", "layer") and lazy.chunks is not None
     values, found = attention.values, lazy.compute().values
     assert (np.isnan(found) == np.isnan(values[..., 0])).all()
-    assert found[1, 1, 0] == pytest.approx(measures.effective_count(values[1, 1, 0].astype(float)), rel=1e-6)
+    assert found[1, 1, 0] == pytest.approx(effective_count(values[1, 1, 0].astype(float)), rel=1e-6)
 
 
 def test_curves_stop_where_fewer_than_half_of_the_traces_go_on(attention):
     first = attention.isel(layer=0, patch=0).compute()
-    steps, intervals = sweep_report.step_curves(first)["p"]
+    steps, intervals = measure.step_curves(first)["p"]
     assert steps.tolist() == [0, 1]
     assert intervals[1].value == pytest.approx(first.values[:2, 1].mean()) and intervals[1].n_clusters == 2

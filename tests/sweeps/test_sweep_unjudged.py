@@ -18,7 +18,8 @@ from visionpulse_analysis.experiments.sweeps.plan import plan
 from visionpulse_analysis.experiments.sweeps.results import Sweep
 from visionpulse_analysis.experiments.sweeps.unjudged import export_unjudged, read_verdicts
 from visionpulse_analysis.experiments.sweeps.worker import SweepError
-from visionpulse_analysis.studies.sweep import report as sweep_report
+from visionpulse_analysis.metrics.estimate import as_json
+from visionpulse_analysis.studies.sweep import measure, report
 
 QUESTIONS = ["what is 東 ?", "how many\nlines ?", "why ?"]
 
@@ -177,10 +178,10 @@ def test_the_report_names_judges_and_shows_graded_scores():
     scores = [0.0, 0.5, 0.8, 1.0]
     rows = [{**base, "sample": f"s{n}", "score": s, "right": s >= 0.5, "judge": "anls"} for n, s in enumerate(scores)]
     table = pd.DataFrame(rows).astype({"right": "boolean"})
-    results = sweep_report.compare_pruners(table)
+    results = measure.compare_pruners(table)
     assert results["dense"].score.value == pytest.approx(np.mean(scores)) and results["dense"].judges == ("anls",)
-    shown = sweep_report.results_table(results).loc["dense"]
+    shown = report.results_table(results).loc["dense"]
     assert shown["judge"] == "anls" and shown["score"].startswith("57.5 %") and shown["accuracy"].startswith("75.0 %")
-    json.dumps(results["dense"].numbers())
-    plainly = sweep_report.results_table(sweep_report.compare_pruners(table.drop(columns=["score", "judge"])))
+    json.dumps(as_json(results["dense"]))
+    plainly = report.results_table(measure.compare_pruners(table.drop(columns=["score", "judge"])))
     assert not {"score", "judge"} & set(plainly.columns)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -115,9 +115,11 @@ class Estimate:
 
 
 def as_json(value: Any) -> Any:
-    """Results as JSON takes them: estimates and claims by their `to_json`, in mappings and lists; NaN becomes None."""
+    """Results as JSON takes them, dataclasses, mappings and lists alike: estimates by `to_json`; NaN becomes None."""
     if hasattr(value, "to_json"):
         return value.to_json()
+    if is_dataclass(value):
+        return as_json(vars(value))
     if isinstance(value, Mapping):
         return {str(key): as_json(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

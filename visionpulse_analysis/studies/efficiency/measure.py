@@ -1,4 +1,4 @@
-"""What decoding costs: stored measurements, or new ones on this machine, and the sentences they give."""
+"""What decoding costs: stored measurements, or new ones on this machine."""
 
 from __future__ import annotations
 
@@ -100,12 +100,12 @@ def read_measurements(folder: str | Path = "") -> Measurements:
     for part in PARTS:
         path = source / f"{part}.json"
         if not path.exists():
-            raise FileNotFoundError(f"no result {path}; make all of them with measure(), or the notebook's rerun=True")
+            raise FileNotFoundError(f"no result {path}; make them with measure_all(), or the notebook's rerun=True")
         found[part] = json.loads(path.read_text("utf-8"))
     return Measurements(**found)
 
 
-def measure(
+def measure_all(
     folder: str | Path,
     *,
     size: str = "small",
@@ -154,70 +154,3 @@ def paper_bounds() -> pd.DataFrame:
     """
     found = pd.DataFrame(bounds("qwen3-vl-4b", (8192, 16384, 32768), 8))
     return found.pivot(index="visual_tokens", columns="variant", values="bound_over_dense")
-
-
-def times(n: dict[str, Any], variant: str, over: str = "stock", digits: int = 1) -> str:
-    """How many times as fast a variant is, the median and the range over the rounds: "5.4 [5.1 to 5.6]".
-
-    n : of one context and batch size, as in `Measurements.numbers`. over : "stock" or "dense".
-    """
-    middle, *ends = (n[f"{name}_over_{over}"][variant] for name in ("speedup", "least", "most"))
-    return f"{middle:.{digits}f} [{' to '.join(f'{end:.{digits}f}' for end in ends)}]"
-
-
-def sentences(found: Measurements) -> str:
-    """What was measured, as Markdown; every number computed, with its range over the rounds."""
-    numbers, machine = found.numbers(), found.decode["machine"]
-    over, bound, many = numbers["time_over_limit"], numbers["bound_over_dense"], numbers["many_rows"]
-    lines = [
-        f"Measured on {machine['date']}: {machine['processor']}, {machine['threads']} threads, {machine['device']}; "
-        f"reading memory at {numbers['bandwidth_gb_s']:.1f} GB/s. In brackets: least and most of the rounds.",
-        f"- At {numbers['visual_tokens']:,} visual tokens a dense step is {times(numbers, 'dense')} times as fast as "
-        f"the library's (whose cache is copied at every step) and takes {over['dense']:.2f} times what reading "
-        "weights, keys and values once takes.",
-        f"- Gathering 5 % of the patches: {times(numbers, 'gathered_5')} times the library, "
-        f"{times(numbers, 'gathered_5', 'dense', 2)} times our own dense step; the layers below the anchor read "
-        f"everything, so by the bytes it could be at most {bound['gathered_5']:.2f}. With the set of the step before "
-        f"in those layers: {times(numbers, 'reuse_5')} and {times(numbers, 'reuse_5', 'dense', 2)} times, at most "
-        f"{bound['reuse_5']:.2f}. Hiding the same patches by a mask: {times(numbers, 'masked_5')} and "
-        f"{times(numbers, 'masked_5', 'dense', 2)} times. Choosing takes "
-        f"{numbers['selection_share']['gathered_5']:.1%} of the gathered step.",
-        _by_share(found),
-        f"- {many['batch']} rows together: dense {times(many, 'dense')}, gathered {times(many, 'gathered_5')}, reused "
-        f"{times(many, 'reuse_5')} times the library; gathered {times(many, 'gathered_5', 'dense', 2)} times our own "
-        f"dense step, which takes {many['time_over_limit']['dense']:.2f} times the limit.",
-        f"- Recording, all layers: {_recorded(found, 'all_layers')} the time of plain decoding; eager "
-        f"`output_attentions`: {_recorded(found, 'eager')}.",
-        *(_together(numbers["largest_batch"], tokens, gain) for tokens, gain in numbers["together"].items()),
-    ]  # fmt: skip
-    return "\n".join(lines)
-
-
-def _by_share(found: Measurements) -> str:
-    """At which shares of the patches picking them out is faster than reading all, in every round."""
-    rows = sorted(
-        (row["kept"], row["speedup_over_dense"]) for row in found.retention["rows"] if row["variant"] in SHARES
-    )
-    groups = {
-        "faster than reading everything": [kept for kept, speed in rows if speed["min"] > 1],
-        "slower": [kept for kept, speed in rows if speed["max"] < 1],
-        "sometimes faster and sometimes slower": [kept for kept, speed in rows if speed["min"] <= 1 <= speed["max"]],
-    }
-    said = [f"{how} at {', '.join(f'{kept:.0%}' for kept in shares)}" for how, shares in groups.items() if shares]
-    return f"- By share of the patches, over the rounds: gathering is {'; '.join(said)}."
-
-
-def _together(rows: int, tokens: str, gain: dict[str, Any]) -> str:
-    ms = gain["ms"]
-    alike = ms["prompt"] + ms["trace"] + ms["rest"]
-    return (
-        f"- {rows} rows together decode {gain['speedup']:.1f} times ({gain['recorded']:.1f} recorded) as many "
-        f"samples of {tokens} visual tokens a second as one row at a time. Of the {sum(ms.values()):.1f} ms of a "
-        f"sample (not recorded) {ms['prefill']:.1f} are prefill and {alike:.1f} prompt, trace and the rest, which no "
-        f"batch shares: if a step of {rows} rows took no longer than a step of one, it would be {gain['bound']:.1f}."
-    )
-
-
-def _recorded(found: Measurements, variant: str) -> str:
-    rows = found.rows("recording").query("variant == @variant")
-    return ", ".join(f"{row['ratio_to_plain.median']:.2f} ({row.visual_tokens:,} tokens)" for _, row in rows.iterrows())

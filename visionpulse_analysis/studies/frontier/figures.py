@@ -1,4 +1,4 @@
-"""Figures and tables of the frontier, and of one sample step by step."""
+"""Figures of the frontier, and of one sample step by step."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
 from visionpulse_analysis import figures
 from visionpulse_analysis.experiments.stored_traces import picture_of
 from visionpulse_analysis.figures import DOUBLE
-from visionpulse_analysis.metrics.statistics import Estimate
+from visionpulse_analysis.figures.plots import ends
 from visionpulse_analysis.pruners.base import Pruner
-from visionpulse_analysis.studies.frontier.measure import Frontier, Point, advantage
-from visionpulse_analysis.studies.shared.divergence import Comparison, Divergences, draw_strips, strips_height
-from visionpulse_analysis.studies.shared.intervals import draw_curve, draw_named, ends
-from visionpulse_analysis.studies.trace_length.report import scaled, show
+from visionpulse_analysis.studies.frontier.divergence import Comparison, draw_strips, strips_height
+from visionpulse_analysis.studies.shared.arms import DENSE, Arms, Change
 from visionpulse_analysis.traces import Trace
+
+Value = Callable[[Change], Any]  # an interval; a known answer is asked for only where there is one
 
 
 def steps_to_show(pruned: Trace, count: int = 6) -> list[int]:
@@ -75,58 +74,57 @@ def step_page(pruned: Trace, comparison: Comparison, steps: list[int]) -> Figure
     return fig
 
 
-def _line(points: list[Point], intervals: list[Estimate]) -> tuple[list[float], list[float], list[float], list[float]]:
-    """One arm of `draw_frontier`: retention, estimate, low, high; a missing interval closes on its point.
-
-    Points without an estimate, such as the change of length where no pair ended, are left out.
-    """
-    known = [(p.retention, i) for p, i in zip(points, intervals, strict=True) if np.isfinite(i.value)]
-    estimate, low, high = ends([i for _, i in known])
-    return [retention for retention, _ in known], estimate.tolist(), low.tolist(), high.tolist()
-
-
-def frontier_page(frontier: Frontier, groups: Mapping[str, Mapping[str, Pruner]]) -> Figure:
+def frontier_page(measured: Arms, groups: Mapping[str, Mapping[str, Pruner]]) -> Figure:
     """Draw accuracy (where it is known), the change of length and what was cut off against retention, by selection.
 
     Lengths are paired with dense, over the pairs that both ended; a line has no point where none did.
     """
-    points = {label: list(frontier.group(group).values()) for label, group in groups.items()}
-    known, dense_cut = frontier.dense.accuracy, frontier.dense.change.cut_off.dense.value
-    length = {label: _line(ps, [scaled(p.change.length) for p in ps]) for label, ps in points.items()}
-    cut = {label: _line(ps, [p.change.cut_off.arm for p in ps]) for label, ps in points.items()}
-    panels: dict[str, tuple[dict, float, tuple[float, float] | None]] = {}
-    if known is not None:
-        accuracy = {label: _line(ps, [p.accuracy for p in ps if p.accuracy]) for label, ps in points.items()}
-        panels["accuracy"] = (accuracy, known.value, (0.0, 1.0))
-    panels["change of length, both ended (%)"] = ({n: line for n, line in length.items() if line[0]}, 0.0, None)
-    panels["traces cut off"] = (cut, dense_cut, (0.0, 1.0))
-    panels = {ylabel: panel for ylabel, panel in panels.items() if panel[0]}
-    fig, axes = figures.new_figure(DOUBLE, 2.7, 1, len(panels))
-    for ax, (ylabel, (lines, dense, ylim)) in zip(np.atleast_1d(axes), panels.items(), strict=True):
-        figures.draw_frontier(ax, lines, dense=dense, ylabel=ylabel, ylim=ylim)
+    dense = measured.changes[DENSE]
+    panels: dict[str, tuple[Value, float, tuple[float, float] | None]] = {
+        "change of length, both ended (%)": (lambda c: 100 * c.length, 0.0, None),
+        "traces cut off": (lambda c: c.cut_off.arm, dense.cut_off.dense.value, (0.0, 1.0)),
+    }
+    if dense.truth is not None:
+        panels = {"accuracy": (lambda c: c.truth.accuracy, dense.truth.accuracy.value, (0.0, 1.0)), **panels}
+    drawn = {}
+    for ylabel, (value, level, ylim) in panels.items():
+        lines = {label: _line([measured.changes[arm] for arm in group], value) for label, group in groups.items()}
+        lines = {label: line for label, line in lines.items() if line[0]}
+        if lines:
+            drawn[ylabel] = lines, {"dense": level, "ylabel": ylabel, "ylim": ylim}
+    fig, axes = figures.new_figure(DOUBLE, 2.7, 1, len(drawn))
+    for ax, (lines, options) in zip(np.atleast_1d(axes), drawn.values(), strict=True):
+        figures.draw_frontier(ax, lines, **options)
     figures.draw_legend(list(np.atleast_1d(axes)))
     return fig
 
 
-def anchor_figure(frontier: Frontier, anchors: Mapping[str, Mapping[int, tuple[str, Pruner]]], default: int) -> Figure:
+def _line(changes: list[Change], value: Value) -> tuple[list[float], list[float], list[float], list[float]]:
+    """One arm of `draw_frontier`: retention, estimate, low, high; a missing interval closes on its point.
+
+    Arms without an estimate, such as the change of length where no pair ended, are left out.
+    """
+    known = [change for change in changes if np.isfinite(value(change).value)]
+    estimate, low, high = ends([value(change) for change in known])
+    return [change.retention for change in known], estimate.tolist(), low.tolist(), high.tolist()
+
+
+def anchor_figure(measured: Arms, anchors: Mapping[str, Mapping[int, tuple[str, Pruner]]], default: int) -> Figure:
     """Draw accuracy (where it is known), length and what was cut off when the same share is kept from another layer on.
 
     Lengths are of the traces whose dense one ended as well. The default anchor is marked.
     """
-    values: dict[str, Callable[[Point], Any]] = {}
-    if frontier.dense.accuracy is not None:
-        values["accuracy"] = lambda point: point.accuracy
-    values["tokens, both ended"] = lambda point: point.change.arm_length
-    values["traces cut off"] = lambda point: point.change.cut_off.arm
+    values: dict[str, Value] = {"accuracy": lambda c: c.truth.accuracy} if measured.known else {}
+    values |= {"tokens, both ended": lambda c: c.arm_length, "traces cut off": lambda c: c.cut_off.arm}
     fig, axes = figures.new_figure(DOUBLE, 2.4, 1, len(values))
     layers = [min(map(min, anchors.values())), max(map(max, anchors.values()))]
     for ax, (ylabel, value) in zip(np.atleast_1d(axes), values.items(), strict=True):
         for label, by_layer in anchors.items():
-            found = {layer: value(frontier.points[name]) for layer, (name, _) in by_layer.items()}
+            found = {layer: value(measured.changes[name]) for layer, (name, _) in by_layer.items()}
             defined = {layer: interval for layer, interval in found.items() if np.isfinite(interval.value)}
             if defined:
-                draw_curve(ax, list(defined), list(defined.values()), label)
-        dense = value(frontier.dense).value
+                figures.draw_curve(ax, list(defined), list(defined.values()), label)
+        dense = value(measured.changes[DENSE]).value
         if np.isfinite(dense):
             figures.draw_line_band(ax, layers, [dense, dense], label="dense", colour="#8c8c8c", dashed=True)
         ax.axvline(default, color="#8c8c8c", linewidth=0.6)
@@ -136,77 +134,17 @@ def anchor_figure(frontier: Frontier, anchors: Mapping[str, Mapping[int, tuple[s
     return fig
 
 
-def knob_figure(frontier: Frontier, plain: str, knobs: Mapping[str, Pruner]) -> Figure:
+def knob_figure(measured: Arms, plain: str, knobs: Mapping[str, Pruner]) -> Figure:
     """Draw the knobs and the plain pruner at the same budget against dense: accuracy, length, and what was cut off."""
-    points = {f"plain, {plain.rsplit(' ', 2)[-2]} %": frontier.points[plain], **frontier.group(knobs)}
-    panels = {"length, both ended (%)": {n: scaled(p.change.length) for n, p in points.items()}}
-    scored = {n: p.change.truth for n, p in points.items()}
-    if frontier.dense.accuracy is not None:
-        panels["accuracy (points)"] = {n: scaled(truth.change) for n, truth in scored.items() if truth}
-    panels["cut off (points)"] = {n: scaled(p.change.cut_off.change) for n, p in points.items()}
+    changes = {f"plain, {plain.rsplit(' ', 2)[-2]} %": measured.changes[plain]}
+    changes |= {name: measured.changes[name] for name in knobs}
+    values: dict[str, Value] = {"length, both ended (%)": lambda c: c.length}
+    values |= {"accuracy (points)": lambda c: c.truth.change} if measured.known else {}
+    values |= {"cut off (points)": lambda c: c.cut_off.change}
+    panels = {label: {name: 100 * value(c) for name, c in changes.items()} for label, value in values.items()}
     # Rows are shared: a panel in which a row has no value, because no pair ended, is left out.
     panels = {label: row for label, row in panels.items() if all(np.isfinite(one.value) for one in row.values())}
-    fig, axes = figures.new_figure(DOUBLE, 0.24 * len(points) + 0.6, 1, len(panels), sharey=True)
+    fig, axes = figures.new_figure(DOUBLE, 0.24 * len(changes) + 0.6, 1, len(panels), sharey=True)
     for ax, (label, intervals) in zip(np.atleast_1d(axes), panels.items(), strict=True):
-        draw_named(ax, intervals, reference=0, xlabel=f"change: {label}")
+        figures.draw_estimates(ax, intervals, reference=0, xlabel=f"change: {label}")
     return fig
-
-
-def divergence_figure(found: Divergences) -> Figure:
-    """Draw at which step pruned traces leave the dense ones, and at what kind of token where that is known."""
-    fig, axes = figures.new_figure(DOUBLE, 2.0, 1, 2 if found.at_kind else 1)
-    first, *rest = np.atleast_1d(axes)
-    if not len(found.steps):
-        first.set(xlabel="first step that differs", ylabel="samples", xticks=[], yticks=[])
-        with figures.style():
-            first.set_title("no pruned trace differs from its dense one")
-        return fig
-    # One bin per step as long as that can be read.
-    edges = np.arange(-0.5, found.steps.max() + 1.5, max(1, found.steps.max() // 30))
-    edges = np.append(edges, found.steps.max() + 0.5) if edges[-1] < found.steps.max() else edges
-    figures.draw_histogram(first, found.steps, edges, xlabel="first step that differs", ylabel="samples")
-    for ax in rest:
-        none = np.zeros(len(found.at_kind))
-        base = np.array([found.all_kinds.get(kind, 0.0) for kind in found.at_kind])
-        draw_named(
-            ax,
-            found.at_kind,
-            null_low=none,
-            null_high=base,
-            null_label="share among all tokens",
-            xlabel="share of first differences",
-        )
-        figures.draw_legend(ax)
-    return fig
-
-
-def table(points: Mapping[str, Point]) -> pd.DataFrame:
-    """One row per arm."""
-    rows = {}
-    for name, p in points.items():
-        rows[name] = {
-            "kept": f"{100 * p.retention:.1f} %",
-            "tokens, both ended": show(p.change.arm_length, 1, "", sign=False),
-            "length against dense": show(p.change.length),
-            "cut off": f"{p.change.cut_off.n_arm} of {p.change.n_pairs}",
-            "overlap of consecutive sets": f"{p.overlap:.2f}",
-        }
-        if p.accuracy is not None:
-            rows[name] |= {"accuracy, %": show(p.accuracy, unit="", sign=False)}
-    return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def advantage_table(frontier: Frontier, budgets: list[float], over: list[str]) -> pd.DataFrame:
-    """Accuracy of VisionPulse minus that of other selections at equal retention, in points."""
-    return pd.DataFrame(
-        {
-            f"{100 * budget:g} % kept": {
-                f"VisionPulse minus {other}": show(
-                    advantage(frontier, f"VisionPulse {100 * budget:g} %", f"{other} {100 * budget:g} %"),
-                    unit=" points",
-                )
-                for other in over
-            }
-            for budget in budgets
-        }
-    )

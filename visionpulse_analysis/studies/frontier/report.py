@@ -1,30 +1,26 @@
-"""What the frontier shows, in sentences chosen by tests that were adjusted together."""
+"""What the frontier shows, in tables and in sentences chosen by tests that were adjusted together."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+
+import pandas as pd
 
 from visionpulse_analysis.metrics.statistics import Claim
 from visionpulse_analysis.pruners.base import Pruner
-from visionpulse_analysis.studies.frontier.measure import SELECTIONS, Frontier, judge_pairs
-from visionpulse_analysis.studies.shared.against_dense import (
-    ACCURACY,
+from visionpulse_analysis.studies.frontier.measure import PULSE, judged_pairs
+from visionpulse_analysis.studies.shared.arms import ACCURACY, CUT_OFF, LENGTH, OUTCOMES, Arms, Judged, judge_changes
+from visionpulse_analysis.studies.shared.sentences import (
     COMPARED,
-    CUT_OFF,
-    LENGTH,
-    OUTCOMES,
     RULE,
-    Judged,
+    cut_off_column,
     cut_off_sentences,
     family_sentence,
-    judge_arms,
     listed,
     still_open,
+    written,
 )
-from visionpulse_analysis.studies.step_dependence.named_objects import NAMED
 
-PULSE = "VisionPulse"
 # outcome -> decision -> what is said of the shares at which it was taken
 AT_SHARES = {
     ACCURACY: {"falls": "accuracy falls at", "rises": "accuracy rises at"},
@@ -51,22 +47,51 @@ FOLLOWS = {
 }
 
 
-def verdicts(
-    frontier: Frontier, shares: Iterable[str], budgets: Sequence[float], knobs: Mapping[str, Pruner]
-) -> list[str]:
+def table(measured: Arms, arms: Iterable[str]) -> pd.DataFrame:
+    """One row per arm."""
+    rows = {}
+    for name in arms:
+        change = measured.changes[name]
+        rows[name] = {
+            "kept": f"{100 * change.retention:.1f} %",
+            "tokens, both ended": f"{change.arm_length:.1f}",
+            "length against dense": f"{change.length:+.1%}",
+            "cut off": cut_off_column(change),
+            "overlap of consecutive sets": f"{measured.rows(name)['overlap'].mean():.2f}",
+        }
+        if change.truth is not None:
+            rows[name] |= {"accuracy": f"{change.truth.accuracy:.1%}"}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def advantage_table(measured: Arms, budgets: Sequence[float], over: Sequence[str]) -> pd.DataFrame:
+    """Accuracy of VisionPulse minus that of other selections at equal retention, in points."""
+    shares = [f"{100 * budget:g} %" for budget in budgets]
+    return pd.DataFrame(
+        {
+            f"{share} kept": {
+                f"{PULSE} minus {other}": written(measured.advantage(f"{PULSE} {share}", f"{other} {share}"), "+.1p")
+                for other in over
+            }
+            for share in shares
+        }
+    )
+
+
+def verdicts(measured: Arms, shares: Iterable[str], budgets: Sequence[float], knobs: Mapping[str, Pruner]) -> list[str]:
     """What the frontier shows, each sentence chosen by its test.
 
     shares : the arms of one pruner at several budgets, of which the first sentences speak.
     """
-    changes = {name: frontier.changes[name] for name in shares}
-    lines = about_shares(judge_arms(changes)) if changes else []
-    lines += cut_off_sentences(changes, frontier.limit)
-    if frontier.dense.accuracy is None:
+    changes = {name: measured.changes[name] for name in shares}
+    lines = _about_shares(judge_changes(changes, relative=False)) if changes else []
+    lines += cut_off_sentences(changes, measured.limit)
+    if not measured.known:
         return [*lines, "Without known answers only lengths can be compared; accuracy is left out."]
-    return lines + about_pairs(judged_pairs(frontier, budgets, knobs))
+    return lines + _about_pairs(judged_pairs(measured, budgets, knobs))
 
 
-def about_shares(judged: Judged) -> list[str]:
+def _about_shares(judged: Judged) -> list[str]:
     """At which shares an outcome changes against dense, and what loss is open where none is shown."""
     told = []
     for outcome in OUTCOMES:
@@ -80,18 +105,7 @@ def about_shares(judged: Judged) -> list[str]:
     return [*lines, f"Where no change of accuracy is shown: {'; '.join(left)}."] if left else lines
 
 
-def judged_pairs(frontier: Frontier, budgets: Sequence[float], knobs: Iterable[str]) -> dict[tuple[str, str], Claim]:
-    """Accuracy of VisionPulse minus that of other selections, and of the knobs minus VisionPulse: one family."""
-    pairs = []
-    for budget in budgets:
-        share = f"{100 * budget:g} %"
-        others = [f"{other} {share}" for other in SELECTIONS if other != PULSE] + [NAMED]
-        pairs += [(f"{PULSE} {share}", other) for other in others if other in frontier.points]
-    pairs += [(knob, f"{PULSE} {100 * budgets[0]:g} %") for knob in knobs]
-    return judge_pairs(frontier, pairs)
-
-
-def about_pairs(judged: Mapping[tuple[str, str], Claim]) -> list[str]:
+def _about_pairs(judged: Mapping[tuple[str, str], Claim]) -> list[str]:
     """Every difference with its interval, and what follows from those that were made for that."""
     if not judged:
         return []
@@ -102,11 +116,3 @@ def about_pairs(judged: Mapping[tuple[str, str], Claim]) -> list[str]:
         follows = f": {FOLLOWS[selection][verdict.decision]}" if selection and arm.startswith(PULSE) else ""
         lines.append(f"{arm} is {COMPARED[verdict.decision]} {over} ({verdict.estimate:+.1p}){follows}.")
     return lines
-
-
-def numbers(judged: Mapping[tuple[str, str], Claim]) -> dict[str, dict[str, Any]]:
-    """Arm -> what it is compared with -> its verdict, JSON-ready."""
-    found: dict[str, dict[str, Any]] = {}
-    for (arm, over), verdict in judged.items():
-        found.setdefault(arm, {})[over] = verdict.to_json()
-    return found

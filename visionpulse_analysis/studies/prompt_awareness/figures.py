@@ -21,22 +21,23 @@ from visionpulse_analysis.studies.prompt_awareness.measure import (
     at_budget,
     ratio_name,
 )
-from visionpulse_analysis.studies.shared.intervals import draw_curve
+from visionpulse_analysis.studies.shared.arms import DENSE
 
 COLOURS = {RANDOM: GREY, ORACLE: "#000000", "ZSPAPrune": "#D55E00"}
 
 
 def headline(study: PromptAwareness) -> Figure:
     """Draw one row per budget: accuracy (where known), relevance held, and overlap with the oracle's set, by r."""
-    known = study.frontier.dense.accuracy
-    rows, columns = len(study.budgets), 2 if known is None else 3
+    dense = study.arms.changes[DENSE].truth
+    rows, columns = len(study.budgets), 2 if dense is None else 3
     fig, grid = figures.new_figure(figures.DOUBLE, 2.1 * rows + 0.5, rows, columns)
     panels = np.asarray(grid, dtype=object).reshape(rows, columns)
     for budget, axes in zip(study.budgets, panels, strict=True):
         *first, held, overlap = axes
         for ax in first:
-            _draw(ax, study, budget, lambda arm: study.frontier.points[arm].accuracy)
-            ax.axhline(known.value if known else np.nan, color=GREY, linewidth=0.8, linestyle=":", label="dense")
+            _draw(ax, study, budget, lambda arm: study.arms.changes[arm].truth.accuracy)
+            level = dense.accuracy.value if dense else np.nan
+            ax.axhline(level, color=GREY, linewidth=0.8, linestyle=":", label="dense")
             ax.set_ylabel("accuracy")
         _draw(held, study, budget, study.held)
         held.set_ylabel("relevance held")
@@ -54,9 +55,9 @@ def _draw(ax: Axes, study: PromptAwareness, budget: float, value, others: tuple[
     for label in others:
         flat: Estimate = value(at_budget(label, budget))
         ends = [min(study.ratios), max(study.ratios)]
-        draw_curve(ax, ends, [flat, flat], label, colour=COLOURS[label], dashed=True)
+        figures.draw_curve(ax, ends, [flat, flat], label, colour=COLOURS[label], dashed=True)
     curve = [value(at_budget(ratio_name(ratio), budget)) for ratio in study.ratios]
-    draw_curve(ax, study.ratios, curve, "ZSPAPrune", colour=COLOURS["ZSPAPrune"])
+    figures.draw_curve(ax, study.ratios, curve, "ZSPAPrune", colour=COLOURS["ZSPAPrune"])
 
 
 def overlap_matrix(study: PromptAwareness, budget: float) -> Figure:

@@ -18,7 +18,7 @@ from visionpulse_analysis.metrics.statistics import Estimate, cluster_bootstrap,
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners import make_pruner
 from visionpulse_analysis.pruners.base import Pruner
-from visionpulse_analysis.studies.frontier.measure import Frontier, advantage, measure_frontier, pair
+from visionpulse_analysis.studies.shared.arms import DENSE, Arms, measure_arms
 
 RANDOM, ORACLE = "random", "oracle"
 OTHERS = {"FastV": "fastv", "CDPruner": "cdpruner"}  # compared by what they keep alone
@@ -52,7 +52,7 @@ def prompt_arms(ratios: Sequence[float], budgets: Sequence[float]) -> dict[str, 
     return arms
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PromptAwareness:
     """What was measured, greedy, on the same samples; intervals resample samples.
 
@@ -62,7 +62,7 @@ class PromptAwareness:
 
     ratios: list[float]
     budgets: list[float]
-    frontier: Frontier
+    arms: Arms
     kept: dict[str, list[np.ndarray]]
     relevance: list[np.ndarray]
 
@@ -79,10 +79,6 @@ class PromptAwareness:
         """The same, minus that of another arm, paired by sample."""
         return paired_difference(self._held(over), self._held(arm))
 
-    def gain(self, arm: str, over: str) -> Estimate | None:
-        """Accuracy of an arm minus that of another, paired by sample; None without ground truth."""
-        return advantage(self.frontier, arm, over)
-
     def overlap(self, arm: str, other: str) -> Estimate:
         """Jaccard index of what two arms keep."""
         return _mean(self._overlaps(arm, other)[0])
@@ -93,9 +89,9 @@ class PromptAwareness:
 
     def gain_test(self, arm: str, over: str) -> tuple[Estimate, float]:
         """Accuracy of an arm minus that of another, or relevance held where answers are unknown, and its exact p."""
-        found = pair(self.frontier, arm, over)
-        if found is not None:
-            return found.change, found.p
+        truth = self.arms.against(arm, over).truth
+        if truth is not None:
+            return truth.change, truth.p
         return self.held_gain(arm, over), permutation_test(self._held(over), self._held(arm)).p
 
     def overlap_test(self, arm: str, other: str) -> tuple[Estimate, float]:
@@ -111,14 +107,15 @@ class PromptAwareness:
 
     def numbers(self) -> dict[str, Any]:
         """Every arm, with its gain over random patches and its overlap with the oracle's, JSON-ready."""
-        found: dict[str, Any] = {"dense": self.frontier.dense.numbers()}
+        known = self.arms.numbers()
+        found: dict[str, Any] = {DENSE: known[DENSE]}
         for budget in self.budgets:
             random, oracle = at_budget(RANDOM, budget), at_budget(ORACLE, budget)
             for arm in (at_budget(label, budget) for label in self.labels):
-                gain = self.gain(arm, random)
+                gain = self.arms.advantage(arm, random)
                 found[arm] = {
-                    **self.frontier.points[arm].numbers(),
-                    "gain_over_random": None if gain is None else gain.to_json(),
+                    **known[arm],
+                    "gain_over_random": gain and gain.to_json(),
                     "held": self.held(arm).to_json(),
                     "overlap_with_oracle": self.overlap(arm, oracle).to_json(),
                 }
@@ -142,7 +139,7 @@ def prompt_awareness(
     """Decode all arms, and look at what they keep; outcomes and relevance are kept and read again."""
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     arms = prompt_arms(ratios, budgets)
-    measured = measure_frontier(vlm, samples, arms, **options)
+    measured = measure_arms(vlm, samples, arms, **options)
     chosen: Mapping[str, Pruner] = {
         **arms,
         **{at_budget(label, b): make_pruner(name, budget=b) for label, name in OTHERS.items() for b in budgets},

@@ -16,8 +16,14 @@ from visionpulse_analysis.studies.prompt_awareness.measure import (
     at_budget,
     ratio_name,
 )
-from visionpulse_analysis.studies.shared.against_dense import RULE, cut_off_sentences, ended_length, listed
-from visionpulse_analysis.studies.shared.intervals import show
+from visionpulse_analysis.studies.shared.sentences import (
+    RULE,
+    cut_off_column,
+    cut_off_sentences,
+    ended_length,
+    listed,
+    written,
+)
 
 SHARES = "share of the relevance held"  # what is compared where the answers are not known
 OVERLAP = "overlap"
@@ -35,15 +41,15 @@ def table(study: PromptAwareness) -> pd.DataFrame:
     for budget in study.budgets:
         random, oracle = at_budget(RANDOM, budget), at_budget(ORACLE, budget)
         for arm in (at_budget(label, budget) for label in study.labels):
-            point, gain = study.frontier.points[arm], study.gain(arm, random)
+            change = study.arms.changes[arm]
             row = {}
-            if point.change.truth is not None:
-                row["accuracy"] = f"{100 * point.change.truth.accuracy.value:.0f} %"
-                row["against dense, points"] = show(point.change.truth.change, unit="")
-                row["against random, points"] = show(gain, unit="")
-            row["tokens, both ended"] = ended_length(point.change)
-            row["cut off"] = f"{point.change.cut_off.n_arm} of {point.change.n_pairs}"
-            row[SHARES] = show(study.held(arm), sign=False)
+            if change.truth is not None:
+                row["accuracy"] = f"{100 * change.truth.accuracy.value:.0f} %"
+                row["against dense"] = f"{change.truth.change:+.1p}"
+                row["against random"] = written(study.arms.advantage(arm, random), "+.1p")
+            row["tokens, both ended"] = ended_length(change)
+            row["cut off"] = cut_off_column(change)
+            row[SHARES] = f"{study.held(arm):.1%}"
             row["overlap with the oracle"] = f"{study.overlap(arm, oracle):.2g}"
             row["with r = 0"] = f"{study.overlap(arm, at_budget(ratio_name(study.ratios[0]), budget)):.2g}"
             rows[arm] = row
@@ -74,13 +80,13 @@ def mixed(study: PromptAwareness) -> str:
 def paper_table(study: PromptAwareness, budget: float) -> pd.DataFrame:
     """What is reported elsewhere, beside what was measured here at one budget."""
     mix, only, diverse = mixed(study), ratio_name(max(study.ratios)), ratio_name(min(study.ratios))
-    oracle, truth = at_budget(ORACLE, budget), study.frontier.points[at_budget(ORACLE, budget)].change.truth
+    oracle, truth = at_budget(ORACLE, budget), study.arms.changes[at_budget(ORACLE, budget)].truth
     kept = [at_budget(label, budget) for label in (diverse, only)]
     names = names_of_ends(study)
     unit = "points" if truth is not None else f"points of {SHARES}"
 
     def change(first: str, second: str) -> str:
-        return f"{show(gain(study, first, second, budget), unit='')} {unit}"
+        return f"{100 * gain(study, first, second, budget):+.1f} {unit}"
 
     rows = {
         "patches pruned": ("90 %", f"{100 * (1 - budget):g} %"),
@@ -93,7 +99,7 @@ def paper_table(study: PromptAwareness, budget: float) -> pd.DataFrame:
         "best r here (chosen on these samples)": ("set by hand for each data set", best_ratios(study, budget)),
         "accuracy of the oracle, of dense": (
             "98 % with half of the patches, 92 % with a quarter",
-            "not known" if truth is None else f"{show(truth.ratio, sign=False)} with {100 * budget:g} %",
+            "not known" if truth is None else f"{truth.ratio:.1%} with {100 * budget:g} %",
         ),
         f"overlap of {names[only]} and {names[diverse]}": (
             "not reported",
@@ -139,7 +145,7 @@ def numbers(study: PromptAwareness, budget: float) -> dict[str, Any]:
 def verdicts(study: PromptAwareness, budget: float) -> str:
     """What the comparison says at one budget, as Markdown; each sentence is chosen by its adjusted test."""
     judged = judged_claims(study, budget)
-    what = SHARES if study.frontier.dense.accuracy is None else "accuracy"
+    what = "accuracy" if study.arms.known else SHARES
     mix, diverse = mixed(study), ratio_name(min(study.ratios))
     names = {**names_of_ends(study), RANDOM: "random patches", ORACLE: "the oracle"}
     lines = [f"{next(iter(judged.values())).family}. {RULE}"]
@@ -152,10 +158,10 @@ def verdicts(study: PromptAwareness, budget: float) -> str:
                 f"{OVERLAPS[verdict.decision]}."
             )
             continue
-        claim = f"{names[first]} against {names[second]}: {what} {show(verdict.estimate, unit=' points')}"
+        claim = f"{names[first]} against {names[second]}: {what} {verdict.estimate:+.1p}"
         lines.append(f"{claim}, {GAINS[verdict.decision]}{_beside(first, second, mix, diverse, verdict)}.")
     arms = [at_budget(label, budget) for label in study.labels]
-    lines += cut_off_sentences({arm: study.frontier.changes[arm] for arm in arms}, study.frontier.limit)
+    lines += cut_off_sentences({arm: study.arms.changes[arm] for arm in arms}, study.arms.limit)
     return "\n".join(f"- {line[0].upper()}{line[1:]}" for line in lines)
 
 

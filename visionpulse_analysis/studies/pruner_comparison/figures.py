@@ -1,8 +1,8 @@
-"""The frontier of all pruners: a panel per family, every method named at its line, dense and VisionPulse behind."""
+"""The frontier of all pruners, a panel per family with every method named at its line; what each keeps of one image."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,19 +12,37 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from visionpulse_analysis import figures
+from visionpulse_analysis.experiments.collect import collect
+from visionpulse_analysis.experiments.conditions import kept_by_layer
+from visionpulse_analysis.experiments.samples import Sample
+from visionpulse_analysis.figures.plots import ends
 from visionpulse_analysis.figures.style import GREY, LIGHT_GREY, axes_points, style
-from visionpulse_analysis.studies.frontier.measure import Point
-from visionpulse_analysis.studies.pruner_comparison.measure import ADDED, OWN, PULSE, RIVALS, Comparison, all_rivals
-from visionpulse_analysis.studies.shared.intervals import ends
+from visionpulse_analysis.models.loading import VLM
+from visionpulse_analysis.pruners.base import Pruner
+from visionpulse_analysis.studies.frontier.figures import kept_of
+from visionpulse_analysis.studies.pruner_comparison.measure import (
+    ADDED,
+    OWN,
+    PULSE,
+    RIVALS,
+    Comparison,
+    all_rivals,
+    retention,
+)
+from visionpulse_analysis.studies.shared.arms import DENSE, Change
+from visionpulse_analysis.traces import Trace, frame_labels, frame_pictures
 
 ACCURACY, LENGTH, CUT_OFF = "accuracy (%)", "length, both ended (%)", "cut off (%)"
-Value = Callable[[Point], Any]  # an interval
+Value = Callable[[Change], Any]  # an interval; a known answer is asked for only where there is one
 FAMILIES = (*dict.fromkeys(rival.family for rival in RIVALS.values() if rival.family != PULSE), ADDED)
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's, anew in each panel
 AT_PREFILL, AT_STEPS = "o", "^"
 COLUMNS, HEIGHT = 3, 1.4  # panels beside one another; inches of each
 APART = 0.08  # how far the methods of a panel are moved apart, as a share of what they keep
 NAME_SIZE = 7  # points
+FEWEST, MOST = 3, 7  # kept sets beside one another
+STEPS = 4  # rows of kept sets, at most
+KEY = "Bright: what the last layer sees at that step. % kept: mean over the steps and the layers that a method acts on."
 
 
 def frontier_figure(compared: Comparison) -> Figure:
@@ -33,10 +51,9 @@ def frontier_figure(compared: Comparison) -> Figure:
     One panel per family, and below one another the outcomes; dense and VisionPulse are behind every one. Lengths are
     over the pairs that both ended: no point where none did. Methods at the same share are moved apart sideways.
     """
-    values: dict[str, Value] = {LENGTH: lambda point: point.change.length, CUT_OFF: lambda p: p.change.cut_off.arm}
-    if compared.frontier.dense.accuracy is not None:
-        values = {ACCURACY: lambda point: point.accuracy, **values}
-    families = [f for f in FAMILIES if any(all_rivals()[label].family == f for label in compared.arms)]
+    values: dict[str, Value] = {ACCURACY: lambda c: c.truth.accuracy} if compared.arms.known else {}
+    values |= {LENGTH: lambda c: c.length, CUT_OFF: lambda c: c.cut_off.arm}
+    families = [f for f in FAMILIES if any(all_rivals()[label].family == f for label in compared.groups)]
     bands = -(-len(families) // COLUMNS)
     rows = bands * len(values)
     fig, axes = figures.new_figure(figures.DOUBLE, HEIGHT * rows + 0.3, rows, COLUMNS)
@@ -65,17 +82,17 @@ def frontier_figure(compared: Comparison) -> Figure:
 
 @style()
 def _draw_panel(ax: Axes, compared: Comparison, family: str, value: Value) -> None:
-    rivals, points = all_rivals(), compared.frontier.points
-    dense = value(compared.frontier.dense).value
+    rivals, points = all_rivals(), compared.arms.changes
+    dense = value(compared.arms.changes[DENSE]).value
     ax.axhline(100 * dense if np.isfinite(dense) else 0, color=GREY, linewidth=0.8, linestyle="--", zorder=1)
-    members = [label for label in compared.arms if rivals[label].family == family]
-    behind = [label for label in compared.arms if rivals[label].family == PULSE]
+    members = [label for label in compared.groups if rivals[label].family == family]
+    behind = [label for label in compared.groups if rivals[label].family == PULSE]
     for label in [*behind, *members]:
         at = members.index(label) if label in members else None
         moved = 1.0 if at is None else 1 + APART * (at - (len(members) - 1) / 2)
         colour = LIGHT_GREY if at is None else COLOURS[at % len(COLOURS)]
-        own = [name for name in compared.arms[label] if name.endswith(OWN)]
-        matched = [name for name in compared.arms[label] if name not in own]
+        own = [name for name in compared.groups[label] if name.endswith(OWN)]
+        matched = [name for name in compared.groups[label] if name not in own]
         for of_kind, hollow in ((matched, False), (own, True)):
             names = [name for name in of_kind if np.isfinite(value(points[name]).value)]
             if not names or (at is None and hollow):
@@ -145,3 +162,77 @@ def _add_legend(ax: Axes, axes: list[Axes]) -> None:
         ax.plot([], [], marker=marker, color=GREY, linestyle="", label=label)
     ax.plot([], [], marker="o", color=GREY, markerfacecolor="white", linestyle="", label=OWN)
     figures.draw_legend(axes)
+
+
+def decode_one(
+    vlm: VLM, sample: Sample, arms: Mapping[str, Mapping[str, Pruner]], max_new_tokens: int
+) -> dict[str, Trace]:
+    """One sample under one arm of every rival, the first that ``arms`` gives it."""
+    traces = {}
+    for label, group in arms.items():
+        pruner = next(iter(group.values()))
+        [traces[label]] = collect(vlm, [sample], pruner=pruner, layers="none", max_new_tokens=max_new_tokens)
+    return traces
+
+
+def shown_steps(traces: Mapping[str, Trace]) -> list[int]:
+    """Up to four steps, evenly spaced over those that all traces reach, the first pruned one first.
+
+    Raises ValueError where no trace has a step after prefill.
+    """
+    ends = [len(trace) - 1 for trace in traces.values()]
+    if max(ends) < 1:
+        raise ValueError("every trace ends before any pruned step; ask for more tokens or another question")
+    last = max(min(ends), min(STEPS, max(ends)))  # one trace that ends at once does not hide what the others do
+    return np.unique(np.linspace(1, last, STEPS).round().astype(int)).tolist()
+
+
+def kept_share(trace: Trace) -> float | None:
+    """The :func:`retention` of one trace; 1 where dense, None for a pruned one without a step after prefill."""
+    shares = kept_by_layer(trace)
+    if trace.kept is not None and not len(shares):
+        return None
+    return retention(shares, (trace.meta["pruner"] or {}).get("name", ""), len(shares))
+
+
+def kept_page(traces: Mapping[str, Trace], steps: Sequence[int], panel: int = 0) -> Figure:
+    """Draw what every pruner keeps at some steps: pruners side by side, steps below one another.
+
+    Each is titled with the share that its trace keeps. Nothing is drawn where a trace has ended before that step. Of
+    several images or frames, ``panel`` is shown.
+    """
+    labels = list(traces)
+    columns = min(MOST, max(FEWEST, len(labels)))
+    groups = [labels[start : start + columns] for start in range(0, len(labels), columns)]
+    shown = traces[labels[0]]
+    frames = np.asarray(shown.grid.frames)
+    pictures, note = frame_pictures(shown)
+    picture, (image, frame) = pictures[panel], frames[panel, :2].tolist()
+    if picture is None:
+        raise ValueError(f"the traces cannot be drawn over the picture that was asked about: {note}")
+    tall, wide = picture.shape[:2]
+    height = (figures.DOUBLE / columns * tall / wide + 0.08) * len(steps) + 0.3
+    fig, parts = figures.new_page(figures.DOUBLE, [height] * (len(groups) - 1) + [height + 0.15])
+    for part, group in zip(parts, groups, strict=True):
+        with figures.style():
+            panels = part.subplots(len(steps), columns, squeeze=False)
+            for column in range(len(group), columns):
+                for ax in panels[:, column]:
+                    ax.set_axis_off()
+            for ax, label in zip(panels[0], group, strict=False):
+                name, share = label.replace(" | ", " |\n").replace(", ", ",\n"), kept_share(traces[label])
+                ax.set_title(name if share is None else f"{name}\n{100 * share:.1f} % kept", parse_math=False)
+        for row, step in enumerate(steps):
+            for ax, label in zip(panels[row], group, strict=False):
+                trace = traces[label]
+                if step >= len(trace):
+                    ax.text(0.5, 0.5, "ended", ha="center", va="center", transform=ax.transAxes)
+                    ax.set(xticks=[], yticks=[])
+                    ax.spines[:].set_visible(False)
+                    continue
+                figures.draw_kept(ax, picture, trace.grid.to_map(kept_of(trace)[step], image, frame))
+            where = f"{frame_labels(shown)[panel].lower()}, " if len(frames) > 1 else ""
+            panels[row, 0].set_ylabel(f"{where}step {step}", fontsize=8)
+    with figures.style():
+        parts[-1].supxlabel(KEY, fontsize=7)
+    return fig

@@ -8,20 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from visionpulse_analysis.experiments.conditions import Outcome, decode_arms
 from visionpulse_analysis.experiments.samples import Sample
+from visionpulse_analysis.metrics.estimate import as_json
 from visionpulse_analysis.metrics.statistics import Estimate, paired_difference
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners import KeepAll, list_pruners, make_pruner
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.pruners.divprune import BeforeModel
-from visionpulse_analysis.studies.frontier.measure import Frontier, measure_frontier
 from visionpulse_analysis.studies.pruner_comparison import settings as to
 from visionpulse_analysis.studies.pruner_comparison.settings import Basis, share_of_layers
+from visionpulse_analysis.studies.shared.arms import COSTS, DENSE, Arms, measure_arms
 from visionpulse_analysis.studies.step_dependence.named_objects import NAMED, greedy_named_arm
-from visionpulse_analysis.studies.trace_length.measure import DENSE
-
-COSTS = ("flops", "kv_bytes_read", "peak_kv_bytes")
 
 
 @dataclass(frozen=True)
@@ -148,54 +145,45 @@ def named_rival(vlm: VLM, samples: Sequence[Sample], **options: Any) -> dict[str
     return {NAMED: {arm_name(NAMED, None): found[NAMED]}} if found else {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Comparison:
     """All rivals against dense, greedy, on the same samples.
 
-    arms : label -> names of its arms. kept : arm -> its :func:`retention`, mean over the samples; 1 for dense.
-    costs : arm -> cost -> float64 [sample], for every one of `COSTS`.
+    arms : every arm, dense among them. groups : label -> names of its arms. kept : arm -> its :func:`retention`, mean
+    over the samples; 1 for dense.
     """
 
-    frontier: Frontier
-    arms: dict[str, list[str]]
+    arms: Arms
+    groups: dict[str, list[str]]
     kept: dict[str, float]
-    costs: dict[str, dict[str, np.ndarray]]
 
     def cost_change(self, arm: str, cost: str) -> Estimate:
-        """Cost of an arm relative to dense, paired by sample: -0.3 is 30 % less."""
-        return paired_difference(self.costs[DENSE][cost], self.costs[arm][cost], relative=True)
+        """Cost of an arm (one of `COSTS`) relative to dense, paired by sample: -0.3 is 30 % less."""
+        return paired_difference(self.arms.rows(DENSE)[cost], self.arms.rows(arm)[cost], relative=True)
 
     def numbers(self) -> dict[str, Any]:
         """Every arm, JSON-ready."""
-        found = {name: {**point.numbers(), "change": point.change.numbers()} for name, point in self._points()}
-        for name in found:
-            found[name] |= {"retention": self.kept[name], "retention_last_layer": found[name]["retention"]}
-            found[name]["costs"] = {cost: self.cost_change(name, cost).to_json() for cost in COSTS}
-        return found
-
-    def _points(self):
-        return self.frontier.points.items()
+        return {
+            name: {
+                **found,
+                "change": as_json(self.arms.changes[name]),
+                "retention": self.kept[name],
+                "retention_last_layer": found["retention"],
+                "costs": {cost: self.cost_change(name, cost).to_json() for cost in COSTS},
+            }
+            for name, found in self.arms.numbers().items()
+        }
 
 
 def compare_rivals(
     vlm: VLM, samples: Sequence[Sample], arms: Mapping[str, Mapping[str, Pruner]], **options: Any
 ) -> Comparison:
     """Decode dense and in all arms (see :func:`decode_arms` for ``options``); outcomes are kept and read again."""
-    rivals, flat = all_rivals(), {name: pruner for group in arms.values() for name, pruner in group.items()}
-    measured = measure_frontier(vlm, samples, flat, **options)
-    runs = decode_arms(vlm, samples, {DENSE: None, **flat}, **options)  # all of them are in the cache by now
-    names = {DENSE: "", **{name: rivals[label].name for label, group in arms.items() for name in group}}
-    return Comparison(
-        measured,
-        {label: list(group) for label, group in arms.items()},
-        {name: _mean_retention(runs[name][0], rival, vlm.n_layers) for name, rival in names.items()},
-        {name: _costs(run[0]) for name, run in runs.items()},
-    )
-
-
-def _mean_retention(outcomes: Sequence[Outcome], name: str, n_layers: int) -> float:
-    return float(np.mean([retention(outcome.kept_by_layer, name, n_layers) for outcome in outcomes]))
-
-
-def _costs(outcomes: Sequence[Outcome]) -> dict[str, np.ndarray]:
-    return {cost: np.array([getattr(outcome, cost) for outcome in outcomes]) for cost in COSTS}
+    pruners = {name: pruner for group in arms.values() for name, pruner in group.items()}
+    measured = measure_arms(vlm, samples, pruners, **options)
+    kept, rivals = {DENSE: 1.0}, all_rivals()
+    for label, group in arms.items():
+        for name in group:
+            shares = measured.rows(name)["kept_by_layer"]
+            kept[name] = float(np.mean([retention(one, rivals[label].name, vlm.n_layers) for one in shares]))
+    return Comparison(measured, {label: list(group) for label, group in arms.items()}, kept)

@@ -22,10 +22,10 @@ from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners import make_pruner
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.pruners.combined import as_expression, from_expression, parse
-from visionpulse_analysis.studies.pruner_comparison.kept_patches import kept_page, kept_share, shown_steps
-from visionpulse_analysis.studies.pruner_comparison.measure import COSTS, OWN, all_rivals, arm_name, matched_pruner
+from visionpulse_analysis.studies.pruner_comparison.figures import kept_page, kept_share, shown_steps
+from visionpulse_analysis.studies.pruner_comparison.measure import OWN, all_rivals, arm_name, matched_pruner
 from visionpulse_analysis.studies.pruner_comparison.settings import Basis
-from visionpulse_analysis.studies.trace_length.measure import DENSE
+from visionpulse_analysis.studies.shared.arms import COSTS, DENSE
 from visionpulse_analysis.traces import Trace
 from visionpulse_analysis.traces.store import TraceStore
 

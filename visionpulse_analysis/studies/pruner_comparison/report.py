@@ -8,27 +8,21 @@ from typing import Any
 import pandas as pd
 
 from visionpulse_analysis.metrics.statistics import Claim
-from visionpulse_analysis.studies.frontier.measure import judge_pairs
+from visionpulse_analysis.studies.frontier.measure import PULSE
 from visionpulse_analysis.studies.pruner_comparison.measure import REFERENCE, Comparison, all_rivals, arm_name
 from visionpulse_analysis.studies.pruner_comparison.settings import near
-from visionpulse_analysis.studies.shared.against_dense import (
-    ACCURACY,
+from visionpulse_analysis.studies.shared.arms import ACCURACY, CUT_OFF, LENGTH, Judged, judge_changes
+from visionpulse_analysis.studies.shared.sentences import (
     COMPARED,
-    CUT_OFF,
-    LENGTH,
-    Judged,
+    cut_off_column,
     cut_off_sentences,
     ended_length,
     family_sentence,
-    judge_arms,
     listed,
     still_open,
 )
-from visionpulse_analysis.studies.shared.intervals import show
 from visionpulse_analysis.studies.step_dependence.named_objects import NAMED
-from visionpulse_analysis.studies.trace_length.measure import DENSE
 
-PULSE = "VisionPulse"
 NAMES = {ACCURACY: "accuracy", LENGTH: "length", CUT_OFF: "how many are cut off"}
 WORDS = {
     ACCURACY: {
@@ -53,28 +47,27 @@ PAPER_PREFILL, PAPER_PULSE = {ACCURACY: "falls", LENGTH: "rises"}, {LENGTH: "fal
 
 def judge_rivals(compared: Comparison) -> Judged:
     """Every arm against dense, one family of tests."""
-    return judge_arms(compared.frontier.changes)
+    return judge_changes(compared.arms.pruned, relative=False)
 
 
 def table(compared: Comparison) -> pd.DataFrame:
     """One row per arm; everything after the shares kept is paired with dense."""
     rows, judged = {}, judge_rivals(compared)
-    for label, names in compared.arms.items():
+    for label, names in compared.groups.items():
         for name in names:
-            point = compared.frontier.points[name]
+            change = compared.arms.changes[name]
             rival = all_rivals()[label]
             row = {"pruner": rival.name, "settled": "at prefill" if rival.at_prefill else "at steps"}
             row["kept"] = f"{100 * compared.kept[name]:.1f} %"
-            row["at last layer"] = f"{100 * point.retention:.1f} %"
-            if point.change.truth is not None:
-                row["accuracy"] = f"{100 * point.change.truth.accuracy.value:.0f} %"
-                row["change, points"] = show(point.change.truth.change, unit="")
-            row["tokens, both ended"] = ended_length(point.change)
-            row["cut off"] = f"{point.change.cut_off.n_arm} of {point.change.n_pairs}"
+            row["at last layer"] = f"{100 * change.retention:.1f} %"
+            if change.truth is not None:
+                row["accuracy"] = f"{100 * change.truth.accuracy.value:.0f} %"
+                row["change"] = f"{change.truth.change:+.1p}"
+            row["tokens, both ended"] = ended_length(change)
+            row["cut off"] = cut_off_column(change)
             row["shown"] = shown(judged[name])
-            row["FLOPs"] = show(compared.cost_change(name, "flops"))
-            row["KV bytes read"] = show(compared.cost_change(name, "kv_bytes_read"))
-            row["peak KV bytes"] = show(compared.cost_change(name, "peak_kv_bytes"))
+            costs = {"FLOPs": "flops", "KV bytes read": "kv_bytes_read", "peak KV bytes": "peak_kv_bytes"}
+            row |= {column: f"{compared.cost_change(name, cost):+.1%}" for column, cost in costs.items()}
             rows[name] = row
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -90,13 +83,13 @@ def at_prefill(compared: Comparison, budget: float) -> list[str]:
 
     A method that no parameter sets to a budget takes part where its own setting keeps about that share (`near`).
     """
-    points = compared.frontier.points
+    arms = compared.arms.changes
     methods = [n for n, r in all_rivals().items() if r.at_prefill and r.family != REFERENCE]
     names = []
     for label in methods:
         at, own = arm_name(label, budget), arm_name(label, None)
-        unmatched = own in points and all_rivals()[label].matched is None
-        names += [at] if at in points else [own] if unmatched and near(compared.kept[own], budget) else []
+        unmatched = own in arms and all_rivals()[label].matched is None
+        names += [at] if at in arms else [own] if unmatched and near(compared.kept[own], budget) else []
     return names
 
 
@@ -105,11 +98,11 @@ def verdicts(compared: Comparison, budget: float) -> list[str]:
     names, judged = at_prefill(compared, budget), judge_rivals(compared)
     if not names:
         return [f"Nothing was pruned at prefill to {100 * budget:g} %; add it to the budgets."]
-    changes = {name: compared.frontier.changes[name] for name in names}
+    changes = {name: compared.arms.changes[name] for name in names}
     return [
         family_sentence(judged),
         *(f"{listed(members)}: {ending}." for ending, members in ordering(compared, budget).items()),
-        *cut_off_sentences(changes, compared.frontier.limit),
+        *cut_off_sentences(changes, compared.arms.limit),
         *_about_pulse(compared, budget, judged),
     ]
 
@@ -138,9 +131,9 @@ def ending(verdicts: Mapping[str, Claim], paper: Mapping[str, str]) -> str:
 def against_others(compared: Comparison, budget: float) -> dict[str, Claim]:
     """Accuracy of VisionPulse minus that of every other arm at this budget, one family; empty without known answers."""
     pulse = arm_name(PULSE, budget)
-    others = [arm_name(label, budget) for label in compared.arms if label != PULSE] + [arm_name(NAMED, None)]
-    pairs = [(pulse, name) for name in others if name in compared.frontier.points]
-    return {over: one for (_, over), one in judge_pairs(compared.frontier, pairs).items()}
+    others = [arm_name(label, budget) for label in compared.groups if label != PULSE] + [arm_name(NAMED, None)]
+    pairs = [(pulse, name) for name in others if name in compared.arms.changes]
+    return {over: one for (_, over), one in compared.arms.judge_accuracy(pairs).items()}
 
 
 def numbers(compared: Comparison, budget: float) -> dict[str, Any]:
@@ -151,7 +144,7 @@ def numbers(compared: Comparison, budget: float) -> dict[str, Any]:
     return {
         "arms": found,
         "compared": budget,
-        "limit": compared.frontier.limit,
+        "limit": compared.arms.limit,
         "ordering": ordering(compared, budget),
         "VisionPulse against": {name: one.to_json() for name, one in against_others(compared, budget).items()},
     }
@@ -176,12 +169,12 @@ def not_matched(compared: Comparison, budgets: Sequence[float]) -> list[str]:
     """Which methods have no setting that keeps about a budget, one line per budget of which that is so."""
     lines = []
     for budget in budgets:
-        missing = [label for label, names in compared.arms.items() if arm_name(label, budget) not in names]
+        missing = [label for label, names in compared.groups.items() if arm_name(label, budget) not in names]
         lines += [f"{100 * budget:g} % is not kept by any setting of {listed(missing)}."] if missing else []
     return lines
 
 
 def own_retention(compared: Comparison) -> list[str]:
     """Arms at settings of their own, with what they kept."""
-    names = [name for group in compared.arms.values() for name in group if name.endswith(arm_name("", None))]
-    return [f"{name}: {100 * compared.kept[name]:.1f} % kept" for name in names if name != DENSE]
+    names = [name for group in compared.groups.values() for name in group if name.endswith(arm_name("", None))]
+    return [f"{name}: {100 * compared.kept[name]:.1f} % kept" for name in names]

@@ -24,7 +24,7 @@ from visionpulse_analysis.pruners.shortv import ShortV
 from visionpulse_analysis.pruners.sparsevlm import SparseVLM
 from visionpulse_analysis.pruners.st3 import ST3
 from visionpulse_analysis.pruners.visipruner import VisiPruner
-from visionpulse_analysis.studies.trace_length.measure import DENSE
+from visionpulse_analysis.studies.shared.arms import DENSE
 
 NEAR = 0.25  # a setting is matched if what it keeps lies within this share of the budget around it
 LAYER_TESTS = (0.995, 0.999, 0.9999, 1.0)  # VisiPruner's published one, and laxer ones

@@ -12,10 +12,10 @@ from typing import Any
 
 from visionpulse_analysis.figures import read_provenance
 from visionpulse_analysis.metrics.estimate import Estimate
-from visionpulse_analysis.studies.efficiency.measure import times
+from visionpulse_analysis.studies.efficiency.report import times
 from visionpulse_analysis.studies.mass_and_usage.report import about_need
 from visionpulse_analysis.studies.quickstart.report import trace_sentence
-from visionpulse_analysis.studies.shared.against_dense import COMPARED, listed
+from visionpulse_analysis.studies.shared.sentences import COMPARED, listed
 from visionpulse_analysis.studies.step_dependence.fixed_set_report import conclusions
 
 ROOT = Path(__file__).parents[3]

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from visionpulse_analysis import figures
 from visionpulse_analysis.metrics.estimate import UNKNOWN, Estimate
 from visionpulse_analysis.metrics.statistics import Claim, judge
-from visionpulse_analysis.studies.shared.per_trace import Arm
+from visionpulse_analysis.studies.shared.arms import Arms
 from visionpulse_analysis.studies.step_dependence.fixed_sets import (
     FIXED,
     HINDSIGHT,
@@ -23,7 +23,6 @@ from visionpulse_analysis.studies.step_dependence.fixed_sets import (
     PREFILL,
     FixedSets,
 )
-from visionpulse_analysis.studies.trace_length.measure import compare
 
 WORDS = {
     OWN: "the step's own set",
@@ -192,17 +191,16 @@ def _percent(named: Mapping[str, Estimate]) -> dict[str, Estimate]:
     return {name: 100 * one for name, one in named.items()}
 
 
-def about_arms(arms: Mapping[str, Arm], step: str, fixed: Mapping[str, str]) -> str:
+def about_arms(arms: Arms, step: str, fixed: Mapping[str, str]) -> str:
     """Say by accuracy whether a fixed set would do, from arms of the same samples and seeds.
 
     Parameters
     ----------
-    arms : name -> Arm
     step : the arm that chooses at each step
     fixed : what the fixed sets are (`PREFILL`, `HINDSIGHT`, `NAMED`) -> their arms; those that are not there, or whose
         answers are not known, are left out.
     """
-    changes = {label: compare(arms[step], arms[name]).truth for label, name in fixed.items() if name in arms}
+    changes = {label: arms.against(name, step).truth for label, name in fixed.items() if name in arms.names}
     tests = {label: (truth.change, truth.p) for label, truth in changes.items() if truth is not None}
     if not tests:
         return "Whether one fixed set would do is not tested: that takes known answers."

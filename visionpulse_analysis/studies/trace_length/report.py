@@ -1,22 +1,15 @@
-"""Tables, sentences and figures of the study of trace length."""
+"""Tables and sentences of the study of trace length."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
-from visionpulse_analysis import figures
-from visionpulse_analysis.figures import DOUBLE
-from visionpulse_analysis.metrics.statistics import Claim, Estimate
-from visionpulse_analysis.studies.shared.intervals import draw_named, scaled, show
-from visionpulse_analysis.studies.shared.paired import PairedLengths
-from visionpulse_analysis.studies.shared.per_trace import PURPOSES, Arm
-from visionpulse_analysis.studies.trace_length.measure import DENSE, Change, ScoredChange, compare, judge_changes
+from visionpulse_analysis.metrics.statistics import Claim
+from visionpulse_analysis.studies.shared.arms import Answers, Change
+from visionpulse_analysis.studies.shared.sentences import about_cut_off, cut_off_column, show_p, written
+from visionpulse_analysis.studies.trace_length.measure import Changes, judged, judged_groups
 
 # arXiv 2605.31457: change of trace length and share of full accuracy; at prefill: FastV, LOOK-M and VisionZip at 10 %.
 PAPER = {
@@ -27,34 +20,6 @@ PAPER = {
 KEPT = 0.98  # of dense accuracy: what the paper reports of its 5 % setting
 WORDS = {-1: "shorter", 1: "longer"}
 SIGNS = {"falls": -1, "rises": 1, "not shown": 0}
-Changes = Mapping[str, Mapping[str, Change]]  # [decoding][arm]
-
-
-def compare_all(measured: Mapping[str, Mapping[str, Arm]]) -> dict[str, dict[str, Change]]:
-    """Compare every arm with the dense one, for every way of decoding: [decoding][arm] -> Change."""
-    together = sum(len(arms) - 1 for arms in measured.values())
-    return {
-        decoding: {name: compare(arms[DENSE], arm, together=together) for name, arm in arms.items() if name != DENSE}
-        for decoding, arms in measured.items()
-    }
-
-
-def judged(changes: Changes) -> dict[tuple[str, str], dict[str, Claim]]:
-    """All comparisons of the study as one family of tests: (decoding, arm) -> outcome -> Claim."""
-    every = {(how, name): c for how, arms in changes.items() for name, c in arms.items()}
-    return judge_changes(every, "length, cut-offs and accuracy of every arm and way of decoding")
-
-
-def numbers(changes: Changes) -> dict[str, dict[str, Any]]:
-    """Every comparison with its verdicts, JSON-ready: [decoding][arm]."""
-    found = judged(changes)
-    return {
-        how: {
-            name: {**c.numbers(), "judged": {what: v.to_json() for what, v in found[how, name].items()}}
-            for name, c in arms.items()
-        }
-        for how, arms in changes.items()
-    }
 
 
 def table(changes: Changes) -> pd.DataFrame:
@@ -62,55 +27,84 @@ def table(changes: Changes) -> pd.DataFrame:
     rows, found = {}, judged(changes)
     for decoding, arms in changes.items():
         for name, c in arms.items():
-            verdict = found[decoding, name]
             row = {
                 "kept": f"{100 * c.retention:.1f} %",
-                **cut_off_columns(c),
+                **_cut_off(c),
                 "pairs that ended": f"{c.n_both} of {c.n_pairs}",
                 "length": show_length(c),
-                "p, length": show_p(verdict["length"]),
+                "p, length": show_p(found[decoding, name]["length"]),
                 "shorter / equal / longer, %": " / ".join(
                     f"{100 * share.value:.0f}" for share in (c.shorter, c.equal, c.longer)
                 ),
             }
             if c.truth is not None:
                 row |= {
-                    "accuracy": show(c.truth.accuracy, sign=False),
-                    "change, points": show(c.truth.change, unit=""),
-                    "p, accuracy": show_p(verdict["accuracy"]),
-                    "length, both right": show(c.truth.length_both_right),
-                    "dense detours": show(c.truth.dense_detours, 1, "", sign=False),
-                    "detours": show(c.truth.detours, 1, "", sign=False),
-                    "change of detours": show(c.truth.detour_change, 1, ""),
+                    "accuracy": f"{c.truth.accuracy:.1%}",
+                    "change": f"{c.truth.change:+.1p}",
+                    "p, accuracy": show_p(found[decoding, name]["accuracy"]),
+                    "length, both right": written(c.truth.length_both_right, "+.1%"),
+                    "dense detours": f"{c.truth.dense_detours:.1f}",
+                    "detours": f"{c.truth.detours:.1f}",
+                    "change of detours": f"{c.truth.detour_change:+.1f}",
                 }
             rows[f"{name}, {decoding}"] = row
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def cut_off_columns(c: PairedLengths) -> dict[str, str]:
-    """How many traces were cut off, in this arm and densely, as columns of a table."""
-    return {"cut off": f"{c.cut_off.n_arm} of {c.n_pairs}", "cut off, dense": f"{c.cut_off.n_dense} of {c.n_pairs}"}
-
-
-def show_p(verdict: Claim | None) -> str:
-    """The p of a test alone and among its family: ``0.012, adjusted 0.24``."""
-    return "no test" if verdict is None or np.isnan(verdict.p) else f"{verdict.p:.2g}, adjusted {verdict.adjusted:.2g}"
+def group_table(by_group: Mapping[str, Change]) -> pd.DataFrame:
+    """One row per group of questions."""
+    found = judged_groups(by_group)
+    rows = {
+        group: {
+            "pairs": c.n_pairs,
+            "kept": f"{100 * c.retention:.1f} %",
+            **_cut_off(c),
+            "length": show_length(c),
+            "p, length": show_p(found[group]["length"]),
+            "dense accuracy": f"{c.truth.dense_accuracy:.1%}",
+            "share of dense accuracy": f"{c.truth.ratio:.1%}",
+            "p, accuracy": show_p(found[group]["accuracy"]),
+            "change of detours": f"{c.truth.detour_change:+.1f}",
+        }
+        for group, c in by_group.items()
+        if c.truth is not None
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def paper_table(changes: Changes) -> pd.DataFrame:
     """What the paper reports beside what was measured here."""
-    rows = {}
-    for decoding, arms in changes.items():
-        for name, (length, accuracy) in PAPER.items():
-            if name in arms:
-                c = arms[name]
-                rows[f"{name}, {decoding}"] = {
-                    "length, paper": length,
-                    "length, here": show_length(c),
-                    "share of full accuracy, paper": accuracy,
-                    "share of full accuracy, here": show(c.truth and c.truth.ratio, sign=False),
-                }
+    rows = {
+        f"{name}, {decoding}": {
+            "length, paper": length,
+            "length, here": show_length(arms[name]),
+            "share of full accuracy, paper": accuracy,
+            "share of full accuracy, here": written(truth and truth.ratio, ".1%"),
+        }
+        for decoding, arms in changes.items()
+        for name, (length, accuracy) in PAPER.items()
+        if name in arms
+        for truth in [arms[name].truth]
+    }
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _cut_off(c: Change) -> dict[str, str]:
+    return {"cut off": cut_off_column(c), "cut off, dense": f"{c.cut_off.n_dense} of {c.n_pairs}"}
+
+
+def where_accuracy_goes(by_group: Mapping[str, Change]) -> str:
+    """Which groups of questions lose accuracy, keep 98 % of it, or stay open.
+
+    Losses are told by tests adjusted together, and what is kept by intervals that hold for all groups together.
+    """
+    scored = {group: c.truth for group, c in by_group.items() if c.truth is not None}
+    found = judged_groups(by_group)
+    lost = [g for g in scored if found[g]["accuracy"].decision == "falls"]
+    kept = [g for g, truth in scored.items() if truth.ratio_together.low >= KEPT and g not in lost]
+    rest = [g for g in scored if g not in kept and g not in lost]
+    told = {f"Kept (at least {100 * KEPT:g} % of dense)": kept, "Lost": lost, "Open": rest}
+    return " ".join(f"{what}: {'; '.join(groups)}." for what, groups in told.items() if groups)
 
 
 def verdicts(changes: Changes, decoding: str) -> list[str]:
@@ -156,26 +150,7 @@ def show_length(c: Change) -> str:
         return "not known: no pair ended within the limit both times"
     if c.equal.value == 1:
         return "no trace changed its length" if c.n_both == c.n_pairs else "no trace that ended changed its length"
-    return show(c.length)
-
-
-def about_cut_off(c: PairedLengths, verdict: Mapping[str, Claim]) -> str:
-    """A sentence about the traces that reached the limit, with a space in front; empty without one."""
-    cut = c.cut_off
-    if cut.n_arm == cut.n_dense == 0:
-        return ""
-    longer = f", longer by at least {cut.at_least:.0f} tokens on average" if cut.only_arm else ""
-    shorter = f", shorter by at least {-cut.at_most:.0f} tokens on average" if cut.only_dense else ""
-    decided = {
-        "rises": "more than densely",
-        "falls": "fewer than densely",
-        "not shown": "no difference is shown",
-    }[verdict["cut off"].decision]
-    return (
-        f" Cut off at the limit: {cut.n_arm} of {c.n_pairs} traces, densely {cut.n_dense} ({decided}; "
-        f"{show(cut.change, unit=' points')}). Only here {cut.only_arm}{longer}; only densely "
-        f"{cut.only_dense}{shorter}."
-    )
+    return f"{c.length:+.1%}"
 
 
 def _about_length(c: Change, verdict: Mapping[str, Claim], reported: int, floor: str) -> str:
@@ -207,7 +182,7 @@ def _floor(changes: Changes, decoding: str, c: Change) -> str:
     return f"dense {decoding} traces hold no detour, so nothing could be shortened{''.join(f'; {s}' for s in see[:1])}."
 
 
-def _about_detours(c: Change, truth: ScoredChange, verdict: Mapping[str, Claim]) -> str:
+def _about_detours(c: Change, truth: Answers, verdict: Mapping[str, Claim]) -> str:
     """How much of the change of length is spent on detours; empty where no trace changed its length."""
     if c.equal.value == 1 or c.n_both == 0:
         return ""
@@ -216,72 +191,19 @@ def _about_detours(c: Change, truth: ScoredChange, verdict: Mapping[str, Claim])
     share = spent.value / c.tokens.value if told else 0.0
     return (
         f" Detours per trace go from {truth.dense_detours.value:.1f} to {truth.detours.value:.1f} "
-        f"({show(truth.detour_change, 1, '')}): of the change of {show(c.tokens, 1, '')} tokens, "
-        f"{show(spent, 1, '')} are spent on detours{f', or {100 * share:.0f} %' if share > 0 else ''}."
+        f"({truth.detour_change:+.1f}): of the change of {c.tokens:+.1f} tokens, "
+        f"{spent:+.1f} are spent on detours{f', or {100 * share:.0f} %' if share > 0 else ''}."
     )
 
 
-def _about_accuracy(c: ScoredChange, verdict: Mapping[str, Claim]) -> str:
+def _about_accuracy(c: Answers, verdict: Mapping[str, Claim]) -> str:
     """Whether it falls or rises, by the test; and whether 98 % are kept, by an interval that holds for all together."""
-    decision, shown = verdict["accuracy"].decision, f"{show(c.ratio, sign=False)} of dense"
+    decision, shown = verdict["accuracy"].decision, f"{c.ratio:.1%} of dense"
     least = f"at least {100 * KEPT:g} % of dense are kept"
     if decision != "not shown":
         kept = f"; {least}" if c.ratio_together.low >= KEPT else ""
-        return f"Accuracy {decision} ({show(c.change, unit=' points')}; {shown}{kept})."
+        return f"Accuracy {decision} ({c.change:+.1p}; {shown}{kept})."
     if c.ratio_together.low >= KEPT:
         return f"Accuracy is kept ({shown}: {least})."
-    open_still = f"whether {100 * KEPT:g} % of dense are kept is open ({show(c.ratio, sign=False)})"
-    return f"No change of accuracy is shown ({show(c.change, unit=' points')}), and {open_still}."
-
-
-def headline(changes: Changes) -> Figure:
-    """Change of length over the pairs that ended, the same over pairs both right, of accuracy, and of cut-offs.
-
-    A row for every arm and way of decoding. Cut-offs are left out where no trace was cut off.
-    """
-    rows = {f"{name}, {how}": c for how, arms in changes.items() for name, c in arms.items()}
-    names = sorted(rows, key=lambda name: list(changes[next(iter(changes))]).index(name.rsplit(", ", 1)[0]))
-    panels: dict[str, dict[str, Estimate | None]] = {"length (%)": {n: rows[n].length for n in names}}
-    known = {n: rows[n].truth for n in names}
-    scored = {n: truth for n, truth in known.items() if truth is not None}
-    if len(scored) == len(names):
-        # Rows are shared, so an arm without a pair that is right both times costs the panel.
-        if all(truth.length_both_right for truth in scored.values()):
-            panels["both right (%)"] = {n: truth.length_both_right for n, truth in scored.items()}
-        panels["accuracy (points)"] = {n: truth.change for n, truth in scored.items()}
-    if any(c.cut_off.n_arm or c.cut_off.n_dense for c in rows.values()):
-        panels["cut off (points)"] = {n: rows[n].cut_off.change for n in names}
-    if not any(c.n_both for c in rows.values()):
-        del panels["length (%)"]
-    fig, axes = figures.new_figure(DOUBLE, 0.22 * len(names) + 0.6, 1, len(panels), sharey=True)
-    for ax, (label, values) in zip(np.atleast_1d(axes), panels.items(), strict=True):
-        draw_named(ax, percent(values), reference=0, xlabel=label)
-    return fig
-
-
-def reasons(changes: Mapping[str, Change]) -> Figure | None:
-    """Why traces change: detours per trace by arm, and the change of tokens by what they are spent on.
-
-    Over the pairs that ended both times; None where there are none, or answers are unknown.
-    """
-    scored = {name: c.truth for name, c in changes.items() if c.truth is not None and c.n_both}
-    if not scored:
-        return None
-    fig, axes = figures.new_figure(DOUBLE, 2.4, 1, 1 + len(scored), width_ratios=[1.25] + [1.0] * len(scored))
-    dense = next(iter(scored.values())).dense_detours.value
-    draw_named(axes[0], {n: c.detours for n, c in scored.items()}, reference=dense, xlabel="detours per trace")
-    for ax, (name, c) in zip(axes[1:], scored.items(), strict=True):
-        draw_named(ax, {purpose: c.words[purpose] for purpose in PURPOSES}, reference=0, xlabel="tokens")
-        with figures.style():
-            ax.set_title(re.sub(r" (?=\S+( %)?$)", "\n", name, count=1))
-        if ax is not axes[1]:
-            ax.set_yticklabels([])
-    ends = np.array([ax.get_xlim() for ax in axes[1:]])
-    for ax in axes[1:]:
-        ax.set_xlim(ends.min(), ends.max())
-    return fig
-
-
-def percent(named: Mapping[str, Estimate | None]) -> dict[str, Estimate]:
-    """All known intervals in percent."""
-    return {name: scaled(interval) for name, interval in named.items() if interval is not None}
+    open_still = f"whether {100 * KEPT:g} % of dense are kept is open ({c.ratio:.1%})"
+    return f"No change of accuracy is shown ({c.change:+.1p}), and {open_still}."

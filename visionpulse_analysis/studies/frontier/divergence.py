@@ -1,4 +1,4 @@
-"""Dense and pruned tokens laid side by side, and where they part."""
+"""Where pruned traces leave the dense ones: tokens side by side, the first difference, and the kind of token there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from visionpulse_analysis import figures
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.explorer.alignment import Alignment, align
 from visionpulse_analysis.figures import DOUBLE
-from visionpulse_analysis.metrics.statistics import Estimate, cluster_bootstrap, proportion_interval
+from visionpulse_analysis.metrics.estimate import as_json
+from visionpulse_analysis.metrics.statistics import Estimate, proportion_interval
 from visionpulse_analysis.testbed.scenes.truth import annotate
 
 
@@ -29,9 +30,18 @@ class Comparison:
     dense: list[str]
     pruned: list[str]
     alignment: Alignment
-    divergence: int | None
-    alone_dense: list[int]
-    alone_pruned: list[int]
+
+    @property
+    def divergence(self) -> int | None:
+        return self.alignment.divergence  # the columns before it hold a token of each, so its column is its step
+
+    @property
+    def alone_dense(self) -> list[int]:
+        return [a for a, b in zip(self.alignment.first, self.alignment.second, strict=True) if b < 0]
+
+    @property
+    def alone_pruned(self) -> list[int]:
+        return [b for a, b in zip(self.alignment.first, self.alignment.second, strict=True) if a < 0]
 
 
 def compare_tokens(dense: Sequence[str], pruned: Sequence[str]) -> Comparison:
@@ -43,16 +53,7 @@ def compare_tokens(dense: Sequence[str], pruned: Sequence[str]) -> Comparison:
     >>> found.divergence, found.alone_dense, found.alone_pruned
     (1, [1], [1, 3])
     """
-    found = align(list(dense), list(pruned))
-    columns = list(zip(found.first, found.second, strict=True))
-    return Comparison(
-        list(dense),
-        list(pruned),
-        found,
-        found.divergence,  # the columns before it hold a token of each, so its column is its step
-        [first for first, second in columns if second < 0],
-        [second for first, second in columns if first < 0],
-    )
+    return Comparison(list(dense), list(pruned), align(list(dense), list(pruned)))
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Divergences:
         return {
             "equal": self.equal.to_json(),
             "median_first_difference": float(np.median(self.steps)) if len(self.steps) else None,
-            "at_kind": {kind: share.to_json() for kind, share in self.at_kind.items()},
+            "at_kind": as_json(self.at_kind),
             "all_kinds": self.all_kinds,
         }
 
@@ -83,23 +84,21 @@ def first_divergences(
     dense: Sequence[Sequence[str]], pruned: Sequence[Sequence[str]], samples: Sequence[Sample]
 ) -> Divergences:
     """Find the first difference of every pair of traces, and what kind of token the dense trace has there."""
-    found = [compare_tokens(a, b) for a, b in zip(dense, pruned, strict=True)]
-    apart = [number for number, one in enumerate(found) if one.divergence is not None]
-    steps = np.array([found[number].divergence for number in apart], dtype=int)
+    found = [align(list(a), list(b)).divergence for a, b in zip(dense, pruned, strict=True)]
+    apart = {number: step for number, step in enumerate(found) if step is not None}
     at_kind: dict[str, Estimate] = {}
     all_kinds: dict[str, float] = {}
     scenes = [sample.scene for sample in samples if sample.scene is not None]
     if apart and len(scenes) == len(samples):
         kinds = [[truth.kind for truth in annotate(scene, list(a))] for scene, a in zip(scenes, dense, strict=True)]
         # A dense trace that has ended has no token there: only the pruned one goes on.
-        first = [(kinds[n] + ["end"])[step] for n, step in zip(apart, steps, strict=True)]
+        first = [(kinds[number] + ["end"])[step] for number, step in apart.items()]
         together = [kind for of_sample in kinds for kind in of_sample]
         for kind in sorted(set(first), key=lambda kind: -first.count(kind)):
             at_kind[kind] = proportion_interval(np.array([k == kind for k in first]))
             all_kinds[kind] = together.count(kind) / len(together)
-    return Divergences(
-        proportion_interval(np.array([one.divergence is None for one in found])), steps, at_kind, all_kinds
-    )
+    equal = proportion_interval(np.array([step is None for step in found]))
+    return Divergences(equal, np.array(list(apart.values()), dtype=int), at_kind, all_kinds)
 
 
 def example_number(dense: Sequence[Sequence[str]], pruned: Sequence[Sequence[str]], wanted: int = -1) -> int:
@@ -111,17 +110,6 @@ def example_number(dense: Sequence[Sequence[str]], pruned: Sequence[Sequence[str
         raise IndexError(f"sample {wanted} does not exist; there are {len(dense)}, and -1 chooses one")
     differ = [n for n, (a, b) in enumerate(zip(dense, pruned, strict=True)) if list(a) != list(b)]
     return wanted if wanted >= 0 else (differ[0] if differ else 0)
-
-
-def token_rows(comparison: Comparison) -> list[tuple[list[str], list[str]]]:
-    """Both traces as lines of the same columns, a gap where one has no token; never empty."""
-    rows = []
-    for steps, tokens in (
-        (comparison.alignment.first, comparison.dense),
-        (comparison.alignment.second, comparison.pruned),
-    ):
-        rows.append([tokens[step] if step >= 0 else "" for step in steps])
-    return list(zip(*rows, strict=True))
 
 
 def strips_height(comparison: Comparison) -> list[float]:
@@ -144,14 +132,25 @@ def draw_strips(bands: Sequence[SubFigure], comparison: Comparison) -> None:
         figures.draw_token_strip(ax, tokens, shade, vmin=0, vmax=2, marked_steps=marked)
 
 
-def strips(comparison: Comparison) -> Figure:
-    """The two token strips as a page of their own."""
-    fig, bands = figures.new_page(DOUBLE, strips_height(comparison))
-    draw_strips(bands, comparison)
+def divergence_figure(found: Divergences) -> Figure:
+    """Draw at which step pruned traces leave the dense ones, and at what kind of token where that is known."""
+    fig, axes = figures.new_figure(DOUBLE, 2.0, 1, 2 if found.at_kind else 1)
+    first, *rest = np.atleast_1d(axes)
+    if not len(found.steps):
+        first.set(xlabel="first step that differs", ylabel="samples", xticks=[], yticks=[])
+        with figures.style():
+            first.set_title("no pruned trace differs from its dense one")
+        return fig
+    # One bin per step as long as that can be read.
+    edges = np.arange(-0.5, found.steps.max() + 1.5, max(1, found.steps.max() // 30))
+    edges = np.append(edges, found.steps.max() + 0.5) if edges[-1] < found.steps.max() else edges
+    figures.draw_histogram(first, found.steps, edges, xlabel="first step that differs", ylabel="samples")
+    for ax in rest:
+        by_chance = {
+            "null_low": np.zeros(len(found.at_kind)),
+            "null_high": np.array([found.all_kinds[kind] for kind in found.at_kind]),
+            "null_label": "share among all tokens",
+        }
+        figures.draw_estimates(ax, found.at_kind, xlabel="share of first differences", **by_chance)
+        figures.draw_legend(ax)
     return fig
-
-
-def mean_first_difference(divergences: Divergences) -> Estimate | None:
-    """Mean first step that differs, over the traces that do; None when none does."""
-    steps = divergences.steps
-    return cluster_bootstrap(steps.astype(float), np.arange(len(steps)), method="studentized") if len(steps) else None
