@@ -15,6 +15,8 @@ from visionpulse_analysis.experiments.stored_traces import StoredTraces, picture
 from visionpulse_analysis.figures import read_provenance
 from visionpulse_analysis.studies.authors_figures.activation import activation_page, even_steps
 from visionpulse_analysis.studies.mass_and_usage.measure import mass_usage
+from visionpulse_analysis.studies.trace_length.measure import stored_ways
+from visionpulse_analysis.traces import create_trace
 from visionpulse_analysis.traces.exchange import read_npz
 
 LENGTHS = (9, 12, 7)
@@ -174,3 +176,80 @@ def test_a_notebook_takes_stored_traces_and_loads_no_model(name, options, drawn,
     monkeypatch.setattr(vpa, "load", load, raising=False)
     run_in_process(name, traces=str(theirs[1]), out=str(tmp_path / "out"), **options)
     assert drawn <= {path.stem for path in (tmp_path / "out").glob("*.png")}
+
+
+class TestStoredArms:
+    """Dense and pruned traces of the same samples in place of decoding them."""
+
+    SAMPLED = {"temperature": 1.0, "top_p": 1.0, "top_k": None}
+
+    def made(self, id, number, steps, pruner=None, finished=True, **meta):
+        trace = own(pruned=pruner is not None, tokens=["see "] * steps)
+        names = ["attention", "mass"]
+        names += [] if pruner is None else ["kept", "k", "budget", "pruner_mass"]
+        meta = {"id": id, "question": "where ?", "seed": 3, "pruner": pruner, "finished": finished, **meta}
+        return create_trace(
+            **{name: trace.dataset[name].values for name in names}, layers=[2, 7], tokens=["see "] * steps,
+            token_ids=np.arange(steps), logprobs=-np.ones(steps), grid=trace.grid, prompt_tokens=["where"],
+            images=[np.full((30, 40, 3), 10 + number, np.uint8)], meta={"max_new_tokens": 30, **meta},
+        )  # fmt: skip
+
+    @pytest.fixture
+    def store(self, tmp_path):
+        """Eight samples, greedy and sampled: pruned traces are two tokens shorter, and the last one is cut off."""
+        store = vpa.TraceStore(tmp_path / "arms", mode="a")
+        pulse = vpa.VisionPulse.five_percent(4).to_dict()
+        for way, extra in (("g", {}), ("s", {"sample": self.SAMPLED})):
+            for number in range(8):
+                steps = 10 + number
+                store.add(self.made(f"{way}-dense-{number}", number, steps, **extra))
+                cut = {"finished": False} if number == 7 else {}
+                store.add(self.made(f"{way}-pulse-{number}", number, 30 if cut else steps - 2, pulse, **cut, **extra))
+        store.add(self.made("s-dense-other", 0, 5, sample=self.SAMPLED, seed=4))  # another seed: it pairs with nothing
+        return store
+
+    def test_they_pair_by_question_pictures_and_seed(self, store):
+        ways = stored_ways(StoredTraces(store.path, pruned=True))
+        assert list(ways) == ["greedy", "sampled"]
+        for arms in ways.values():
+            assert arms.names == ["dense", "VisionPulse 5 %"] and len(arms.rows("dense")) == 8
+            change = arms.changes["VisionPulse 5 %"]
+            assert (change.n_pairs, change.n_both, change.tokens.value, change.truth) == (8, 7, -2, None)
+            assert (change.cut_off.n_arm, change.cut_off.at_least) == (1, 30 - 17)
+            kept = [store[f"g-pulse-{number}"].kept.values[1:].mean() for number in range(8)]
+            assert change.retention == pytest.approx(np.mean(kept))
+
+    @pytest.mark.parametrize(
+        ("extra", "message"),
+        [
+            ({"id": "zz"}, "'g-dense-0' and 'zz' are one sample in one arm"),
+            ({"id": "x", "number": 9, "max_new_tokens": 60}, "several limits of tokens"),
+            ({"id": "x", "number": 9, "finished": None}, "'x' lacks its picture, or does not say whether it ended"),
+            ({"id": "x", "number": 9, "model": "another"}, "whose model differs"),
+        ],
+    )
+    def test_what_cannot_be_paired_is_refused(self, store, extra, message):
+        store.add(self.made(**{"number": 0, "steps": 5, **extra}))
+        with pytest.raises(ValueError, match=message):
+            stored_ways(StoredTraces(store.path, pruned=True))
+
+    def test_a_store_without_pairs_says_so(self, theirs, tmp_path):
+        store = vpa.TraceStore(tmp_path / "apart", mode="a")
+        store.add(self.made("dense", 0, 5))
+        with pytest.raises(ValueError, match="no pruned trace beside dense ones"):
+            stored_ways(StoredTraces(store.path, pruned=True))
+        store.add(self.made("pruned", 1, 5, {"name": "fastv", "layer": 2, "budget": 0.1}))
+        with pytest.raises(ValueError, match=r"no sample and seed that all greedy arms have, dense, fastv\(layer"):
+            stored_ways(StoredTraces(store.path, pruned=True))
+
+    def test_the_notebook_draws_them_and_loads_no_model(self, store, tmp_path, monkeypatch, capsys):
+        def load(*given, **options):
+            raise AssertionError("a model was loaded")
+
+        monkeypatch.setattr(vpa, "load", load, raising=False)
+        run_in_process("03", traces=str(store.path), out=str(tmp_path / "out"))
+        numbers = read_provenance(tmp_path / "out" / "03_trace_length.png")["numbers"]
+        assert numbers["greedy"]["VisionPulse 5 %"]["tokens"]["estimate"] == -2
+        said = capsys.readouterr().out
+        assert "17 stored dense traces of unknown and 16 pruned. No model is loaded" in said
+        assert "Cut off at the limit: 1 of 8 traces, densely 0" in said and "Accuracy" not in said

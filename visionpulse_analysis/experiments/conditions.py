@@ -93,7 +93,7 @@ def decode_arms(
     if not samples or not arms or not seeds:
         raise ValueError(f"expected samples, arms and seeds, got {len(samples)}, {len(arms)} and {len(seeds)} of them")
     note("batch_size", "decoded together", batch_size)
-    ran = (_outcome, Trunk, sample)
+    ran = (outcome_of, Trunk, sample)
     state = state_of(vlm, *ran)
     base = key_of(vlm, samples, {"max_new_tokens": max_new_tokens}, state)
     files = _files(base, arms, seeds)
@@ -106,7 +106,7 @@ def decode_arms(
         trunk = Trunk(vlm, part, max_new_tokens)
         for arm, seed in missing:
             row_seeds = [seed * 1_000_003 + start + i for i in range(len(part))]
-            fresh[arm, seed] += [asdict(_outcome(trace)) for trace in trunk.decode(arms[arm], sample, row_seeds)]
+            fresh[arm, seed] += [asdict(outcome_of(trace)) for trace in trunk.decode(arms[arm], sample, row_seeds)]
             if at != (at := generators()):
                 moved.add((arm, seed))
     same = bool(missing) and base is not None and state_of(vlm, *ran) == state
@@ -150,10 +150,11 @@ def first_choices(
     return kept, found
 
 
-def _outcome(trace: Trace) -> Outcome:
+def outcome_of(trace: Trace) -> Outcome:
+    """What one decode gave; without costs where the trace does not say what these depend on."""
     kept = np.ones((0, 0), bool) if trace.kept is None else trace.kept.values[1:]
-    costs = costs_of(trace)
-    spent = (float(costs.flops.sum()), float(costs.kv_bytes_read.sum()), costs.peak_kv_bytes)
+    costs = costs_of(trace) if "costs" in trace.meta else None
+    spent = () if costs is None else (float(costs.flops.sum()), float(costs.kv_bytes_read.sum()), costs.peak_kv_bytes)
     if len(kept) == 0:
         return Outcome(trace.tokens, trace.meta["finished"], 1.0, 1.0, (), *spent)
     both, either = (kept[1:] & kept[:-1]).sum(1), (kept[1:] | kept[:-1]).sum(1)

@@ -23,6 +23,8 @@ class StoredTraces:
     ----------
     path : str or Path
         Of the store; ``visionpulse import`` makes one of the paper authors' files.
+    pruned : bool
+        Keep the pruned traces as well, as ``pruned_traces``: for what compares them with dense ones.
 
     Raises
     ------
@@ -33,20 +35,22 @@ class StoredTraces:
         defined in several ways.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, pruned: bool = False) -> None:
         store = TraceStore(path)
         finished = store.finished_ids
         self.path, self.unfinished = Path(path), len(store) - len(finished)
         opened = [store[id] for id in finished]
         self.traces: list[Trace] = [trace for trace in opened if trace.meta.get("pruner") is None]
-        self.pruned = len(opened) - len(self.traces)
+        self.pruned_traces = [trace for trace in opened if pruned and trace.meta.get("pruner") is not None]
+        self.pruned = len(opened) - len(self.traces) - len(self.pruned_traces)
         if not self.traces:
             raise ValueError(f"{path} holds no finished dense trace; {self._left_out() or 'it is empty'}")
-        self._check_alike("model", [str(trace.meta.get("model", "unknown")) for trace in self.traces])
-        self._check_alike("attention", [attention_definition(trace) for trace in self.traces])
+        every = [*self.traces, *self.pruned_traces]
+        self._check_alike(every, "model", [str(trace.meta.get("model", "unknown")) for trace in every])
+        self._check_alike(self.traces, "attention", [attention_definition(trace) for trace in self.traces])
 
-    def _check_alike(self, what: str, values: list[str]) -> None:
-        for trace, value in zip(self.traces, values, strict=True):
+    def _check_alike(self, traces: list[Trace], what: str, values: list[str]) -> None:
+        for trace, value in zip(traces, values, strict=True):
             if value != values[0]:
                 raise ValueError(
                     f"{self.path} holds traces whose {what} differs, which must not be pooled: "
@@ -63,9 +67,10 @@ class StoredTraces:
     @property
     def about(self) -> str:
         """What the traces are, and what is left out without a model, in one or two sentences."""
-        first, left_out = self.traces[0], self._left_out()
+        first, left_out, beside = self.traces[0], self._left_out(), len(self.pruned_traces)
         return (
-            f"{len(self.traces)} stored trace{'s' * (len(self.traces) > 1)} of {first.meta.get('model', 'unknown')}"
+            f"{len(self.traces)} stored {'dense ' if beside else ''}trace{'s' * (len(self.traces) > 1)} of "
+            f"{first.meta.get('model', 'unknown')}{f' and {beside} pruned' if beside else ''}"
             f"{f' ({left_out})' if left_out else ''}. No model is loaded, and what the images show is not known: what "
             "needs either (causal usage, anchors, kinds of token, named objects, right answers) is left out."
         )

@@ -193,13 +193,7 @@ class Arms:
                 "arm": arm,
                 "seed": seed,
                 "sample": number,
-                "tokens": len(found.tokens),
-                "finished": found.finished,
-                "kept": found.retention,
-                "text": found.tokens,
-                "overlap": found.overlap,
-                "kept_by_layer": found.kept_by_layer,
-                **{cost: getattr(found, cost) for cost in COSTS},
+                **outcome_row(found),
                 **(scored(one, found.tokens) if known else {}),
             }
             for arm, of_arm in runs.items()
@@ -288,6 +282,19 @@ def measure_arms(
         raise ValueError(f"the arm {DENSE!r} is decoded anyway; give the pruner another name")
     runs = decode_arms(vlm, samples, {DENSE: None, **pruners}, seeds=seeds, **options)
     return Arms.of(samples, runs, seeds)
+
+
+def outcome_row(found: Outcome) -> dict[str, Any]:
+    """The columns of `Arms.table` that need no known answer."""
+    return {
+        "tokens": len(found.tokens),
+        "finished": found.finished,
+        "kept": found.retention,
+        "text": found.tokens,
+        "overlap": found.overlap,
+        "kept_by_layer": found.kept_by_layer,
+        **{cost: getattr(found, cost) for cost in COSTS},
+    }
 
 
 def scored(sample: Sample, tokens: Sequence[str]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -39,12 +39,16 @@ def headline(changes: Changes) -> Figure:
     return fig
 
 
-def spread(measured: Arms, arms: list[str], by_group: Mapping[str, Change] | None) -> Figure:
-    """How the change of length is distributed over the pairs that ended; length and accuracy by known question."""
+def spread(measured: Arms, arms: Sequence[str], by_group: Mapping[str, Change] | None) -> Figure:
+    """How the change of length is distributed over the pairs that ended; length and accuracy by known question.
+
+    arms : those of them that are there; without any, the first two.
+    """
+    shown = [name for name in arms if name in measured.names] or list(measured.pruned)[:2]
     fig, axes = figures.new_figure(DOUBLE, 2.4, 1, 1 if by_group is None else 3)
     first, *rest = np.atleast_1d(axes)
     dense, change = measured.rows(DENSE), {}
-    for name in arms:
+    for name in shown:
         pairs = dense.merge(measured.rows(name), on=["seed", "sample"])
         pairs = pairs[pairs["finished_x"] & pairs["finished_y"]]
         change[name] = (pairs["tokens_y"] - pairs["tokens_x"]).to_numpy()

@@ -133,7 +133,11 @@ def verdicts(changes: Changes, decoding: str) -> list[str]:
             "that accuracy has to fall and length to rise at prefill, by the tests, with intervals of both apart from "
             "those of choosing afresh."
         )
-    if reported:
+    for name, c in arms.items():
+        if name not in reported and c.truth is None:  # of these nothing is said by accuracy either
+            verdict = found[decoding, name]
+            lines.append(f"{name}: {_about_length(c, verdict, 0, '')}{about_cut_off(c, verdict)}")
+    if lines:
         size = next(iter(found.values()))["length"].size
         lines.append(
             f"What falls or rises is told by exact tests adjusted together (Holm), {size} of them: length over the "
@@ -154,20 +158,22 @@ def show_length(c: Change) -> str:
 
 
 def _about_length(c: Change, verdict: Mapping[str, Claim], reported: int, floor: str) -> str:
-    """The sign found beside the sign that the paper reports: -1 shorter, 1 longer."""
+    """The sign found beside the sign that the paper reports: -1 shorter, 1 longer, 0 nothing."""
     found = SIGNS[verdict["length"].decision]
     ended = "" if c.n_both == c.n_pairs else f" over the {c.n_both} of {c.n_pairs} pairs that ended"
     shown = show_length(c) + ended
     if found == 0:
         nothing = c.equal.value == 1 or c.n_both == 0
         told = show_length(c) if nothing else f"no change of length is shown ({shown})"
+        if reported == 0:
+            return f"{told}."
         return f"{told}; " + (floor if floor and reported == -1 else f"the paper reports {WORDS[reported]} traces.")
     if found == 1 and reported == -1 and floor:
         return f"traces get longer ({shown}); {floor}"
     if found == reported == -1 and "accuracy" in verdict and verdict["accuracy"].decision == "falls":
         return f"traces get shorter ({shown}), but right answers go with them: not what the paper reports."
-    if found == reported:
-        return f"traces get {WORDS[found]} ({shown}), as the paper reports."
+    if found == reported or reported == 0:
+        return f"traces get {WORDS[found]} ({shown}){', as the paper reports' * (found == reported)}."
     return f"traces get {WORDS[found]} ({shown}); that the paper's get {WORDS[reported]} does not transfer."
 
 
