@@ -1,5 +1,6 @@
 """The rules every notebook of the project keeps."""
 
+import ast
 import re
 import shutil
 from pathlib import Path
@@ -66,6 +67,18 @@ def test_a_notebook_is_committed_without_outputs(path):
 def test_a_notebook_only_calls_the_package(path, pattern):
     for source in code(path):
         assert not re.search(pattern, source, re.MULTILINE), f"this belongs in the package: {source}"
+
+
+@each_notebook
+def test_a_notebook_names_the_modules_of_its_question_as_all_notebooks_do(path):
+    """`figures as draw`, all others by their own names; a call says by which module it is made."""
+    imports = [node for source in code(path) for node in ast.parse(source).body if isinstance(node, ast.ImportFrom)]
+    modules = {str(node.module) for node in imports}
+    folders = [name for name in modules if re.fullmatch(r"visionpulse_analysis\.studies\.(?!shared)\w+", name)]
+    assert len(folders) == (0 if path.stem == "06_explorer" else 1)  # which asks nothing of its own
+    for folder in folders:
+        assert not [name for name in modules if name.startswith(f"{folder}.")], "import the module, not what is in it"
+    assert {(one.name, one.asname) for node in imports for one in node.names if one.asname} <= {("figures", "draw")}
 
 
 @pytest.fixture
