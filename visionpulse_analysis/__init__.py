@@ -27,9 +27,11 @@ _MODULE_OF = {
     "decode": "decoding",
     "explore": "explorer",
     "list_pruners": "pruners",
+    "list_quantities": "attention.quantities",
     "load": "models.loading",
     "locate": "models.locate",
     "make_pruner": "pruners",
+    "quantity": "attention.quantities",
     "watch": "decoding.watching",
     "watch_lmms_eval": "decoding.watching.lmms_eval",
 }

@@ -2,6 +2,7 @@
 
 from visionpulse_analysis.attention.functions import Look, PrefillAttention, StepAttention
 from visionpulse_analysis.attention.groups import Group
+from visionpulse_analysis.attention.quantities import LayerAttention
 from visionpulse_analysis.attention.reading import Execution
 from visionpulse_analysis.attention.recorder import Recorder
 from visionpulse_analysis.attention.rows import RowReader, SelfCheckError
@@ -9,6 +10,7 @@ from visionpulse_analysis.attention.rows import RowReader, SelfCheckError
 __all__ = [
     "Execution",
     "Group",
+    "LayerAttention",
     "Look",
     "PrefillAttention",
     "Recorder",

@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import pad
 
 from visionpulse_analysis.attention.groups import Group
+from visionpulse_analysis.attention.quantities import LayerAttention
 from visionpulse_analysis.attention.reading import Execution, Gathered, Masked, Readings
 from visionpulse_analysis.attention.recorder import Recorder
 from visionpulse_analysis.attention.routing import Call
@@ -146,7 +147,11 @@ class StepAttention:
             known = view.logits() if view.scored else None
             output, weights = reading.attend(call.query, call.key, call.value, call.scaling, known, recorded, bias)
             if weights is not None:
-                self.recorder.put_kept(view.layer, weights, reading.patches)
+                self.recorder.put_kept(view.layer, weights[..., : reading.patches.shape[1]], reading.patches)
+                if self.recorder.quantities:
+                    row = weights.new_zeros(*weights.shape[:2], total)
+                    row.scatter_add_(2, reading.columns[:, None].expand_as(weights), weights)
+                    _compute(self.recorder, self.reader, query, row, (output, None))
             return output, None
         if reading is not None or bias is not None:
             n_keys, device = view.key.shape[2], view.key.device
@@ -164,7 +169,10 @@ class StepAttention:
                 logits = view.logits()
                 hidden = None if reading is None else ~reading.visible[:, None].to(logits.device)
                 self.reader.check(shown, False, output)
-                self.recorder.put(view.layer, logits if hidden is None else logits.masked_fill(hidden, -torch.inf))
+                row = logits if hidden is None else logits.masked_fill(hidden, -torch.inf)
+                self.recorder.put(view.layer, row)
+                if self.recorder.quantities:
+                    _compute(self.recorder, self.reader, shown, torch.softmax(row, dim=-1), output)
             else:
                 _record(self.recorder, self.reader, shown, output, False)
         return output
@@ -287,3 +295,13 @@ def _record(
 ) -> None:  # fmt: skip
     row, is_logits = reader.read(query, prefill, output)
     (recorder.put if is_logits else recorder.put_weights)(query.call.layer, row, redirect)
+    if recorder.quantities:
+        _compute(recorder, reader, query, torch.softmax(row, dim=-1) if is_logits else row, output, redirect)
+
+
+def _compute(
+    recorder: Recorder, reader: RowReader, query: Query, weights: torch.Tensor, output: Output,
+    redirect: torch.Tensor | None = None,
+) -> None:  # fmt: skip
+    """Work out the quantities asked for of a query whose row is ``weights`` float32 [row, head, total]."""
+    recorder.compute(LayerAttention.of(query, weights, output[0], recorder.layout, reader.memory, redirect))

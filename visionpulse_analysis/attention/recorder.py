@@ -1,4 +1,7 @@
-"""What is recorded at one step: the newest query's softmax row over the patches, layer by layer."""
+"""What is recorded at one step, layer by layer: the newest query's softmax row over the patches, and what is asked for.
+
+Attention and mass are worked out for all layers at once; further quantities of the table when their layer has run.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ from collections.abc import Sequence
 import torch
 
 from visionpulse_analysis.attention.prefill import redirected_weights
+from visionpulse_analysis.attention.quantities import LayerAttention
 from visionpulse_analysis.pruners.view import Layout
+from visionpulse_analysis.traces.quantities import Quantity
 
 LARGE = 1 << 20  # a layer with more logits than this is worked on at once; smaller ones wait for each other
 
@@ -23,15 +28,21 @@ class Recorder:
         Layers to record; empty records nothing.
     per_head : list of int or None
         Heads to record one by one; None records the head mean.
+    quantities : sequence of Quantity
+        Recorded besides attention and mass.
     """
 
-    def __init__(self, layout: Layout, layers: Sequence[int], per_head: Sequence[int] | None):
+    def __init__(
+        self, layout: Layout, layers: Sequence[int], per_head: Sequence[int] | None, quantities: Sequence[Quantity] = ()
+    ):
         self.layout, self.layers, self.per_head = layout, list(layers), per_head
+        self.quantities = tuple(quantities)
+        self._computed: dict[tuple[str, int], torch.Tensor] = {}  # by name and layer: [row, (head,) (patch)]
         self._heads = None if per_head is None else torch.tensor(per_head, device=layout.patches.device)
         self._logits: dict[int, torch.Tensor] = {}  # [row, head, key]
         self._rows: dict[int, torch.Tensor] = {}  # [row, head, patch], one head for the mean
         self._redirects: dict[int, torch.Tensor] = {}
-        self._lent: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._lent: dict[str, torch.Tensor] | None = None
 
     def put(self, layer: int, logits: torch.Tensor, redirect: torch.Tensor | None = None) -> None:
         """Take the logits of a layer, float32 [row, head, key], -inf where hidden.
@@ -59,12 +70,31 @@ class Recorder:
         # Slots beyond the patches that a row keeps name patch 0, with weight 0: so they are added.
         self._rows[layer] = rows.scatter_add_(2, patches[:, None].expand_as(chosen), chosen)
 
-    def lend(self, rows: torch.Tensor, masses: torch.Tensor) -> None:
-        """Give back what another recorder took of the step just made, in place of anything put here."""
-        self._lent = rows, masses
+    @torch.no_grad()
+    def compute(self, call: LayerAttention) -> None:
+        """Work out the quantities asked for of a layer; raises ValueError for one that has other axes than it says."""
+        sizes = {"head": call.query.shape[1], "patch": self.layout.patches.shape[1]}
+        for row in self.quantities:
+            found, expected = row(call), (len(call.query), *(sizes[axis] for axis in row.axes[2:]))
+            if not torch.is_tensor(found) or found.shape != expected or not found.is_floating_point():
+                got = f"{found.dtype} {tuple(found.shape)}" if torch.is_tensor(found) else repr(type(found))
+                axes = ", ".join(("row", *row.axes[2:]))
+                raise ValueError(f"quantity {row.name!r} gave {got} at layer {call.layer}, expected a tensor of floats "
+                                 f"[{axes}] of shape {expected}")  # fmt: skip
+            found = found.float().to(self.layout.device)
+            if "head" in row.axes:
+                found = found.mean(dim=1) if self._heads is None else found.index_select(1, self._heads)
+            self._computed[row.name, call.layer] = found
 
-    def take(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows of the step just made: float16 [row, layer, (head,) patch], and masses float32 [row, layer, (head)]."""
+    def lend(self, taken: dict[str, torch.Tensor]) -> None:
+        """Give back what another recorder took of the step just made, in place of anything put here."""
+        self._lent = taken
+
+    def take(self) -> dict[str, torch.Tensor]:
+        """What was recorded of the step just made, by name, [row, layer, (head,) (patch)] on the layout's device.
+
+        ``attention`` is float16, ``mass`` and further quantities are float32.
+        """
         if self._lent is not None:
             lent, self._lent = self._lent, None
             return lent
@@ -87,7 +117,11 @@ class Recorder:
             together = torch.stack(parts, dim=1) if parts else none[:, :0]
         self._logits, self._rows, self._redirects = {}, {}, {}
         rows = together[:, :, 0] if self._heads is None else together
-        return rows.half(), rows.sum(dim=-1)
+        taken = {"attention": rows.half(), "mass": rows.sum(dim=-1)}
+        for row in self.quantities:
+            taken[row.name] = torch.stack([self._computed[row.name, layer] for layer in self.layers], dim=1)
+        self._computed = {}
+        return taken
 
     def _over_patches(self, logits: torch.Tensor) -> torch.Tensor:
         """Softmax over the keys, at the patches, of chosen heads: [row, (layer,) head, key] -> [.., head, patch]."""

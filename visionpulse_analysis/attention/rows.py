@@ -109,6 +109,7 @@ class RowReader:
 
     def __init__(self) -> None:
         self.own: dict[int, bool] = {}  # by layer: whether only the model's own function gives its rows
+        self.memory: dict[Any, Any] = {}  # see LayerAttention.once
         self._tried: set[tuple[int, bool]] = set()
         self._checked: set[tuple[int, bool]] = set()
 

@@ -43,17 +43,17 @@ class Gathered:
         self, query, key, value, scaling: float, known: torch.Tensor | None = None, recorded: bool = True,
         bias: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
-        """Output [row, 1, head, dim] of the newest query, and where recorded the weights of the kept patches.
+        """Output [row, 1, head, dim] of the newest query, and where recorded the weights of all ``columns`` read.
 
         known : float32 [row, head, key], the logits of all keys, where the choice has computed them. bias : float32
         [row, head or 1, patch], added to those of the patches.
-        Weights are [row, head, slot]. On a GPU the output comes from kernels of our own where these are faster; they
-        add no bias.
+        Weights are [row, head, column read], the kept patches first. On a GPU the output comes from kernels of our own
+        where these are faster; they add no bias.
         """
         kernels = fused_kernels(query.device.type)
         if kernels is None or key.shape != value.shape or bias is not None:
             weights = self._weights(query, key, scaling, known, bias)
-            return self._output(weights, value), self._of_patches(weights) if recorded else None
+            return self._output(weights, value), weights.flatten(1, 2) if recorded else None
         hidden = None if self.hidden is None else self.hidden[:, 0, 0]
         ways = {
             "plain": lambda: self._output(self._weights(query, key, scaling, known), value),
@@ -61,7 +61,7 @@ class Gathered:
         }
         # The way, and with it the last digits, is the same whether or not anything is recorded.
         output = run_fastest(self._case(query, key, known is not None), ways, query.device)
-        return output, self._of_patches(self._weights(query, key, scaling, known)) if recorded else None
+        return output, self._weights(query, key, scaling, known).flatten(1, 2) if recorded else None
 
     def _case(self, query: torch.Tensor, key: torch.Tensor, ranked: bool) -> str:
         """What decides which way is faster: rows leave and columns come at many steps, so only their size counts."""
@@ -97,9 +97,6 @@ class Gathered:
         if self.hidden is not None:
             logits.masked_fill_(self.hidden, -torch.inf)
         return torch.softmax(logits, dim=3)
-
-    def _of_patches(self, weights: torch.Tensor) -> torch.Tensor:
-        return weights[..., : self.patches.shape[1]].flatten(1, 2)
 
     def _output(self, weights: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         summed = self._weighted(weights, value)

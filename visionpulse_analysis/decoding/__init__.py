@@ -25,6 +25,7 @@ from visionpulse_analysis.models.asking import are_turns
 from visionpulse_analysis.models.families import Prompt, PromptOptions
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.base import Pruner
+from visionpulse_analysis.traces.quantities import Quantity, quantities_of
 from visionpulse_analysis.traces.store import TraceStore
 
 __all__ = [
@@ -49,6 +50,7 @@ def decode(
     *,
     layers: Literal["all", "anchor", "none"] | int | Sequence[int] = "all",
     heads: Literal["mean", "all"] | Sequence[int] = "mean",
+    record: Sequence[str | Quantity] = (),
     pruner: Pruner | Sequence[Pruner | None] | None = None,
     execution: Execution = "masked",
     seed: int | Sequence[int] = 0,
@@ -90,6 +92,9 @@ def decode(
         Which layers to record, zero-based; "anchor" is the model's default anchor.
     heads : "mean", "all" or list of int
         The mean over heads, or one row per head.
+    record : list of str or Quantity
+        What to record besides, at the layers and heads chosen: names of :func:`vpa.list_quantities`, such as
+        "head_entropy", or a quantity of your own (:func:`vpa.quantity`). Found in ``trace.data``.
     pruner : Pruner, optional, or list of these
         Hides patches; dense without one. A list decodes everything once under each, from one prefill wherever a pruner
         leaves prefill dense, and gives a list of what each alone would give, the same to the last bit.
@@ -137,8 +142,8 @@ def decode(
         The model is decoding in another thread.
     """
     given = decode_each(
-        vlm, image, question, layers=layers, heads=heads, pruner=pruner, execution=execution, seed=seed, sample=sample,
-        max_new_tokens=max_new_tokens, batch_size=batch_size, store=store, ids=ids, overwrite=overwrite,
+        vlm, image, question, layers=layers, heads=heads, record=record, pruner=pruner, execution=execution, seed=seed,
+        sample=sample, max_new_tokens=max_new_tokens, batch_size=batch_size, store=store, ids=ids, overwrite=overwrite,
         prompt_options=prompt_options,
     )  # fmt: skip
     made = list(given)
@@ -162,6 +167,7 @@ def decode_each(
     ids: Any = None,
     overwrite: bool = False,
     prompt_options: Any = None,
+    record: Any = (),
 ) -> Iterator[Any]:
     """What :func:`decode` gives, one pruner after the other: the traces of each are made when they are asked for."""
     if not isinstance(vlm, VLM):
@@ -185,7 +191,8 @@ def decode_each(
     arms: list[tuple[Any, Any, Any]] = _arms(list(pruner), seed, ids) if several else [(pruner, seed, ids)]
     asked: list[tuple[Options, list[int], list[str | None]]] = []
     for arm, arm_seed, arm_ids in arms:
-        options = Options(layers_of(vlm, layers), heads_of(vlm, heads), arm, execution, drawn, max_new_tokens)
+        chosen = layers_of(vlm, layers), heads_of(vlm, heads)
+        options = Options(*chosen, arm, execution, drawn, max_new_tokens, quantities_of(record))
         if options.pruner is not None and options.pruner.renumbers:
             check_one_dimensional(vlm.name, vlm.model, vlm.family.mrope, vlm.windowed_layers)
         names = _names(arm_ids, len(questions), store, overwrite)
@@ -199,8 +206,8 @@ def decode_each(
     runs = [
         (options, [
             Record(vlm, prompt, row_seed, _meta(vlm, weights, prompt, options, row_seed, name, followed),
-                   layers=options.layers, heads=options.heads, pruned=options.pruner is not None, store=store,
-                   overwrite=overwrite)
+                   layers=options.layers, heads=options.heads, quantities=options.record,
+                   pruned=options.pruner is not None, store=store, overwrite=overwrite)
             for prompt, row_seed, name in zip(prompts, seeds, names, strict=True)
         ])
         for options, seeds, names in asked

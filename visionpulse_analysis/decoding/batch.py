@@ -66,7 +66,7 @@ class Batch:
                 raise ValueError(
                     f"{vlm.name} needs a cache of its own kind, which cannot be changed; say renumber=False"
                 )
-        self.recorder = Recorder(self.layout, options.layers, options.heads)
+        self.recorder = Recorder(self.layout, options.layers, options.heads, options.record)
         self.reader = RowReader()
         self.attention: Look | PrefillAttention | StepAttention | None = None
         self.gone: torch.Tensor | None = None  # int64 [row, model_layer], see Group.gone
@@ -120,8 +120,7 @@ class Batch:
                 if not going.any():
                     break
                 logits = dense.step()
-                attention, _ = dense.recorder.take()
-                total += attention[:, 0].float() * going[:, None]
+                total += dense.recorder.take()["attention"][:, 0].float() * going[:, None]
                 steps += going[:, None]
                 dense.choose(logits)
                 going &= ~torch.isin(dense.tokens, ends)
@@ -344,7 +343,7 @@ class Batch:
 
     def _rearranged(self, layout: Layout) -> None:
         self.layout, self.attention, self.real = layout, None, None
-        self.recorder = Recorder(layout, self.options.layers, self.options.heads)
+        self.recorder = Recorder(layout, self.options.layers, self.options.heads, self.options.record)
 
 
 def _joined(layout: Layout, rows: torch.Tensor, other: Layout, shift: int) -> Layout:

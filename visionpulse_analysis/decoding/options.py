@@ -13,14 +13,15 @@ from visionpulse_analysis.decoding.sampling import Sample
 from visionpulse_analysis.models.families import PromptOptions
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.base import Pruner
+from visionpulse_analysis.traces.quantities import Quantity
 
 
 @dataclass(frozen=True)
 class Options:
     """How to decode.
 
-    layers : zero-based, in order; empty records nothing. heads : recorded one by one, or None for their mean. The
-    others are those of :func:`decode`.
+    layers : zero-based, in order; empty records nothing. heads : recorded one by one, or None for their mean. record :
+    what is recorded besides attention and mass. The others are those of :func:`decode`.
     """
 
     layers: list[int]
@@ -29,6 +30,7 @@ class Options:
     execution: Execution = "masked"
     sample: Sample | None = None
     max_new_tokens: int = 256
+    record: tuple[Quantity, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_new_tokens", whole_number(self.max_new_tokens, "max_new_tokens", least=1))
@@ -39,6 +41,9 @@ class Options:
                 f"sample must be a Sample or None, got {self.sample!r}; say sample=Sample(temperature=1.0), "
                 "from visionpulse_analysis.decoding.sampling, or 'model' for the model's own way"
             )
+        if self.record and not self.layers:
+            names = [row.name for row in self.record]
+            raise ValueError(f"record names {names}, but no layer is recorded; choose layers, or leave record out")
         if self.execution not in ("masked", "gathered"):
             raise ValueError(f"execution must be 'masked' or 'gathered', got {self.execution!r}")
 

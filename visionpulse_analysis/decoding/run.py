@@ -100,13 +100,7 @@ class Run:
     def _choose(self, batch: Batch, logits: torch.Tensor) -> None:
         """Choose the next tokens, and send the step just made to the records."""
         logprobs = batch.choose(logits)
-        rows, masses = batch.recorder.take()
-        values: dict[str, torch.Tensor | None] = {
-            "token": batch.tokens,
-            "logprob": logprobs,
-            "attention": rows,
-            "mass": masses,
-        }
+        values: dict[str, torch.Tensor | None] = {"token": batch.tokens, "logprob": logprobs, **batch.recorder.take()}
         for number, group in enumerate(batch.groups):
             values |= {
                 f"{name} {number}": value for name, value in visible_of(group, self.vlm.attention_layers[-1]).items()
@@ -131,11 +125,8 @@ class Run:
     def _add(self, record: Record, row: int, values: dict[str, Any], choice: Choice | None) -> None:
         token, logprob = int(values["token"][row]), float(values["logprob"][row])
         check_chosen(logprob)
-        patches = len(record.prompt.grid)
         record.finished = token in self.ends or record.completes(token, self.stop_strings)
         last = record.finished or len(record.steps) + 1 == self.options.max_new_tokens
-        # Copied: the rest of the batch's array need not stay in memory as long as this row does.
-        attention, mass = values["attention"][row, ..., :patches].copy(), values["mass"][row].copy()
-        record.add(token, logprob, attention, mass, choice, last)
+        record.add(token, logprob, values, row, choice, last)
         if last:
             record.end()

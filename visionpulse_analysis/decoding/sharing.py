@@ -108,7 +108,7 @@ class _Branch(Run):
             for view in trunk.views:
                 group.selection.observe_prefill(view)
         trunk.lend(batch)
-        batch.recorder.lend(*trunk.rows)
+        batch.recorder.lend(trunk.rows)
         for group in batch.groups:
             group.settle(batch.cache)
         return batch, trunk.logits.clone()

@@ -15,9 +15,8 @@ from visionpulse_analysis.models.families import Prompt
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.models.token_text import Pieces
 from visionpulse_analysis.traces import Trace, create_trace
+from visionpulse_analysis.traces.quantities import BUILT_IN, CHOICE, Quantity
 from visionpulse_analysis.traces.store import TraceStore
-
-CHOICE = ("kept", "budget", "k", "pruner_mass", "k_per_layer")
 
 
 @dataclass
@@ -82,6 +81,8 @@ class Record:
         Provenance, without what is known only at the end.
     layers, heads
         What is recorded, as in :class:`Options`.
+    quantities : sequence of Quantity
+        What is recorded besides attention and mass.
     pruned : bool
         Whether the steps come with the choices of a pruner.
     store : TraceStore, optional
@@ -104,12 +105,14 @@ class Record:
         *,
         layers: list[int],
         heads: list[int] | None = None,
+        quantities: Sequence[Quantity] = (),
         pruned: bool = False,
         store: TraceStore | None = None,
         overwrite: bool = False,
     ):
         self.vlm, self.prompt, self.seed, self.meta = vlm, prompt, seed, meta
         self.layers, self.heads, self.pruned, self.store, self.overwrite = layers, heads, pruned, store, overwrite
+        self.quantities = tuple(quantities)
         self.finished = False
         self.account: dict[str, Any] = {}  # what the costs depend on beside the patches visible
         self.steps: list[dict[str, Any]] = []
@@ -131,6 +134,7 @@ class Record:
                 grid=self.prompt.grid,
                 layers=self.layers,
                 heads=self.heads,
+                quantities=self.quantities,
                 optional=CHOICE if self.pruned else (),
                 images=self.prompt.images,
                 prompt_tokens=self._prompt_tokens(),
@@ -150,12 +154,22 @@ class Record:
         self,
         token: int,
         logprob: float,
-        attention: np.ndarray,
-        mass: np.ndarray,
+        recorded: dict[str, np.ndarray],
+        row: int,
         choice: Choice | None,
         last: bool = False,
     ) -> None:
-        """Take one finished step; with the ``last`` the text ends, also in the middle of a character."""
+        """Take one finished step; with the ``last`` the text ends, also in the middle of a character.
+
+        recorded : what `Recorder.take` gave, of which this is the row ``row``: of a batch, patches wider than this one.
+        """
+        patches, own = len(self.prompt.grid), {}
+        for quantity in (BUILT_IN["attention"], BUILT_IN["mass"], *self.quantities):
+            values = recorded[quantity.name][row]
+            # Copied: the rest of the batch's array need not stay in memory as long as this row does.
+            own[quantity.name] = (values[..., :patches] if "patch" in quantity.axes else values).copy()
+        for quantity in self.quantities:
+            quantity.check(own[quantity.name])
         piece = self._pieces.add(token)
         piece += self._pieces.rest() if last else ""
         self.text += piece
@@ -163,8 +177,7 @@ class Record:
             "token": piece,
             "token_id": token,
             "logprob": logprob,
-            "attention": attention,
-            "mass": mass,
+            **own,
             **({} if choice is None else choice.fields()),
         }
         self.steps.append({} if self.writer is not None else step)
@@ -200,6 +213,7 @@ class Record:
             grid=self.prompt.grid,
             layers=self.layers,
             heads=self.heads,
+            recorded={row: np.stack(columns[row.name]) for row in self.quantities},
             **chosen,
             images=self.prompt.images,
             prompt_tokens=self._prompt_tokens(),

@@ -12,15 +12,16 @@ import xarray as xr
 
 from visionpulse_analysis._util.checks import plain_text
 from visionpulse_analysis.media.patch_grid import PatchGrid
+from visionpulse_analysis.traces.quantities import ALWAYS, BUILT_IN, Quantity
 
 GRID_COLUMNS = ("position", "image", "frame", "row", "col")
-STEP_COLUMNS = ("token_id", "logprob", "budget", "k", "pruner_mass")
+# One number a step: joined into one array on disk. The order of both is that of stores and journals.
+STEP_COLUMNS = tuple(row.name for row in BUILT_IN.values() if row.axes == ("step",))
+LARGE = ("attention", "mass", "kept", "k_per_layer", "pixels", "similarity")
 HASHED = (
-    *("attention", "mass", "token_id", "logprob", "kept", "budget", "k", "pruner_mass", "k_per_layer"),
+    *(name for name in BUILT_IN if name != "similarity"),
     *("layer", "head", *GRID_COLUMNS, "box", "pixels", "similarity", "similarity_layer"),
 )
-LARGE = ("attention", "mass", "kept", "k_per_layer", "pixels", "similarity")
-OPTIONAL = ("kept", "budget", "k", "pruner_mass", "k_per_layer", "pixels", "similarity")
 
 
 def build_dataset(
@@ -35,8 +36,11 @@ def build_dataset(
     meta: Mapping[str, Any],
     similarity_layers: Sequence[int] | None = None,
     precision: Any = np.float16,
+    quantities: Sequence[Quantity] = (),
 ) -> xr.Dataset:
-    """Check every array against the steps, layers, heads and patches, and label it.
+    """Check every array against the axes that the table of quantities gives it, and label it.
+
+    ``quantities`` are the rows of arrays beside the built-in ones.
 
     xarray variables stay as lazy as they are; anything else is converted to the stated dtype.
 
@@ -46,8 +50,10 @@ def build_dataset(
         As in `create_trace`.
     """
     texts, layer = _texts("tokens", tokens), _indices("layers", layers)
-    step, patch = {"step": len(texts)}, {"patch": len(grid)}
-    rows = {**step, "layer": len(layer)}
+    n_compared, counts = len(similarity_layers or ()), arrays.get("k_per_layer")
+    sizes = {"step": len(texts), "layer": len(layer), "head": len(heads or ()), "patch": len(grid)}
+    sizes |= {"model_layer": 0 if counts is None else (0, *np.shape(counts))[-1]}
+    sizes |= {"similarity_layer": n_compared, "similarity_layer_2": n_compared}
     coords: dict[str, Any] = {name: ("patch", getattr(grid, name)) for name in GRID_COLUMNS}
     coords |= {
         "step": np.arange(len(texts)),
@@ -56,29 +62,17 @@ def build_dataset(
     }
     if heads is not None:
         coords["head"] = _indices("heads", heads)
-        rows["head"] = len(heads)
-    pair = {}
     if similarity_layers is not None:
         coords["similarity_layer"] = _indices("similarity_layers", similarity_layers)
-        pair = {"similarity_layer": len(similarity_layers), "similarity_layer_2": len(similarity_layers)}
-    expected = {
-        "attention": (precision, {**rows, **patch}),
-        "mass": (np.float32, rows),
-        "token_id": (np.int64, step),
-        "logprob": (np.float32, step),
-        "kept": (np.bool_, {**step, **patch}),
-        "budget": (np.float32, step),
-        "k": (np.int32, step),
-        "pruner_mass": (np.float32, step),
-        "k_per_layer": (np.int32, {**step, "model_layer": _last_axis(arrays.get("k_per_layer"))}),
-        "similarity": (np.float32, {**step, **pair}),
-        "pixels": (np.uint8, {"byte": int(sum(np.prod(shape) for shape in image_shapes))}),
-    }
-    variables = {
-        name: _variable(name, arrays[name], dtype, sizes)
-        for name, (dtype, sizes) in expected.items()
-        if name not in OPTIONAL or arrays.get(name) is not None
-    }
+    variables = {}
+    for row in (*BUILT_IN.values(), *quantities):
+        if row.name in ALWAYS or arrays.get(row.name) is not None:
+            axes = {axis: sizes[axis] for axis in row.recorded_axes(heads)}
+            dtype = precision if row.name == "attention" else row.dtype
+            variables[row.name] = _variable(row.name, arrays[row.name], np.dtype(dtype), axes, row.attrs)
+    if arrays.get("pixels") is not None:
+        count = int(sum(np.prod(shape) for shape in image_shapes))
+        variables["pixels"] = _variable("pixels", arrays["pixels"], np.dtype(np.uint8), {"byte": count}, {})
     variables["box"] = xr.Variable(("patch", "side"), grid.box)
     attrs = {
         "meta": json_copy(dict(meta), "meta"),
@@ -87,6 +81,7 @@ def build_dataset(
         "image_size": grid.image_size.tolist(),
         "frames": np.asarray(grid.frames).tolist(),
         "pictures": np.asarray(grid.pictures).tolist(),
+        **({"quantities": [row.to_dict() for row in quantities]} if quantities else {}),
     }
     return xr.Dataset(variables, coords, attrs)
 
@@ -103,6 +98,11 @@ def check_dataset(dataset: xr.Dataset) -> None:
         )
 
 
+def quantities_in(dataset: xr.Dataset) -> list[Quantity]:
+    """The rows of the quantities of a trace beside the built-in ones, as they were when it was recorded."""
+    return [Quantity.from_dict(given) for given in dataset.attrs.get("quantities", ())]
+
+
 def grid_of(dataset: xr.Dataset) -> PatchGrid:
     """The PatchGrid whose columns lie on the dataset's patch axis."""
     columns = {name: dataset[name].values for name in (*GRID_COLUMNS, "box")}
@@ -111,13 +111,14 @@ def grid_of(dataset: xr.Dataset) -> PatchGrid:
 
 
 def to_parts(dataset: xr.Dataset) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Take a dataset apart into at most eight arrays and JSON attributes.
+    """Take a dataset apart into few arrays (eight, and one for each quantity asked for) and JSON attributes.
 
     Every array costs files and time in a large store, so the columns of steps and of patches are joined into
     two tables of float64, which holds every int32, float32 and token id exactly.
     """
     columns = [name for name in STEP_COLUMNS if name in dataset]
-    arrays = {name: dataset[name].values for name in LARGE if name in dataset}
+    large = [*LARGE, *(row.name for row in quantities_in(dataset))]
+    arrays = {name: dataset[name].values for name in large if name in dataset}
     arrays["steps"] = np.stack([dataset[name].values.astype(np.float64) for name in columns], axis=1)
     patches = [dataset[name].values for name in GRID_COLUMNS]
     arrays["patches"] = np.column_stack([*patches, dataset["box"].values]).astype(np.float64)
@@ -157,6 +158,7 @@ def from_parts(arrays: Mapping[str, Any], attributes: Mapping[str, Any]) -> xr.D
         grid=grid,
         **{name: attributes[name] for name in names},
         similarity_layers=attributes.get("similarity_layers"),
+        quantities=[Quantity.from_dict(given) for given in attributes.get("quantities", ())],
         precision=np.float32 if parts["attention"].dtype == np.float32 else np.float16,
     )
 
@@ -169,7 +171,7 @@ def data_hash(dataset: xr.Dataset) -> str:
     if pictures != [[image, image + 1] for image, *_ in dataset.attrs["frames"]]:  # stills keep the hash they had
         texts.append(pictures)
     digest = hashlib.sha256(json.dumps(texts).encode())
-    for name in HASHED:
+    for name in (*HASHED, *sorted(row.name for row in quantities_in(dataset))):
         if name in dataset.variables:
             array = np.ascontiguousarray(dataset[name].values)
             digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
@@ -177,11 +179,9 @@ def data_hash(dataset: xr.Dataset) -> str:
     return digest.hexdigest()
 
 
-def _last_axis(value: Any) -> int:
-    return 0 if value is None else (0, *np.shape(value))[-1]
-
-
-def _variable(name: str, value: Any, dtype: type, sizes: Mapping[str, int]) -> xr.Variable:
+def _variable(
+    name: str, value: Any, dtype: np.dtype, sizes: Mapping[str, int], attrs: Mapping[str, Any]
+) -> xr.Variable:
     array = value if isinstance(value, xr.Variable) else np.asarray(value)
     axes = ", ".join(sizes)
     if array.ndim != len(sizes):
@@ -191,13 +191,13 @@ def _variable(name: str, value: Any, dtype: type, sizes: Mapping[str, int]) -> x
             raise ValueError(f"{name} [{axes}]: axis {axis} has {found}, expected {size}")
     if isinstance(array, xr.Variable):
         if array.dtype != dtype:
-            raise TypeError(f"{name} must be {np.dtype(dtype)}, got {array.dtype}")
-        return xr.Variable(tuple(sizes), array._data)
-    kinds = {"f": "fiu", "i": "iu", "b": "b", "u": "u"}[np.dtype(dtype).kind]
+            raise TypeError(f"{name} must be {dtype}, got {array.dtype}")
+        return xr.Variable(tuple(sizes), array._data, attrs)
+    kinds = {"f": "fiu", "i": "iu", "b": "b", "u": "u"}[dtype.kind]
     whole = kinds == "iu" and array.dtype.kind == "f" and bool((array == np.floor(array)).all())
     if array.size and array.dtype.kind not in kinds and not whole:
-        raise TypeError(f"{name} must be {np.dtype(dtype)}, got {array.dtype}")
-    return xr.Variable(tuple(sizes), array.astype(dtype))
+        raise TypeError(f"{name} must be {dtype}, got {array.dtype}")
+    return xr.Variable(tuple(sizes), array.astype(dtype), attrs)
 
 
 def _indices(name: str, values: Sequence[int]) -> np.ndarray:

@@ -21,14 +21,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from visionpulse_analysis._util.files import disk_error
-from visionpulse_analysis.traces.creation import create_trace
-from visionpulse_analysis.traces.data import OPTIONAL, STEP_COLUMNS, from_parts, json_copy, to_parts
-from visionpulse_analysis.traces.trace import Trace
+from visionpulse_analysis.traces.data import STEP_COLUMNS, from_parts, json_copy, quantities_in, to_parts
+from visionpulse_analysis.traces.trace import Trace, create_trace
 from visionpulse_analysis.traces.zarr_group import FORMAT_VERSION, check_format
 
 KIND = "visionpulse journal"
 _PREFIX = struct.Struct("<QI")  # length and crc32 of the bytes that follow
-_STEP_ARRAYS = ("attention", "mass", "kept", "k_per_layer", *STEP_COLUMNS)
+_STEP_ARRAYS = ("attention", "mass", "kept", "k_per_layer", *STEP_COLUMNS)  # in the order of their bytes
 
 
 class TraceWriter:
@@ -68,7 +67,8 @@ class TraceWriter:
         token_id, logprob : int, float
         kept : bool [patch]
         budget, k, pruner_mass, k_per_layer : float, int, float, int [model_layer]
-            `kept` and these are given at every step if the writer was made with them, else never.
+            `kept` and these are given at every step if the writer was made with them, else never; so are further
+            quantities.
 
         Raises
         ------
@@ -192,8 +192,10 @@ def read_journal(path: Path) -> Trace:
             tokens.append(payload[dtype.itemsize :].decode("utf-8"))
     named = {"token_id": "token_ids", "logprob": "logprobs"}
     columns: dict[str, Any] = {named.get(name, name): steps[name][: len(tokens)] for name in dtype.names or ()}
+    more = {row: columns.pop(row.name) for row in quantities_in(header.dataset)}
     return create_trace(
         **columns,
+        recorded=more,
         tokens=tokens,
         grid=header.grid,
         layers=header.layers,
@@ -216,7 +218,8 @@ def _whole_records(file: BinaryIO, size: int) -> Iterator[bytes]:
 
 
 def _record_dtype(header: Trace) -> np.dtype:
-    names = [name for name in _STEP_ARRAYS if name not in OPTIONAL or name in header.dataset]
+    every = (*_STEP_ARRAYS, *(row.name for row in quantities_in(header.dataset)))
+    names = [name for name in every if name in header.dataset]
     return np.dtype([(name, header.dataset[name].dtype, header.dataset[name].shape[1:]) for name in names])
 
 

@@ -24,6 +24,7 @@ from visionpulse_analysis.media.patch_grid import PatchGrid
 from visionpulse_analysis.traces import StoreVersionError, Trace, create_trace
 from visionpulse_analysis.traces.html import store_html
 from visionpulse_analysis.traces.journal import TraceWriter, is_being_written, read_journal
+from visionpulse_analysis.traces.quantities import BUILT_IN, CHOICE, Quantity
 from visionpulse_analysis.traces.zarr_group import FORMAT_VERSION, check_format
 
 __all__ = ["StoreVersionError", "TraceStore", "TraceWriter"]
@@ -178,6 +179,7 @@ class TraceStore:
         meta: Mapping[str, Any],
         n_layers: int = 0,
         overwrite: bool = False,
+        quantities: Sequence[Quantity] = (),
     ) -> TraceWriter:
         """Begin to stream one trace.
 
@@ -192,6 +194,8 @@ class TraceStore:
             Layers of the model; needed with "k_per_layer".
         overwrite : bool
             Replace what this id holds: an unfinished trace at once, a whole one when the new one is closed.
+        quantities : sequence of Quantity
+            Of attention calls, which every step will bring, too.
 
         Returns
         -------
@@ -206,15 +210,18 @@ class TraceStore:
         OSError
             The disk is full or the folder cannot be written; nothing is left behind.
         """
-        per_step = {"kept": (0, len(grid)), "budget": 0, "k": 0, "pruner_mass": 0, "k_per_layer": (0, n_layers)}
-        unknown = set(optional) - set(per_step)
+        unknown = set(optional) - set(CHOICE)
         if unknown:
-            raise ValueError(f"optional takes {list(per_step)}, got {sorted(unknown)}")
-        rows = (0, len(layers)) if heads is None else (0, len(layers), len(heads))
+            raise ValueError(f"optional takes {list(CHOICE)}, got {sorted(unknown)}")
+        sizes = {"step": 0, "layer": len(layers), "head": len(heads or ()), "patch": len(grid), "model_layer": n_layers}
+
+        def no_step(row: Quantity) -> np.ndarray:
+            return np.empty([sizes[axis] for axis in row.recorded_axes(heads)], row.dtype)
+
         header = create_trace(
-            **{"attention": np.empty((*rows, len(grid))), "mass": np.empty(rows)},
+            **{name: no_step(BUILT_IN[name]) for name in ("attention", "mass", *optional)},  # pyright: ignore
             **{"tokens": [], "token_ids": [], "logprobs": []},
-            **{name: np.empty(per_step[name], bool if name == "kept" else float) for name in optional},
+            recorded={row: no_step(row) for row in quantities},
             **{"grid": grid, "layers": layers, "heads": heads, "images": images, "prompt_tokens": prompt_tokens},
             meta={**meta, "id": id, "complete": False},
         )

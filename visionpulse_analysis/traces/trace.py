@@ -1,26 +1,47 @@
-"""A trace: reading, selecting, saving and showing what one decode produced."""
+"""A trace: making, reading, selecting, saving and showing what one decode produced."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
 
+from visionpulse_analysis.media.images import read_image
 from visionpulse_analysis.media.patch_grid import PatchGrid
 from visionpulse_analysis.metrics.similarity import layer_cosines, mean_over_steps
-from visionpulse_analysis.traces.data import check_dataset, data_hash, from_parts, grid_of, json_copy, to_parts
+from visionpulse_analysis.traces.data import (
+    build_dataset,
+    check_dataset,
+    data_hash,
+    from_parts,
+    grid_of,
+    json_copy,
+    quantities_in,
+    to_parts,
+)
+from visionpulse_analysis.traces.frames import without_map
 from visionpulse_analysis.traces.html import pruner_text, trace_html
-from visionpulse_analysis.traces.placing import placed
+from visionpulse_analysis.traces.quantities import ALWAYS, BUILT_IN, Quantity
 from visionpulse_analysis.traces.text import split_text
-from visionpulse_analysis.traces.zarr_group import read_group, write_group
+from visionpulse_analysis.traces.zarr_group import FORMAT_VERSION, read_group, write_group
 
 if TYPE_CHECKING:
     from visionpulse_analysis.models.locating import Located
+
+
+def _recorded(name: str) -> Any:
+    """A property of the quantity with this name: None where it was not recorded."""
+    row = BUILT_IN[name]
+    about = f"{row.dtype} [{', '.join(row.axes)}]: {row.how}{row.unit and f' ({row.unit})'}"
+    optional = "" if name in ALWAYS else "; None where dense"
+    return property(lambda self: self.dataset.get(name), doc=f"{about}{optional}.")
 
 
 class Trace:
@@ -39,43 +60,24 @@ class Trace:
     def __len__(self) -> int:
         return self.dataset.sizes["step"]
 
-    def _optional(self, name: str) -> xr.DataArray | None:
-        return self.dataset[name] if name in self.dataset else None
+    attention: xr.DataArray = _recorded("attention")
+    mass: xr.DataArray = _recorded("mass")
+    kept: xr.DataArray | None = _recorded("kept")
+    budget: xr.DataArray | None = _recorded("budget")
+    k: xr.DataArray | None = _recorded("k")
+    pruner_mass: xr.DataArray | None = _recorded("pruner_mass")
+    k_per_layer: xr.DataArray | None = _recorded("k_per_layer")
 
     @property
-    def attention(self) -> xr.DataArray:
-        """float16 (or float32) [step, layer, patch] or [step, layer, head, patch]: softmax rows, not renormalised."""
-        return self.dataset["attention"]
+    def quantities(self) -> dict[str, Quantity]:
+        """The rows of the table of quantities that this trace holds, by name, as they were when it was recorded."""
+        rows = [*BUILT_IN.values(), *quantities_in(self.dataset)]
+        return {row.name: row for row in rows if row.name in self.dataset}
 
     @property
-    def mass(self) -> xr.DataArray:
-        """float32 [step, layer] or [step, layer, head]: image mass of each row, 0..1, before rounding."""
-        return self.dataset["mass"]
-
-    @property
-    def kept(self) -> xr.DataArray | None:
-        """bool [step, patch]: True = visible at the last layer; None when dense."""
-        return self._optional("kept")
-
-    @property
-    def budget(self) -> xr.DataArray | None:
-        """float32 [step]: budget ratio used, or None."""
-        return self._optional("budget")
-
-    @property
-    def k(self) -> xr.DataArray | None:
-        """int32 [step]: number of patches kept, or None."""
-        return self._optional("k")
-
-    @property
-    def pruner_mass(self) -> xr.DataArray | None:
-        """float32 [step]: image mass the pruner saw, or None."""
-        return self._optional("pruner_mass")
-
-    @property
-    def k_per_layer(self) -> xr.DataArray | None:
-        """int32 [step, model_layer]: number of patches visible at each layer of the model, or None."""
-        return self._optional("k_per_layer")
+    def data(self) -> xr.Dataset:
+        """Every quantity recorded, by name: arrays with named axes, whose ``attrs`` hold ``unit`` and ``how``."""
+        return self.dataset[list(self.quantities)]
 
     @property
     def tokens(self) -> list[str]:
@@ -259,7 +261,7 @@ class Trace:
             The trace has a map, its prompt had other image tokens, the images have other sizes, or a pruner hid tokens
             that are no patches, so that its counts cannot be told apart.
         """
-        return placed(self, images, located)
+        return _placed(self, images, located)
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write the trace as one zarr group; a reader sees all of it or nothing.
@@ -321,6 +323,166 @@ class Trace:
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name}: {size}" for name, size in self.attention.sizes.items())
         return f"<Trace {self.meta.get('id', '')!r} ({sizes}) {self.text[:60]!r}>"
+
+
+def create_trace(
+    *,
+    attention: Any,
+    mass: Any,
+    tokens: Sequence[str],
+    token_ids: Any,
+    logprobs: Any,
+    grid: PatchGrid,
+    layers: Sequence[int],
+    heads: Sequence[int] | None = None,
+    kept: Any = None,
+    budget: Any = None,
+    k: Any = None,
+    pruner_mass: Any = None,
+    k_per_layer: Any = None,
+    similarity: Any = None,
+    similarity_layers: Sequence[int] | None = None,
+    images: Iterable[np.ndarray] = (),
+    prompt_tokens: Sequence[str] = (),
+    meta: Mapping[str, Any],
+    precision: Literal["float16", "float32"] = "float16",
+    recorded: Mapping[Quantity, Any] = MappingProxyType({}),
+) -> Trace:
+    """Check everything one decode produced and put it into one labelled dataset.
+
+    Parameters
+    ----------
+    attention : float16 [step, layer, patch] or, with `heads`, [step, layer, head, patch]
+        Softmax row of the newest query over the image patches, not renormalised; rounded to `precision` here.
+    mass : float32 [step, layer] or, with `heads`, [step, layer, head]
+        Sum of each row over all patches, taken before rounding; 0..1.
+    tokens, token_ids, logprobs : str, int64, float32 [step]
+        The generated tokens (step 0 comes from prefill); natural logarithms.
+    grid : PatchGrid
+    layers, heads : int [layer], int [head]
+        Model indices of what was recorded; `heads` None means the head mean.
+    kept : bool [step, patch], optional
+        True = visible at the last layer; None when dense.
+    budget, k, pruner_mass : float32, int32, float32 [step], optional
+        Budget ratio used, number of patches kept, image mass the pruner saw; NaN (-1 in `k`) for none.
+    k_per_layer : int32 [step, model_layer], optional
+        Number of patches visible at each layer of the model, recorded or not.
+    similarity : float32 [step, similarity_layer, similarity_layer], optional
+        Cosines between layers, for layers whose attention is not there; ``dataset["similarity"]`` of the trace.
+    similarity_layers : int [similarity_layer], optional
+        Model indices of those layers.
+    images : uint8 [row_px, col_px, 3], each
+        The original images.
+    prompt_tokens : list of str
+        The prompt, image placeholders collapsed.
+    meta : dict
+        Provenance, JSON values only; `text` is the full generated text, `complete` defaults to True.
+    precision : "float16" or "float32"
+        How attention is kept.
+    recorded : mapping of Quantity to array
+        What was recorded besides, with the axes that each quantity has.
+
+    Returns
+    -------
+    Trace
+
+    Raises
+    ------
+    ValueError
+        An array does not fit the others, or a quantity has values that it cannot have; the message names them.
+    TypeError
+        An array has the wrong kind of numbers, or a value of `meta` is not JSON; the message names it.
+
+    Examples
+    --------
+    >>> grid = PatchGrid.from_grid(range(4), rows=2, cols=2, image_sizes=[(16, 16)])
+    >>> rows = np.full((2, 1, 4), 0.1)
+    >>> trace = create_trace(attention=rows, mass=rows.sum(-1), tokens=["red", " one"], token_ids=[7, 8],
+    ...                      logprobs=[-0.1, -0.2], grid=grid, layers=[5], meta={"question": "what ?"})
+    >>> len(trace), trace.at(step=1, layer=5).shape, trace.text
+    (2, (4,), 'red one')
+    """
+    stills = [_image(i, image) for i, image in enumerate(images)]
+    for row, values in recorded.items():
+        row.check(np.asarray(values))
+    arrays = {
+        **{"attention": attention, "mass": mass, "token_id": token_ids, "logprob": logprobs},
+        **{"kept": kept, "budget": budget, "k": k, "pruner_mass": pruner_mass, "k_per_layer": k_per_layer},
+        **{"similarity": similarity, **{row.name: values for row, values in recorded.items()}},
+        "pixels": np.concatenate([image.reshape(-1) for image in stills]) if stills else None,
+    }
+    dataset = build_dataset(
+        arrays,
+        grid=grid,
+        tokens=tokens,
+        prompt_tokens=prompt_tokens,
+        layers=layers,
+        heads=heads,
+        image_shapes=[image.shape for image in stills],
+        similarity_layers=similarity_layers,
+        precision=np.dtype(precision),
+        quantities=list(recorded),
+        meta={"complete": True, **meta, "format_version": FORMAT_VERSION},
+    )
+    return Trace(dataset)
+
+
+def _image(index: int, image: np.ndarray) -> np.ndarray:
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise TypeError(f"images[{index}] must be uint8 [row_px, col_px, 3], got {array.dtype} of shape {array.shape}")
+    return array
+
+
+def _placed(trace: Trace, images: Any, located: Any) -> Trace:
+    """A trace that was recorded without a map, with the places of its image tokens; raises as `Trace.locate`."""
+    if without_map(trace) is None:
+        raise ValueError("this trace has a map already: trace.grid says where its patches lie")
+    pictures = [read_image(image) for image in (images if isinstance(images, list | tuple) else [images])]
+    sizes = [list(picture.shape[:2]) for picture in pictures]
+    if sizes != located.grid.image_size.tolist():
+        raise ValueError(f"the images have {sizes} rows and columns of pixels, but what was measured was of "
+                         f"{located.grid.image_size.tolist()}; give the images that vpa.locate was given")  # fmt: skip
+    tokens = np.sort(np.concatenate([located.grid.position, located.others]))
+    if len(tokens) != len(trace.grid):
+        raise ValueError(
+            f"the prompt of the trace had {len(trace.grid)} image tokens, the images given have {len(tokens)} by the "
+            "processor that measured; give the images of this prompt, and its processor with its settings"
+        )
+    chosen = np.searchsorted(tokens, located.grid.position)
+    others = np.setdiff1d(np.arange(len(tokens)), chosen)
+    if len(others) and trace.kept is not None:
+        raise ValueError(
+            f"a pruner hid image tokens of this trace, of which {len(others)} are no patches, and how many of them at "
+            "each layer is not known; record it with the images: vpa.watch(model, processor, images=...)"
+        )
+    more = quantities_in(trace.dataset)
+    summed = [row.name for row in more if "patch" not in row.axes]
+    if len(others) and summed:
+        raise ValueError(
+            f"{', '.join(summed)} of this trace are over all image tokens, of which {len(others)} are no patches; "
+            "record it with the images: vpa.watch(model, processor, images=...)"
+        )
+    arrays: dict[str, Any] = {}
+    for name, row in trace.quantities.items():
+        values = trace.dataset[name].values
+        arrays[name] = values[..., chosen] if row.axes[-1] == "patch" else values
+    attention = trace.attention.values
+    arrays["mass"] = trace.mass.values - attention[..., others].sum(axis=-1, dtype=np.float32)
+    arrays["pixels"] = np.concatenate([picture.reshape(-1) for picture in pictures])
+    dataset = build_dataset(
+        arrays,
+        grid=replace(located.grid, position=trace.grid.position[chosen]),
+        tokens=trace.tokens,
+        prompt_tokens=trace.prompt_tokens,
+        layers=trace.layers,
+        heads=trace.heads,
+        image_shapes=[picture.shape for picture in pictures],
+        meta={**trace.meta, "map": "measured"},
+        precision=attention.dtype,
+        quantities=more,
+    )
+    return Trace(dataset)
 
 
 def traces_hash(traces: Sequence[Trace]) -> str:

@@ -50,7 +50,7 @@ def forced(
             if token is not None:
                 batch.tokens = torch.tensor([token], device=vlm.model.device)
             logits.append((batch.prefill() if token is None else batch.step())[0])
-            row, mass = batch.recorder.take()
+            row, mass = batch.recorder.take().values()
             rows.append(row[0].float().cpu())
             masses.append(mass[0].float().cpu())
     return Forced(torch.stack(logits), torch.stack(rows), torch.stack(masses))

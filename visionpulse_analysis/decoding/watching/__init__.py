@@ -34,6 +34,7 @@ from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.models.locate import MeasuredMaps
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.traces import Trace
+from visionpulse_analysis.traces.quantities import Quantity, quantities_of
 from visionpulse_analysis.traces.store import TraceStore
 
 __all__ = ["Locate", "SelfCheckError", "Watch", "watch"]
@@ -49,6 +50,7 @@ def watch(
     *,
     layers: Literal["all", "anchor", "none"] | int | Sequence[int] = "all",
     heads: Literal["mean", "all"] | Sequence[int] = "mean",
+    record: Sequence[str | Quantity] = (),
     pruner: Pruner | None = None,
     execution: Execution = "masked",
     seed: int = 0,
@@ -72,7 +74,7 @@ def watch(
         A vision-language model of transformers, in evaluation mode, running under "sdpa" or "eager" attention.
     processor : optional
         Its processor or tokenizer, which turns ids into text; without it tokens are written as their ids.
-    layers, heads, pruner
+    layers, heads, record, pruner
         As in :func:`visionpulse_analysis.decode`. "all" means all layers with softmax attention. In layers without it
         (linear attention, convolutions) nothing is hidden: their state keeps the picture.
     execution : "masked" or "gathered"
@@ -130,7 +132,7 @@ def watch(
         if locate is not None:
             raise ValueError("images and locate both say where the image tokens lie; give one of them")
         locate = MeasuredMaps(vlm, processor, images)
-    options = Options(layers_of(vlm, layers), heads_of(vlm, heads), pruner, execution)
+    options = Options(layers_of(vlm, layers), heads_of(vlm, heads), pruner, execution, record=quantities_of(record))
     watching = Watch(vlm, options, layers == "all", whole_number(seed, "seed"), _Shelf(store, ids, overwrite), locate)
     with ExitStack() as stack:
         with interrupt_at_checks():
@@ -246,7 +248,8 @@ class Watch:
                 meta = self._meta(generation, given.question, prompt, config, names[row], weights)
                 records.append(Record(
                     self._vlm, given, generation.seeds[prompt], meta, layers=generation.layers or [],
-                    heads=self._options.heads, pruned=self._options.pruner is not None, store=self._shelf.store,
+                    heads=self._options.heads, quantities=self._options.record,
+                    pruned=self._options.pruner is not None, store=self._shelf.store,
                     overwrite=overwrite or self._shelf.overwrite,
                 ))  # fmt: skip
         return records

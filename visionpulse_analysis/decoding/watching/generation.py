@@ -57,8 +57,8 @@ class Step:
 class Kept:
     """What one forward pass leaves, for all rows, at one of its positions.
 
-    prefix int64 [row] : the hash of the tokens generated up to here. values : attention and mass. visible : what a
-    pruner left visible. logits : float32 [row, word], until it is known which token followed. following, logprob
+    prefix int64 [row] : the hash of the tokens generated up to here. values : what was recorded. visible : what
+    a pruner left visible. logits : float32 [row, word], until it is known which token followed. following, logprob
     [row] : the hash with that token, and its logarithmic probability, of the rows that went on. likely : the most
     likely tokens.
     """
@@ -181,7 +181,7 @@ class Generation:
             if step.prefill and self.pruning.in_prefill:
                 self.during_forward.enter_context(self.pruning.states_of(self.vlm.model))
         layers = self.options.layers if self.layers is None else self.layers
-        step.recorders = [Recorder(self.layout, layers, self.options.heads) for _ in step.queries]
+        step.recorders = [Recorder(self.layout, layers, self.options.heads, self.options.record) for _ in step.queries]
         newest, reader = step.recorders[-1], self.reader
         if self.pruning is None or (step.prefill and not self.pruning.in_prefill):
             step.attention = Look(dict(zip(step.queries, step.recorders, strict=True)), reader, step.prefill)
@@ -280,14 +280,14 @@ class Generation:
             self.pruning.group.check_layers(self.attention_layers)
         for number, recorder in enumerate(step.recorders):
             recorder.layers = self.layers or []
-            rows, masses = recorder.take()
+            taken = Arriving(dict(recorder.take()))
             behind = len(step.recorders) - number  # how many positions before the end of the sequence
             count = generated.shape[1] + 1 - behind
             visible = None if self.pruning is None else Arriving(self.pruning.visible(self.attention_layers[-1]))
             words = None if logits is None or behind > known else logits[:, -behind].to(torch.float32, copy=True)
             if self.pruning is not None:
                 self.pruning.logprobs = None if words is None else torch.log_softmax(words, dim=1)
-            kept = Kept(hashes[:, count], Arriving({"attention": rows, "mass": masses}), visible, words)
+            kept = Kept(hashes[:, count], taken, visible, words)
             if words is not None and len(generated) > len(self.prompts.ids):
                 likely = torch.topk(torch.log_softmax(words, dim=1), min(LIKELY, words.shape[1]), dim=1)
                 kept.likely = likely.values, likely.indices
@@ -353,8 +353,7 @@ class Generation:
             values, token = kept.values.get(), int(tokens[number])
             choice: Choice | None = None if kept.visible is None else choice_of(place, patches, kept.visible.get())
             logprob = kept.probability(place, rows, hashes[number + 1], token)
-            attention, mass = values["attention"][place, ..., :patches].copy(), values["mass"][place].copy()
-            record.add(token, logprob, attention, mass, choice, last=whole and number + 1 == len(tokens))
+            record.add(token, logprob, values, place, choice, last=whole and number + 1 == len(tokens))
 
     def _find(self, row: int, returned: int, number: int, prefix: int) -> tuple[Kept, int, range]:
         """The step with this prefix, the row that it had there, and all rows of its prompt."""

@@ -12,6 +12,7 @@ import pandas as pd
 from visionpulse_analysis._util.files import written_whole
 from visionpulse_analysis.metrics.attention import entropy_bits
 from visionpulse_analysis.traces import Trace
+from visionpulse_analysis.traces.quantities import BUILT_IN
 
 
 def step_table(*traces: Trace) -> pd.DataFrame:
@@ -29,7 +30,8 @@ def step_table(*traces: Trace) -> pd.DataFrame:
         logarithm); ``layer``, ``head`` (missing for the mean over heads); ``mass`` (0..1, before rounding),
         ``entropy_bits`` (0..log2 n, missing for a row without mass); the strongest patch: ``peak`` (its weight),
         ``peak_image``, ``peak_frame``, ``peak_row``, ``peak_col``; ``budget``, ``k`` (patches kept) and
-        ``pruner_mass``, missing where the trace is dense.
+        ``pruner_mass``, missing where the trace is dense; and each quantity asked for by its name, of those over
+        patches ``..._sum`` and ``..._peak``, the largest.
 
     Raises
     ------
@@ -63,10 +65,24 @@ def _table(trace: Trace) -> pd.DataFrame:
         "peak": attention.reshape(-1, attention.shape[-1])[np.arange(len(peak)), peak],
         **{f"peak_{name}": getattr(grid, name)[peak] for name in ("image", "frame", "row", "col")},
         **{name: np.nan if values is None else values.values[step] for name, values in chosen.items()},
+        **_further(trace, (step, layer, head)),
     }
     table = pd.DataFrame(columns, index=range(len(step)))
     table["k"] = table["k"].where(table["k"] != -1).astype("Int64")
     return table
+
+
+def _further(trace: Trace, at: tuple[np.ndarray, np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
+    """Columns of the quantities that were asked for: of those over patches, the sum over them and the largest value."""
+    columns = {}
+    for name in (name for name in trace.quantities if name not in BUILT_IN):
+        values = trace.data[name]
+        parts = {name: values} if "patch" not in values.dims else {
+            f"{name}_sum": values.sum("patch"), f"{name}_peak": values.max("patch")
+        }  # fmt: skip
+        for column, part in parts.items():
+            columns[column] = part.values[at[: part.ndim]]
+    return columns
 
 
 def write_table(traces: Iterable[Trace], path: str | Path, *, overwrite: bool = False) -> Path:
