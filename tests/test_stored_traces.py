@@ -13,7 +13,7 @@ import visionpulse_analysis as vpa
 from visionpulse_analysis.cli import app
 from visionpulse_analysis.experiments.stored_traces import StoredTraces, picture_of
 from visionpulse_analysis.figures import read_provenance
-from visionpulse_analysis.studies.authors_figures.activation import activation_page, even_steps
+from visionpulse_analysis.studies.authors_figures.figures import activation_page, even_steps
 from visionpulse_analysis.studies.mass_and_usage.measure import mass_usage
 from visionpulse_analysis.studies.trace_length.measure import stored_ways
 from visionpulse_analysis.traces import create_trace

@@ -10,7 +10,8 @@ from visionpulse_analysis import figures
 from visionpulse_analysis.experiments.collect import traces_hash
 from visionpulse_analysis.experiments.stored_traces import StoredTraces
 from visionpulse_analysis.metrics.attention import PAPER_THRESHOLDS
-from visionpulse_analysis.studies.authors_figures.activation import LEVELS, activation_page, even_steps
+from visionpulse_analysis.metrics.estimate import as_json
+from visionpulse_analysis.studies.authors_figures.figures import LEVELS, activation_page, even_steps
 from visionpulse_analysis.studies.layers.figures import similarity_figure
 from visionpulse_analysis.studies.layers.measure import layer_maps
 from visionpulse_analysis.studies.mass_and_usage.figures import counts_page
@@ -61,38 +62,27 @@ def draw_pictures(
     stored = StoredTraces(store)
     chosen = stored.chosen_layer(layer)
     by_id = {str(trace.meta.get("id")): trace for trace in stored.traces}
-    if sample is not None and sample not in by_id:
-        raise KeyError(f"no trace {sample!r} among the dense ones of {store}: {', '.join(list(by_id)[:5])}")
-    shown = stored.traces[0] if sample is None else by_id[sample]
-    steps = even_steps(shown) if steps is None else list(steps)
+    id = next(iter(by_id)) if sample is None else sample
+    if id not in by_id:
+        raise KeyError(f"no trace {id!r} among the dense ones of {store}: {', '.join(list(by_id)[:5])}")
+    steps = even_steps(by_id[id]) if steps is None else list(steps)
     usage = mass_usage(stored.traces, chosen, thresholds=thresholds)
-    pages = {"correlation": counts_page(usage), "activation": activation_page(shown, chosen, steps, levels)}
-    correlation = {relation.name: relation.pooled.to_json() for relation in usage.paper}
-    similarity, left_out = None, {}
+    pages = {"correlation": counts_page(usage), "activation": activation_page(by_id[id], chosen, steps, levels)}
+    found: dict[str, Any] = {"correlation": as_json({one.name: one.pooled for one in usage.paper}), "similarity": None}
+    left_out = {}
     try:
         maps = layer_maps(stored.traces, stored.samples)
     except ValueError as error:
         left_out["similarity"] = str(error)
     else:
         pages["similarity"] = similarity_figure(maps)
-        similarity = {"layers": maps.layers, "matrix": maps.similarity.tolist()}
-    about = {
-        "store": str(store),
-        "layer": chosen,
-        "thresholds": list(thresholds),
-        "sample": str(shown.meta.get("id")),
-        "steps": steps,
-        "levels": list(levels),
-    }
-    known = {"folder": out, "parameters": about, "seed": 0, "data_hash": traces_hash(stored.traces)}
-    numbers = {"correlation": {"r": correlation}, "similarity": similarity}
+        found["similarity"] = {"layers": maps.layers, "matrix": maps.similarity.tolist()}
+    asked = {"thresholds": list(thresholds), "sample": id, "steps": steps, "levels": list(levels)}
+    about = {"parameters": {"store": str(store), "layer": chosen, **asked}, "data_hash": traces_hash(stored.traces)}
+    numbers = {"correlation": {"r": found["correlation"]}, "similarity": found["similarity"]}
     files = [
-        path for name, page in pages.items() for path in figures.save(page, name, numbers=numbers.get(name), **known)
+        str(path)
+        for name, page in pages.items()
+        for path in figures.save(page, name, folder=out, seed=0, numbers=numbers.get(name), **about)
     ]
-    return {
-        "about": stored.about,
-        "figures": [str(path) for path in files],
-        "correlation": correlation,
-        "similarity": similarity,
-        "left_out": left_out,
-    }
+    return {"about": stored.about, "figures": files, **found, "left_out": left_out}

@@ -43,50 +43,40 @@ class Measurements:
 
     def numbers(self) -> dict[str, Any]:
         """Headline numbers, JSON-ready: at the longest context, one row at a time and with the most rows measured."""
-        steps = self.rows("decode")
-        alone = steps.query("batch == 1")
-        longest = alone.query(f"visual_tokens == {alone.visual_tokens.max()}").set_index("variant")
-        most = steps.query(f"visual_tokens == {steps.visual_tokens.max()}")
-        most = most.query(f"batch == {most.batch.max()}").set_index("variant")
-        recording, largest = self.rows("recording"), max(row["batch"] for row in self.batch["rows"])
-        together = [row for row in self.batch["rows"] if row["batch"] == largest]
+        steps, recording = self.rows("decode"), self.rows("recording")
+        alone = steps.query("batch == 1").query("visual_tokens == visual_tokens.max()")
+        most = steps.query("visual_tokens == visual_tokens.max()").query("batch == batch.max()")
+        largest = max(row["batch"] for row in self.batch["rows"])
+        together: dict[str, dict[str, Any]] = {}  # by visual tokens
+        for row in sorted(self.batch["rows"], key=lambda row: (row["visual_tokens"], row["recorded"])):
+            if row["batch"] == largest:
+                speedup, of_size = (
+                    row["speedup_over_first"]["median"],
+                    together.setdefault(str(row["visual_tokens"]), {}),
+                )
+                plain = {"speedup": speedup, "bound": row["bound"], "ms": row["ms_per_sample"]}
+                of_size |= {"recorded": speedup} if row["recorded"] else plain
         return {
-            "visual_tokens": int(longest.visual_tokens.iloc[0]),
-            **_of(longest),
-            "many_rows": {
-                "batch": int(most.batch.iloc[0]),
-                **_of(most),
-            },
+            "visual_tokens": int(alone.visual_tokens.iloc[0]),
+            **_by_variant(alone),
+            "many_rows": {"batch": int(most.batch.iloc[0]), **_by_variant(most)},
             "bandwidth_gb_s": self.decode["bandwidth_gb_s"],
             "recording": {
                 f"{row.variant}, {row.visual_tokens}": row["ratio_to_plain.median"] for _, row in recording.iterrows()
             },
             "largest_batch": largest,
-            "together": {  # by visual tokens
-                str(plain["visual_tokens"]): {
-                    "speedup": plain["speedup_over_first"]["median"],
-                    "recorded": recorded["speedup_over_first"]["median"],
-                    "bound": plain["bound"],
-                    "ms": plain["ms_per_sample"],
-                }
-                for plain, recorded in _pairs(together)
-            },
+            "together": together,
             "machine": self.decode["machine"],
         }
 
 
-def _pairs(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """For each number of visual tokens, in order, the row that was not recorded and the one that was."""
-    ordered = sorted(rows, key=lambda row: (row["visual_tokens"], row["recorded"]))
-    return list(zip(ordered[::2], ordered[1::2], strict=True))
-
-
-def _of(steps: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Numbers of the variants of one context and batch size."""
-    names = {"speedup_over_stock": "speedup_over_stock.median", "speedup_over_dense": "speedup_over_dense.median"}
-    names |= {"least_over_dense": "speedup_over_dense.min", "most_over_dense": "speedup_over_dense.max"}
-    names |= {"least_over_stock": "speedup_over_stock.min", "most_over_stock": "speedup_over_stock.max"}
-    names |= {name: name for name in ("bound_over_dense", "time_over_limit", "step_ms", "selection_share")}
+def _by_variant(steps: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Numbers of the variants of one context and batch size: number -> variant -> value."""
+    names = {name: name for name in ("bound_over_dense", "time_over_limit", "step_ms", "selection_share")}
+    for over in ("stock", "dense"):
+        for word, statistic in (("speedup", "median"), ("least", "min"), ("most", "max")):
+            names[f"{word}_over_{over}"] = f"speedup_over_{over}.{statistic}"
+    steps = steps.set_index("variant")
     return {name: steps[column].dropna().to_dict() for name, column in names.items()}
 
 
@@ -95,8 +85,7 @@ def read_measurements(folder: str | Path = "") -> Measurements:
 
     Raises FileNotFoundError that names the missing result and how to make it.
     """
-    source = Path(folder) if folder else data_folder() / "benchmarks"
-    found = {}
+    source, found = Path(folder) if folder else data_folder() / "benchmarks", {}
     for part in PARTS:
         path = source / f"{part}.json"
         if not path.exists():
@@ -127,23 +116,21 @@ def measure_all(
             "expected a folder for the new results, got an empty name; name one (in the notebook: results='...'), "
             f"also {data_folder() / 'benchmarks'} if they shall replace those of the project"
         )
-    target = Path(folder)
-    results = {
+    shares = ("stock", "dense", *SHARES)
+    runs = {
         "decode": lambda: bench_decode(visual_tokens, batches, size=size, rounds=rounds, report=report),
         "retention": lambda: bench_decode(
-            visual_tokens[-1:], (1,), size=size, rounds=rounds, variants=("stock", "dense", *SHARES), report=report
+            visual_tokens[-1:], (1,), size=size, rounds=rounds, variants=shares, report=report
         ),
         "recording": lambda: bench_recording(recorded_tokens, rounds=max(1, rounds // 2), memory=memory),
         "batch": lambda: bench_batch(samples=samples, rounds=max(1, rounds // 4), report=report),
     }
+    command = f"visionpulse figures 07 -p rerun=True -p results={folder} -p size={size} -p rounds={rounds}"
     made = {}
-    for part, run in results.items():
+    for part, run in runs.items():
         report(part)
-        made[part] = {
-            "command": f"visionpulse figures 07 -p rerun=True -p results={folder} -p size={size} -p rounds={rounds}",
-            **run(),
-        }
-        write_result(made[part], target / f"{part}.json")
+        made[part] = {"command": command, **run()}
+        write_result(made[part], Path(folder) / f"{part}.json")  # each at once: a later part may be interrupted
     return Measurements(**made)
 
 

@@ -5,7 +5,7 @@ All arms choose equally many patches before the language model: what differs is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,12 @@ import numpy as np
 from visionpulse_analysis.experiments.conditions import first_choices
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.metrics.attention import coverage, jaccard, jaccard_null
+from visionpulse_analysis.metrics.estimate import as_json
 from visionpulse_analysis.metrics.statistics import Estimate, cluster_bootstrap, paired_difference, permutation_test
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners import make_pruner
 from visionpulse_analysis.pruners.base import Pruner
-from visionpulse_analysis.studies.shared.arms import DENSE, Arms, measure_arms
+from visionpulse_analysis.studies.shared.arms import Arms, measure_arms
 
 RANDOM, ORACLE = "random", "oracle"
 OTHERS = {"FastV": "fastv", "CDPruner": "cdpruner"}  # compared by what they keep alone
@@ -71,6 +72,21 @@ class PromptAwareness:
         """What is decoded at every budget."""
         return [*map(ratio_name, self.ratios), RANDOM, ORACLE]
 
+    @property
+    def diverse(self) -> str:
+        """The smallest core share."""
+        return ratio_name(min(self.ratios))
+
+    @property
+    def relevant(self) -> str:
+        """The largest core share."""
+        return ratio_name(max(self.ratios))
+
+    @property
+    def mixed(self) -> str:
+        """The core share nearest to 0.6, that of the public re-implementations."""
+        return ratio_name(min(self.ratios, key=lambda ratio: abs(ratio - 0.6)))
+
     def held(self, arm: str) -> Estimate:
         """Share of the relevance on the patches that an arm keeps."""
         return _mean(self._held(arm))
@@ -79,13 +95,10 @@ class PromptAwareness:
         """The same, minus that of another arm, paired by sample."""
         return paired_difference(self._held(over), self._held(arm))
 
-    def overlap(self, arm: str, other: str) -> Estimate:
-        """Jaccard index of what two arms keep."""
-        return _mean(self._overlaps(arm, other)[0])
-
-    def chance(self, arm: str, other: str) -> float:
-        """Jaccard index of random sets of the same sizes, mean over samples."""
-        return float(self._overlaps(arm, other)[1].mean())
+    def _held(self, arm: str) -> np.ndarray:
+        """Per sample; a sample whose answer depends on no patch counts as lost."""
+        shares = [float(coverage(r, kept)) for r, kept in zip(self.relevance, self.kept[arm], strict=True)]
+        return np.nan_to_num(shares)
 
     def gain_test(self, arm: str, over: str) -> tuple[Estimate, float]:
         """Accuracy of an arm minus that of another, or relevance held where answers are unknown, and its exact p."""
@@ -93,6 +106,14 @@ class PromptAwareness:
         if truth is not None:
             return truth.change, truth.p
         return self.held_gain(arm, over), permutation_test(self._held(over), self._held(arm)).p
+
+    def overlap(self, arm: str, other: str) -> Estimate:
+        """Jaccard index of what two arms keep."""
+        return _mean(self._overlaps(arm, other)[0])
+
+    def chance(self, arm: str, other: str) -> float:
+        """Jaccard index of random sets of the same sizes, mean over samples."""
+        return float(self._overlaps(arm, other)[1].mean())
 
     def overlap_test(self, arm: str, other: str) -> tuple[Estimate, float]:
         """Jaccard index of what two arms keep minus that of random sets of the same sizes, and its p."""
@@ -107,24 +128,13 @@ class PromptAwareness:
 
     def numbers(self) -> dict[str, Any]:
         """Every arm, with its gain over random patches and its overlap with the oracle's, JSON-ready."""
-        known = self.arms.numbers()
-        found: dict[str, Any] = {DENSE: known[DENSE]}
+        found = self.arms.numbers()
         for budget in self.budgets:
             random, oracle = at_budget(RANDOM, budget), at_budget(ORACLE, budget)
             for arm in (at_budget(label, budget) for label in self.labels):
-                gain = self.arms.advantage(arm, random)
-                found[arm] = {
-                    **known[arm],
-                    "gain_over_random": gain and gain.to_json(),
-                    "held": self.held(arm).to_json(),
-                    "overlap_with_oracle": self.overlap(arm, oracle).to_json(),
-                }
+                own = {"gain_over_random": self.arms.advantage(arm, random), "held": self.held(arm)}
+                found[arm] |= as_json(own | {"overlap_with_oracle": self.overlap(arm, oracle)})
         return found
-
-    def _held(self, arm: str) -> np.ndarray:
-        """Per sample; a sample whose answer depends on no patch counts as lost."""
-        shares = [float(coverage(r, kept)) for r, kept in zip(self.relevance, self.kept[arm], strict=True)]
-        return np.nan_to_num(shares)
 
 
 def prompt_awareness(
@@ -140,11 +150,8 @@ def prompt_awareness(
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     arms = prompt_arms(ratios, budgets)
     measured = measure_arms(vlm, samples, arms, **options)
-    chosen: Mapping[str, Pruner] = {
-        **arms,
-        **{at_budget(label, b): make_pruner(name, budget=b) for label, name in OTHERS.items() for b in budgets},
-    }
-    kept, relevance = first_choices(vlm, samples, chosen, **options)
+    others = {at_budget(label, b): make_pruner(name, budget=b) for label, name in OTHERS.items() for b in budgets}
+    kept, relevance = first_choices(vlm, samples, arms | others, **options)
     return PromptAwareness(list(ratios), list(budgets), measured, kept, relevance)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,7 @@ from visionpulse_analysis.studies.prompt_awareness.measure import (
     at_budget,
     ratio_name,
 )
-from visionpulse_analysis.studies.shared.sentences import (
-    RULE,
-    cut_off_column,
-    cut_off_sentences,
-    ended_length,
-    listed,
-    written,
-)
+from visionpulse_analysis.studies.shared.sentences import RULE, cut_off_column, cut_off_sentences, ended_length, listed
 
 SHARES = "share of the relevance held"  # what is compared where the answers are not known
 OVERLAP = "overlap"
@@ -39,19 +33,18 @@ def table(study: PromptAwareness) -> pd.DataFrame:
     """One row per arm; differences are paired by sample."""
     rows = {}
     for budget in study.budgets:
-        random, oracle = at_budget(RANDOM, budget), at_budget(ORACLE, budget)
-        for arm in (at_budget(label, budget) for label in study.labels):
-            change = study.arms.changes[arm]
-            row = {}
+        at = partial(at_budget, budget=budget)
+        for arm in map(at, study.labels):
+            change, row = study.arms.changes[arm], {}
             if change.truth is not None:
                 row["accuracy"] = f"{100 * change.truth.accuracy.value:.0f} %"
                 row["against dense"] = f"{change.truth.change:+.1p}"
-                row["against random"] = written(study.arms.advantage(arm, random), "+.1p")
+                row["against random"] = f"{study.arms.advantage(arm, at(RANDOM)):+.1p}"
             row["tokens, both ended"] = ended_length(change)
             row["cut off"] = cut_off_column(change)
             row[SHARES] = f"{study.held(arm):.1%}"
-            row["overlap with the oracle"] = f"{study.overlap(arm, oracle):.2g}"
-            row["with r = 0"] = f"{study.overlap(arm, at_budget(ratio_name(study.ratios[0]), budget)):.2g}"
+            row["overlap with the oracle"] = f"{study.overlap(arm, at(ORACLE)):.2g}"
+            row["with r = 0"] = f"{study.overlap(arm, at(ratio_name(study.ratios[0]))):.2g}"
             rows[arm] = row
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -72,51 +65,29 @@ def best_ratios(study: PromptAwareness, budget: float) -> str:
     return f"{best}; not told apart from it: {listed(alike)}" if alike else best
 
 
-def mixed(study: PromptAwareness) -> str:
-    """The core share nearest to 0.6, that of the public re-implementations."""
-    return ratio_name(min(study.ratios, key=lambda ratio: abs(ratio - 0.6)))
-
-
 def paper_table(study: PromptAwareness, budget: float) -> pd.DataFrame:
     """What is reported elsewhere, beside what was measured here at one budget."""
-    mix, only, diverse = mixed(study), ratio_name(max(study.ratios)), ratio_name(min(study.ratios))
-    oracle, truth = at_budget(ORACLE, budget), study.arms.changes[at_budget(ORACLE, budget)].truth
-    kept = [at_budget(label, budget) for label in (diverse, only)]
-    names = names_of_ends(study)
-    unit = "points" if truth is not None else f"points of {SHARES}"
+    at, names = partial(at_budget, budget=budget), names_of_ends(study)
+    mix, only, diverse, truth = study.mixed, study.relevant, study.diverse, study.arms.changes[at(ORACLE)].truth
 
     def change(first: str, second: str) -> str:
-        return f"{100 * gain(study, first, second, budget):+.1f} {unit}"
+        found = gain(study, first, second, budget)
+        return f"{found:+.1p}" if truth is not None else f"{100 * found:+.1f} points of {SHARES}"
 
+    def overlap(first: str, second: str) -> str:
+        return f"{study.overlap(at(first), at(second)):.2g}, by chance {study.chance(at(first), at(second)):.2g}"
+
+    oracle = "not known" if truth is None else f"{truth.ratio:.1%} with {100 * budget:g} %"
     rows = {
         "patches pruned": ("90 %", f"{100 * (1 - budget):g} %"),
-        f"{names[mix]} against {names[diverse]}": (
-            "matches or beats DivPrune",
-            change(mix, diverse),
-        ),
+        f"{names[mix]} against {names[diverse]}": ("matches or beats DivPrune", change(mix, diverse)),
         f"{names[only]} against random": ("worse, on medical questions", change(only, RANDOM)),
         f"{names[mix]} against {names[only]}": ("not reported", change(mix, only)),
         "best r here (chosen on these samples)": ("set by hand for each data set", best_ratios(study, budget)),
-        "accuracy of the oracle, of dense": (
-            "98 % with half of the patches, 92 % with a quarter",
-            "not known" if truth is None else f"{truth.ratio:.1%} with {100 * budget:g} %",
-        ),
-        f"overlap of {names[only]} and {names[diverse]}": (
-            "not reported",
-            f"{study.overlap(*kept):.2g}, by chance {study.chance(*kept):.2g}",
-        ),
-        f"overlap of {mix} with the oracle": (
-            "not reported",
-            f"{study.overlap(at_budget(mix, budget), oracle):.2g}, "
-            f"by chance {study.chance(at_budget(mix, budget), oracle):.2g}",
-        ),
-        **{
-            f"overlap of {mix} with {label}": (
-                "not reported",
-                f"{study.overlap(at_budget(mix, budget), at_budget(label, budget)):.2g}",
-            )
-            for label in OTHERS
-        },
+        "accuracy of the oracle, of dense": ("98 % with half of the patches, 92 % with a quarter", oracle),
+        f"overlap of {names[only]} and {names[diverse]}": ("not reported", overlap(diverse, only)),
+        f"overlap of {mix} with the oracle": ("not reported", overlap(mix, ORACLE)),
+        **{f"overlap of {mix} with {label}": ("not reported", overlap(mix, label)) for label in OTHERS},
     }
     return pd.DataFrame.from_dict(rows, orient="index", columns=["papers", "here"])
 
@@ -127,41 +98,43 @@ def judged_claims(study: PromptAwareness, budget: float) -> dict[tuple[str, str]
     Accuracy, or relevance held where answers are unknown; against "overlap", what an arm and the oracle both keep,
     minus that of random sets.
     """
-    mix, only, diverse = mixed(study), ratio_name(max(study.ratios)), ratio_name(min(study.ratios))
+    at, mix, only, diverse = partial(at_budget, budget=budget), study.mixed, study.relevant, study.diverse
     pairs = [(only, RANDOM), (diverse, RANDOM), (mix, diverse), (mix, only), (ORACLE, mix)]
-    pairs = [names for names in dict.fromkeys(pairs) if names[0] != names[1]]
-    tests = {names: study.gain_test(*(at_budget(name, budget) for name in names)) for names in pairs}
+    pairs = [(first, second) for first, second in dict.fromkeys(pairs) if first != second]
+    tests = {(first, second): study.gain_test(at(first), at(second)) for first, second in pairs}
     for label in dict.fromkeys((only, diverse, mix)):
-        tests[label, OVERLAP] = study.overlap_test(at_budget(label, budget), at_budget(ORACLE, budget))
+        tests[label, OVERLAP] = study.overlap_test(at(label), at(ORACLE))
     return judge(tests, f"{len(tests)} differences at {100 * budget:g} % kept")
 
 
 def numbers(study: PromptAwareness, budget: float) -> dict[str, Any]:
-    """Every arm, and what is judged at one budget, JSON-ready; ``judged`` : (first, second, verdict)."""
-    judged = [(*names, verdict.to_json()) for names, verdict in judged_claims(study, budget).items()]
+    """Every arm, and what is judged at one budget, JSON-ready; ``judged`` : (first, second, claim)."""
+    judged = [(*names, claim.to_json()) for names, claim in judged_claims(study, budget).items()]
     return {**study.numbers(), "compared": budget, "judged": judged}
 
 
 def verdicts(study: PromptAwareness, budget: float) -> str:
     """What the comparison says at one budget, as Markdown; each sentence is chosen by its adjusted test."""
-    judged = judged_claims(study, budget)
+    at, judged = partial(at_budget, budget=budget), judged_claims(study, budget)
     what = "accuracy" if study.arms.known else SHARES
-    mix, diverse = mixed(study), ratio_name(min(study.ratios))
     names = {**names_of_ends(study), RANDOM: "random patches", ORACLE: "the oracle"}
     lines = [f"{next(iter(judged.values())).family}. {RULE}"]
-    for (first, second), verdict in judged.items():
+    for (first, second), claim in judged.items():
         if second == OVERLAP:
-            overlap = study.overlap(at_budget(first, budget), at_budget(ORACLE, budget))
-            chance = study.chance(at_budget(first, budget), at_budget(ORACLE, budget))
+            overlap, chance = study.overlap(at(first), at(ORACLE)), study.chance(at(first), at(ORACLE))
             lines.append(
                 f"What {names[first]} keeps and what the oracle keeps ({overlap:.2g}; random sets {chance:.2g}) "
-                f"{OVERLAPS[verdict.decision]}."
+                f"{OVERLAPS[claim.decision]}."
             )
             continue
-        claim = f"{names[first]} against {names[second]}: {what} {verdict.estimate:+.1p}"
-        lines.append(f"{claim}, {GAINS[verdict.decision]}{_beside(first, second, mix, diverse, verdict)}.")
-    arms = [at_budget(label, budget) for label in study.labels]
-    lines += cut_off_sentences({arm: study.arms.changes[arm] for arm in arms}, study.arms.limit)
+        beside = ""
+        if (first, second) == (study.mixed, study.diverse) and claim.decision != "not shown":
+            beside = ", as the paper says" if claim.decision == "rises" else ", unlike in the paper"
+        if first == ORACLE and claim.decision == "falls":
+            beside = ", so the oracle is no upper bound here"
+        said = f"{names[first]} against {names[second]}: {what} {claim.estimate:+.1p}"
+        lines.append(f"{said}, {GAINS[claim.decision]}{beside}.")
+    lines += cut_off_sentences({at(label): study.arms.changes[at(label)] for label in study.labels}, study.arms.limit)
     return "\n".join(f"- {line[0].upper()}{line[1:]}" for line in lines)
 
 
@@ -169,16 +142,7 @@ def names_of_ends(study: PromptAwareness) -> dict[str, str]:
     """The largest, the smallest and the mixed core share, by what they stand for."""
     least, most = min(study.ratios), max(study.ratios)
     return {
-        mixed(study): f"both ({mixed(study)})",
-        ratio_name(least): f"{'diversity alone' if least == 0 else 'the smallest core'} ({ratio_name(least)})",
-        ratio_name(most): f"{'relevance alone' if most == 1 else 'the largest core'} ({ratio_name(most)})",
+        study.mixed: f"both ({study.mixed})",
+        study.diverse: f"{'diversity alone' if least == 0 else 'the smallest core'} ({study.diverse})",
+        study.relevant: f"{'relevance alone' if most == 1 else 'the largest core'} ({study.relevant})",
     }
-
-
-def _beside(first: str, second: str, mix: str, diverse: str, verdict: Claim) -> str:
-    """What the paper says of the same difference, or what it means for the oracle."""
-    if (first, second) == (mix, diverse) and verdict.decision != "not shown":
-        return ", as the paper says" if verdict.decision == "rises" else ", unlike in the paper"
-    if first == ORACLE and verdict.decision == "falls":
-        return ", so the oracle is no upper bound here"
-    return ""
