@@ -96,8 +96,9 @@ def _draw_batches(ax: Axes, found: Measurements) -> None:
     rows = found.rows("batch").sort_values("batch")
     for number, (tokens, of_size) in enumerate(rows.groupby("visual_tokens")):
         for recorded, line in of_size.groupby("recorded"):
-            options = {"label": "recorded" if recorded else f"{tokens} visual tokens", "colour": f"C{number}"}
-            figures.draw_line_band(ax, line.batch, line.samples_per_second, dashed=bool(recorded), **options)
+            label, colour = "recorded" if recorded else f"{tokens} visual tokens", f"C{number}"
+            speed = line.samples_per_second
+            figures.draw_line_band(ax, line.batch, speed, label=label, colour=colour, dashed=bool(recorded))
     ax.set(xscale="log", xlabel="batch size", ylabel="samples per second", ylim=(0, None))
     _name_ticks(ax, rows.batch.unique())
 

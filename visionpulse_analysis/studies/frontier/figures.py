@@ -17,7 +17,7 @@ from visionpulse_analysis.studies.frontier.divergence import Comparison, draw_st
 from visionpulse_analysis.studies.shared.arms import DENSE, Arms, Change
 from visionpulse_analysis.traces import Trace
 
-Value = Callable[[Change], Any]  # an interval; a known answer is asked for only where there is one
+Value = Callable[[Any], Any]  # of a Change, an Estimate; for accuracy only where answers are known
 
 
 def steps_to_show(pruned: Trace, count: int = 6) -> list[int]:

@@ -35,7 +35,7 @@ def headline(study: PromptAwareness) -> Figure:
     for budget, axes in zip(study.budgets, panels, strict=True):
         *first, held, overlap = axes
         for ax in first:
-            _draw(ax, study, budget, lambda arm: study.arms.changes[arm].truth.accuracy)
+            _draw(ax, study, budget, study.accuracy)
             level = dense.accuracy.value if dense else np.nan
             ax.axhline(level, color=GREY, linewidth=0.8, linestyle=":", label="dense")
             ax.set_ylabel("accuracy")

@@ -87,6 +87,11 @@ class PromptAwareness:
         """The core share nearest to 0.6, that of the public re-implementations."""
         return ratio_name(min(self.ratios, key=lambda ratio: abs(ratio - 0.6)))
 
+    def accuracy(self, arm: str) -> Estimate:
+        """Share of right answers; missing where they are not known."""
+        truth = self.arms.changes[arm].truth
+        return Estimate.missing("right answers are not known") if truth is None else truth.accuracy
+
     def held(self, arm: str) -> Estimate:
         """Share of the relevance on the patches that an arm keeps."""
         return _mean(self._held(arm))

@@ -29,11 +29,11 @@ from visionpulse_analysis.studies.pruner_comparison.measure import (
     all_rivals,
     retention,
 )
-from visionpulse_analysis.studies.shared.arms import DENSE, Change
+from visionpulse_analysis.studies.shared.arms import DENSE
 from visionpulse_analysis.traces import Trace, frame_labels, frame_pictures
 
 ACCURACY, LENGTH, CUT_OFF = "accuracy (%)", "length, both ended (%)", "cut off (%)"
-Value = Callable[[Change], Any]  # an interval; a known answer is asked for only where there is one
+Value = Callable[[Any], Any]  # of a Change, an Estimate; for accuracy only where answers are known
 FAMILIES = (*dict.fromkeys(rival.family for rival in RIVALS.values() if rival.family != PULSE), ADDED)
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's, anew in each panel
 AT_PREFILL, AT_STEPS = "o", "^"

@@ -57,11 +57,16 @@ def named_pruners(text: str, basis: Basis, budget: float | None = None) -> dict[
     ValueError
         No pruner is named, one is unknown or named twice, or a parameter is wrong.
     """
-    parts = _separate(text)
-    if not parts:
+    try:  # commas inside brackets separate parameters: Python's own parser tells them apart
+        parsed = ast.parse(f"[{as_expression(text)}]", mode="eval").body
+    except (SyntaxError, ValueError):
+        parsed = None
+    if not isinstance(parsed, ast.List):
+        raise ValueError(f"expected pruners separated by commas, such as fastv,random(budget=0.1); got {text!r}")
+    if not parsed.elts:
         raise ValueError("no pruner named; name some, separated by commas: fastv,divprune | visionpulse")
     found: dict[str, Pruner] = {}
-    for part in parts:
+    for part in map(from_expression, parsed.elts):
         pruner, name = _pruner_at(part, basis, budget)
         twice = next((other for other, known in found.items() if known == pruner), None)
         if twice is not None:
@@ -71,33 +76,21 @@ def named_pruners(text: str, basis: Basis, budget: float | None = None) -> dict[
     return found
 
 
-def _separate(text: str) -> list[str]:
-    """Take the text apart at the commas that stand outside brackets."""
-    try:
-        parsed = ast.parse(f"[{as_expression(text)}]", mode="eval").body
-    except (SyntaxError, ValueError):
-        parsed = None
-    if not isinstance(parsed, ast.List):
-        raise ValueError(f"expected pruners separated by commas, such as fastv,random(budget=0.1); got {text!r}")
-    return [from_expression(part) for part in parsed.elts]
-
-
 def _pruner_at(text: str, basis: Basis, budget: float | None) -> tuple[Pruner, str]:
     """The pruner of one part of the text, and the part, with a word where it is not at the budget."""
     parts = parse(text)
     if budget is None or any(own for _, own in parts):
         return make_pruner(text), text
     names = [name for name, _ in parts]
-    for name in names:
-        make_pruner(name)  # an unknown one is named in the error
+    alone = [make_pruner(name) for name in names]  # an unknown one is named in the error
     for known in all_rivals().values():
         pruner = matched_pruner(known, budget, basis) if known.name == " | ".join(names) else None
         if pruner is not None:
             return pruner, text
     if len(names) > 1:
         last, said = _pruner_at(names[-1], basis, budget)
-        return reduce(or_, [*map(make_pruner, names[:-1]), last]), arm_name(text, None) if said.endswith(OWN) else text
-    return make_pruner(text), arm_name(text, None)
+        return reduce(or_, [*alone[:-1], last]), arm_name(text, None) if said.endswith(OWN) else text
+    return alone[0], arm_name(text, None)
 
 
 def decode_side_by_side(
@@ -110,7 +103,7 @@ def decode_side_by_side(
     id: str = "compare",
     **options: Any,
 ) -> dict[str, Trace]:
-    """Decode dense, then under each pruner, with the same seed.
+    """Decode dense, then under each pruner, with the same seed: "dense" and the names of the pruners -> trace.
 
     Parameters
     ----------
@@ -121,11 +114,6 @@ def decode_side_by_side(
         The traces are called ``ID-dense``, ``ID-1``, ``ID-2`` and so on.
     **options
         Of :func:`decode`.
-
-    Returns
-    -------
-    dict of str to Trace
-        "dense" first, then the names of the pruners.
 
     Raises
     ------
@@ -141,14 +129,14 @@ def decode_side_by_side(
             Batch(vlm, [record], Options([], None, pruner))
         except ValueError as error:
             raise ValueError(f"pruner {name} cannot run on {vlm.name}: {error}") from error
-    ids = [f"{id}-{DENSE}", *(f"{id}-{number}" for number in range(1, len(pruners) + 1))]
+    arms = {DENSE: None, **pruners}
+    ids = [f"{id}-{number or DENSE}" for number in range(len(arms))]
     kept = None if store is None else TraceStore(store, mode="a")
     if kept is not None:
         for name in ids:
             if name in kept:
                 raise FileExistsError(f"trace {name!r} exists in {store}; choose another id (--id)")
             kept.check_new(name)
-    arms = {DENSE: None, **pruners}
     return {
         name: decode(vlm, image, question, pruner=pruner, ids=own, store=kept, **options)
         for own, (name, pruner) in zip(ids, arms.items(), strict=True)
@@ -166,22 +154,20 @@ def comparison(traces: Mapping[str, Trace], reference: Reference | None = None) 
     dense, rows = traces[DENSE], []
     for name, trace in traces.items():
         costs = costs_of(trace)
-        rows.append(
-            {
-                "name": name,
-                "pruner": trace.meta["pruner"],
-                "answer": trace.answer.strip(),
-                "same_answer": trace.answer.strip() == dense.answer.strip(),
-                "steps": len(trace),
-                "finished": trace.meta["finished"],
-                "divergence": align(dense.token_ids.tolist(), trace.token_ids.tolist()).divergence,
-                "retention": kept_share(trace),
-                "flops": float(costs.flops.sum()),
-                "kv_bytes_read": float(costs.kv_bytes_read.sum()),
-                "peak_kv_bytes": costs.peak_kv_bytes,
-                **({} if reference is None else _judged(trace.answer, reference)),
-            }
-        )
+        row = {
+            "name": name,
+            "pruner": trace.meta["pruner"],
+            "answer": trace.answer.strip(),
+            "same_answer": trace.answer.strip() == dense.answer.strip(),
+            "steps": len(trace),
+            "finished": trace.meta["finished"],
+            "divergence": align(dense.token_ids.tolist(), trace.token_ids.tolist()).divergence,
+            "retention": kept_share(trace),
+            "flops": float(costs.flops.sum()),
+            "kv_bytes_read": float(costs.kv_bytes_read.sum()),
+            "peak_kv_bytes": costs.peak_kv_bytes,
+        }
+        rows.append(row if reference is None else row | _judged(trace.answer, reference))
     return rows
 
 
@@ -192,31 +178,18 @@ def _judged(answer: str, reference: Reference) -> dict[str, Any]:
 
 def format_comparison(rows: list[dict[str, Any]]) -> str:
     """The rows as a table for a terminal, and what its columns mean; costs with their change against dense."""
-    dense = rows[0]
-    table = [
-        {
-            "": row["name"],
-            "answer": row["answer"][:LONGEST_ANSWER] or "none",
-            **_verdict(row),
-            "same": "yes" if row["same_answer"] else "no",
-            "steps": f"{row['steps']}" + ("" if row["finished"] else ", cut off"),
-            "parts at": "never" if row["divergence"] is None else f"step {row['divergence']}",
-            "kept": "" if row["retention"] is None else f"{100 * row['retention']:.1f} %",
-            **{cost.replace("_", " "): _beside(row[cost], dense[cost]) for cost in COSTS},
-        }
-        for row in rows
-    ]
+    table = []
+    for row in rows:
+        shown = {"": row["name"], "answer": row["answer"][:LONGEST_ANSWER] or "none"}
+        if "judge" in row:
+            part = "" if row["score"] in (None, 0, 1) else f" ({row['score']:.2f})"
+            shown[f"right ({row['judge']})"] = {None: "not known", True: "yes", False: "no"}[row["right"]] + part
+        shown["same"] = "yes" if row["same_answer"] else "no"
+        shown["steps"] = f"{row['steps']}" + ("" if row["finished"] else ", cut off")
+        shown["parts at"] = "never" if row["divergence"] is None else f"step {row['divergence']}"
+        shown["kept"] = "" if row["retention"] is None else f"{100 * row['retention']:.1f} %"
+        table.append(shown | {cost.replace("_", " "): _beside(row[cost], rows[0][cost]) for cost in COSTS})
     return f"{pd.DataFrame(table).to_string(index=False)}\n\n{MEANING}"
-
-
-def _verdict(row: Mapping[str, Any]) -> dict[str, str]:
-    """Under the judge's name: yes or no, with the score where it is neither 0 nor 1."""
-    if "judge" not in row:
-        return {}
-    part = "" if row["score"] in (None, 0, 1) else f" ({row['score']:.2f})"
-    return {
-        f"right ({row['judge']})": ("not known" if row["right"] is None else "yes" if row["right"] else "no") + part
-    }
 
 
 def _beside(value: float, dense: float) -> str:
@@ -228,17 +201,13 @@ def _beside(value: float, dense: float) -> str:
 def kept_figure(traces: Mapping[str, Trace]) -> Figure:
     """Draw what the last layer sees under each pruner, at steps evenly spaced over those that all traces reach.
 
-    Of several images or frames, the one that dense decoding attends to most.
+    Of several images or frames, the one with the most dense attention over all steps and recorded layers.
 
     Raises ValueError where no trace has a step after prefill.
     """
-    pruned = {name: trace for name, trace in traces.items() if name != DENSE}
-    return kept_page(pruned, shown_steps(pruned), panel=_most_seen(traces[DENSE]))
-
-
-def _most_seen(trace: Trace) -> int:
-    """The panel (image, or frame of a video) with the most attention over all steps and recorded layers."""
-    grid, others = trace.grid, [dim for dim in trace.attention.dims if dim != "patch"]
-    seen = trace.attention.sum(others, dtype=np.float64).values
-    shares = [seen[(grid.image == i) & (grid.frame == f)].sum() for i, f in np.asarray(grid.frames)[:, :2].tolist()]
-    return int(np.argmax(shares))
+    dense, pruned = traces[DENSE], {name: trace for name, trace in traces.items() if name != DENSE}
+    grid, attention = dense.grid, dense.attention
+    seen = attention.sum([dim for dim in attention.dims if dim != "patch"], dtype=np.float64).values
+    panels = np.asarray(grid.frames)[:, :2].tolist()
+    shares = [seen[(grid.image == image) & (grid.frame == frame)].sum() for image, frame in panels]
+    return kept_page(pruned, shown_steps(pruned), panel=int(np.argmax(shares)))

@@ -171,7 +171,7 @@ class Arms:
         Two arms are not of the same samples and seeds.
     """
 
-    table: pd.DataFrame
+    table: Any
 
     def __post_init__(self) -> None:
         first, *others = ((arm, self.rows(arm)[["seed", "sample"]].to_numpy().tolist()) for arm in self.names)
@@ -207,7 +207,7 @@ class Arms:
         """The arms, in order."""
         return self.table["arm"].unique().tolist()
 
-    def rows(self, arm: str) -> pd.DataFrame:
+    def rows(self, arm: str) -> Any:
         """The traces of one arm; raises KeyError where there is no such arm."""
         rows = self.table[self.table["arm"] == arm]
         if rows.empty:
@@ -356,7 +356,7 @@ def _purpose(scene: Scene, question: Question, named: list[str]) -> str:
     return "objects asked for" if index in question.targets else "detours"
 
 
-def compare(dense: pd.DataFrame, arm: pd.DataFrame, *, together: int = 1) -> Change:
+def compare(dense: Any, arm: Any, *, together: int = 1) -> Change:
     """Compare two arms over the samples and seeds that both have.
 
     Parameters
@@ -393,7 +393,7 @@ def compare(dense: pd.DataFrame, arm: pd.DataFrame, *, together: int = 1) -> Cha
     )
 
 
-def mean_of_ended(rows: pd.DataFrame) -> Estimate:
+def mean_of_ended(rows: Any) -> Estimate:
     """Mean length of the traces that ended; NaN where none did."""
     ended = rows[rows["finished"].astype(bool)]
     if ended.empty:
@@ -438,7 +438,7 @@ def _cut_off(grown: np.ndarray, before: np.ndarray, after: np.ndarray, samples: 
     )
 
 
-def _answers(pairs: pd.DataFrame, both: Pair, ended: np.ndarray, together: int) -> Answers | None:
+def _answers(pairs: Any, both: Pair, ended: np.ndarray, together: int) -> Answers | None:
     a, b = both("right")
     if not np.isfinite([a, b]).all():
         return None
@@ -460,7 +460,7 @@ def _answers(pairs: pd.DataFrame, both: Pair, ended: np.ndarray, together: int) 
     )
 
 
-def _inspections(pairs: pd.DataFrame, both: Pair, ended: np.ndarray) -> dict[str, Any]:
+def _inspections(pairs: Any, both: Pair, ended: np.ndarray) -> dict[str, Any]:
     """What of `Answers` is about detours and words, over the pairs that ended both times."""
     known = "detours/arm" in pairs
     if pairs.empty or not known:
@@ -474,7 +474,7 @@ def _inspections(pairs: pd.DataFrame, both: Pair, ended: np.ndarray) -> dict[str
         "dense_detours": cluster_bootstrap(a, samples, method="studentized"),
         "detours": cluster_bootstrap(b, samples, method="studentized"),
         "detour_change": paired_difference(a, b, samples, method="studentized"),
-        "words": {name: paired_difference(*of, samples, method="studentized") for name, of in words.items()},
+        "words": {name: paired_difference(x, y, samples, method="studentized") for name, (x, y) in words.items()},
     }
 
 
