@@ -5,6 +5,8 @@
 # make test-triton     run the tests of the GPU kernels: in Triton's interpreter, and compiled for GPUs that are not there
 # make test-trained   run the tests on a language model with trained weights, SmolLM2-135M in a small SmolVLM (minutes)
 # make test-lmms-eval  run lmms-eval's own command line under watch, on tiny models and a local task (minutes)
+# make mutants         break the code in hundreds of places and see whether a test notices  (ONLY='...pruners.top_k*': one module)
+# make mutants-left    list the breaks that no test noticed
 # make family-table    run the tests of all families on the oldest and newest transformers, write their table into the README
 # make type-table      look at every type of model on the oldest, the pinned and the newest transformers, write docs/types.md
 # make lab             open JupyterLab in notebooks/
@@ -20,16 +22,19 @@ TORCHVISION := $(VENV)/torchvision
 TRITON := $(VENV)/triton
 TRAINED := $(VENV)/trained
 LMMS := $(VENV)/lmms
+MUTANTS := $(VENV)/mutants
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable
 INTO := $(BIN)/python -m pip install --disable-pip-version-check --no-deps --target
 
 # Everything bundled works without network; say HF_HUB_OFFLINE=0 to load a model from the hub.
 export HF_HUB_OFFLINE ?= 1
 
-# Tests run in as many processes as there are cores, at most four, each of which computes with one thread.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadgroup
+# Tests run in as many processes as there are cores, at most four, each of which computes with one thread; which of them
+# stay together, and which begin, says tests/conftest.py.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadgroup \
+	--no-loadscope-reorder
 
-.PHONY: figures test test-floor test-torchvision test-triton test-trained test-lmms-eval family-table type-table lab lint clean
+.PHONY: figures test test-floor test-torchvision test-triton test-trained test-lmms-eval mutants mutants-left family-table type-table lab lint clean
 
 figures: $(VENV)/.installed
 	$(BIN)/visionpulse figures $(NAME) $(if $(filter-out 0,$(FAST)),--fast)
@@ -38,7 +43,8 @@ test: $(VENV)/.installed
 	$(PYTEST)
 
 test-floor: $(FLOOR)/.installed
-	PYTHONPATH=$(FLOOR) $(PYTEST) tests/families tests/test_attention.py tests/test_decoding.py tests/test_models.py
+	PYTHONPATH=$(FLOOR) $(PYTEST) -m "not alike" \
+		tests/families tests/test_attention.py tests/test_decoding.py tests/test_models.py
 
 test-torchvision: $(FLOOR)/.installed $(TORCHVISION)/.installed
 	PYTHONPATH=$(TORCHVISION) $(BIN)/python -m pytest tests/families/test_recording.py tests/families/test_video.py \
@@ -53,6 +59,13 @@ test-trained: $(TRAINED)/.installed
 
 test-lmms-eval: $(LMMS)/.installed
 	PYTHONPATH=$(LMMS) $(BIN)/python -m pytest tests/lmms
+
+mutants: $(MUTANTS)/.installed
+	OMP_NUM_THREADS=1 PYTHONPATH=$(abspath $(MUTANTS)) $(BIN)/python -m mutmut run $(ONLY)
+
+mutants-left: $(MUTANTS)/.installed
+	@for name in $$(PYTHONPATH=$(abspath $(MUTANTS)) $(BIN)/python -m mutmut results | grep -oE '^ +[^:]+'); do \
+		PYTHONPATH=$(abspath $(MUTANTS)) $(BIN)/python -m mutmut show $$name; done
 
 family-table: $(FLOOR)/.installed $(TORCHVISION)/.installed
 	PYTHONPATH=$(FLOOR) FAMILY_TABLE=write $(BIN)/python -m pytest tests/families
@@ -107,6 +120,11 @@ $(TRAINED)/.installed: constraints-trained.txt $(VENV)/.installed
 	$(INTO) $(TRAINED) --requirement constraints-trained.txt
 	touch $@
 
+$(MUTANTS)/.installed: constraints-mutants.txt $(VENV)/.installed
+	rm -rf $(MUTANTS)
+	$(INTO) $(MUTANTS) --requirement constraints-mutants.txt
+	touch $@
+
 $(LMMS)/.installed: constraints-lmms.txt $(VENV)/.installed
 	rm -rf $(LMMS)
 	$(INTO) $(LMMS) --requirement constraints-lmms.txt
@@ -117,6 +135,6 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf build mutants *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find figures -mindepth 1 -maxdepth 1 ! -name README.md ! -name readme -exec rm -rf {} +
 	find visionpulse_analysis tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

@@ -36,12 +36,34 @@ def torchvision_as_far_as_it_goes() -> Any:
 OPERATORS = torchvision_as_far_as_it_goes() if find_spec("torchvision") else None  # as long as it is held
 
 
+TOGETHER = {"families", "explorer"}  # folders that share tiny models, or a browser and a JupyterLab
+LONGEST = (
+    "notebook",
+    "families",
+    "explorer",
+    "test_sweep_kills",
+    "test_kept",
+    "test_hostile",
+    "test_types",
+    "test_cli",
+)
+
+
+def group_of(item) -> str:
+    """Where several processes share the tests: what stays in one. A file does; each notebook runs by itself."""
+    path = item.path
+    if path.name == "test_notebooks.py" and item.get_closest_marker("slow"):
+        return f"notebook {item.callspec.id}"
+    return path.parent.name if path.parent.name in TOGETHER else path.stem
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Where several processes share the tests, a file stays in one, and so do the families, whose models are shared."""
+def pytest_collection_modifyitems(config, items):
     for item in items:
-        folder = item.path.parent
-        item.add_marker(pytest.mark.xdist_group("families" if folder.name == "families" else str(item.path)))
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+    if hasattr(config, "workerinput"):  # the longest first, or a core idles while the last of them runs
+        rank = {start: number for number, start in enumerate(LONGEST)}
+        items.sort(key=lambda item: min((rank[s] for s in LONGEST if group_of(item).startswith(s)), default=len(rank)))
 
 
 @pytest.fixture(scope="session", autouse=True)

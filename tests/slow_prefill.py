@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb
@@ -37,6 +38,9 @@ class Layer:
 
     def __init__(self, number: int, block, inputs: Inputs, tokens: torch.Tensor, states: torch.Tensor):
         self.number, self.block, self.inputs, self.tokens, self.states = number, block, inputs, tokens, states
+        self.place = {
+            token: at for at, token in enumerate(tokens.tolist())
+        }  # of a token of the whole, among those alive
         attention, entering = block.self_attn, block.input_layernorm(states)[None]
         shape = (1, len(states), -1, attention.head_dim)
         self.query = attention.q_norm(attention.q_proj(entering).view(shape)).transpose(1, 2)
@@ -44,16 +48,16 @@ class Layer:
         self.value = attention.v_proj(entering).view(shape).transpose(1, 2)
         self.group = self.query.shape[1] // self.key.shape[1]
 
-    @property
+    @cached_property
     def patches(self) -> list[int]:
         """Numbers of the patches alive."""
-        return [patch for patch, place in enumerate(self.inputs.places) if place in self.tokens]
+        return [patch for patch, place in enumerate(self.inputs.places.tolist()) if place in self.place]
 
     def among(self, places: torch.Tensor) -> list[int]:
         """Where some places of the whole sequence are among the tokens alive."""
-        return [self.tokens.tolist().index(place) for place in places.tolist()]
+        return [self.place[place] for place in places.tolist()]
 
-    @property
+    @cached_property
     def at(self) -> list[int]:
         """Where the patches alive are among the tokens alive."""
         return self.among(self.inputs.places[self.patches])
@@ -87,7 +91,8 @@ class Layer:
 
     def is_prompt_text(self) -> torch.Tensor:
         """Which tokens alive are text of the prompt: bool [token]."""
-        return torch.tensor([t < self.inputs.prompt and t not in self.inputs.places for t in self.tokens.tolist()])
+        patches = set(self.inputs.places.tolist())
+        return torch.tensor([t < self.inputs.prompt and t not in patches for t in self.tokens.tolist()])
 
 
 class Rule:

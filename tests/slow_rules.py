@@ -71,7 +71,8 @@ class BeforeModel(Rule):
         if layer.number:
             return layer.patches
         inputs = layer.inputs
-        text = [t for t in range(inputs.prompt) if t not in inputs.places]
+        patches = set(inputs.places.tolist())
+        text = [t for t in range(inputs.prompt) if t not in patches]
         words = inputs.question if getattr(self.pruner, "prompt", "") == "question" else torch.tensor(text)
         n, self.pictures = len(layer.at), inputs.pictures.tolist()
         return self.choose(layer.states[layer.at], layer.states[words], max(1, round(self.pruner.budget * n)))
@@ -103,7 +104,7 @@ class SlowCDPruner(BeforeModel):
 
     def choose(self, patches, words, k):
         units, spoken = torch.stack(directions(patches)), directions(words)
-        like = torch.stack([sum(unit @ word for word in spoken) / len(spoken) for unit in units])
+        like = (units @ torch.stack(spoken).T).mean(1)
         like = -like if self.pruner.flip else like
         like = (like - like.min() + 1e-6) / (like.max() - like.min() + 1e-6)
         kernel = like[:, None] * (units @ units.T) * like[None]
@@ -124,7 +125,7 @@ def directions(states: torch.Tensor) -> list[torch.Tensor]:
 
 def add_farthest(units: list[torch.Tensor], chosen: list[int], k: int) -> list[int]:
     """Add the one whose nearest chosen one is farthest; begin with the one whose nearest other is."""
-    apart = [[1 - float(a @ b) for b in units] for a in units]
+    apart = (1 - torch.stack(units) @ torch.stack(units).T).tolist()
     n = range(len(units))
     chosen = chosen or [max(n, key=lambda i: min(apart[i][j] for j in n if j != i))]
     while len(chosen) < k:

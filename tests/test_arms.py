@@ -19,7 +19,7 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def samples():
-    return scene_samples(3, cells=4) + scene_samples(2, seed=1, cells=6)
+    return scene_samples(2, cells=4) + scene_samples(1, seed=1, cells=6)
 
 
 ARMS = {
@@ -34,7 +34,7 @@ ARMS = {
 
 @pytest.mark.parametrize("sampling", [None, Sampling(temperature=2.0)], ids=["greedy", "sampled"])
 def test_arms_are_what_decoding_each_alone_gives(vlm, samples, sampling):
-    found = arms.decode_arms(vlm, samples, ARMS, seeds=(0, 4), sample=sampling, max_new_tokens=12, batch_size=3)
+    found = arms.decode_arms(vlm, samples, ARMS, seeds=(0, 4), sample=sampling, max_new_tokens=8, batch_size=2)
     for name, pruner in ARMS.items():
         for place, seed in enumerate((0, 4)):
             traces = vpa.decode(
@@ -45,7 +45,7 @@ def test_arms_are_what_decoding_each_alone_gives(vlm, samples, sampling):
                 pruner=pruner,
                 sample=sampling,
                 seed=[seed * 1_000_003 + i for i in range(len(samples))],
-                max_new_tokens=12,
+                max_new_tokens=8,
             )
             for outcome, trace in zip(found[name][place], traces, strict=True):
                 assert outcome.tokens == trace.tokens

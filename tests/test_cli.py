@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 import visionpulse_analysis as vpa
 from visionpulse_analysis.cli import app, key_values, literals
 from visionpulse_analysis.cli.base import drawing, show
+from visionpulse_analysis.experiments.bench import recording
+from visionpulse_analysis.testbed.training.model import Size
 
 
 @pytest.fixture
@@ -196,18 +198,17 @@ def test_a_card_of_other_scores_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_bench_recording(call):
+def test_bench_recording(call, monkeypatch):
+    """Of a small model; one fresh process stands for the eight, whose variants the rounds run here."""
+    small, peak = recording.random_vlm(Size(2, 64, 4, 2, 16, 128)), recording.peak_memory
+    fresh = peak("watch_one_layer", 64, 2)
+    asked: list[tuple] = []
+    monkeypatch.setattr(recording, "random_vlm", lambda: small)
+    monkeypatch.setattr(recording, "peak_memory", lambda *given: asked.append(given) or fresh)
     result = json.loads(call("bench", "recording", "--visual-tokens", 64, "--steps", 2, "--rounds", 1, "--json").stdout)
-    assert [row["variant"] for row in result["rows"]] == [
-        "plain",
-        "one_layer",
-        "all_layers",
-        "all_heads",
-        "generate",
-        "watch_one_layer",
-        "watch_all_layers",
-        "eager",
-    ]
+    variants = ["plain", "one_layer", "all_layers", "all_heads", "generate", "watch_one_layer", "watch_all_layers"]
+    assert [row["variant"] for row in result["rows"]] == [*variants, "eager"]
+    assert asked == [(variant, 64, 2) for variant in [*variants, "eager"]]
     for row in result["rows"]:
         assert set(row["ratio_to_plain"]) == {"min", "median", "max"} and row["peak_memory_mb"] > 100
     assert "square number" in call("bench", "recording", "--visual-tokens", 65, code=2).stderr

@@ -25,7 +25,7 @@ WAYS = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def asked(pictures):
     """Nine questions: the first three about the smallest picture, later prompts are longer and some shorter again."""
     chosen = [0, 0, 0, 2, 1, 0, [0, 1], 2, 0]
@@ -33,12 +33,17 @@ def asked(pictures):
     return images, [QUESTIONS[number % 3] for number in range(len(images))]
 
 
-@pytest.fixture
-def uneven(vlm, asked, monkeypatch):
+@pytest.fixture(scope="module")
+def ends(vlm, asked):
     """End tokens that make rows end at different steps, or at the limit."""
-    monkeypatch.setattr(run, "end_ids", lambda vlm: set())
-    free = vpa.decode(vlm, *asked, max_new_tokens=LIMIT, layers="none")
-    ends = {int(trace.token_ids[step]) for trace, step in zip(free, (2, 9, 5), strict=False)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "end_ids", lambda vlm: set())
+        free = vpa.decode(vlm, *asked, max_new_tokens=LIMIT, layers="none")
+    return {int(trace.token_ids[step]) for trace, step in zip(free, (2, 9, 5), strict=False)}
+
+
+@pytest.fixture
+def uneven(ends, monkeypatch):
     monkeypatch.setattr(run, "end_ids", lambda vlm: ends)
 
 
@@ -62,7 +67,7 @@ def test_traces_are_the_same_whatever_the_batch_size(vlm, asked, uneven, sizes, 
     alone = vpa.decode(vlm, *asked, batch_size=1, **options)
     assert {rows for rows, _ in sizes} == {1}
     assert len({len(trace) for trace in alone}) > 1
-    for batch_size in (2, 4, 32):
+    for batch_size in (3, 32):
         for row, trace in enumerate(vpa.decode(vlm, *asked, batch_size=batch_size, **options)):
             assert trace.tokens == alone[row].tokens
             assert trace.meta["finished"] == alone[row].meta["finished"]

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tiny_models import build
 from typer.testing import CliRunner
 
 import visionpulse_analysis as vpa
@@ -35,26 +36,37 @@ def test_a_stock_processor_that_writes_another_prompt(family, monkeypatch):
     assert failed(family.vlm) == ["prompts are the stock processor's"]
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The architecture of the bundled model, in a tenth of its time."""
+    folder = tmp_path_factory.mktemp("small")
+    build("qwen3_vl").save(folder)
+    return vpa.load(str(folder))
+
+
 def failed(vlm) -> list[str]:
     return [finding.name for finding in vpa.check(vlm).findings if not finding.passed]
 
 
-def test_a_wrong_row(vlm, monkeypatch):
+@pytest.mark.alike
+def test_a_wrong_row(small, monkeypatch):
     right = forward.newest_logits
     monkeypatch.setattr(
         forward, "newest_logits", lambda query, key, mask, scaling: right(query, key, mask, 1.01 * scaling)
     )
-    assert failed(vlm) == ["row times values is the kernel's output", "masked equals gathered"]
+    assert failed(small) == ["row times values is the kernel's output", "masked equals gathered"]
 
 
-def test_a_recorder_that_mixes_up_layers(vlm, monkeypatch):
+@pytest.mark.alike
+def test_a_recorder_that_mixes_up_layers(small, monkeypatch):
     right = Recorder.take
     monkeypatch.setattr(Recorder, "take", lambda self: tuple(part.roll(1, dims=1) for part in right(self)))
-    assert failed(vlm) == ["rows are those of eager attention"]
+    assert failed(small) == ["rows are those of eager attention"]
 
 
-def test_a_recorder_that_touches_the_model(vlm, monkeypatch):
-    right, weights = Recorder.put, vlm.model.lm_head.weight.data
+@pytest.mark.alike
+def test_a_recorder_that_touches_the_model(small, monkeypatch):
+    right, weights = Recorder.put, small.model.lm_head.weight.data
     before = weights.clone()
 
     def meddling(self, layer, logits, redirect=None):
@@ -63,17 +75,19 @@ def test_a_recorder_that_touches_the_model(vlm, monkeypatch):
 
     monkeypatch.setattr(Recorder, "put", meddling)
     try:
-        assert "recording changes no logit" in failed(vlm)
+        assert "recording changes no logit" in failed(small)
     finally:
         weights.copy_(before)
 
 
-def test_a_gathering_that_reads_the_wrong_keys(vlm, monkeypatch):
+@pytest.mark.alike
+def test_a_gathering_that_reads_the_wrong_keys(small, monkeypatch):
     right = Gathered._copied
     monkeypatch.setattr(Gathered, "_copied", lambda self, states: right(self, states.roll(1, dims=2)))
-    assert failed(vlm) == ["masked equals gathered"]
+    assert failed(small) == ["masked equals gathered"]
 
 
+@pytest.mark.alike
 @pytest.mark.parametrize(
     ("dtype", "units", "passes"),
     [("float32", 1, True), ("float32", 500, False), ("bfloat16", 1, True), ("bfloat16", 8, False)],
@@ -94,6 +108,7 @@ def test_bounds_follow_from_the_noise_of_the_model(vlm, monkeypatch, dtype, unit
     assert checks._gathered(checks._Subject(replace(vlm, model=model))).passed is passes
 
 
+@pytest.mark.alike
 def test_light_is_measured_by_the_way_gone_not_by_its_length(vlm):
     """Half the light must never outshine all of it, whatever the tower does with either."""
     pictures = [np.full((64, 64, 3), value, np.uint8) for value in (60, 158, 255)]
@@ -103,12 +118,14 @@ def test_light_is_measured_by_the_way_gone_not_by_its_length(vlm):
     assert (ways[0] == 0).all() and (ways[2] == 1).all() and ((ways[1] > 0) & (ways[1] < 1)).all()
 
 
-def test_a_budget_that_drops_a_patch(vlm, monkeypatch):
+@pytest.mark.alike
+def test_a_budget_that_drops_a_patch(small, monkeypatch):
     monkeypatch.setattr(checks, "VisionPulse", lambda budget: vpa.VisionPulse(budget=min(budget, 0.9)))
-    assert failed(vlm) == ["keeping every patch equals dense"]
+    assert failed(small) == ["keeping every patch equals dense"]
 
 
-def test_rows_and_columns_swapped(vlm, monkeypatch):
+@pytest.mark.alike
+def test_rows_and_columns_swapped(small, monkeypatch):
     right = Cells.block.__func__
 
     def swapped(cls, rows, cols, region, frame=0, at=(0, 0)):
@@ -116,47 +133,52 @@ def test_rows_and_columns_swapped(vlm, monkeypatch):
         return block.take(np.lexsort([block.row, block.col]))
 
     monkeypatch.setattr(Cells, "block", classmethod(swapped))
-    (name,) = failed(vlm)
+    (name,) = failed(small)
     assert name == "a bright cell reaches its patch"
 
 
-def test_a_geometry_of_which_no_cell_was_tried(vlm, monkeypatch):
+@pytest.mark.alike
+def test_a_geometry_of_which_no_cell_was_tried(small, monkeypatch):
     monkeypatch.setattr(checks, "np", SimpleNamespace(**{**vars(np), "flatnonzero": lambda chosen: np.empty(0, int)}))
-    assert checks._geometry(checks._Subject(vlm)).passed is False
+    assert checks._geometry(checks._Subject(small)).passed is False
 
 
-def test_a_padding_mask_that_gets_lost(vlm, monkeypatch):
+@pytest.mark.alike
+def test_a_padding_mask_that_gets_lost(small, monkeypatch):
     right = Batch.forward
     monkeypatch.setattr(
         Batch, "forward", lambda self, ids, mask, *given, **inputs: right(self, ids, None, *given, **inputs)
     )
-    assert failed(vlm) == ["left padding changes nothing"]
+    assert failed(small) == ["left padding changes nothing"]
 
 
-def test_a_model_that_is_left_changed(vlm, monkeypatch):
+@pytest.mark.alike
+def test_a_model_that_is_left_changed(small, monkeypatch):
     def meddling(subject):
         subject.vlm.model.train()
         return checks.Finding("", True)
 
     monkeypatch.setattr(checks, "_padding", meddling)
     try:
-        assert failed(vlm) == ["the model is as it was"]
+        assert failed(small) == ["the model is as it was"]
     finally:
-        vlm.model.eval()
+        small.model.eval()
 
 
-def test_an_exception_is_one_failed_line(vlm, monkeypatch):
+@pytest.mark.alike
+def test_an_exception_is_one_failed_line(small, monkeypatch):
     def broken(*given, **options):
         raise RuntimeError("no such <kernel>")
 
     monkeypatch.setattr(checks, "_padding", broken)
-    report = vpa.check(vlm)
+    report = vpa.check(small)
     assert not report and "RuntimeError: no such <kernel>" in str(report)
     assert "1 of 8 checks fail" in str(report) and "do not trust" in str(report)
     html = report._repr_html_()
     assert "no such &lt;kernel&gt;" in html and html.count("✗") == 1
 
 
+@pytest.mark.alike
 def test_the_command(scenes_folder, monkeypatch):
     run = CliRunner().invoke(app, ["check", str(scenes_folder)])
     assert run.exit_code == 0 and "All 8 checks hold" in run.stdout

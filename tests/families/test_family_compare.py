@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from visionpulse_analysis.cli import app
 
+pytestmark = pytest.mark.alike
 PRUNERS = "fastv(layer=1, budget=0.5), visionpulse"
 
 

@@ -1,12 +1,14 @@
 """The three stages on every family: one pass over prompt and answer says what decoding says step by step."""
 
 import numpy as np
+import pytest
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.experiments.interventions.teacher_forced import Passages
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.studies.three_stages.measure import ask, three_stages
 
+pytestmark = pytest.mark.alike
 QUESTIONS = ["where is the red circle ?", "how many ?"]
 
 

@@ -79,6 +79,7 @@ def test_the_table_above_names_families_that_there_are():
     assert set(OTHERS) <= set(BUILDERS)
 
 
+@pytest.mark.alike
 def test_raters_and_means_of_the_prompt_are_of_text_alone(endless, photo, monkeypatch):
     vlm, prompt, opened = endless, endless.prompt(photo, QUESTION), []
     start = SparseVLM.start
@@ -170,6 +171,7 @@ def stated(vlm, prompt, statement):
     return torch.log_softmax(out.logits[0, -1].double(), -1)
 
 
+@pytest.mark.alike
 @pytest.mark.parametrize(
     ("pruner", "statement"),
     [
@@ -206,6 +208,7 @@ class BlindAtOddSeeds(Pruner):
         return selection
 
 
+@pytest.mark.alike
 def test_rows_of_which_only_some_have_lost_their_picture(endless, photo):
     questions, pruner = [QUESTION, "what is on the left ?"], BlindAtOddSeeds()
     expected = vpa.decode(endless, [photo] * 2, questions, pruner=pruner, max_new_tokens=3)
@@ -216,6 +219,7 @@ def test_rows_of_which_only_some_have_lost_their_picture(endless, photo):
         assert np.allclose(masked.logprobs, gathered.logprobs, atol=1e-4)
 
 
+@pytest.mark.alike
 def test_costs_count_what_goes_with_the_patches(endless, photo):
     """Bytes of the cache are those of the tokens that a step can read."""
     trace = vpa.decode(endless, photo, QUESTION, pruner=VTW(2), max_new_tokens=3)
@@ -243,6 +247,7 @@ def test_each_tile_and_each_picture_is_a_piece(family, photo):
     assert (tiles > 1) == (family.name in tiled | {"llava_onevision"})
 
 
+@pytest.mark.alike
 def test_cdpruner_keeps_the_same_number_of_each_tile(endless, photo):
     trace = vpa.decode(endless, [photo, photo], QUESTION, pruner=CDPruner(0.25), max_new_tokens=1)
     pieces = endless.prompt([photo, photo], QUESTION).pieces

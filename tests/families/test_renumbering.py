@@ -22,6 +22,7 @@ from visionpulse_analysis.pruners import DivPrune, FastV, PyramidDrop
 from visionpulse_analysis.pruners.sparsevlm import SparseVLM
 from visionpulse_analysis.pruners.zspaprune_cdpruner import CDPruner
 
+pytestmark = pytest.mark.alike
 QUESTION, LONGER = "how many ?", "what is on the left ?"
 
 
