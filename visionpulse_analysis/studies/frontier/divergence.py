@@ -119,14 +119,12 @@ def strips_height(comparison: Comparison) -> list[float]:
 
 def draw_strips(bands: Sequence[SubFigure], comparison: Comparison) -> None:
     """Write the dense tokens over the pruned ones; those without a partner shaded, the first difference outlined."""
-    for band, name, tokens, alone in (
-        (bands[0], "dense", comparison.dense, comparison.alone_dense),
-        (bands[1], "pruned", comparison.pruned, comparison.alone_pruned),
-    ):
+    found, first = comparison, comparison.divergence
+    shown = ("dense", found.dense, found.alone_dense), ("pruned", found.pruned, found.alone_pruned)
+    for band, (name, tokens, alone) in zip(bands, shown, strict=True):
         with figures.style():
             ax = band.subplots()
             ax.set_title(f"{name}: {len(tokens)} tokens, {len(alone)} of them only here", loc="left")
-        first = comparison.divergence
         marked = [first] if first is not None and first < len(tokens) else []
         shade = np.isin(np.arange(len(tokens)), alone).astype(float)
         figures.draw_token_strip(ax, tokens, shade, vmin=0, vmax=2, marked_steps=marked)

@@ -23,7 +23,6 @@ from visionpulse_analysis.metrics.statistics import (
     Estimate,
     cluster_bootstrap,
     judge,
-    mcnemar,
     paired_difference,
     permutation_test,
     proportion_interval,
@@ -222,6 +221,7 @@ class Arms:
     @cached_property
     def changes(self) -> dict[str, Change]:
         """Every arm, dense among them, against dense."""
+        # Dense against itself, too: figures read its accuracy and cut-offs where they read those of every arm.
         return {arm: self.against(arm, DENSE) for arm in self.names}
 
     @property
@@ -372,6 +372,7 @@ def compare(dense: Any, arm: Any, *, together: int = 1) -> Change:
     ValueError
         No sample and seed is in both, or one is twice in an arm.
     """
+    # By sample and seed, not by place: a sweep lacks the traces that failed, and its rows come in any order.
     pairs = dense.merge(arm, on=["sample", "seed"], suffixes=("/dense", "/arm"), validate="one_to_one")
     if pairs.empty:
         raise ValueError(f"no pair of the same sample and seed among {len(dense)} and {len(arm)} traces")
@@ -442,7 +443,8 @@ def _answers(pairs: Any, both: Pair, ended: np.ndarray, together: int) -> Answer
     a, b = both("right")
     if not np.isfinite([a, b]).all():
         return None
-    samples, table, ratio = pairs["sample"].to_numpy(), mcnemar(a, b), _share_of_dense(a, b, pairs["sample"].to_numpy())
+    samples = pairs["sample"].to_numpy()
+    ratio = _share_of_dense(a, b, samples)
     both_right = ended & (a == 1) & (b == 1)
     before, after = (lengths[both_right] for lengths in both("tokens"))
     return Answers(
@@ -450,8 +452,8 @@ def _answers(pairs: Any, both: Pair, ended: np.ndarray, together: int) -> Answer
         accuracy=proportion_interval(b, samples),
         change=paired_difference(a, b, samples),
         p=permutation_test(a, b, samples).p,
-        lost=table.b,
-        won=table.c,
+        lost=int((a > b).sum()),
+        won=int((b > a).sum()),
         ratio=ratio,
         ratio_together=_share_of_dense(a, b, samples, together) if together > 1 else ratio,
         length_both_right=paired_difference(before, after, samples[both_right], relative=True) if len(before) else None,
@@ -513,6 +515,7 @@ def judge_changes(
     for key, change in changes.items():
         if change.truth is not None:
             tests[key, ACCURACY] = change.truth.change, change.truth.p
+        # Both have one sign and one test; which is told depends on what the reader compares it with.
         tests[key, LENGTH] = change.length if relative else change.tokens, change.p
         tests[key, CUT_OFF] = change.cut_off.change, change.cut_off.p
     if family is None:

@@ -140,43 +140,28 @@ def compare_pruners(table: Any, dense: str = DENSE) -> dict[str, ArmResult]:
     if done.empty:
         raise ValueError("no finished trace in this table")
     failed = table.loc[table["status"] == "failed", "pruner"].value_counts()
-    reference = done[done["pruner"] == dense]
-    found = {
-        name: _result(rows, int(failed.get(name, 0)), None if name == dense else reference)
-        for name, rows in done.groupby("pruner", sort=False)
-    }
-    return _judged(found)
-
-
-def _result(rows: Any, failed: int, dense: Any) -> ArmResult:
-    samples, ended = rows["sample"].to_numpy(), rows["finished"].to_numpy(bool)
-    known = rows["right"].notna().all()
-    paired = dense is not None and len(dense.merge(rows, on=["sample", "seed"]))
-    return ArmResult(
-        n=len(rows),
-        failed=failed,
-        n_cut_off=int((~ended).sum()),
-        kept=float(rows["kept"].mean()),
-        cut_off=proportion_interval(~ended, samples),
-        length=mean_of_ended(rows),
-        accuracy=proportion_interval(rows["right"].to_numpy(float), samples) if known else None,
-        change=compare(dense, rows) if paired else None,
-        score=_mean_score(rows),
-        judges=tuple(rows["judge"].dropna().unique()) if "judge" in rows else (),
-    )
-
-
-def _mean_score(rows: Any) -> Estimate | None:
-    scores = rows["score"].to_numpy(float) if "score" in rows else np.full(len(rows), np.nan)
-    graded = np.isfinite(scores).all() and not np.isin(scores, (0, 1)).all()
-    return cluster_bootstrap(scores, rows["sample"].to_numpy()) if graded else None
-
-
-def _judged(results: dict[str, ArmResult]) -> dict[str, ArmResult]:
-    """The same with verdicts: length, cut-offs and accuracy of all pruners are one family of tests."""
-    changes = {name: arm.change for name, arm in results.items() if arm.change is not None}
-    found = judge_changes(changes, "length, cut-offs and accuracy of every pruner of the sweep")
-    return {name: replace(arm, judged=found.get(name, {})) for name, arm in results.items()}
+    reference, found = done[done["pruner"] == dense], {}
+    for name, rows in done.groupby("pruner", sort=False):
+        samples, ended = rows["sample"].to_numpy(), rows["finished"].to_numpy(bool)
+        scores = rows["score"].to_numpy(float) if "score" in rows else np.array([np.nan])
+        graded = np.isfinite(scores).all() and not np.isin(scores, (0, 1)).all()
+        known = rows["right"].notna().all()
+        paired = name != dense and len(reference.merge(rows, on=["sample", "seed"]))
+        found[name] = ArmResult(
+            n=len(rows),
+            failed=int(failed.get(name, 0)),
+            n_cut_off=int((~ended).sum()),
+            kept=float(rows["kept"].mean()),
+            cut_off=proportion_interval(~ended, samples),
+            length=mean_of_ended(rows),
+            accuracy=proportion_interval(rows["right"].to_numpy(float), samples) if known else None,
+            change=compare(reference, rows) if paired else None,
+            score=cluster_bootstrap(scores, samples) if graded else None,
+            judges=tuple(rows["judge"].dropna().unique()) if "judge" in rows else (),
+        )
+    changes = {name: arm.change for name, arm in found.items() if arm.change is not None}
+    judged = judge_changes(changes, "length, cut-offs and accuracy of every pruner of the sweep")
+    return {name: replace(arm, judged=judged.get(name, {})) for name, arm in found.items()}
 
 
 def by_step(stacked: xr.DataArray, measure: Callable[[np.ndarray], np.ndarray]) -> xr.DataArray:
@@ -225,15 +210,17 @@ def step_curves(values: xr.DataArray) -> dict[str, tuple[np.ndarray, list[Estima
         pruner -> steps int [n], intervals [n] that resample samples.
     """
     curves = {}
-    pruners, samples = values["pruner"].values, values["sample"].values
-    for name in dict.fromkeys(pruners):
-        mine = np.flatnonzero(pruners == name)
-        rows = values.values[mine]
-        steps = np.flatnonzero((~np.isnan(rows)).mean(axis=0) >= 0.5)
-        intervals = []
-        for step in steps:
-            there = ~np.isnan(rows[:, step])
-            mean = cluster_bootstrap(rows[there, step], samples[mine][there], n_resamples=500, method="studentized")
-            intervals.append(mean)
-        curves[name] = (steps, intervals)
-    return curves
+    for name, own in values.groupby("pruner"):
+        rows, samples = own.values, own["sample"].values
+        there = ~np.isnan(rows)
+        steps = np.flatnonzero(there.mean(axis=0) >= 0.5)
+        curves[str(name)] = (
+            steps,
+            [
+                cluster_bootstrap(
+                    rows[there[:, step], step], samples[there[:, step]], n_resamples=500, method="studentized"
+                )
+                for step in steps
+            ],
+        )
+    return {name: curves[name] for name in dict.fromkeys(values["pruner"].values.tolist())}
