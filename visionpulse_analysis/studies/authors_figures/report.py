@@ -72,6 +72,7 @@ def draw_pictures(
     left_out = {}
     try:
         maps = layer_maps(stored.traces, stored.samples)
+    # Traces of one layer have nothing to compare; the other two pictures are drawn all the same.
     except ValueError as error:
         left_out["similarity"] = str(error)
     else:

@@ -72,6 +72,7 @@ class Measurements:
 
 def _by_variant(steps: pd.DataFrame) -> dict[str, dict[str, float]]:
     """Numbers of the variants of one context and batch size: number -> variant -> value."""
+    # Medians say how fast; least and most of the rounds, whether that holds.
     names = {name: name for name in ("bound_over_dense", "time_over_limit", "step_ms", "selection_share")}
     for over in ("stock", "dense"):
         for word, statistic in (("speedup", "median"), ("least", "min"), ("most", "max")):

@@ -32,6 +32,7 @@ def steps_to_show(pruned: Trace, count: int = 6) -> list[int]:
         both = (kept[:, None] & kept[None, chosen]).sum(-1)
         either = (kept[:, None] | kept[None, chosen]).sum(-1)
         closest = (both / np.maximum(either, 1)).max(axis=1)
+        # Prefill, step 0, is never pruned; a step shown already is not shown again.
         closest[[0, *chosen]] = np.inf
         chosen.append(int(np.argmin(closest)))
     return sorted(chosen)

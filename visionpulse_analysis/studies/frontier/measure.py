@@ -68,6 +68,7 @@ def presets(anchor: int | None = None) -> dict[str, Pruner]:
 
 def knobs(budget: float, hysteresis: Sequence[float], anchor: int | None = None) -> dict[str, Pruner]:
     """The knobs beyond the paper, one at a time, at a fixed budget."""
+    # A fixed budget: else a knob that changes the attention would change how much is kept as well.
     plain = VisionPulse(anchor, budget=budget)
     return {
         "reuse_previous": replace(plain, reuse_previous=True),

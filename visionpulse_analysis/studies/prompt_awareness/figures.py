@@ -53,6 +53,7 @@ def headline(study: PromptAwareness) -> Figure:
 def _draw(ax: Axes, study: PromptAwareness, budget: float, value, others: tuple[str, ...] = (RANDOM, ORACLE)) -> None:
     """Draw a measure of every arm: a curve over r, and flat bands for what has no r."""
     for label in others:
+        # What has no r is one number, drawn from the least to the most r.
         flat: Estimate = value(at_budget(label, budget))
         ends = [min(study.ratios), max(study.ratios)]
         figures.draw_curve(ax, ends, [flat, flat], label, colour=COLOURS[label], dashed=True)

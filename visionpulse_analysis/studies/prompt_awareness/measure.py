@@ -48,6 +48,7 @@ def prompt_arms(ratios: Sequence[float], budgets: Sequence[float]) -> dict[str, 
     for budget in budgets:
         for ratio in ratios:
             arms[at_budget(ratio_name(ratio), budget)] = make_pruner("zspaprune", core=ratio, budget=budget)
+        # FastV that ranks after no layer has nothing to rank by and draws: one set per sample, before the model.
         arms[at_budget(RANDOM, budget)] = make_pruner("fastv", layer=0, budget=budget)
         arms[at_budget(ORACLE, budget)] = make_pruner("oracle", budget=budget)
     return arms

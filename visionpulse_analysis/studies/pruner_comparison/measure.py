@@ -87,6 +87,7 @@ def all_rivals() -> dict[str, Rival]:
 
     Pruners that weigh patches anew are left out: they keep no share of them that others could be compared at.
     """
+    # Combinations are taken apart: each of their pruners has its own line, too.
     told = {part for rival in RIVALS.values() for part in rival.name.split(" | ")} | {KeepAll.name}
     others = {name: kind for name, kind in list_pruners().items() if name not in told and not kind.reweights}
     return RIVALS | OF_SAMPLES | {name: _added(kind) for name, kind in others.items()}

@@ -100,6 +100,7 @@ def dycoke(share: float, basis: Basis) -> dict[str, Any]:
 
 
 def pyramiddrop(share: float, basis: Basis) -> dict[str, Any]:
+    # Each stage keeps the same ratio of the one before, so a layer keeps ratio ** (boundaries at or before it).
     after = PyramidDrop().boundaries(basis.n_layers)
     drops = [sum(boundary <= layer for boundary in after) for layer in range(after[0], basis.n_layers)]
     return {"ratio": _solve(lambda ratio: np.mean([ratio**times for times in drops]), share)}
@@ -127,6 +128,7 @@ def st3(share: float, basis: Basis) -> dict[str, Any]:
 
 def divprune_then_pulse(share: float, basis: Basis) -> str:
     """DivPrune keeps twice what VisionPulse then chooses from the anchor on; together the share of all layers."""
+    # Layers below the anchor keep 2 s, those from it on s; the mean over all layers is to be the share.
     second = share * basis.n_layers / (basis.n_layers + basis.anchor)
     return f"divprune(budget={min(1.0, 2 * second)!r}) | visionpulse(budget={second!r})"
 
@@ -167,6 +169,7 @@ def visipruner(share: float, basis: Basis) -> dict[str, Any] | None:
         for _ in range(1 + HALVINGS):
             kept = basis.share_from(VisiPruner(layer_threshold=test, relative_threshold=middle), first)
             found[abs(kept - share)] = {"layer_threshold": test, "relative_threshold": middle}
+            # How much is kept falls with the threshold, but by samples of a model: nothing to solve, only to try.
             if middle == 1.0 and kept > share:
                 break  # the strictest threshold keeps more
             low, high = (middle, high) if kept > share else (low, middle)

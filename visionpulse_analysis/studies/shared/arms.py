@@ -237,6 +237,7 @@ class Arms:
     @property
     def limit(self) -> int | None:
         """Tokens at which traces were cut off; None where none was."""
+        # A trace that was cut off is as long as the limit; no other place states it.
         cut = self.table.loc[~self.table["finished"], "tokens"]
         return int(cut.max()) if len(cut) else None
 
@@ -332,6 +333,7 @@ def words_by_purpose(scene: Scene, question: Question, words: Sequence[str]) -> 
     belongs to the object that it names; one that names no colour and shape counts as other words. What a count asks
     for may be checked and not be there: that belongs to the objects asked for too.
     """
+    # Every word goes to the inspection that it stands in, so that the four changes add up to that of the length.
     words, spent = words_of(words), dict.fromkeys(PURPOSES, 0)
     purpose = "other words"
     for place, word in enumerate(words):
@@ -482,6 +484,7 @@ def _inspections(pairs: Any, both: Pair, ended: np.ndarray) -> dict[str, Any]:
 
 def _share_of_dense(a: np.ndarray, b: np.ndarray, samples: np.ndarray, together: int = 1) -> Estimate:
     """Right answers of the arm over those of dense; `a` and `b` are 0 or 1 [pair]."""
+    # Bonferroni: "kept" may be said of any of them, so all intervals have to hold together.
     confidence = 1 - 0.05 / together
     draws = max(2000, 400 * together)  # ten of them, at least, lie beyond each end
     ratio = paired_difference(a, b, samples, relative=True, confidence=confidence, n_resamples=draws)

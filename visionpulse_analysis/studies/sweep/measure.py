@@ -67,6 +67,7 @@ def example_sweep(
         "decode": {"layers": "anchor", "max_new_tokens": max_new_tokens, "batch_size": batch_size},
     }
     state = (_state_elsewhere if workers else _state)(model, trust_remote_code)
+    # No key: what it depends on cannot be told, so it is made anew and goes with the process.
     key = None if state is None else part_of_key([plain, state])
     out = folder_of_this_process() / "sweep" if key is None else cache_folder() / f"sweep-{key[:16]}"
     # A folder without a seal is an interrupted call's, and is gone on with.

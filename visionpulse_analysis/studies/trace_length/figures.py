@@ -90,6 +90,7 @@ def reasons(changes: Mapping[str, Change]) -> Figure | None:
             ax.set_title(re.sub(r" (?=\S+( %)?$)", "\n", name, count=1))
         if ax is not axes[1]:
             ax.set_yticklabels([])
+    # One scale, so that bars of different arms may be compared.
     ends = np.array([ax.get_xlim() for ax in axes[1:]])
     for ax in axes[1:]:
         ax.set_xlim(ends.min(), ends.max())

@@ -68,6 +68,7 @@ def decode_ways(
     for way, choices in ways.items():
         seeds = choices.get("seeds", (0,))
         runs = decode_arms(vlm, samples, pulse_arms(anchor), **choices, **options)
+        # What VisionPulse keeps follows the attention of each trace, so its fixed twins can only be set after it ran.
         static = static_arms(Arms.of(samples, runs, seeds), patches, anchor)
         known = named_arm(vlm, samples, runs[DENSE], seeds, anchor)
         runs |= decode_arms(vlm, samples, static | known, **choices, **options)
@@ -98,6 +99,7 @@ def stored_ways(stored: StoredTraces) -> dict[str, Arms]:
         sampling = trace.meta.get("sample")
         way = "greedy" if sampling is None else f"sampled {sampling}"
         arm = ways.setdefault(way, {DENSE: {}}).setdefault(_arm_of(trace.meta.get("pruner")), {})
+        # By what is in them: ids differ from store to store, and two questions may be put in the same words.
         pictures = tuple((image.shape, image.tobytes()) for image in trace.images)
         asked = trace.question, tuple(trace.prompt_tokens), pictures
         twin = arm.setdefault((None if sampling is None else trace.meta.get("seed"), asked), trace)
@@ -113,6 +115,7 @@ def _stored_arms(way: str, arms: Mapping[str, Mapping[Any, Trace]]) -> Arms:
     limits = {trace.meta.get("max_new_tokens") for traces in arms.values() for trace in traces.values()}
     if len(limits) > 1:
         _refuse(f"{way} traces with several limits of tokens, {limits}, whose lengths cannot be compared")
+    # Every arm on the same traces, or a difference between arms would be one between their samples.
     shared = [key for key in arms[DENSE] if all(key in traces for traces in arms.values())]
     if not shared:
         _refuse(f"no sample and seed that all {way} arms have, {', '.join(arms)}")

@@ -117,6 +117,7 @@ def verdicts(changes: Changes, decoding: str) -> list[str]:
             f"{name}: {_about_length(c, verdict, way, _floor(changes, decoding, c))}{about_cut_off(c, verdict)}"
             + ("" if c.truth is None else f"{_about_detours(c, c.truth, verdict)} {_about_accuracy(c.truth, verdict)}")
         )
+    # Two claims at once: a fall and a rise by the tests, and each worse than choosing afresh, by intervals apart.
     pulse, once = arms.get("VisionPulse 10 %"), arms.get("at prefill 10 %")
     if pulse and once and pulse.truth and once.truth:
         verdict = found[decoding, "at prefill 10 %"]
