@@ -650,7 +650,7 @@ def test_a_process_and_a_notebooks_kernel_agree(scenes_folder):
         from visionpulse_analysis.experiments.cache import part_of_key, state_of
         vlm = vpa.load(sys.argv[1])
         state = state_of(vlm, decoding.decode, vpa.VisionPulse())
-        print(state, state_of(vlm, arms._outcome, arms.Trunk), part_of_key(vpa.VisionPulse()))
+        print(state, state_of(vlm, arms.outcome_of, arms.Trunk), part_of_key(vpa.VisionPulse()))
         """
     )
     others = ["visionpulse_analysis.experiments.sweeps.running", "torch.fx"]
