@@ -11,7 +11,7 @@ import numpy as np
 from made_traces import AWKWARD, SENTENCE, make_trace
 from open_page import Explored, shows, word_after
 
-from visionpulse_analysis.explorer.alignment import align
+from visionpulse_analysis.explorer.pairing import align
 from visionpulse_analysis.traces import Trace
 
 START = "step=15&layer=3&head=1"

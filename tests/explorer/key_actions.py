@@ -33,26 +33,26 @@ def home_and_end_stop_at_the_ends(view, traces):
 def up_and_down_choose_the_layer_and_end_at_the_mean(view, traces):
     first = view.heat()
     view.press("ArrowUp")
-    view.settled("e.shownPlane", "5/1")
+    view.settled("e.shownPlane", "5/1/attention")
     assert view.heat() != first and view.page.locator('[data-ref="layer"]').input_value() == "5"
     view.press("ArrowUp", "ArrowUp")
-    view.settled("e.shownPlane", "mean/1")
+    view.settled("e.shownPlane", "mean/1/attention")
     view.press("ArrowDown", "ArrowDown", "ArrowDown", "ArrowDown")
-    view.settled("e.shownPlane", "2/1")
+    view.settled("e.shownPlane", "2/1/attention")
 
 
 @action
 def brackets_choose_the_head_also_where_they_need_other_keys(view, traces):
     first = view.heat()
     view.press("]")
-    view.settled("e.shownPlane", "3/4")
+    view.settled("e.shownPlane", "3/4/attention")
     assert view.heat() != first and view.page.locator('[data-ref="head"]').input_value() == "4"
     # As a German keyboard types it: AltGr on Windows, Alt on a Mac.
     for modifiers in ("ctrlKey: true, altKey: true", "altKey: true"):
         view.look(f"e.root.dispatchEvent(new KeyboardEvent('keydown', {{ key: ']', bubbles: true, {modifiers} }}))")
-        view.settled("e.shownPlane", "3/mean")
+        view.settled("e.shownPlane", "3/mean/attention")
         view.press("[")
-        view.settled("e.shownPlane", "3/4")
+        view.settled("e.shownPlane", "3/4/attention")
     view.look("e.root.dispatchEvent(new KeyboardEvent('keydown', { key: 'a', bubbles: true, ctrlKey: true }))")
     assert view.view["scale"] == "step"  # Ctrl+A is the browser's
 

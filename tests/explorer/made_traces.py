@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import numpy as np
 
 from visionpulse_analysis.media.patch_grid import PatchGrid
 from visionpulse_analysis.traces import Trace, create_trace
+from visionpulse_analysis.traces.quantities import Quantity
 
 SENTENCE = "look for the red circle . see blue cross r2 c5 , no . see red circle r0 c2 , yes .".split()
 AWKWARD = ["<script>alert(1)</script>", '"quoted"', "it's", "&amp;", "</script>", "a\nb", ""]
@@ -28,6 +32,7 @@ def make_trace(
     anchor: int | None = None,
     tokens: list[str] | None = None,
     seed: int = 0,
+    recorded: Mapping[Quantity, np.ndarray] = MappingProxyType({}),
 ) -> Trace:
     """A trace of `steps` tokens over `images` grids of `rows` x `cols` patches, `pixels` wide each, or over `grid`.
 
@@ -78,6 +83,7 @@ def make_trace(
         k=None if kept is None else kept.sum(1),
         k_per_layer=None if kept is None or anchor is None else _visible_counts(kept, anchor, max(layers) + 1),
         images=pictures,
+        recorded=recorded,
         prompt_tokens=["<image>", "where", "is", "the", "red", "circle", "?"],
         meta={
             "id": "dense-0" if budget is None else "pruned-0",

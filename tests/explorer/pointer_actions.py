@@ -131,7 +131,7 @@ def each_control_above_the_image_changes_what_it_says(view, traces):
     changed = {"beside": 2, "layer": 5, "head": 4, "scale": "absolute"}
     for name, value in changed.items():
         view.page.locator(f'[data-ref="{name}"]').select_option(str(value))
-    view.settled("e.shownPlane", "5/4")
+    view.settled("e.shownPlane", "5/4/attention")
     view.page.locator('[data-ref="map"]').select_option("cividis")
     peak = view.pixels("heat")[attention(traces[0], view.view)[15, :64].argmax()]
     assert peak[2] < peak[0] and view.look("e.palette") == "cividis"  # its end is yellow, that of magma nearly white

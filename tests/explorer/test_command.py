@@ -14,7 +14,7 @@ from open_page import Explored
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.explorer import explore
-from visionpulse_analysis.explorer.command import regenerate
+from visionpulse_analysis.explorer.view import regenerate
 
 ODD = "it's; $(touch owned) “\N{RIGHT-TO-LEFT OVERRIDE}"
 

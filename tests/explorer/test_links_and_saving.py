@@ -39,7 +39,7 @@ def test_a_short_link_and_a_wrong_one(explored):
     view.open("step=4000&layer=x&scale=no&rows=9-2&opacity=1e9")
     assert view.view["column"] == 0 and view.view["scale"] == "step" and view.view["region"] is None
     view.page.evaluate("location.hash = 'step=9&layer=5'")
-    view.settled("e.shownPlane", "5/mean")
+    view.settled("e.shownPlane", "5/mean/attention")
     assert view.view["column"] == 9
 
 
@@ -47,7 +47,7 @@ def test_an_address_that_the_reader_changes_wins_over_one_that_is_being_written(
     view = explored(make_trace(), link="step=12&layer=3")
     view.press("ArrowRight")  # its address is written later, here before the page hears of the reader's
     view.look("(location.hash = 'step=9&layer=5', e.writeLink())")
-    view.settled("e.shownPlane", "5/mean")
+    view.settled("e.shownPlane", "5/mean/attention")
     view.settled("e.ref.link.textContent", "#step=9&layer=5")
     assert "step 9 of" in view.text("live") and view.page.url.endswith("#step=9&layer=5")
 

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 from made_traces import make_trace
 
-from visionpulse_analysis.explorer import explore, widget
+from visionpulse_analysis import explorer as widget
+from visionpulse_analysis.explorer import explore
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from made_traces import AWKWARD, make_pair, make_trace
 
-from visionpulse_analysis.explorer import bundle, encoding, explore, page
-from visionpulse_analysis.explorer.alignment import align
+from visionpulse_analysis.explorer import explore, page, payload
+from visionpulse_analysis.explorer.pairing import align
 from visionpulse_analysis.explorer.payload import pack
 from visionpulse_analysis.traces import Trace
 
@@ -25,7 +25,7 @@ def unpack(text: str) -> np.ndarray:
 
 def test_every_float16_survives_packing():
     every = np.arange(65536, dtype=np.uint16).view(np.float16)
-    assert np.array_equal(unpack(encoding.plane(every)).view(np.uint16), every.view(np.uint16))
+    assert np.array_equal(unpack(payload.plane(every)).view(np.uint16), every.view(np.uint16))
 
 
 def test_attention_is_packed_bit_for_bit_in_layer_and_head_order():
@@ -35,7 +35,7 @@ def test_attention_is_packed_bit_for_bit_in_layer_and_head_order():
     for i, layer in enumerate(packed["layers"]):
         for j, head in enumerate(packed["heads"]):
             stored = trace.attention.sel(layer=layer, head=head).values
-            assert np.array_equal(unpack(packed["traces"][0]["planes"][i][j]), stored.ravel())
+            assert np.array_equal(unpack(packed["traces"][0]["recorded"]["attention"]["planes"][i][j]), stored.ravel())
 
 
 def test_page_of_1000_steps_and_1000_patches_is_at_most_3_megabytes(tmp_path):
@@ -67,7 +67,7 @@ def test_heads_are_averaged_when_they_do_not_fit_and_that_is_said():
     assert small["heads"] is None
     assert any("Heads are averaged (all 8" in note for note in small["notes"])
     mean = trace.attention.sel(layer=small["layers"][0]).values.astype(np.float32).mean(1).astype(np.float16)
-    assert np.array_equal(unpack(small["traces"][0]["planes"][0][0]), mean.ravel())
+    assert np.array_equal(unpack(small["traces"][0]["recorded"]["attention"]["planes"][0][0]), mean.ravel())
 
 
 def test_one_layer_is_kept_whatever_it_takes():
@@ -151,10 +151,10 @@ def test_alignment_pairs_only_equal_tokens_and_keeps_every_step_once():
 
 def test_small_pictures_are_exact_and_large_ones_are_reduced_and_said():
     noise = np.random.default_rng(0).integers(0, 255, (1400, 2000, 3), np.uint8)
-    (exact,), note = encoding.pictures([noise[:64, :64]])
+    (exact,), note = payload.encode_pictures([noise[:64, :64]])
     assert exact.startswith("data:image/png") and note is None
-    (reduced,), note = encoding.pictures([noise])
-    assert len(reduced) < 1.1 * encoding.PICTURE_BYTES
+    (reduced,), note = payload.encode_pictures([noise])
+    assert len(reduced) < 1.1 * payload.PICTURE_BYTES
     assert note is not None and re.search(r"at most \d+ px", note)
 
 
@@ -179,7 +179,7 @@ def test_save_needs_an_existing_folder(tmp_path):
 
 @pytest.mark.parametrize(("name", "like"), [("magma", "magma"), ("cividis", "cividis"), ("difference", "berlin")])
 def test_colour_maps_are_those_of_matplotlib(name, like):
-    stops = re.search(rf'{name}: "([0-9a-f]+)"', bundle.asset("colours.js"))
+    stops = re.search(rf'{name}: "([0-9a-f]+)"', page.asset("colours.js"))
     assert stops is not None
     given = np.frombuffer(bytes.fromhex(stops[1]), np.uint8).reshape(-1, 3)
     there = np.linspace(0, 1, len(given))

@@ -10,7 +10,7 @@ from open_page import shows, word_after
 
 from visionpulse_analysis.explorer import explore, page
 from visionpulse_analysis.explorer.figure import draw_view
-from visionpulse_analysis.explorer.labels import labels
+from visionpulse_analysis.explorer.pairing import labels
 from visionpulse_analysis.explorer.payload import pack
 
 

@@ -7,7 +7,7 @@ import pytest
 from made_traces import make_pair, make_trace
 from open_page import shows, word_after
 
-from visionpulse_analysis.explorer import bundle, explore
+from visionpulse_analysis.explorer import explore, page
 from visionpulse_analysis.explorer.figure import draw_view
 from visionpulse_analysis.explorer.payload import CODE_BYTES, pack
 
@@ -15,7 +15,7 @@ HALF = 2.0**-11  # rounding to float16, relative; subnormal values below are rou
 
 
 def test_the_code_of_the_page_is_not_larger_than_assumed():
-    assert len(bundle.script().encode()) + len(bundle.asset("explorer.css").encode()) < CODE_BYTES
+    assert len(page.script().encode()) + len(page.asset("explorer.css").encode()) < CODE_BYTES
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,9 @@ def test_heads_and_layers_left_out_together_keep_the_mean_of_each_head():
     trace = make_trace(steps=60, layers=tuple(range(6)), heads=(0, 3))
     small = pack(trace, max_bytes=190_000)
     assert small["heads"] == [0, 3] and small["stored"][-1] == "mean" and len(small["stored"]) < 7
-    assert [len(planes) for planes in small["traces"][0]["planes"]] == [2] * len(small["stored"])
+    assert [len(planes) for planes in small["traces"][0]["recorded"]["attention"]["planes"]] == [2] * len(
+        small["stored"]
+    )
 
 
 @pytest.mark.browser

@@ -137,9 +137,7 @@ def head_entropy(call: LayerAttention) -> torch.Tensor:
     return torch.special.entr(shares).sum(dim=-1)
 
 
-@quantity(
-    axes=("step", "layer", "head", "patch"), unit="length of a vector added to the residual stream", range=(0, None)
-)
+@quantity(axes=("step", "layer", "head", "patch"), unit="norm in the residual stream", range=(0, None))
 def value_norm_attention(call: LayerAttention) -> torch.Tensor:
     """Norm ||a f(x)|| of what each head adds to the residual stream from each patch: its weight a times the length of
     the patch's value vector times the head's slice of the output projection.

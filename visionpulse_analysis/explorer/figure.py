@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,18 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from visionpulse_analysis import figures
-from visionpulse_analysis.explorer.alignment import align
-from visionpulse_analysis.explorer.figure_curves import Curves, lay_out, region_name
-from visionpulse_analysis.explorer.labels import labels
-from visionpulse_analysis.explorer.pairing import check_traces, identities, most_visual_layer, names, shared_layers
-from visionpulse_analysis.explorer.view import MODES, View, check_beside, read_view
+from visionpulse_analysis.explorer.pairing import (
+    align,
+    check_traces,
+    identities,
+    labels,
+    most_visual_layer,
+    names,
+    shared_layers,
+    shared_quantities,
+)
+from visionpulse_analysis.explorer.payload import first_of_answer
+from visionpulse_analysis.explorer.view import MODES, View, check_beside, check_quantity, read_view
 from visionpulse_analysis.figures.scales import colours
 from visionpulse_analysis.traces import frame_labels, frame_pictures, without_map
 
@@ -57,6 +65,28 @@ def draw_view(trace, *pruned, view: str = "") -> Figure:
 
 
 @dataclass(frozen=True)
+class Curves:
+    """What `visionpulse_analysis.figures.draw_step_curves` draws.
+
+    Attributes
+    ----------
+    lines : dict of float [column]
+        By name of the trace; NaN where it has no token.
+    tokens : list of str [column]
+    cursor : int
+    label : str
+    moments : dict of int
+        Where the answer begins and where the traces part, as in the page.
+    """
+
+    lines: dict[str, np.ndarray]
+    tokens: list[str]
+    cursor: int
+    label: str
+    moments: dict[str, int]
+
+
+@dataclass(frozen=True)
 class _Shown:
     """What a view shows of which trace: values [patch] and their limit, curves, kept [patch] under `kept_title`."""
 
@@ -65,6 +95,7 @@ class _Shown:
     where: str
     values: np.ndarray
     limit: float
+    signed: bool  # whether colours say a sign, too
     unit: str
     curves: Curves
     kept: np.ndarray | None
@@ -75,8 +106,11 @@ def _look_up(traces: list, asked: View) -> _Shown:
     layers, told = shared_layers(traces), ["", *labels(traces)[asked.beside : asked.beside + 1]]
     traces = [traces[0], *traces[asked.beside : asked.beside + 1]]
     layer = most_visual_layer(traces[0], layers) if asked.layer is None else asked.layer
+    table = shared_quantities(traces)
+    for choice, per_patch in ((asked.shown, True), (asked.curve, False)):
+        check_quantity(choice, [name for name, row in table.items() if ("patch" in row.axes) == per_patch], per_patch)
     # A mean is that of the layers which all traces recorded, as in the page.
-    attention = [_select(t.attention.sel(layer=layers), layer, asked.head) for t in traces]
+    attention = [_select(t.data[asked.shown].sel(layer=layers), layer, asked.head) for t in traces]
     column, columns = _columns(asked, traces)
     steps = [step if step >= 0 else None for step in columns[column]]
     called = names(traces)
@@ -87,11 +121,12 @@ def _look_up(traces: list, asked: View) -> _Shown:
     if len(traces) == 2:
         where.insert(0, "difference" if asked.mode == "difference" else called[shown].lower())
     if asked.region is None:
-        measured = "visual attention mass"
-        series = [_select(t.mass.sel(layer=layers), layer, asked.head) for t in traces]
+        drawn = table[asked.curve]
+        measured = "visual attention mass" if drawn.name == "mass" else fill(f"{drawn.label}, {drawn.unit}", 28)
+        series = [_select(t.data[drawn.name].sel(layer=layers), layer, asked.head) for t in traces]
     else:
         inside = _inside(traces[0].grid, asked.panel, asked.region)
-        measured = f"attention to\n{region_name(asked.region)}"
+        measured = f"{table[asked.shown].label} to\n{region_name(asked.region)}"
         series = [a[:, inside].sum(axis=1) for a in attention]
     rows = [None if step is None else a[step] for a, step in zip(attention, steps, strict=True)]
     if asked.mode == "difference":
@@ -108,7 +143,8 @@ def _look_up(traces: list, asked: View) -> _Shown:
         sinks = (np.median(medians) > 0) & (medians > SINK_FACTOR * np.median(medians))
         values, every = np.where(sinks, np.nan, values), every[:, ~sinks]
         where.append(f"{sinks.sum()} sink{'' if sinks.sum() == 1 else 's'} masked")
-    difference = asked.mode == "difference"
+    difference, over = asked.mode == "difference", table[asked.shown]
+    measure = figures.ATTENTION_UNIT if over.name == "attention" else fill(f"{over.label}, {over.unit}", 34)
     # The kept set of the trace shown; beside a dense one, that of the other trace at the aligned step.
     keeper = next((t for t in (shown, 1 - shown) if t < len(traces) and traces[t].kept is not None), None)
     step = None if keeper is None or not asked.kept else steps[keeper]
@@ -118,8 +154,9 @@ def _look_up(traces: list, asked: View) -> _Shown:
         step=steps[shown] or 0,
         where=", ".join(where),
         values=values,
-        limit=float(np.nanmax(np.abs(values)) if asked.own_scale else np.abs(every).max()) or 1.0,
-        unit=(f"{called[1]} - {called[0]} ".lower() if difference else "") + figures.ATTENTION_UNIT,
+        limit=float(np.nanmax(np.abs(values if asked.own_scale else every), initial=0.0)) or 1.0,
+        signed=difference or (over.may_be_negative and bool((np.concatenate(attention) < 0).any())),
+        unit=(f"{called[1]} - {called[0]} ".lower() if difference else "") + measure,
         curves=lay_out(traces, dict(zip(lines, series, strict=True)), columns, column, measured),
         kept=kept,
         kept_title=kept_title + ("" if keeper in (None, shown) else f" ({called[1 - shown].lower()})"),
@@ -145,11 +182,10 @@ def _compose(trace, picture: np.ndarray | None, asked: View, shown: _Shown) -> F
     if picture is None:
         picture = np.full((*grid.image_size[image], 3), BARE, np.uint8)
     fig, axes, curve = _page(1 if shown.kept is None else 2)
-    difference = asked.mode == "difference"
     scale: dict[str, Any] = {
-        "vmin": -shown.limit if difference else 0.0,
+        "vmin": -shown.limit if shown.signed else 0.0,
         "vmax": shown.limit,
-        "cmap": "berlin" if difference else asked.map,
+        "cmap": "berlin" if shown.signed else asked.map,
         "alpha": (1.0, 1.0),
     }
     veil = colours(shown.values[here], **scale)
@@ -232,3 +268,29 @@ def _inside(grid, panel: int, region: tuple[int, int, int, int]) -> np.ndarray:
     if not inside.any():
         raise ValueError(f"no patch in rows {r0}-{r1}, columns {c0}-{c1}")
     return inside
+
+
+def lay_out(
+    traces: list, series: dict[str, np.ndarray], columns: list[tuple[int, ...]], cursor: int, label: str
+) -> Curves:
+    """Put the `series` [step] of each trace into the columns that the traces share."""
+    lines = {
+        name: np.array([values[column[t]] if column[t] >= 0 else np.nan for column in columns])
+        for t, (name, values) in enumerate(series.items())
+    }
+    tokens = [next(traces[t].tokens[step] for t, step in enumerate(column) if step >= 0) for column in columns]
+    moments = {}
+    answer = first_of_answer(traces[0])
+    if answer is not None:
+        moments["answer"] = next(c for c, column in enumerate(columns) if column[0] == answer)
+    parted = [c for c, column in enumerate(columns) if -1 in column]
+    if parted:
+        moments["diverges"] = parted[0]
+    return Curves(lines, tokens, cursor, label, moments)
+
+
+def region_name(region: tuple[int, int, int, int]) -> str:
+    """Rows and columns in words, on two lines."""
+    r0, c0, r1, c1 = region
+    rows = f"row {r0}" if r0 == r1 else f"rows {r0} to {r1}"
+    return f"{rows},\n" + (f"column {c0}" if c0 == c1 else f"columns {c0} to {c1}")

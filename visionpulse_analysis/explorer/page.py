@@ -1,14 +1,32 @@
-"""The explorer as HTML: one file that opens from disk with the network off, or an output of a notebook."""
+"""The explorer as HTML: one file that opens from disk with the network off, or an output of a notebook.
+
+Browsers load ES modules neither from ``file:`` addresses nor from inside a widget, and a build tool would be one more
+thing to install. So the modules of ``script/`` are joined here, by text. ``main.js`` stands last, as it is. Before it
+every other module stands once, after those it imports, inside a function that gives it its own scope::
+
+    import { median } from "./numbers.js";          const numbers_js = (() => { ... return { median }; })();
+    export class Data { ... }               ->      const data_js = (() => {
+                                                      const { median } = numbers_js;
+                                                      class Data { ... }
+                                                      return { Data };
+                                                    })();
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import secrets
+from functools import cache
+from html import escape
+from importlib import resources
 from pathlib import Path
 
 from visionpulse_analysis._util.files import written_whole
-from visionpulse_analysis.explorer.bundle import asset, script
-from visionpulse_analysis.explorer.command import regenerate
+from visionpulse_analysis.explorer.view import regenerate
+
+IMPORT = re.compile(r'^import (\{[^}]+\}) from "\./(\w+)\.js";$', re.MULTILINE)
+EXPORT = re.compile(r"^export ((?:async )?(?:class|const|function) (\w+))", re.MULTILINE)
 
 # The policy makes "offline" a rule the browser enforces: no request leaves the page.
 PAGE = """<!doctype html>
@@ -55,6 +73,35 @@ mount(place.appendChild(document.createElement("div")), {payload}, {{ link: {vie
 """
 
 
+def asset(name: str) -> str:
+    """Text of a file of ``script/``."""
+    return resources.files(__name__.rpartition(".")[0]).joinpath("script", name).read_text(encoding="utf-8")
+
+
+@cache
+def script() -> str:
+    """Return all modules as one."""
+    joined: dict[str, str] = {}
+
+    def add(name: str) -> str:
+        """Join what a module imports, and return its own text with those names looked up."""
+        source = asset(f"{name}.js")
+        for _, needed in IMPORT.findall(source):
+            if needed not in joined:
+                text = add(needed)
+                joined[needed] = _scoped(needed, text)
+        return IMPORT.sub(r"const \1 = \2_js;", source)
+
+    main = add("main")
+    return "\n".join([*joined.values(), main])
+
+
+def _scoped(name: str, text: str) -> str:
+    exported = ", ".join(found for _, found in EXPORT.findall(text))
+    body = EXPORT.sub(r"\1", text)
+    return f"const {name}_js = (() => {{\n{body}return {{ {exported} }};\n}})();\n"
+
+
 def safe_json(value: object) -> str:
     """JSON that can stand inside a ``<script>``: no character of it can end the element or start markup."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -73,7 +120,7 @@ def page(payload: dict, view: str = "") -> str:
     view : str
         What is shown first, as in the page's own links: ``"step=12&layer=3"``.
     """
-    title = _escape(f"{payload['question']} · VisionPulse explorer")
+    title = escape(f"{payload['question']} · VisionPulse explorer", quote=False)
     return PAGE.format(
         title=title,
         css=asset("explorer.css"),
@@ -115,7 +162,3 @@ def check_folder(path: str | Path) -> None:
     folder = Path(path).parent
     if not folder.is_dir():
         raise FileNotFoundError(f"cannot write {path}: there is no folder {folder}. Create it first.")
-
-
-def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,8 +1,15 @@
-"""What traces need in common to be shown together, and what they are called then."""
+"""Traces shown together: what they need in common, what they are called, how their tokens are laid side by side."""
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+
 import numpy as np
+
+from visionpulse_analysis.traces.quantities import Quantity
 
 
 def names(traces: list) -> list[str]:
@@ -71,3 +78,110 @@ def _check_alike(one, other) -> None:
     pairs = zip(one.images, other.images, strict=False)
     if len(one.images) != len(other.images) or any(not np.array_equal(x, y) for x, y in pairs):
         raise ValueError("the traces show different images. Explore those of one image together, or each on its own.")
+
+
+def shared_quantities(traces: list) -> dict[str, Quantity]:
+    """The quantities of attention calls that every trace holds, by name: what can be chosen to be shown."""
+    first, *others = (trace.quantities for trace in traces)
+    return {
+        name: row
+        for name, row in first.items()
+        if row.axes[:2] == ("step", "layer") and all(other.get(name) == row for other in others)
+    }
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Two token sequences laid over one row of columns.
+
+    Attributes
+    ----------
+    first, second : list of int
+        The step of each sequence in each column, -1 for none; a column with both holds the same token.
+    divergence : int or None
+        The first column that only one sequence fills; None when the sequences are equal.
+    """
+
+    first: list[int]
+    second: list[int]
+    divergence: int | None
+
+
+def align(first: Sequence, second: Sequence) -> Alignment:
+    """Align two token sequences: the common beginning, then the longest matching runs.
+
+    Only equal tokens share a column; of a replaced run, the first sequence's columns come first.
+
+    Examples
+    --------
+    >>> align("abcd", "abxd")
+    Alignment(first=[0, 1, 2, -1, 3], second=[0, 1, -1, 2, 3], divergence=2)
+    """
+    common = 0
+    while common < min(len(first), len(second)) and first[common] == second[common]:
+        common += 1
+    columns = [(step, step) for step in range(common)]
+    matcher = SequenceMatcher(None, first[common:], second[common:], autojunk=False)
+    for tag, i0, i1, j0, j1 in matcher.get_opcodes():
+        if tag == "equal":
+            columns += [(common + i, common + j) for i, j in zip(range(i0, i1), range(j0, j1), strict=True)]
+        else:
+            columns += [(common + i, -1) for i in range(i0, i1)]
+            columns += [(-1, common + j) for j in range(j0, j1)]
+    return Alignment(
+        first=[column[0] for column in columns],
+        second=[column[1] for column in columns],
+        divergence=common if common < len(columns) else None,
+    )
+
+
+def labels(traces: list) -> list[str]:
+    """What tells the traces beside the first apart: the pruner's name, and the parameters in which namesakes differ.
+
+    Empty for the first trace, and for the other one where there are only two.
+    """
+    if len(traces) < 3:
+        return [""] * len(traces)
+    pruners = [_parts(trace) for trace in traces[1:]]
+    called = [pruner_name(trace) or "no pruner" for trace in traces[1:]]
+    told = []
+    for name, parts in zip(called, pruners, strict=True):
+        same = [other for known, other in zip(called, pruners, strict=True) if known == name]
+        told.append(" | ".join(_told(i, parts, same) for i in range(len(parts))) or name)
+    again = [told[:index].count(label) + 1 for index, label in enumerate(told)]
+    return ["", *(label if n == 1 else f"{label} ({n})" for label, n in zip(told, again, strict=True))]
+
+
+def pruner_name(trace) -> str:
+    """The name of a trace's pruner, of two the names alone; empty without one, or where none was recorded."""
+    return " | ".join(name for name, _ in _parts(trace))
+
+
+def _told(i: int, parts: list, same: list[list]) -> str:
+    """Part ``i`` of a pruner, with the parameters in which its namesakes differ."""
+    name, parameters = parts[i]
+    differ = [key for key in parameters if any(other[i][1].get(key) != parameters[key] for other in same)]
+    inside = ", ".join(f"{key}={parameters[key]}" for key in differ)
+    return f"{name}({inside})" if inside else name
+
+
+def _parts(trace) -> list[tuple[str, dict[str, str]]]:
+    """Names and parameters of a trace's pruner, of ``a(x=1) | b`` both; empty without one."""
+    pruner = trace.meta.get("pruner")
+    if not isinstance(pruner, dict) or "name" not in pruner:
+        return []
+    try:
+        parts = _split(ast.parse(str(pruner["name"]), mode="eval").body)
+    except SyntaxError:
+        parts = [(str(pruner["name"]), {})]
+    if len(parts) == 1:
+        parts[0][1].update({key: repr(value) for key, value in pruner.items() if key != "name"})
+    return parts
+
+
+def _split(node: ast.expr) -> list[tuple[str, dict[str, str]]]:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return [*_split(node.left), *_split(node.right)]
+    if isinstance(node, ast.Call):
+        return [(ast.unparse(node.func), {str(word.arg): ast.unparse(word.value) for word in node.keywords})]
+    return [(ast.unparse(node), {})]

@@ -1,14 +1,22 @@
-"""Read a link of the explorer (``step=12&layer=3&trace=difference``) in Python."""
+"""A link of the explorer (``step=12&layer=3&trace=difference``): read, checked, and drawn again by a command."""
 
 from __future__ import annotations
 
+import os
+import shlex
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl
 
+NOT_STORED = (
+    "In Python, where {names} {are}. For a shell command instead: "
+    'vpa.decode(..., ids="dense"), then .save("page.html", keep_traces=True).'
+)
 MODES = ("dense", "pruned", "difference")
 _KNOWN = (
     *("step", "pruned_step", "layer", "head", "trace", "scale", "sinks"),
-    *("panel", "opacity", "map", "kept", "rows", "cols", "beside"),
+    *("panel", "opacity", "map", "kept", "rows", "cols", "beside", "shown", "curve"),
 )
 
 
@@ -29,6 +37,8 @@ class View:
     region: tuple[int, int, int, int] | None = None  # first row, first column, last row, last column
     opacity: int = 70  # of the map over the picture, percent
     beside: int = 1  # which of the other traces stands beside the first, counted from 1
+    shown: str = "attention"  # the quantity over the picture
+    curve: str = "mass"  # that of the curve, and of the tokens' shades
 
 
 def read_view(link: str) -> View:
@@ -61,6 +71,8 @@ def read_view(link: str) -> View:
         region=_region(parts),
         opacity=min(100, _whole(parts, "opacity", 70)),
         beside=_whole(parts, "beside", 1, least=1),
+        shown=parts.get("shown", "attention"),
+        curve=parts.get("curve", "mass"),
     )
 
 
@@ -76,6 +88,9 @@ def check_view(link: str, payload: dict) -> None:
     if len(traces) == 1 and (view.of_pruned or view.mode != "dense"):
         raise ValueError(f"view {link!r} shows a pruned trace, but none was given")
     check_beside(view, len(traces) - 1)
+    for choice, per_patch in ((view.shown, True), (view.curve, False)):
+        known = [row["name"] for row in payload["quantities"] if row["map"] == per_patch]
+        check_quantity(choice, known, per_patch)
     last = len(traces[view.beside if view.of_pruned else 0]["tokens"]) - 1
     if view.step > last:
         raise ValueError(f"step {view.step} is out of range: the trace has steps 0..{last}")
@@ -93,6 +108,13 @@ def check_view(link: str, payload: dict) -> None:
         (r0, c0, r1, c1), panel = view.region, panels[view.panel]
         if not (r0 <= r1 < panel["rows"] and c0 <= c1 < panel["cols"]):
             raise ValueError(f"rows {r0}-{r1}, columns {c0}-{c1} leave the {panel['rows']} x {panel['cols']} patches")
+
+
+def check_quantity(choice: str, known: list[str], per_patch: bool) -> None:
+    """Raise ValueError unless a quantity is one of those that all traces hold and the page has."""
+    if choice not in known:
+        where = "shown over the picture" if per_patch else "drawn as the curve"
+        raise ValueError(f"quantity {choice!r} is not there to be {where}; there are {', '.join(known)}")
 
 
 def check_beside(view: View, others: int) -> None:
@@ -120,3 +142,44 @@ def _region(parts: dict[str, str]) -> tuple[int, int, int, int] | None:
         raise ValueError(f"view has rows={parts['rows']}, cols={parts['cols']}; expected e.g. rows=2-4&cols=1-3")
     (r0, _, r1), (c0, _, c1) = ends
     return int(r0), int(c0), int(r1 or r0), int(c1 or c0)
+
+
+def regenerate(traces: list[dict], store: str | None, page: Path | None = None) -> dict[str, Any]:
+    """The command that redraws a view, and what to know before it is run.
+
+    Parameters
+    ----------
+    traces : list of dict
+        Of the payload; their ids are those in the store.
+    store : str or None
+        Folder of the trace store.
+    page : Path, optional
+        Where the page is written: the store is then named as seen from its folder, so that both can move together.
+
+    Returns
+    -------
+    dict
+        ``command``, what stands before and after the link of the view, and ``command_note``, which may be empty.
+    """
+    ids = [trace["id"] for trace in traces]
+    if store is None or not all(ids) or len({*ids}) < len(ids):
+        names = "trace" if len(ids) == 1 else ", ".join([_variable(traces[0]), _variable(traces[1], len(ids) - 1)])
+        note = NOT_STORED.format(names=names.replace("*", "").replace(", ", " and "), are=_are(len(ids)))
+        return {"command": [f"vpa.explore({names}, view='", "').figure('view.pdf')"], "command_note": note}
+    folder = store if page is None else os.path.relpath(store, page.parent)
+    words = ["visionpulse", "explore", folder, "--sample", ids[0]]
+    for other in ids[1:]:
+        words += ["--pruned", other]
+    note = "" if page is None else "Run it in the folder of this page."
+    return {"command": [f"{shlex.join(words)} --view '", "' --figure view.pdf"], "command_note": note}
+
+
+def _variable(trace: dict, count: int = 1) -> str:
+    """What a notebook calls such traces."""
+    return trace["name"].lower() if count == 1 else f"*{trace['name'].lower()}"
+
+
+def _are(count: int) -> str:
+    if count == 1:
+        return "is this trace"
+    return "are these traces" if count == 2 else "are the first trace and a list of the others"

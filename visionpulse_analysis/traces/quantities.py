@@ -58,6 +58,15 @@ class Quantity:
             raise TypeError(f"how {self.name} is computed came without its function; its source says what it did")
         return self.compute(call)
 
+    @property
+    def label(self) -> str:
+        """Its name in words."""
+        return self.name.replace("_", " ")
+
+    @property
+    def may_be_negative(self) -> bool:
+        return self.range[0] is None or self.range[0] < 0
+
     def recorded_axes(self, heads: Sequence[int] | None) -> tuple[str, ...]:
         """Its axes where these heads are recorded one by one, or (None) their mean."""
         return self.axes if heads is not None else tuple(axis for axis in self.axes if axis != "head")

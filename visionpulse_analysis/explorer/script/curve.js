@@ -33,8 +33,9 @@ export class Curve {
   draw() {
     const { explorer } = this, { ref, root } = explorer, pixel = window.devicePixelRatio || 1, style = getComputedStyle(root);
     const width = ref.curve.clientWidth, height = ref.curve.clientHeight, colour = (name) => style.getPropertyValue(name);
-    ref.curveTitle.textContent = `${capital(explorer.seriesName)} per step`;
-    ref.plot.setAttribute("aria-label", `${ref.curveTitle.textContent}, 0 to ${number(explorer.top)}`);
+    const { seriesName, seriesUnit } = explorer;
+    ref.curveTitle.textContent = `${capital(seriesName)} per step${seriesUnit.startsWith("share of ") ? "" : ` (${seriesUnit})`}`;
+    ref.plot.setAttribute("aria-label", `${ref.curveTitle.textContent}, ${number(explorer.bottom)} to ${number(explorer.top)}`);
     this.drawLegend(colour);
     if (!width) return; // not on screen yet
     Object.assign(ref.plot, { width: Math.round(width * pixel), height: Math.round(height * pixel) });
@@ -66,8 +67,8 @@ export const across = (column, data, area) => area.left + ((area.right - area.le
 
 /** Axes, moments and lines inside `area` of a canvas; `colour` looks up a colour of the theme. */
 export function paintCurve(context, area, explorer, colour, size) {
-  const { data, series, top } = explorer;
-  paintAxes(context, area, data, top, colour, size);
+  const { data, series, top, bottom } = explorer;
+  paintAxes(context, area, explorer, colour, size);
   paintMoments(context, area, data, colour, size);
   data.columns.forEach((steps, t) => {
     context.strokeStyle = colour(LINES[t]);
@@ -76,8 +77,8 @@ export function paintCurve(context, area, explorer, colour, size) {
     context.beginPath();
     let open = false;
     steps.forEach((step, column) => {
-      if (step < 0) { open = false; return; }
-      const x = across(column, data, area), y = area.bottom - (area.bottom - area.top) * (series[t][step] / top);
+      if (step < 0 || Number.isNaN(series[t][step])) { open = false; return; }
+      const x = across(column, data, area), y = area.bottom - (area.bottom - area.top) * ((series[t][step] - bottom) / (top - bottom));
       if (open) context.lineTo(x, y);
       else { context.moveTo(x, y); context.lineTo(x + 1, y); } // a step alone is a dot
       open = true;
@@ -87,7 +88,7 @@ export function paintCurve(context, area, explorer, colour, size) {
   context.setLineDash([]);
 }
 
-function paintAxes(context, area, data, top, colour, size) {
+function paintAxes(context, area, { data, top, bottom }, colour, size) {
   context.font = `${size}px system-ui, sans-serif`;
   context.fillStyle = colour("--vp-muted");
   context.strokeStyle = colour("--vp-rule");
@@ -99,7 +100,8 @@ function paintAxes(context, area, data, top, colour, size) {
     context.beginPath();
     context.moveTo(area.left, y); context.lineTo(area.right, y);
     context.stroke();
-    context.fillText(part ? (top * part).toPrecision(2) : "0", area.left - 6, y);
+    const value = bottom + (top - bottom) * part;
+    context.fillText(value ? value.toPrecision(2).replace("-", "−") : "0", area.left - 6, y);
   }
   context.textBaseline = "alphabetic";
   const below = area.bottom + size + 4;

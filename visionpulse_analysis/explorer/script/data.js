@@ -33,6 +33,9 @@ export class Data {
     // "mean" is a choice only where it is the mean of everything recorded: computed from all layers, or stored.
     const whole = this.layers.length === this.recorded_layers;
     this.layerChoices = this.stored.includes("mean") || (whole && this.layers.length > 1) ? [...this.layers, "mean"] : this.layers;
+    this.table = Object.fromEntries(this.quantities.map((row) => [row.name, row]));
+    this.mapChoices = this.quantities.filter((row) => row.map).map((row) => row.name);
+    this.curveChoices = this.quantities.filter((row) => !row.map).map((row) => row.name);
     this.headChoices = this.heads?.length > 1 ? [...this.heads, "mean"] : this.heads ?? ["mean"];
     this.planes = new Map();
   }
@@ -58,7 +61,7 @@ export class Data {
   async open() {
     this.box = await floats(this.grid.box);
     for (const trace of this.all) {
-      trace.mass = await floats(trace.mass);
+      for (const entry of Object.values(trace.recorded)) if (entry.values) entry.values = await floats(entry.values);
       trace.logprobs = await floats(trace.logprobs);
       trace.kept = trace.kept && (await inflate(trace.kept));
       trace.visible = trace.visible && (await floats(trace.visible));
@@ -77,17 +80,17 @@ export class Data {
     return axis.includes(value) ? [axis.indexOf(value)] : axis.map((_, i) => i);
   }
 
-  /** Attention [step * patch] of all traces at one layer and head, each of which may be "mean". */
-  async select(layer, head) {
-    const key = `${layer}/${head}`;
+  /** A quantity [step * patch] of all traces at one layer and head, each of which may be "mean". */
+  async select(layer, head, name) {
+    const key = `${layer}/${head}/${name}`;
     if (!this.planes.has(key)) {
       const attention = [];
       for (const trace of this.all) {
-        const parts = [];
-        for (const l of this.chosen(this.stored, layer)) for (const h of this.chosen(this.heads, head)) {
-          const packed = trace.planes[l][h];
-          if (typeof packed === "string") trace.planes[l][h] = halves(await inflate(packed));
-          parts.push(trace.planes[l][h]);
+        const parts = [], { planes, scale } = trace.recorded[name];
+        for (const l of this.chosen(this.stored, layer)) for (const h of planes[l].length > 1 ? this.chosen(this.heads, head) : [0]) {
+          const packed = planes[l][h];
+          if (typeof packed === "string") planes[l][h] = halves(await inflate(packed), scale);
+          parts.push(planes[l][h]);
         }
         attention.push(average(parts));
       }
@@ -96,13 +99,13 @@ export class Data {
     return this.planes.get(key);
   }
 
-  /** Visual mass per step of one trace: share of the softmax row. */
-  mass(t, layer, head) {
-    const { mass, tokens } = this.traces[t], heads = this.heads?.length ?? 1;
-    const ls = this.chosen(this.stored, layer), hs = this.chosen(this.heads, head);
+  /** A quantity without patches per step of one trace; the visual mass is one. */
+  perStep(name, t, layer, head) {
+    const { recorded, tokens } = this.traces[t], { values, heads } = recorded[name];
+    const ls = this.chosen(this.stored, layer), hs = heads > 1 ? this.chosen(this.heads, head) : [0];
     return Float64Array.from(tokens, (_, step) => {
       let sum = 0;
-      for (const l of ls) for (const h of hs) sum += mass[(step * this.stored.length + l) * heads + h];
+      for (const l of ls) for (const h of hs) sum += values[(step * this.stored.length + l) * heads + h];
       return sum / (ls.length * hs.length);
     });
   }

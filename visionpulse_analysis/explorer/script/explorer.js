@@ -94,10 +94,10 @@ export class Explorer {
     this.view = view;
     this.hover = null;
     if (another) this.holdFocus(() => this.tell("pair"));
-    const key = `${view.layer}/${view.head}`;
+    const keyOf = ({ layer, head, shown }) => `${layer}/${head}/${shown}`, key = keyOf(view);
     if (key !== this.shownPlane) {
-      const plane = await data.select(view.layer, view.head);
-      if (key !== `${this.view.layer}/${this.view.head}` || this.stop.signal.aborted) return; // overtaken
+      const plane = await data.select(view.layer, view.head, view.shown);
+      if (key !== keyOf(this.view) || this.stop.signal.aborted) return; // overtaken
       this.plane = plane;
       this.shownPlane = key;
       this.draw();
@@ -160,7 +160,10 @@ export class Explorer {
   /** The column whose map is shown. */
   get column() { return this.hover ?? this.view.column; }
   get masked() { return this.view.sinks === "masked" ? this.data.sinks(this.plane) : null; }
-  get palette() { return this.view.mode === 2 ? "difference" : this.view.map; }
+  /** The quantity over the picture, and whether its values have a sign. */
+  get quantity() { return this.data.table[this.view.shown]; }
+  get signed() { return this.view.mode === 2 || this.quantity.signed; }
+  get palette() { return this.signed ? "difference" : this.view.map; }
   get regionPatches() { return this.data.inside(this.view.panel, this.view.region); }
 
   get regionName() {
@@ -181,11 +184,15 @@ export class Explorer {
 
   draw() {
     const { data, view, plane } = this, patches = this.regionPatches;
-    this.masses = data.traces.map((_, t) => data.mass(t, view.layer, view.head));
-    // What shades the tokens and makes the curve: visual mass, or attention to the region.
-    this.series = patches.length ? data.traces.map((_, t) => data.reverse(plane, t, patches)) : this.masses;
-    this.seriesName = patches.length ? `attention to ${this.regionName}` : "visual mass";
-    this.top = Math.max(1e-12, ...this.series.map((values) => values.reduce((a, b) => Math.max(a, b), 0)));
+    const perStep = (name) => data.traces.map((_, t) => data.perStep(name, t, view.layer, view.head));
+    this.masses = perStep("mass");
+    // What shades the tokens and makes the curve: visual mass or another quantity, or what the picture shows in the region.
+    this.series = patches.length ? data.traces.map((_, t) => data.reverse(plane, t, patches)) : perStep(view.curve);
+    this.seriesName = patches.length ? `${this.quantity.label} to ${this.regionName}` : data.table[view.curve].label;
+    this.seriesUnit = patches.length ? this.quantity.unit : data.table[view.curve].unit;
+    const ends = (pick, start) => this.series.reduce((end, values) => values.reduce((a, b) => (Number.isNaN(b) ? a : pick(a, b)), end), start);
+    this.top = ends(Math.max, 1e-12);
+    this.bottom = ends(Math.min, 0);
     this.holdFocus(() => this.tell("draw"));
     this.step();
   }

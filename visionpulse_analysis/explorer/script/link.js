@@ -1,14 +1,14 @@
 // The view as a link, such as "step=12&layer=3": what is not said there is at its default. view.py reads the same links.
 
 const MODES = ["dense", "pruned", "difference"]; // first trace, second trace, second minus first
-const DEFAULTS = { mode: 0, scale: "step", sinks: "shown", kept: false, region: null, panel: 0, opacity: 70, map: "magma", beside: 1 };
+const DEFAULTS = { mode: 0, scale: "step", sinks: "shown", kept: false, region: null, panel: 0, opacity: 70, map: "magma", beside: 1, shown: "attention", curve: "mass" };
 
 export function viewToText(data, view) {
   const first = data.columns[0][view.column], parts = [];
   parts.push(first >= 0 ? `step=${first}` : `pruned_step=${data.columns[1][view.column]}`, `layer=${view.layer}`);
   if (data.heads) parts.push(`head=${view.head}`);
   if (view.mode) parts.push(`trace=${MODES[view.mode]}`);
-  for (const name of ["beside", "scale", "sinks", "panel", "opacity", "map"])
+  for (const name of ["beside", "shown", "curve", "scale", "sinks", "panel", "opacity", "map"])
     if (view[name] !== DEFAULTS[name]) parts.push(`${name}=${view[name]}`);
   if (view.kept) parts.push("kept=shown");
   if (view.region) parts.push(`rows=${view.region[0]}-${view.region[2]}`, `cols=${view.region[1]}-${view.region[3]}`);
@@ -26,6 +26,8 @@ export function viewFromText(data, text) {
 
   view.layer = pick("layer", data.layerChoices, data.layer);
   view.head = pick("head", data.headChoices, data.headChoices.at(-1));
+  view.shown = pick("shown", data.mapChoices, DEFAULTS.shown);
+  view.curve = pick("curve", data.curveChoices, DEFAULTS.curve);
   view.beside = whole("beside", 1, data.alignments.length, 1);
   if (data.pair) view.mode = Math.max(0, MODES.indexOf(asked.get("trace")));
   view.scale = pick("scale", ["absolute", "step"], DEFAULTS.scale);

@@ -18,6 +18,7 @@ export const MARKUP = `
     <button type="button"></button><button type="button"></button><button type="button">Difference</button>
   </div>
   <label data-ref="besideLabel" class="vp-beside" hidden><select data-ref="beside"></select></label>
+  <label data-ref="shownLabel" hidden>Show <select data-ref="shown"></select></label>
   <label>Layer <select data-ref="layer"></select></label>
   <label data-ref="headLabel">Head <select data-ref="head"></select></label>
   <label>Scale <select data-ref="scale">
@@ -58,7 +59,7 @@ export const MARKUP = `
   <section aria-label="Reasoning" class="vp-reasoning">
     <div data-ref="strips"></div>
     <div class="vp-peaks" data-ref="peaks"></div>
-    <div class="vp-row vp-caption"><span data-ref="curveTitle"></span><span class="vp-legend" data-ref="legend"></span><button type="button" data-ref="divergence" hidden>Go to first divergence</button></div>
+    <div class="vp-row vp-caption"><span data-ref="curveTitle"></span><label data-ref="curveLabel" hidden>Curve <select data-ref="curveChoice"></select></label><span class="vp-legend" data-ref="legend"></span><button type="button" data-ref="divergence" hidden>Go to first divergence</button></div>
     <div class="vp-curve" data-ref="curve"><canvas data-ref="plot" role="img"></canvas><div class="vp-cursor" data-ref="cursor"></div></div>
   </section>
 </div>
@@ -68,7 +69,7 @@ export const MARKUP = `
   <p class="vp-muted" data-ref="commandNote" hidden></p>
   <div class="vp-row"><button type="button" data-ref="savePng">Save this view as figure (PNG)</button><span role="status" class="vp-muted" data-ref="told"></span></div>
   <p class="vp-muted">Attention shows where the model read from at a step; it does not by itself explain why the model answered as it did.</p>
-  <p class="vp-muted">Values are the recorded float16 attention, lossless, shown to four digits; means are taken over them.</p>
+  <p class="vp-muted">Values are the recorded float16 attention, lossless, shown to four digits; means are taken over them. Other quantities over patches are rounded to three digits.</p>
 </div>
 <dialog class="vp-help" data-ref="help" aria-label="Help">
   <h2>Keys and gestures</h2><dl data-ref="keys"></dl>

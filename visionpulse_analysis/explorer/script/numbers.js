@@ -11,7 +11,8 @@ export const floats = async (text) => new Float32Array((await inflate(text)).buf
 
 let halfTable = null; // the value of every float16, so that decoding is one look-up
 
-export function halves(split) {
+/** Float16 times a scale. */
+export function halves(split, scale) {
   if (!halfTable) {
     halfTable = Float32Array.from({ length: 65536 }, (_, h) => {
       const exponent = (h >> 10) & 31, fraction = h & 1023, sign = h >> 15 ? -1 : 1;
@@ -20,7 +21,7 @@ export function halves(split) {
     });
   }
   const count = split.length / 2, values = new Float32Array(count); // low bytes first, then high bytes
-  for (let i = 0; i < count; i++) values[i] = halfTable[split[i] | (split[count + i] << 8)];
+  for (let i = 0; i < count; i++) values[i] = scale * halfTable[split[i] | (split[count + i] << 8)];
   return values;
 }
 
@@ -36,6 +37,6 @@ export function median(values) {
   return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
 }
 
-export const number = (value) => (value === 0 ? "0" : value.toPrecision(4));
+export const number = (value) => (value === 0 ? "0" : Number.isNaN(value) ? "undefined" : value.toPrecision(4));
 export const signed = (value) => (value > 0 ? "+" : "") + number(value).replace("-", "−");
 export const capital = (text) => text[0].toUpperCase() + text.slice(1);

@@ -12,7 +12,7 @@ export function paintPhoto(context, picture, width, height) {
 
 export function paintPatches(context, rects, values, limit, masked, palette) {
   for (const [p, x, y, w, h] of rects) {
-    if (masked && masked[p]) continue;
+    if ((masked && masked[p]) || Number.isNaN(values[p])) continue;
     context.fillStyle = veiled(palette, values[p], limit);
     context.fillRect(x, y, w, h);
   }

@@ -4,6 +4,9 @@ import { opaque } from "./colours.js";
 import { quoted } from "./markup.js";
 import { capital, number, signed } from "./numbers.js";
 
+/** A unit behind its number. */
+const of = (unit) => (unit.startsWith("share of ") ? unit.slice(5) : ` ${unit}`);
+
 export class Readout {
   constructor(explorer) {
     this.explorer = explorer;
@@ -23,14 +26,15 @@ export class Readout {
     const scale = view.scale === "step" ? "this step's own scale" : "one scale for all steps";
     const layer = view.layer === "mean" ? `mean of ${data.recorded_layers} layers` : `layer ${view.layer}`;
     const head = !data.heads ? "" : view.head === "mean" ? `, mean of ${data.heads.length} heads` : `, head ${view.head}`;
-    const told = `${this.difference ? `${this.minus} ` : ""}attention, share of the softmax row; ${layer}${head}; ${scale}`;
+    const { label, unit } = this.explorer.quantity;
+    const told = `${this.difference ? `${this.minus} ` : ""}${label}, ${unit}; ${layer}${head}; ${scale}`;
     if (ref.unit.textContent !== told) ref.unit.textContent = told; // it is read aloud when it changes
   }
 
   heat() {
-    const { ref, limit } = this.explorer;
-    ref.low.textContent = this.difference ? signed(-limit) : "0";
-    ref.high.textContent = this.difference ? signed(limit) : number(limit);
+    const { ref, limit, signed: either } = this.explorer;
+    ref.low.textContent = either ? signed(-limit) : "0";
+    ref.high.textContent = either ? signed(limit) : number(limit);
     this.sinks();
     this.point();
   }
@@ -43,30 +47,30 @@ export class Readout {
     const held = values && !this.difference ? values.reduce((sum, value, p) => sum + (masked[p] ? value : 0), 0) : null;
     ref.sinkNote.textContent = count === 0 ? "Sinks masked: no patch is one at this layer and head."
       : `Sinks masked: ${count} ${count === 1 ? "patch" : "patches"} crossed out, left out of colours and scale` +
-        (held === null ? "." : `; attention there ${number(held)}.`);
+        (held === null ? "." : `; ${this.explorer.quantity.label} there ${number(held)}.`);
   }
 
   /** The value under the pointer, on the image or over a token or the curve; else that of the region. */
   point() {
-    const { ref, data, view, values, masked, pointed: p, hover, regionPatches, keptStep } = this.explorer;
-    const told = (value) => (this.difference ? `${signed(value)} of the softmax row (${this.minus})` : `${number(value)} of the softmax row`);
+    const { ref, data, view, values, masked, pointed: p, hover, regionPatches, keptStep, quantity } = this.explorer;
+    const told = (value) => (this.difference ? `${signed(value)}${of(quantity.unit)} (${this.minus})` : `${number(value)}${of(quantity.unit)}`);
     if (p !== null && values) {
       const [t, step] = keptStep, lost = step >= 0 && !data.visible(t, step, p, view.layer);
       const dropped = !lost ? "" : data.reach(t, step, view.layer) === "here" ? ", dropped" : ", not kept at the last layer";
-      ref.value.textContent = `Row ${data.grid.row[p]}, column ${data.grid.col[p]}: attention ${told(values[p])}${dropped}${masked?.[p] ? ", masked sink" : ""}`;
+      ref.value.textContent = `Row ${data.grid.row[p]}, column ${data.grid.col[p]}: ${quantity.label} ${told(values[p])}${dropped}${masked?.[p] ? ", masked sink" : ""}`;
     } else if (hover !== null) ref.value.textContent = this.ofColumn(hover);
     else if (view.region && values) {
       const sum = regionPatches.reduce((total, patch) => total + values[patch], 0);
-      ref.value.textContent = `${capital(this.explorer.regionName)}: attention ${told(sum)}`;
+      ref.value.textContent = `${capital(this.explorer.regionName)}: ${quantity.label} ${told(sum)}`;
     } else ref.value.textContent = "Point at a patch, a token or the curve to read its value.";
   }
 
   /** What the tokens and the curve show of a column. */
   ofColumn(column) {
-    const { data, series, seriesName } = this.explorer;
+    const { data, series, seriesName, seriesUnit } = this.explorer;
     const told = data.traces.map((trace, t) => {
       const step = data.columns[t][column], name = data.pair ? `${trace.name} step` : "Step";
-      return step >= 0 && `${name} ${step} ${quoted(trace.tokens[step])}: ${seriesName} ${number(series[t][step])} of the softmax row`;
+      return step >= 0 && `${name} ${step} ${quoted(trace.tokens[step])}: ${seriesName} ${number(series[t][step])}${of(seriesUnit)}`;
     });
     return told.filter(Boolean).join("; ");
   }

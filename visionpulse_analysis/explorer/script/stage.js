@@ -24,12 +24,12 @@ export class Stage {
     ref.stage.style.aspectRatio = `${panel.width} / ${panel.height}`;
     this.explorer.root.style.setProperty("--vp-stuck", `${(across * panel.height) / panel.width}px`);
     const width = Math.round(across * pixel), height = Math.round((width * panel.height) / panel.width);
-    const key = `${view.panel}/${width}`;
+    const key = `${view.panel}/${width}/${view.shown}`;
     if (key !== this.drawn && width > 0) {
       this.drawn = key;
       for (const name of ["photo", "heat", "marks"]) Object.assign(ref[name], { width, height });
       paintPhoto(ref.photo.getContext("2d"), pictures[panel.picture], width, height);
-      ref.photo.setAttribute("aria-label", `${panel.label} with attention per patch, ${panel.rows} rows of ${panel.cols}`);
+      ref.photo.setAttribute("aria-label", `${panel.label} with ${this.explorer.quantity.label} per patch, ${panel.rows} rows of ${panel.cols}`);
       this.rects = data.rects(view.panel, width, height);
     }
     ref.heat.style.opacity = view.opacity / 100;

@@ -39,7 +39,7 @@ export class Thumbs {
       if (values) paintPatches(context, rects, values, limit, masked, palette);
       context.globalAlpha = 1;
       const mass = values && data.patchesOf[i].reduce((sum, p) => sum + values[p], 0);
-      share.textContent = values ? `mass ${view.mode === 2 ? signed(mass) : number(mass)}` : "—";
+      share.textContent = values ? `${view.shown === "attention" ? "mass" : "sum"} ${view.mode === 2 ? signed(mass) : number(mass)}` : "—";
     });
   }
 }

@@ -59,12 +59,12 @@ export class Tokens {
   }
 
   draw() {
-    const { root, series, seriesName, top, view } = this.explorer;
+    const { root, series, seriesName, top, bottom, view } = this.explorer;
     const shadeOf = shader(getComputedStyle(root), view.region ? "--vp-warm" : "--vp-accent");
     this.strips.forEach(({ tokens, shade }, t) => {
-      shade.textContent = `shaded by ${seriesName}, 0 to ${number(top)}`;
+      shade.textContent = `shaded by ${seriesName}, ${number(bottom)} to ${number(top)}`;
       tokens.forEach((token, step) => {
-        const [ground, ink] = shadeOf(series[t][step] / top);
+        const [ground, ink] = shadeOf(((Number.isNaN(series[t][step]) ? bottom : series[t][step]) - bottom) / (top - bottom));
         token.style.backgroundColor = ground;
         token.style.color = ink;
       });

@@ -11,6 +11,10 @@ export class Toolbar {
     };
     options(ref.layer, data.layerChoices, data.recorded_layers);
     options(ref.head, data.headChoices, data.heads?.length);
+    for (const [select, label, choices] of [[ref.shown, ref.shownLabel, data.mapChoices], [ref.curveChoice, ref.curveLabel, data.curveChoices]]) {
+      for (const name of choices) select.append(make("option", data.table[name].label, { value: name, title: data.table[name].how }));
+      label.hidden = choices.length < 2;
+    }
     ref.headLabel.hidden = !data.heads;
     ref.modes.hidden = !data.pair;
     ref.besideLabel.hidden = data.all.length < 3;
@@ -29,6 +33,8 @@ export class Toolbar {
     const choice = (choices, text) => choices.find((value) => String(value) === text);
     explorer.on(ref.layer, "change", () => explorer.set({ layer: choice(data.layerChoices, ref.layer.value) }));
     explorer.on(ref.head, "change", () => explorer.set({ head: choice(data.headChoices, ref.head.value) }));
+    explorer.on(ref.shown, "change", () => explorer.set({ shown: ref.shown.value }));
+    explorer.on(ref.curveChoice, "change", () => explorer.set({ curve: ref.curveChoice.value }));
     explorer.on(ref.beside, "change", () => explorer.set({ beside: Number(ref.beside.value) }));
     explorer.on(ref.scale, "change", () => explorer.set({ scale: ref.scale.value }));
     explorer.on(ref.map, "change", () => explorer.set({ map: ref.map.value }));
@@ -40,8 +46,9 @@ export class Toolbar {
 
   draw() {
     const { ref, view } = this.explorer;
-    for (const name of ["layer", "head", "scale", "map", "opacity", "beside"]) ref[name].value = view[name];
-    ref.map.disabled = view.mode === 2; // the difference has a palette of its own
+    for (const name of ["layer", "head", "scale", "map", "opacity", "beside", "shown"]) ref[name].value = view[name];
+    ref.curveChoice.value = view.curve;
+    ref.map.disabled = this.explorer.signed; // what has a sign has a palette of its own
     ref.sinks.setAttribute("aria-pressed", String(view.sinks === "masked"));
     ref.kept.setAttribute("aria-pressed", String(view.kept));
     [...ref.modes.children].forEach((button, i) => button.setAttribute("aria-pressed", String(i === view.mode)));

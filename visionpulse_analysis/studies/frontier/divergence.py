@@ -11,7 +11,7 @@ from matplotlib.figure import Figure, SubFigure
 
 from visionpulse_analysis import figures
 from visionpulse_analysis.experiments.samples import Sample
-from visionpulse_analysis.explorer.alignment import Alignment, align
+from visionpulse_analysis.explorer.pairing import Alignment, align
 from visionpulse_analysis.figures import DOUBLE
 from visionpulse_analysis.metrics.estimate import as_json
 from visionpulse_analysis.metrics.statistics import Estimate, proportion_interval

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from visionpulse_analysis.decoding import Batch, Options, asking_each, decode
 from visionpulse_analysis.decoding.trace_builder import Record
 from visionpulse_analysis.experiments.judging import RIGHT_FROM, Reference
-from visionpulse_analysis.explorer.alignment import align
+from visionpulse_analysis.explorer.pairing import align
 from visionpulse_analysis.metrics.flops import costs_of
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners import make_pruner
