@@ -8,9 +8,9 @@ import torch
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.decoding import batch
+from visionpulse_analysis.decoding.interventions import single_steps
+from visionpulse_analysis.decoding.interventions.single_steps import SingleSteps, keep_exactly, keep_top
 from visionpulse_analysis.decoding.sampling import Chooser
-from visionpulse_analysis.experiments.interventions import one_step as replay_module
-from visionpulse_analysis.experiments.interventions.one_step import Replay, keep_exactly, keep_top
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.pruners.base import Pruner, Selection
 from visionpulse_analysis.pruners.top_k import top_k
@@ -57,7 +57,7 @@ def trace(vlm):
 
 @pytest.fixture(scope="module")
 def replay(vlm, trace):
-    return Replay(vlm, trace)
+    return SingleSteps.of(vlm, trace)
 
 
 def logits_of(vlm, function):
@@ -104,7 +104,7 @@ def test_an_image_token_that_the_model_wrote_itself_is_replayed_as_a_word(vlm, m
     monkeypatch.setattr(batch, "Chooser", Says)
     trace = vpa.decode(vlm, pictures[0], QUESTION, max_new_tokens=STEPS)
     assert trace.token_ids[2] == vlm.model.config.image_token_id
-    dense = Replay(vlm, trace).dense.gather(1, torch.from_numpy(trace.token_ids.copy())[:, None])[:, 0].numpy()
+    dense = SingleSteps.of(vlm, trace).dense.gather(1, torch.from_numpy(trace.token_ids.copy())[:, None])[:, 0].numpy()
     assert np.abs(dense - trace.logprobs).max() < 1e-4
 
 
@@ -116,7 +116,7 @@ def test_rows_do_not_see_one_another(replay, monkeypatch):
     for row, step in enumerate(steps):
         alone = replay.run(np.array([step]), 2, keep_exactly(kept[row : row + 1]))
         assert np.isclose(alone.kl[0], together.kl[row], rtol=1e-3, atol=1e-7)
-    monkeypatch.setattr(replay_module, "ROWS", 3)  # in several forwards
+    monkeypatch.setattr(single_steps, "ROWS", 3)  # in several forwards
     in_parts = replay.run(steps, 2, keep_exactly(kept))
     assert np.array_equal(in_parts.kept, kept)
     assert np.allclose(in_parts.kl, together.kl, rtol=1e-3, atol=1e-7)
@@ -194,11 +194,11 @@ def test_an_order_that_is_not_known_is_left_out(vlm, trace):
 def test_what_cannot_be_replayed_is_refused(vlm, trace, replay, pictures):
     pruned = vpa.decode(vlm, pictures[0], QUESTION, pruner=TopOnce(), max_new_tokens=3)
     with pytest.raises(ValueError, match="decoded with a pruner"):
-        Replay(vlm, pruned)
+        SingleSteps.of(vlm, pruned)
     with pytest.raises(ValueError, match="decoded with weights other"):
-        Replay(vlm, trace.with_meta({**trace.meta, "model_hash": "other"}))
+        SingleSteps.of(vlm, trace.with_meta({**trace.meta, "model_hash": "other"}))
     with pytest.raises(ValueError, match="at least two tokens"):
-        Replay(vlm, vpa.decode(vlm, pictures[0], QUESTION, max_new_tokens=1))
+        SingleSteps.of(vlm, vpa.decode(vlm, pictures[0], QUESTION, max_new_tokens=1))
     for steps in ([0], [STEPS], []):
         with pytest.raises(ValueError, match="steps must be a list of numbers from 1 to 7"):
             replay.run(np.array(steps, dtype=int), 3, keep_top(1))

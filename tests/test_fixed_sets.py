@@ -10,7 +10,7 @@ from made_arms import first, made_arm, made_arms
 from made_scene import NAMED, OBJECTS, SIDE, WORDS, cell_patches, random_traces, sample_of, trace_of
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.experiments.interventions.one_step import Replay, keep_exactly
+from visionpulse_analysis.decoding.interventions.single_steps import SingleSteps, keep_exactly
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.studies.step_dependence import figures as step_figures
 from visionpulse_analysis.studies.step_dependence import fixed_set_report as report
@@ -70,7 +70,7 @@ def test_a_step_is_unharmed_where_the_replay_says_so(vlm, pictures):
     for trace in traces:
         mean = trace.attention.values[1:, 0].astype(np.float32).mean(axis=0)
         kept = np.isin(np.arange(len(mean)), np.argsort(-mean, kind="stable")[: int(0.1 * len(mean))])
-        replay = Replay(vlm, trace)
+        replay = SingleSteps.of(vlm, trace)
         blind, effect = (
             replay.run(replay.steps, 3, keep_exactly(np.tile(one, (5, 1)))) for one in (np.zeros_like(kept), kept)
         )

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.experiments.interventions.one_step import Effect, Replay, keep_exactly, keep_top
+from visionpulse_analysis.decoding.interventions.single_steps import Effect, SingleSteps, keep_exactly, keep_top
 from visionpulse_analysis.experiments.samples import Sample, scene_samples
 from visionpulse_analysis.media.patch_grid import PatchGrid
 from visionpulse_analysis.metrics.statistics import Estimate
@@ -129,7 +129,7 @@ def test_the_relevant_set_is_the_square_whose_removal_moves_most():
 def test_anchors_agree_with_a_slow_replay(vlm, traces, anchors):
     top, none, reads = [], [], []
     for trace in traces:
-        replay = Replay(vlm, trace)
+        replay = SingleSteps.of(vlm, trace)
         for step in replay.steps:
             nothing = keep_exactly(np.zeros((1, replay.n_patches), bool))
             reads.append(replay.run(np.array([step]), 0, nothing).kl[0] > LEVEL)

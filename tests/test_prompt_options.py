@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.cli import app
+from visionpulse_analysis.decoding.interventions.single_steps import SingleSteps
 from visionpulse_analysis.decoding.prompt_text import question_tokens
 from visionpulse_analysis.experiments.cache import state_of
 from visionpulse_analysis.experiments.collect import collect, key_of
-from visionpulse_analysis.experiments.interventions.one_step import Replay
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.experiments.sweeps import worker
 from visionpulse_analysis.experiments.sweeps.config import SweepConfig
@@ -146,7 +146,7 @@ def test_several_turns_with_pictures_where_they_stand(vlm, pictures):
     assert written.count(mark) == text.count(mark) == 3
     order = [text.index("look at"), text.index(mark), text.index("circle"), text.rindex("circle")]
     assert order == sorted(order) and text.index(mark, order[2]) > order[2]
-    replay = Replay(vlm, trace)
+    replay = SingleSteps.of(vlm, trace)
     assert replay.n_prompt == len(prompt.ids)
     batch = vpa.decode(vlm, [[a, c], a], [turns, "red ?"], max_new_tokens=2)
     assert batch[0].tokens == trace.tokens and "turns" not in batch[1].meta

@@ -8,9 +8,10 @@ import torch
 from slow_stages import Dense, Seen, SlowFrozen, SlowGone, SlowSkip, by_hand, kl
 
 from visionpulse_analysis.decoding.calibration import FirstTokens
-from visionpulse_analysis.experiments.interventions.layer_probe import LayerWatch, logit_lens, sink_value_ratio
-from visionpulse_analysis.experiments.interventions.teacher_forced import Passages, SkipImage
+from visionpulse_analysis.decoding.interventions import HidePatches, SkipImage, TeacherForced, UnderSelection
+from visionpulse_analysis.experiments.layer_probe import LayerWatch, logit_lens, sink_value_ratio
 from visionpulse_analysis.experiments.samples import scene_samples
+from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.pruners.shortv import ShortV, layer_contribution
 from visionpulse_analysis.pruners.vtw import VTW, withdrawal_curve
 from visionpulse_analysis.studies.three_stages.lens import lens_words
@@ -36,21 +37,22 @@ def stages(vlm, asked):
 
 @pytest.fixture(scope="module")
 def passages(vlm, asked):
-    return Passages(vlm, [one.passage for one in asked], [one.queries for one in asked])
+    return TeacherForced(vlm, [one.passage for one in asked], [one.queries for one in asked])
 
 
 @pytest.mark.parametrize(
-    ("start", "rule"),
+    ("act", "rule"),
     [
-        (lambda layout: SkipImage(layout, range(1, 4)), SlowSkip(range(1, 4))),
-        (ShortV((2,)).start, SlowFrozen(2)),
-        (VTW(3).start, SlowGone(3)),
+        (SkipImage(layers=range(1, 4)), SlowSkip(range(1, 4))),
+        (ShortV((2,)), SlowFrozen(2)),
+        (VTW(3), SlowGone(3)),
+        (HidePatches(layers=range(3, 8)), SlowGone(3)),
     ],
-    ids=["skip", "frozen", "gone"],
+    ids=["skip", "frozen", "gone", "hidden"],
 )
-def test_what_acts_in_one_pass_equals_the_rule_by_hand(vlm, asked, passages, start, rule):
-    read, _, _ = passages.read(start)
-    dense, _, _ = passages.read()
+def test_what_acts_in_one_pass_equals_the_rule_by_hand(vlm, asked, passages, act, rule):
+    read = passages.read(passages.under(act) if isinstance(act, Pruner) else act)
+    dense = passages.read()
     for row, one in enumerate(asked):
         for place in range(2):
             assert np.allclose(read[row, place], by_hand(vlm, one, place, rule), **CLOSE)
@@ -89,7 +91,7 @@ def _greedy(vlm, sample):
 
 def test_what_is_watched_is_what_each_layer_does(vlm, asked, passages):
     watch = LayerWatch(passages.layout, passages.queries)
-    passages.read(lambda _: watch)
+    passages.read(UnderSelection(watch))
     for row, one in enumerate(asked):
         seen = Seen()
         by_hand(vlm, one, 1, seen)

@@ -10,7 +10,7 @@ import torch
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis._util.torch_settings import own_settings
-from visionpulse_analysis.experiments.interventions.teacher_forced import Passages
+from visionpulse_analysis.decoding.interventions import TeacherForced
 
 QUESTIONS = ["where is the red circle ?", "how many ?"]
 
@@ -81,12 +81,12 @@ def test_no_setting_changes_a_decode(vlm, pictures, known, setting):
 
 def test_no_setting_changes_what_is_loaded_or_read_in_one_pass(scenes_folder, vlm, pictures):
     prompt = vlm.prompt(pictures[0], QUESTIONS[0])
-    expected = Passages(vlm, [prompt], [[len(prompt.ids) - 1]]).read()[0]
+    expected = TeacherForced(vlm, [prompt], [[len(prompt.ids) - 1]]).read()
     for setting in SETTINGS[:3]:
         with set_to(*setting):
             loaded = vpa.load(str(scenes_folder), device="cpu")
-            passages = Passages(loaded, [loaded.prompt(pictures[0], QUESTIONS[0])], [[len(prompt.ids) - 1]])
-            found = passages.read()[0]
+            passages = TeacherForced(loaded, [loaded.prompt(pictures[0], QUESTIONS[0])], [[len(prompt.ids) - 1]])
+            found = passages.read()
         assert loaded.weights_hash == vlm.weights_hash and np.array_equal(found, expected)
 
 

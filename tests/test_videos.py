@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import visionpulse_analysis as vpa
 from visionpulse_analysis import figures
 from visionpulse_analysis.cli import app
-from visionpulse_analysis.experiments.interventions.one_step import Replay
+from visionpulse_analysis.decoding.interventions.single_steps import SingleSteps
 from visionpulse_analysis.figures.overlays import OPACITY
 from visionpulse_analysis.figures.style import HEAT_CMAP
 from visionpulse_analysis.studies.quickstart.figures import draw_film_strip
@@ -160,8 +160,8 @@ def test_tables_and_boxes_keep_the_frames(traced, tmp_path):
 
 
 def test_replay_reads_the_video_of_the_trace(vlm, traced):
-    replay = Replay(vlm, traced.trace)
-    assert np.array_equal(replay.places.numpy(), traced.trace.grid.position)
+    replay = SingleSteps.of(vlm, traced.trace)
+    assert np.array_equal(replay.layout.places[0].numpy(), traced.trace.grid.position)
 
 
 def test_the_film_strip_shows_every_frame_with_its_own_map(traced):

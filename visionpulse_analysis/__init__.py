@@ -10,6 +10,9 @@ from typing import Any
 __version__ = "0.1.0"
 
 _MODULE_OF = {
+    "AblateHeads": "decoding.interventions",
+    "HidePatches": "decoding.interventions",
+    "PatchActivations": "decoding.interventions",
     "PatchGrid": "media.patch_grid",
     "PromptOptions": "models.families",
     "Sample": "decoding.sampling",
@@ -26,6 +29,7 @@ _MODULE_OF = {
     "create_trace": "traces",
     "decode": "decoding",
     "explore": "explorer",
+    "intervene": "decoding.interventions",
     "list_pruners": "pruners",
     "list_quantities": "attention.quantities",
     "load": "models.loading",

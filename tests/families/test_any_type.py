@@ -68,6 +68,23 @@ def test_rows_and_tokens_are_those_of_the_models_own_generate(stranger, photos):
         assert np.abs(trace.mass.values - batched.mass.values).max() < 1e-5
 
 
+def test_interventions_act_on_it_or_are_refused_by_name(stranger, photos):
+    vlm, row = stranger.vlm, (photos[0], QUESTIONS[0])
+    last = vlm.attention_layers[-1]
+    acts = [vpa.HidePatches(layers=[last]), vpa.AblateHeads([1], layers=[last]), vpa.PatchActivations(np.ones(32), 1)]
+    for act in acts:
+        said = vpa.intervene(vlm, row, act, max_new_tokens=STEPS)
+        told = vpa.intervene(vlm, row, act, answer=said.token.values[0, :-1].tolist())
+        assert np.allclose(told.logprobs, said.logprobs, rtol=1e-3, atol=1e-4)
+        dense = vpa.intervene(vlm, row, answer=said.token.values[0, :-1].tolist())
+        assert np.abs(told.logprobs - dense.logprobs).max() > 0
+    if len(vlm.attention_layers) < vlm.n_layers:
+        with pytest.raises(ValueError, match=r"HidePatches: layers .* have no softmax attention"):
+            vpa.intervene(vlm, row, vpa.HidePatches())
+        with pytest.raises(ValueError, match="cannot be read alone"):
+            vpa.intervene(vlm, row, answer=[1, 2], alone=True)
+
+
 def test_every_token_of_a_prompt_is_of_one_of_three_kinds(stranger, photos):
     prompt = stranger.vlm.prompt(photos[:1], QUESTIONS[0])
     kinds = [prompt.text_at, prompt.grid.position, prompt.others]

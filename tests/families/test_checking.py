@@ -16,7 +16,7 @@ from visionpulse_analysis.attention import Recorder
 from visionpulse_analysis.attention.sparse import Gathered
 from visionpulse_analysis.cli import app
 from visionpulse_analysis.decoding import Batch
-from visionpulse_analysis.decoding.exactness import checks, forward, vision
+from visionpulse_analysis.decoding.exactness import checks, rounding, vision
 from visionpulse_analysis.models.families.cells import Cells
 
 
@@ -50,9 +50,9 @@ def failed(vlm) -> list[str]:
 
 @pytest.mark.alike
 def test_a_wrong_row(small, monkeypatch):
-    right = forward.newest_logits
+    right = rounding.newest_logits
     monkeypatch.setattr(
-        forward, "newest_logits", lambda query, key, mask, scaling: right(query, key, mask, 1.01 * scaling)
+        rounding, "newest_logits", lambda query, key, mask, scaling: right(query, key, mask, 1.01 * scaling)
     )
     assert failed(small) == ["row times values is the kernel's output", "masked equals gathered"]
 
@@ -60,7 +60,9 @@ def test_a_wrong_row(small, monkeypatch):
 @pytest.mark.alike
 def test_a_recorder_that_mixes_up_layers(small, monkeypatch):
     right = Recorder.take
-    monkeypatch.setattr(Recorder, "take", lambda self: tuple(part.roll(1, dims=1) for part in right(self)))
+    monkeypatch.setattr(
+        Recorder, "take", lambda self: {name: part.roll(1, dims=1) for name, part in right(self).items()}
+    )
     assert failed(small) == ["rows are those of eager attention"]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.decoding.exactness.forward import forced
+from visionpulse_analysis.decoding.exactness.rounding import forced
 
 KIND = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
 if KIND is None:

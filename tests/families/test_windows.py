@@ -12,7 +12,7 @@ from tiny_parts import PATCH, Tiny, text, tokenizer, tower
 from transformers import DynamicCache
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.experiments.interventions.one_step import Replay
+from visionpulse_analysis.decoding.interventions.single_steps import SingleSteps
 from visionpulse_analysis.models.processors import pil_class
 
 STEPS = 6
@@ -116,4 +116,4 @@ def test_a_batch_equals_each_row_alone(windowed, pruner):
 def test_replay_wants_layers_that_see_the_whole_trace(windowed):
     trace = vpa.decode(windowed.vlm, windowed.photo, QUESTIONS[1], max_new_tokens=STEPS)
     with pytest.raises(ValueError, match="sees a sliding window, which is shorter than this trace"):
-        Replay(windowed.vlm, trace)
+        SingleSteps.of(windowed.vlm, trace)

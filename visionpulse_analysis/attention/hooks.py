@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 class Watcher(Protocol):
     """What is told of every layer: states [row, token, width] that enter it, and those that leave it."""
 
-    def enter(self, layer: int, block: Any, states: torch.Tensor) -> None: ...
+    def enter(self, layer: int, block: Any, states: torch.Tensor) -> torch.Tensor | None:
+        """New states to read instead, or None."""
+        ...
 
     def leave(self, layer: int, states: torch.Tensor) -> torch.Tensor | None:
         """New states to hand on instead, or None."""
@@ -41,8 +43,11 @@ def watch_layers(model: Any, watcher: Watcher, needed: bool = True) -> Iterator[
 
 
 def _entering(watcher: Watcher, number: int):
-    def hook(block: Any, args: tuple, options: dict[str, Any]) -> None:
-        watcher.enter(number, block, args[0] if args else options["hidden_states"])
+    def hook(block: Any, args: tuple, options: dict[str, Any]) -> Any:
+        states = watcher.enter(number, block, args[0] if args else options["hidden_states"])
+        if states is None:
+            return None
+        return ((states, *args[1:]), options) if args else (args, {**options, "hidden_states": states})
 
     return hook
 

@@ -77,8 +77,7 @@ class Batch:
         known = not isinstance(vlm.family, Stock)
         self.takes_mask = grows_in_place(self.cache) and vlm.sees_everything and known
         self.real: torch.Tensor | None = None
-        taken = signature(vlm.model.forward).parameters
-        self.newest_alone = {"logits_to_keep": 1} if "logits_to_keep" in taken else {}
+        self.newest_alone = newest_logits_only(vlm.model, 1)
 
     def _layout(self, prompts: list[Prompt]) -> Layout:
         vlm, rows = self.vlm, len(prompts)
@@ -344,6 +343,11 @@ class Batch:
     def _rearranged(self, layout: Layout) -> None:
         self.layout, self.attention, self.real = layout, None, None
         self.recorder = Recorder(layout, self.options.layers, self.options.heads, self.options.record)
+
+
+def newest_logits_only(model: Any, count: int) -> dict[str, int]:
+    """What tells a model to compute the logits of the newest ``count`` tokens alone; nothing, where it gives all."""
+    return {"logits_to_keep": count} if "logits_to_keep" in signature(model.forward).parameters else {}
 
 
 def _joined(layout: Layout, rows: torch.Tensor, other: Layout, shift: int) -> Layout:

@@ -16,8 +16,8 @@ import torch
 from visionpulse_analysis.attention import Execution
 from visionpulse_analysis.attention.routing import active_interceptors
 from visionpulse_analysis.decoding import decode
-from visionpulse_analysis.decoding.exactness.forward import OneUnitOff, RowsTimesValues, forced
 from visionpulse_analysis.decoding.exactness.report import Finding, Report
+from visionpulse_analysis.decoding.exactness.rounding import OneUnitOff, RowsTimesValues, forced
 from visionpulse_analysis.decoding.exactness.vision import brighten, lit
 from visionpulse_analysis.models.families import Prompt
 from visionpulse_analysis.models.loading import VLM
@@ -57,7 +57,7 @@ class _Subject:
         vlm, prompt, layers = self.vlm, self.vlm.prompt(_noise(), QUESTION), self.vlm.attention_layers
         plain = forced(vlm, prompt, _answer(vlm), layers=layers)
         said = torch.log_softmax(plain.logits, dim=1)
-        noisy = [forced(vlm, prompt, _answer(vlm), layers=layers, witness=OneUnitOff(seed)) for seed in range(NOISES)]
+        noisy = [forced(vlm, prompt, _answer(vlm), layers=layers, watcher=OneUnitOff(seed)) for seed in range(NOISES)]
         worst = _Floor(
             max(float((torch.log_softmax(one.logits, dim=1) - said).abs().max()) for one in noisy),
             max(float((one.rows - plain.rows).abs().max() / plain.rows.max()) for one in noisy),
@@ -140,12 +140,12 @@ def _answer(vlm: VLM) -> list[int]:
 
 
 def _rows_times_values(subject: _Subject) -> Finding:
-    vlm, witness = subject.vlm, RowsTimesValues()
-    forced(vlm, vlm.prompt(_noise(), QUESTION), _answer(vlm), witness=witness)
-    missing = set(vlm.attention_layers) - witness.layers
+    vlm, watcher = subject.vlm, RowsTimesValues()
+    forced(vlm, vlm.prompt(_noise(), QUESTION), _answer(vlm), watcher=watcher)
+    missing = set(vlm.attention_layers) - watcher.layers
     if missing:
         return Finding("", False, note=f"layers {sorted(missing)} never called the attention function")
-    return _within(witness.worst, UNITS, "units of rounding, worst head of all layers")
+    return _within(watcher.worst, UNITS, "units of rounding, worst head of all layers")
 
 
 @torch.inference_mode()
@@ -181,16 +181,16 @@ def _recording(subject: _Subject) -> Finding:
 def _gathered(subject: _Subject) -> Finding:
     vlm, pruner = subject.vlm, VisionPulse(budget=0.25)
     prompt, answer = vlm.prompt(_noise(), QUESTION), _answer(vlm)
-    witness = RowsTimesValues()
+    watcher = RowsTimesValues()
     masked, gathered = (
-        torch.log_softmax(forced(vlm, prompt, answer, pruner=pruner, execution=way, witness=witness).logits, dim=1)
+        torch.log_softmax(forced(vlm, prompt, answer, pruner=pruner, execution=way, watcher=watcher).logits, dim=1)
         for way in get_args(Execution)
     )
     # Through many layers in a half precision, rounding moves the words as far as a wrong key would; each layer's own
     # output tells them apart.
     apart, allowed = float((masked - gathered).abs().max()), FLOORS * subject.floor.logprob
     note = f"units of rounding, worst head of all layers; log probabilities {apart:.2g} (at most {allowed:.1g})"
-    found = _within(witness.worst, UNITS, note)
+    found = _within(watcher.worst, UNITS, note)
     return replace(found, passed=found.passed and apart <= allowed)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from visionpulse_analysis.experiments.interventions.one_step import Replay, keep_exactly, keep_top
+from visionpulse_analysis.decoding.interventions.single_steps import SingleSteps, keep_exactly, keep_top
 from visionpulse_analysis.media.patch_grid import PatchGrid
 from visionpulse_analysis.metrics.statistics import Estimate
 from visionpulse_analysis.models.loading import VLM
@@ -131,7 +131,7 @@ def compare_anchors(
     Raises
     ------
     ValueError
-        If no layer or trace is given, or no step reads the image; or as :class:`Replay`.
+        If no layer or trace is given, or no step reads the image; or as :class:`SingleSteps`.
     """
     if not len(layers) or not len(traces) or most_steps < 1 or not 0 < fraction <= 1:
         raise ValueError(
@@ -141,7 +141,7 @@ def compare_anchors(
     found: dict[str, list[np.ndarray]] = {}
     reading, null = [], []
     for number, trace in enumerate(traces):
-        replay = Replay(vlm, trace)
+        replay = SingleSteps.of(vlm, trace)
         reads = replay.run(replay.steps, 0, keep_exactly(_nothing(replay, replay.steps))).kl > level
         reading.append(reads)
         steps = replay.steps[reads]
@@ -183,7 +183,7 @@ def compare_anchors(
     )
 
 
-def relevant_patches(replay: Replay, grid: PatchGrid, steps: np.ndarray, fraction: float) -> np.ndarray:
+def relevant_patches(replay: SingleSteps, grid: PatchGrid, steps: np.ndarray, fraction: float) -> np.ndarray:
     """The squares of patches that single steps depend on most: bool [step, patch].
 
     Each square of 2 x 2 patches is hidden alone, in every layer of that step; the squares with the largest KL are
@@ -204,7 +204,7 @@ def squares(grid: PatchGrid) -> np.ndarray:
 
 
 def _one_trace(
-    replay: Replay,
+    replay: SingleSteps,
     steps: np.ndarray,
     relevant: np.ndarray,
     layers: Sequence[int],
@@ -235,5 +235,5 @@ def _one_trace(
     return {name: np.array(value) for name, value in rows.items()}
 
 
-def _nothing(replay: Replay, steps: np.ndarray) -> np.ndarray:
+def _nothing(replay: SingleSteps, steps: np.ndarray) -> np.ndarray:
     return np.zeros((len(steps), replay.n_patches), dtype=bool)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 
-from visionpulse_analysis.experiments.interventions.one_step import Choose, Replay, keep_exactly, keep_top
+from visionpulse_analysis.decoding.interventions.single_steps import Choose, SingleSteps, keep_exactly, keep_top
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.top_k import float64
@@ -65,7 +65,7 @@ def causal_usage(
     Raises
     ------
     ValueError
-        No level, or not as many samples as traces; else as :class:`Replay` and :func:`smallest_k`.
+        No level, or not as many samples as traces; else as :class:`SingleSteps` and :func:`smallest_k`.
     """
     if not len(levels) or (len(samples) and len(samples) != len(traces)):
         raise ValueError(
@@ -73,12 +73,20 @@ def causal_usage(
             "sample per trace or none"
         )
     return [
-        _usage(Replay(vlm, trace), trace, layer, tuple(map(float, levels)), samples[number] if len(samples) else None)
+        _usage(
+            SingleSteps.of(vlm, trace),
+            trace,
+            layer,
+            tuple(map(float, levels)),
+            samples[number] if len(samples) else None,
+        )
         for number, trace in enumerate(traces)
     ]
 
 
-def _usage(replay: Replay, trace: Trace, layer: int, levels: tuple[float, ...], sample: Sample | None) -> CausalUsage:
+def _usage(
+    replay: SingleSteps, trace: Trace, layer: int, levels: tuple[float, ...], sample: Sample | None
+) -> CausalUsage:
     steps = replay.steps
     blind = replay.run(steps, layer, keep_exactly(np.zeros((len(steps), replay.n_patches), dtype=bool))).kl
     orders = _priorities(trace, layer, sample)
@@ -126,7 +134,7 @@ def _priorities(trace: Trace, layer: int, sample: Sample | None) -> dict[str, np
 
 
 def smallest_k(
-    replay: Replay,
+    replay: SingleSteps,
     layer: int,
     level: float | np.ndarray,
     steps: np.ndarray | None = None,
@@ -141,7 +149,7 @@ def smallest_k(
 
     Parameters
     ----------
-    replay : Replay
+    replay : SingleSteps
     layer : int
         The anchor layer.
     level : float, or float [step]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from visionpulse_analysis.experiments.interventions.one_step import Replay, keep_exactly
+from visionpulse_analysis.decoding.interventions.single_steps import SingleSteps, keep_exactly
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.metrics.attention import coverage, top_set
 from visionpulse_analysis.metrics.statistics import Claim, Estimate, judge, paired_difference, permutation_test
@@ -184,7 +184,7 @@ def _of_trace(
     steps, shown = len(trace) - 1, _shown(trace, sample)
     unharmed = same_word = dict.fromkeys(sets, np.full(steps, np.nan))
     if vlm is not None:
-        replay = Replay(vlm, trace)
+        replay = SingleSteps.of(vlm, trace)
         given = [np.zeros((steps, len(trace.grid)), dtype=bool), *sets.values()]
         # All sets in one go: the rows of a forward cost little, the forward much.
         effect = replay.run(np.tile(replay.steps, len(given)), layer, keep_exactly(np.concatenate(given)))

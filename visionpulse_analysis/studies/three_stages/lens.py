@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from visionpulse_analysis.experiments.interventions.layer_probe import LayerWatch, logit_lens
-from visionpulse_analysis.experiments.interventions.teacher_forced import Passages
+from visionpulse_analysis.decoding.interventions import TeacherForced, UnderSelection
+from visionpulse_analysis.experiments.layer_probe import LayerWatch, logit_lens
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.studies.three_stages.measure import PLACES, Asked
 
 
 def lens_words(vlm: VLM, one: Asked, count: int = 3) -> pd.DataFrame:
     """The ``count`` most probable words, best first: a row for every layer and the output, a column for each query."""
-    passages = Passages(vlm, [one.passage], [one.queries])
+    passages = TeacherForced(vlm, [one.passage], [one.queries])
     watch = LayerWatch(passages.layout, passages.queries)
-    dense, _, _ = passages.read(lambda _: watch)
+    dense = passages.read(UnderSelection(watch))
     read = [*(logit_lens(vlm, states)[0] for states in watch.states), dense[0]]
     said = (one.answer[0], one.answer[-1])
     columns = {

@@ -11,15 +11,20 @@ import numpy as np
 import torch
 
 from visionpulse_analysis.decoding import decode
-from visionpulse_analysis.experiments.interventions.layer_probe import LayerWatch, logit_lens, sink_value_ratio
-from visionpulse_analysis.experiments.interventions.teacher_forced import Passages, SkipImage, Start
+from visionpulse_analysis.decoding.interventions import (
+    HidePatches,
+    Intervention,
+    SkipImage,
+    TeacherForced,
+    UnderSelection,
+)
+from visionpulse_analysis.experiments.layer_probe import LayerWatch, logit_lens, sink_value_ratio
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.metrics.attention import kl_divergence
 from visionpulse_analysis.metrics.statistics import Estimate, cluster_bootstrap
 from visionpulse_analysis.models.families import Prompt
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.shortv import ShortV
-from visionpulse_analysis.pruners.vtw import VTW
 
 PLACES = ("end of the prompt", "most visual step")
 
@@ -141,8 +146,8 @@ def ask(vlm: VLM, samples: Sequence[Sample], *, max_new_tokens: int = 48, batch_
             for prompt, answer in zip(prompts[part], answers, strict=True)
         ]
         whole = [prompt.answered(answer[:-1]) for prompt, answer in zip(prompts[part], answers, strict=True)]
-        passages = Passages(vlm, whole, queries)
-        effects = kl_divergence(passages.read(VTW(0).start)[0], passages.read()[0])
+        passages = TeacherForced(vlm, whole, queries)
+        effects = kl_divergence(passages.read(HidePatches()), passages.read())
         for sample, prompt, answer, trace, effect in zip(
             samples[part], prompts[part], answers, traces[part], effects, strict=True
         ):
@@ -199,13 +204,13 @@ def shallow_layers(n_layers: int) -> int:
 
 def _examine(vlm: VLM, asked: Sequence[Asked], width: int, fraction: float) -> dict[str, np.ndarray]:
     """The results of one batch by name, each with samples last."""
-    passages = Passages(vlm, [one.passage for one in asked], [one.queries for one in asked])
+    passages = TeacherForced(vlm, [one.passage for one in asked], [one.queries for one in asked])
     watch = LayerWatch(passages.layout, passages.queries)
-    dense, _, _ = passages.read(lambda _: watch)
+    dense = passages.read(UnderSelection(watch))
 
-    def divergence(starts: Sequence[Start], measure: Callable[..., np.ndarray] = kl_divergence) -> np.ndarray:
-        """[place, start, row]"""
-        return np.array([measure(passages.read(start)[0], dense).T for start in starts]).swapaxes(0, 1)
+    def divergence(acts: Sequence[Intervention], measure: Callable[..., np.ndarray] = kl_divergence) -> np.ndarray:
+        """[place, intervention, row]"""
+        return np.array([measure(passages.read(one), dense).T for one in acts]).swapaxes(0, 1)
 
     def both_ways(changed: np.ndarray, reference: np.ndarray) -> np.ndarray:
         """[row, place, direction]"""
@@ -213,9 +218,9 @@ def _examine(vlm: VLM, asked: Sequence[Asked], width: int, fraction: float) -> d
 
     layers = range(vlm.n_layers)
     lenses = [logit_lens(vlm, states) for states in watch.states] + [dense]
-    contribution = divergence([ShortV((layer,)).start for layer in layers], both_ways)
-    withdrawn = divergence([VTW(layer).start for layer in layers])
-    windows = [_skipping(range(first, first + width)) for first in range(vlm.n_layers - width + 1)]
+    contribution = divergence([passages.under(ShortV((layer,))) for layer in layers], both_ways)
+    withdrawn = divergence([HidePatches(layers=range(layer, vlm.n_layers)) for layer in layers])
+    windows = [SkipImage(layers=range(first, first + width)) for first in range(vlm.n_layers - width + 1)]
     return {
         "effect": withdrawn[:, 0],
         "lens": np.array([kl_divergence(one, dense).T for one in lenses]).swapaxes(0, 1),
@@ -224,7 +229,7 @@ def _examine(vlm: VLM, asked: Sequence[Asked], width: int, fraction: float) -> d
         "sink_ratio": _sink_ratios(watch, fraction),
         "cosine": np.array([one.T for one in watch.cosines]).swapaxes(0, 1),
         "window": divergence(windows),
-        "shallow": divergence([_skipping(range(shallow_layers(vlm.n_layers)))])[:, 0],
+        "shallow": divergence([SkipImage(layers=range(shallow_layers(vlm.n_layers)))])[:, 0],
         "withdrawn": withdrawn,
         "frozen": contribution[0].swapaxes(0, 1),
         "frozen_reverse": contribution[1].swapaxes(0, 1),
@@ -245,7 +250,3 @@ def _sink_ratios(watch: LayerWatch, fraction: float) -> np.ndarray:
             for place in places
         ]
     )
-
-
-def _skipping(layers: range) -> Start:
-    return lambda layout: SkipImage(layout, layers)

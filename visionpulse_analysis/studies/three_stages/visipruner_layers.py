@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from visionpulse_analysis import figures
 from visionpulse_analysis.attention.prefill import Prefill
-from visionpulse_analysis.experiments.interventions.teacher_forced import Passages
+from visionpulse_analysis.decoding.interventions import TeacherForced
 from visionpulse_analysis.metrics.statistics import Estimate, proportion_interval
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.visipruner import VisiPruner
@@ -67,18 +67,18 @@ def _choose(vlm: VLM, asked: Sequence[Asked], pruner: VisiPruner, place: int, ba
         some = asked[start : start + batch_size]
         # VisiPruner judges by the last token of what it is given, so the passage ends at the query.
         prompts = [one.passage if place else vlm.prompt(one.sample.image, one.sample.question) for one in some]
-        passages = Passages(vlm, prompts, [[one.queries[place]] for one in some])
-        dense, _, _ = passages.read()
-        pruned, selection, prefill = passages.read(pruner.start)
-        chosen: Any = selection
+        passages = TeacherForced(vlm, prompts, [[one.queries[place]] for one in some])
+        under = passages.under(pruner)
+        dense, pruned = passages.read(), passages.read(under)
+        chosen: Any = under.selection
         layers = chosen.filter_layer.cpu().numpy()
-        kept = [_share_left(passages, prefill, row, layer) for row, layer in enumerate(layers)]
+        kept = [_share_left(passages, under.prefill, row, layer) for row, layer in enumerate(layers)]
         changed = pruned[:, 0].argmax(-1) != dense[:, 0].argmax(-1)
         parts.append((layers, chosen.exit_layer.cpu().numpy(), np.array(kept), changed))
     return Chosen(vlm.n_layers, *(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _share_left(passages: Passages, prefill: Prefill, row: int, layer: int) -> float:
+def _share_left(passages: TeacherForced, prefill: Prefill, row: int, layer: int) -> float:
     if layer in (NONE, len(prefill.kept) - 1):
         return float("nan")
     left = prefill.kept[layer + 1]

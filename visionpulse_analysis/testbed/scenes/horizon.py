@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from visionpulse_analysis.attention.routing import Call, intercept
+from visionpulse_analysis.decoding.interventions import Acting, HidePatches, Tokens
 from visionpulse_analysis.models.loading import VLM
+from visionpulse_analysis.pruners.view import Layout
 from visionpulse_analysis.testbed.scenes.questions import Question, TokenTruth, reason
 from visionpulse_analysis.testbed.training.batches import KINDS, pack
 from visionpulse_analysis.testbed.training.evaluation_set import Item
+from visionpulse_analysis.testbed.training.packing import Batch
 from visionpulse_analysis.testbed.training.scoring import hidden_states
 
 PLACES = ("row", "column")
@@ -57,11 +59,10 @@ def read_tokens(vlm: VLM, items: list[Item]) -> dict[str, list[np.ndarray]]:
     found: dict[str, list[np.ndarray]] = {kind: [] for kind in PLACES}
     for start in range(0, len(items), 8):
         batch = pack([(item.scene, _true_traces(item)) for item in items[start : start + 8]]).to(vlm.model.device)
-        chosen = batch.target != -100
-        is_patch = batch.ids == vlm.model.config.image_token_id
+        chosen, tokens = batch.target != -100, _tokens_of(vlm, batch)
         right = []
         for cut in range(vlm.n_layers + 1):
-            with intercept(vlm.model, _blind_from(cut, batch.prefix, is_patch)):
+            with Acting(vlm, [HidePatches(layers=range(cut, vlm.n_layers), steps=[0])]).on(tokens):
                 logits = vlm.model.lm_head(hidden_states(vlm.model, batch)[chosen])
             right.append(logits.argmax(-1) == batch.target[chosen])
         by_layer, owners = torch.stack(right).cpu().numpy(), chosen.nonzero()[:, 0].cpu().numpy()
@@ -77,14 +78,14 @@ def _true_traces(item: Item) -> list[tuple[Question, list[TokenTruth]]]:
     return [(question, reason(item.scene, question, rng)) for question in asked]
 
 
-def _blind_from(cut: int, prefix: int, is_patch: torch.Tensor):
-    """Attention in which rows after the prefix do not see patches from layer ``cut`` on."""
-
-    def attend(call: Call):
-        if call.layer >= cut:
-            mask = call.mask.clone()
-            mask[:, :, prefix:] &= ~is_patch[:, None, None]
-            call = call.under(mask)
-        return call.run()
-
-    return attend
+def _tokens_of(vlm: VLM, batch: Batch) -> Tokens:
+    """The tokens of packed rows, of which all after the shared prefix count as step 0."""
+    rows, width = batch.ids.shape
+    column = torch.arange(width, device=batch.ids.device)
+    places = (batch.ids == vlm.model.config.image_token_id).nonzero()[:, 1].view(rows, -1)
+    layout = Layout(
+        torch.ones_like(places, dtype=torch.bool), places, torch.zeros_like(places[:, 0]), vlm.n_layers,
+        vlm.default_anchor, [0] * rows, torch.zeros_like(batch.ids, dtype=torch.bool),
+    )  # fmt: skip
+    step = torch.where(column < batch.prefix, -1, 0)
+    return Tokens(layout, column.expand(rows, -1), step.expand(rows, -1), column, width)
