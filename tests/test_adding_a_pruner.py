@@ -44,7 +44,7 @@ def test_the_example_is_all_that_a_new_pruner_needs(tmp_path, scenes_folder, pic
     [example] = [block for block in blocks if "(BeforeModel)" in block]
     assert len(example.splitlines()) <= 40
     for folder in ("visionpulse_analysis", "tests"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / folder, tmp_path / folder)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (tmp_path / "visionpulse_analysis/pruners/longest_embedding.py").write_text(example)
     Image.fromarray(pictures[0]).save(tmp_path / "scene.png")

@@ -55,24 +55,23 @@ def test_parts_and_batches_give_the_same_traces(vlm, decoded, monkeypatch, tmp_p
     assert [t.token_ids.tolist() for t in parts] == [t.token_ids.tolist() for t in whole]
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"seed": 1},
-        {"pruner": vpa.VisionPulse()},
-        {"sample": Sampling(0.7)},
-        {"layers": [1, 2]},
-        {"heads": "all"},
-        {"max_new_tokens": 4},
-        {"execution": "gathered"},
-    ],
-    ids=str,
-)
-def test_a_changed_option_decodes_again(vlm, samples, decoded, changed):
+CHANGED = [
+    {"seed": 1},
+    {"pruner": vpa.VisionPulse()},
+    {"sample": Sampling(0.7)},
+    {"layers": [1, 2]},
+    {"heads": "all"},
+    {"max_new_tokens": 4},
+    {"execution": "gathered"},
+]
+
+
+def test_a_changed_option_decodes_again(vlm, samples, decoded):
     collect(vlm, samples, **SHORT)
-    for _ in range(2):
-        collect(vlm, samples, **{**SHORT, **changed})
-    assert len(decoded) == 2
+    for number, changed in enumerate(CHANGED, start=2):
+        for _ in range(2):
+            collect(vlm, samples, **{**SHORT, **changed})
+        assert len(decoded) == number, changed
 
 
 def test_a_changed_pruner_decodes_again(vlm, samples, decoded):
@@ -87,27 +86,26 @@ def change_pixel(samples):
     return [samples[0], dataclasses.replace(samples[1], image=image), samples[2]]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        change_pixel,
-        lambda samples: [dataclasses.replace(one, id=f"{one.id}-again") for one in samples],
-        lambda samples: [dataclasses.replace(one, question="where is the dog ?") for one in samples],
-        lambda samples: [dataclasses.replace(samples[0], question="where is the red circle ? ?"), *samples[1:]],
-        lambda samples: samples[:2],
-        lambda samples: samples[::-1],
-    ],
-    ids=["pixel", "ids", "unknown word", "question", "fewer", "order"],
-)
-def test_changed_samples_are_decoded_again(vlm, samples, decoded, change):
+CHANGES = {
+    "pixel": change_pixel,
+    "ids": lambda samples: [dataclasses.replace(one, id=f"{one.id}-again") for one in samples],
+    "unknown word": lambda samples: [dataclasses.replace(one, question="where is the dog ?") for one in samples],
+    "question": lambda samples: [dataclasses.replace(samples[0], question="where is the red ? ?"), *samples[1:]],
+    "fewer": lambda samples: samples[:2],
+    "order": lambda samples: samples[::-1],
+}
+
+
+def test_changed_samples_are_decoded_again(vlm, samples, decoded):
     # A word that the model does not know: its prompt is the same for every such word.
     samples = [dataclasses.replace(one, question="where is the cat ?") for one in samples]
     collect(vlm, samples, **SHORT)
-    changed = change(samples)
-    traces = collect(vlm, changed, **SHORT)
-    assert len(decoded) == 2
-    assert [t.question for t in traces] == [s.question for s in changed]
-    assert all(np.array_equal(t.images[0], s.image) for t, s in zip(traces, changed, strict=True))
+    for number, (name, change) in enumerate(CHANGES.items(), start=2):
+        changed = change(samples)
+        traces = collect(vlm, changed, **SHORT)
+        assert len(decoded) == number, name
+        assert [t.question for t in traces] == [s.question for s in changed]
+        assert all(np.array_equal(t.images[0], s.image) for t, s in zip(traces, changed, strict=True))
 
 
 def test_images_that_look_alike_after_resizing_keep_their_own_traces(vlm, decoded):

@@ -387,11 +387,21 @@ READ = ["torch.load('scores.pt')", "torch.from_numpy(np.loadtxt('scores.txt'))[N
         "globals()['score'](layout.patches)", "torch.full((1, 64), float(datetime.datetime.now().second))"]  # fmt: skip
 
 
-@pytest.mark.parametrize("body", [*DRAWN, *READ])
-def test_a_pruner_that_draws_or_takes_from_outside_is_not_kept(vlm, samples, cell, body, tmp_path, monkeypatch):
+@pytest.fixture
+def scores(tmp_path, monkeypatch):
+    """What some of the pruners above read."""
     monkeypatch.chdir(tmp_path)
     torch.save(torch.arange(64.0)[None], "scores.pt")
     np.savetxt("scores.txt", np.arange(64.0))
+
+
+@pytest.mark.parametrize("body", [*DRAWN, *READ])
+def test_a_pruner_that_draws_or_takes_from_outside_has_no_key(cell, body, scores):
+    assert kept.part_of_key(cell(body=body)) is None
+
+
+@pytest.mark.parametrize("body", [DRAWN[0], READ[0]])
+def test_a_pruner_that_draws_or_takes_from_outside_is_not_kept(vlm, samples, cell, body, scores):
     pruner = cell(body=body)
     assert decoded(vlm, samples, pruner=pruner) == 0
     arms.decode_arms(vlm, samples, {"mine": pruner}, max_new_tokens=2)
@@ -611,8 +621,8 @@ for line in sys.stdin:
 @pytest.mark.slow
 def test_a_file_edited_under_a_running_process_counts_in_the_next_one_only(scenes_folder, tmp_path, monkeypatch):
     package = tmp_path / "code" / "visionpulse_analysis"
-    shutil.copytree(Path(vpa.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    environment = {**os.environ, "PYTHONPATH": str(package.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    shutil.copytree(Path(vpa.__file__).parent, package)  # compiled files too: they save seconds
+    environment = {**os.environ, "PYTHONPATH": str(package.parent)}
     words = [sys.executable, "-c", EDITED, str(scenes_folder)]
 
     def start():

@@ -143,20 +143,21 @@ def test_a_folder_without_notebooks_is_an_error(tmp_path):
         notebooks.list_notebooks(tmp_path)
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_run_all_checks_every_notebook_first_and_reports_the_times(folder, tmp_path, jobs):
-    lines, options = [], {"folder": folder, "out": tmp_path / "results", "jobs": jobs}
+def test_run_all_checks_every_notebook_first_and_stops_at_a_failure(folder, tmp_path):
+    lines, options = [], {"folder": folder, "out": tmp_path / "results", "jobs": 1}
     with pytest.raises(ValueError, match="unknown parameter 'm'"):
         notebooks.run_all({"m": 1}, **options, report=lines.append)
     assert not (tmp_path / "results").exists() and lines == []
-
     with pytest.raises(notebooks.NotebookError, match="01_fails"):
         notebooks.run_all({"n": 1}, **options, report=lines.append)
     assert not any("01_fails" in line or "all" in line for line in lines)
 
-    lines.clear()
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_run_all_reports_the_times(folder, tmp_path, jobs):
+    lines: list[str] = []
     shutil.copy(folder / "00_works.ipynb", folder / "01_fails.ipynb")
-    results = notebooks.run_all(**options, report=lines.append)
+    results = notebooks.run_all(folder=folder, out=tmp_path / "results", jobs=jobs, report=lines.append)
     assert [result.name for result in results] == ["00_works", "01_fails"]
     assert sorted(re.sub(r"\d+\.\d", "T", line) for line in lines[:2]) == ["00_works: T s", "01_fails: T s"]
     assert re.fullmatch(r"all 2 notebooks: \d+\.\d s", lines[2])
