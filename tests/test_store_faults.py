@@ -25,7 +25,7 @@ KILLED = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 from made_steps import header, step
-from visionpulse_analysis.store import TraceStore
+from visionpulse_analysis.traces.store import TraceStore
 writer = TraceStore(sys.argv[2], mode="a").writer("killed", **header())
 for t in range(10**6):
     writer.append(**step(t))
