@@ -54,6 +54,9 @@ def decode(
     parameter: Parameters = None,
     layers: Annotated[str, typer.Option(help='"all", "anchor", or indices such as 3,5.')] = "all",
     heads: Annotated[str, typer.Option(help='"mean", "all", or indices such as 0,2.')] = "mean",
+    record: Annotated[
+        str | None, typer.Option(help="Further quantities, such as head_entropy: see `visionpulse quantities`.")
+    ] = None,
     execution: Annotated[
         str, typer.Option(help='How patches are left out: "masked", or "gathered", which is faster on long contexts.')
     ] = "masked",
@@ -91,6 +94,7 @@ def decode(
     options: dict[str, Any] = {
         "layers": indices(layers),
         "heads": indices(heads),
+        "record": [] if record is None else [name.strip() for name in record.split(",")],
         "sample": sample,
         "seed": seed,
         "max_new_tokens": max_new_tokens,
@@ -115,6 +119,19 @@ def decode(
         "page": None if explore is None else str(explore),
     }
     show(result, as_json, f"{trace.thinking}\n{trace.answer}")
+
+
+@command(app)
+def quantities(as_json: Json = False) -> None:
+    """List what a trace records, with axes, unit and how it is computed; `decode --record` adds the last ones."""
+    import visionpulse_analysis as vpa
+
+    known = {name: {"axes": list(row.axes), **row.attrs} for name, row in vpa.list_quantities().items()}
+    lines = [
+        f"{name} [{', '.join(row['axes'])}]{', ' + row['unit'] if 'unit' in row else ''}\n    {row['how']}"
+        for name, row in known.items()
+    ]
+    show(known, as_json, "\n".join(lines))
 
 
 @command(app)

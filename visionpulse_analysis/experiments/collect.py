@@ -29,6 +29,7 @@ from visionpulse_analysis.models.families import PromptOptions
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.traces import Trace, traces_hash
+from visionpulse_analysis.traces.quantities import quantities_of
 from visionpulse_analysis.traces.store import TraceStore
 
 __all__ = ["collect", "key_of", "traces_hash"]
@@ -47,6 +48,7 @@ def collect(
     max_new_tokens: int = 160,
     batch_size: int = 32,
     prompt_options: PromptOptions | Mapping[str, Any] | None = None,
+    record: Sequence[str] = (),
 ) -> list[Trace]:
     """Decode every sample, or read the traces of an earlier run with the same inputs.
 
@@ -61,6 +63,8 @@ def collect(
         Sample ``i`` is decoded with ``seed * 1_000_003 + i``, so that arms of a comparison share their draws.
     prompt_options : PromptOptions or dict, optional
         Over those that the model was loaded with, as in `decode`.
+    record : sequence of str
+        Further quantities, as in `decode`.
 
     Returns
     -------
@@ -83,10 +87,11 @@ def collect(
         "heads": heads,
         "execution": execution,
         "max_new_tokens": max_new_tokens,
+        **({"record": list(record)} if record else {}),  # keys of before there was this stay
     }
     note("batch_size", "decoded together", batch_size)
     # `decode` by its home, so that a stand-in here that counts the calls, as tests have one, is no other code.
-    ran = (decoding.decode, pruner, sample)
+    ran = (decoding.decode, pruner, sample, *(row.compute for row in quantities_of(list(record))))
     state = state_of(vlm, *ran)
     key = key_of(vlm, samples, options, state)
     folder = folder_of_this_process() / "traces" if key is None else cache_folder() / key
@@ -111,6 +116,7 @@ def collect(
                     execution=execution,
                     max_new_tokens=max_new_tokens,
                     batch_size=batch_size,
+                    record=list(record),
                 )
                 for one, trace in zip(part, traces, strict=True):
                     store.add(trace.with_meta({**trace.meta, "id": one.id}))

@@ -34,6 +34,7 @@ HEADLINES = {
     "09_pruner_comparison": "Which pruner keeps what it needs, at the same number of patches?",
     "10_three_stages": "Are there three stages of depth: image skipped, read, no longer needed?",
     "11_prompt_awareness": "Keep what the question names, or what covers the image?",
+    "12_heads": "Which heads look at the image, when, and which would do for pruning?",
 }
 
 
@@ -197,6 +198,31 @@ def found_11(n: dict[str, Any]) -> str:
     )
 
 
+def found_12(n: dict[str, Any]) -> str:
+    def of_head(key: str) -> str:
+        layer, head = key.split(".")
+        return f"head {head} of layer {layer}"
+
+    followed = sum(claim["decision"] == "rises" for claim in n["found"].values())
+    told = []
+    for head in n["chosen"]:
+        own, random, mean = (n["judged"][f"{head}, {name}"] for name in ("own step", "random", "layer's mean"))
+        told.append(
+            f"{of_head(head)} ({points(own['effect'])}, {own['decision']}; against random {points(random['effect'])}, "
+            f"{random['decision']}; against its layer's mean {points(mean['effect'])}, {mean['decision']})"
+        )
+    by = "; ".join(f"{criterion} {share(best['agreement'])}" for criterion, best in n["best"].items())
+    size = next(iter(n["judged"].values()))["size"]
+    return (
+        f"{followed} of {len(n['found'])} heads hold more of the patches that their step depends on than of those of "
+        f"other steps (Holm, on the half of the samples that chooses). The {len(n['chosen'])} best, judged on the "
+        f"other half by that and by the steps that stay within {n['level']:g} nats with {100 * n['fraction']:g} % of "
+        f"the patches: {'; '.join(told)} (exact tests, Holm among {size}). Shown to do for pruning: "
+        f"{listed([of_head(head) for head in n['suitable']]) if n['suitable'] else 'none of these'}. Of the relevant "
+        f"patches, the best head by each criterion holds: {by} (random sets {100 * n['chance']:.1f} %)."
+    )
+
+
 def found_07(n: dict[str, Any]) -> str:
     many, recorded, bound = n["many_rows"], n["recording"], n["bound_over_dense"]["gathered_5"]
     all_layers = [ratio for name, ratio in recorded.items() if name.startswith("all_layers")]
@@ -253,6 +279,7 @@ FOUND = {
     "09_pruner_comparison": found_09,
     "10_three_stages": found_10,
     "11_prompt_awareness": found_11,
+    "12_heads": found_12,
 }
 
 

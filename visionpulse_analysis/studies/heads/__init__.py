@@ -1,0 +1,1 @@
+"""Which heads look at the image, when, and which would do for pruning (notebook 12)."""

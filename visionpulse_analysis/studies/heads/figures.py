@@ -1,0 +1,77 @@
+"""The figures of the heads, drawn through `visionpulse_analysis.figures`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from visionpulse_analysis import figures
+from visionpulse_analysis.figures.style import GREY
+from visionpulse_analysis.metrics.statistics import Estimate
+from visionpulse_analysis.studies.heads.measure import ARMS, CRITERIA, Head, Heads
+
+SIGNED = "RdBu_r"
+
+
+def heads_page(study: Heads) -> Figure:
+    """Make the headline: which heads look, when, at what, and whether those chosen would do for pruning."""
+    fig, axes = figures.new_figure(figures.DOUBLE, 5.6, 2, 3)
+    difference = _largest(study.when)
+    draw_heads(axes[0, 0], study, study.mass, "image mass", 0, 1)
+    draw_heads(axes[0, 1], study, study.when, "image mass,\nreading minus other steps", -difference, difference, SIGNED)
+    draw_heads(axes[0, 2], study, study.entropy, "entropy over patches, nats", 0, _largest(study.entropy))
+    draw_heads(axes[1, 0], study, study.agreement, "relevant patches held (share)", 0, 1)
+    lifts = {head: claim.estimate for head, claim in study.found.items()}
+    follows = _largest(lifts)
+    draw_heads(axes[1, 1], study, lifts, "relevant patches held,\nthis step's minus others'", -follows, follows, SIGNED)
+    for head, claim in study.found.items():
+        if claim.above:  # in the corner, beside the number
+            place = study.heads.index(head[1]) - 0.36, study.layers.index(head[0]) - 0.34
+            axes[1, 1].plot(*place, "o", markersize=2.5, color="black")
+    draw_pruned(axes[1, 2], study)
+    for letter, ax in zip("abcdef", axes.flat, strict=True):
+        ax.set_title(letter, loc="left", x=-0.25, fontweight="bold")  # beside the legend, not under it
+    figures.draw_legend(axes[1, 2])
+    return fig
+
+
+def _largest(values: Mapping[Head, Estimate]) -> float:
+    return max([0.01, *(abs(one.value) for one in values.values() if np.isfinite(one.value))])
+
+
+def draw_heads(
+    ax: Axes, study: Heads, values: Mapping[Head, Estimate], label: str, low: float, high: float, cmap: str = "magma"
+) -> Axes:
+    """Draw one number for each head, layers from top to bottom."""
+    matrix = np.array([[values[layer, head].value for head in study.heads] for layer in study.layers])
+    names = [str(head) for head in study.heads], [str(layer) for layer in study.layers]
+    figures.draw_matrix(ax, matrix, *names, vmin=low, vmax=high, label=label, xlabel="head", ylabel="layer", cmap=cmap)
+    ax.set_aspect("auto")
+    return ax
+
+
+def draw_pruned(ax: Axes, study: Heads) -> Axes:
+    """Draw how many reading steps stay as they were when few patches stay visible, by who chose them."""
+    x = np.arange(len(study.chosen))
+    for number, arm in enumerate(ARMS):
+        at = x + 0.18 * (number - 1.5)
+        found = [study.pruned[head][arm] for head in study.chosen]
+        value, low, high = (np.array([getattr(one, name) for one in found]) for name in ("value", "low", "high"))
+        low, high = np.where(np.isnan(low), value, low), np.where(np.isnan(high), value, high)
+        colour = GREY if arm == "none" else f"C{number}"
+        ax.errorbar(at, value, [value - low, high - value], fmt="o", markersize=3, linewidth=1, color=colour, label=arm)
+    ax.set_xticks(x, [f"layer {layer}\nhead {head}" for layer, head in study.chosen], fontsize=7)
+    ax.set(ylim=(-0.02, 1.02), ylabel=f"steps within {study.level:g} nats (share)")
+    return ax
+
+
+def criteria_page(study: Heads) -> Figure:
+    """Draw how much of the relevant set the best head by each criterion holds, on the half that did not choose it."""
+    fig, ax = figures.new_figure(figures.SINGLE, 2.2)
+    named = {f"{by}: {study.best[by][0][0]}.{study.best[by][0][1]}": study.best[by][1] for by in CRITERIA}
+    figures.draw_estimates(ax, named, reference=study.chance, xlabel="relevant patches held (share)")
+    ax.set_xlim(0, 1)
+    return fig
