@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.experiments.interventions.one_step import Replay, keep_exactly
+from visionpulse_analysis.decoding.interventions.single_steps import SingleSteps, keep_exactly
 from visionpulse_analysis.studies.heads import figures as draw
 from visionpulse_analysis.studies.heads import measure, report
 from visionpulse_analysis.studies.layers.anchors import relevant_patches
@@ -58,7 +58,7 @@ def planted(monkeypatch):
                 for arm in measure.ARMS
             }
 
-        monkeypatch.setattr(measure, "Replay", lambda vlm, trace: trace)
+        monkeypatch.setattr(measure.SingleSteps, "of", lambda vlm, trace: trace)
         monkeypatch.setattr(measure, "_look", lambda replay, trace, *rest: trace.made)
         monkeypatch.setattr(measure, "_prune", prune)
         return measure.measure_heads(None, traces, n_resamples=200, n_chosen=2, **options), pruned
@@ -104,7 +104,7 @@ def test_what_is_said_is_what_is_judged(planted):
 
 def test_a_real_trace_against_slow_sets(vlm, pictures):
     trace = vpa.decode(vlm, pictures[0], "where ?", heads="all", record=list(measure.RECORD), max_new_tokens=5, seed=2)
-    replay, fraction = Replay(vlm, trace), 0.1
+    replay, fraction = SingleSteps.of(vlm, trace), 0.1
     nothing = keep_exactly(np.zeros((len(replay.steps), replay.n_patches), bool))
     level = float(np.median(replay.run(replay.steps, 0, nothing).kl)) * 0.99
     found = measure._look(replay, trace, fraction, level, most_steps=2)

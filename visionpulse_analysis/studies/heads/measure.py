@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from visionpulse_analysis.experiments.interventions.one_step import Replay, keep_exactly
+from visionpulse_analysis.decoding.interventions.single_steps import SingleSteps, keep_exactly
 from visionpulse_analysis.metrics.estimate import as_json
 from visionpulse_analysis.metrics.nulls import permutation_test
 from visionpulse_analysis.metrics.patch_sets import top_set
@@ -150,7 +150,7 @@ def measure_heads(
     ------
     ValueError
         A trace holds no single heads or lacks a quantity, fewer than two samples have a step that reads, or an option
-        is out of range; or as :class:`Replay`.
+        is out of range; or as :class:`SingleSteps`.
     """
     for trace in traces:
         missing = [name for name in RECORD if name not in trace.quantities]
@@ -166,7 +166,7 @@ def measure_heads(
             f"n_chosen {n_chosen} of {len(every)} heads, most_steps {most_steps}, fraction {fraction}, level {level}: "
             "expected at least 1 of each, a fraction in (0, 1], a level above 0"
         )
-    looked = [_look(Replay(vlm, trace), trace, fraction, level, most_steps) for trace in traces]
+    looked = [_look(SingleSteps.of(vlm, trace), trace, fraction, level, most_steps) for trace in traces]
     # Which half chooses is drawn over those that read at all, so that both halves have as many.
     reading = [number for number, one in enumerate(looked) if len(one.steps)]
     if len(reading) < 2:
@@ -247,7 +247,7 @@ def measure_heads(
     )  # fmt: skip
 
 
-def _look(replay: Replay, trace: Trace, fraction: float, level: float, most_steps: int) -> _Looked:
+def _look(replay: SingleSteps, trace: Trace, fraction: float, level: float, most_steps: int) -> _Looked:
     """Measure the heads of one trace."""
     nothing = np.zeros((len(replay.steps), replay.n_patches), dtype=bool)
     reads = replay.run(replay.steps, 0, keep_exactly(nothing)).kl > level
@@ -309,7 +309,7 @@ def _prune(
     place = number // n_heads
     within: dict[str, Columns] = {arm: [] for arm in ARMS}
     for trace, one in zip(traces, looked, strict=True):
-        replay = Replay(vlm, trace)
+        replay = SingleSteps.of(vlm, trace)
         top = one.top[:, number]
         drawn = np.argsort(rng.random(top.shape), axis=1) < top.sum(axis=1, keepdims=True)
         for arm, kept in zip(ARMS, (top, one.mean_top[:, place], drawn, np.zeros_like(top)), strict=True):
