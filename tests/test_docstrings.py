@@ -22,6 +22,7 @@ ROOMS = (
     "decoding.patch_gradients",
     "explorer",
     "decoding.exactness",
+    "decoding.interventions",
     "traces",
     "pruners",
     "media.patch_grid",

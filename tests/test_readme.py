@@ -24,9 +24,11 @@ def beside_the_data(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_python_of_the_readme_runs_as_it_stands(beside_the_data):
-    [block] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names = {}
-    exec(block, names)
+    for block in blocks:
+        exec(block, names)
+    assert len(blocks) == 2 and abs(names["blind"].logprobs - names["head"].logprobs).max() > 0
     assert names["dense"].answer == "r5 c5" and names["sampled"].meta["sample"]["top_p"] == 0.95
     assert names["store"].ids == ["first"] and (beside_the_data / "page.html").exists()
 

@@ -8,7 +8,8 @@ import torch
 from slow_stages import Dense, Seen, SlowFrozen, SlowGone, SlowSkip, by_hand, kl
 
 from visionpulse_analysis.decoding.calibration import FirstTokens
-from visionpulse_analysis.decoding.interventions import HidePatches, SkipImage, TeacherForced, UnderSelection
+from visionpulse_analysis.decoding.interventions.kinds import HidePatches, SkipImage, UnderSelection
+from visionpulse_analysis.decoding.interventions.passes import TeacherForced
 from visionpulse_analysis.experiments.layer_probe import LayerWatch, logit_lens, sink_value_ratio
 from visionpulse_analysis.experiments.samples import scene_samples
 from visionpulse_analysis.pruners.base import Pruner

@@ -10,7 +10,7 @@ import torch
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis._util.torch_settings import own_settings
-from visionpulse_analysis.decoding.interventions import TeacherForced
+from visionpulse_analysis.decoding.interventions.passes import TeacherForced
 
 QUESTIONS = ["where is the red circle ?", "how many ?"]
 

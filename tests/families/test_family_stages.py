@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.decoding.interventions import TeacherForced
+from visionpulse_analysis.decoding.interventions.passes import TeacherForced
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.studies.three_stages.measure import ask, three_stages
 

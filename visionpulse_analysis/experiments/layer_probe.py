@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from visionpulse_analysis.decoding.interventions import log_softmax
+from visionpulse_analysis.decoding.interventions.passes import log_softmax
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.base import Selection
 from visionpulse_analysis.pruners.top_k import float64

@@ -10,8 +10,8 @@ import torch
 from visionpulse_analysis.attention import Execution
 from visionpulse_analysis.attention.routing import Call
 from visionpulse_analysis.decoding.batch import Batch
-from visionpulse_analysis.decoding.interventions import Intervention, Steps, step_by_step
-from visionpulse_analysis.decoding.interventions.kinds import Output, Run, Tokens
+from visionpulse_analysis.decoding.interventions.kinds import Intervention, Output, Run, Tokens
+from visionpulse_analysis.decoding.interventions.passes import Steps, step_by_step
 from visionpulse_analysis.decoding.options import Options
 from visionpulse_analysis.decoding.trace_builder import Record
 from visionpulse_analysis.models.families import Prompt

@@ -13,22 +13,15 @@ from visionpulse_analysis._util.checks import whole_number
 from visionpulse_analysis.decoding.batch import Batch
 from visionpulse_analysis.decoding.interventions.kinds import (
     AblateHeads,
-    Acting,
-    Chosen,
     HidePatches,
     Intervention,
     KeepStates,
     PatchActivations,
     SkipImage,
-    Tokens,
-    UnderSelection,
 )
 from visionpulse_analysis.decoding.interventions.passes import (
     RecordedQueries,
-    Steps,
     TeacherForced,
-    layout_of,
-    log_softmax,
     prompt_of,
     step_by_step,
 )
@@ -42,24 +35,7 @@ from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.traces import Trace
 
-__all__ = [
-    "AblateHeads",
-    "Acting",
-    "Chosen",
-    "HidePatches",
-    "Intervention",
-    "PatchActivations",
-    "SingleSteps",
-    "SkipImage",
-    "Steps",
-    "TeacherForced",
-    "Tokens",
-    "UnderSelection",
-    "intervene",
-    "layout_of",
-    "log_softmax",
-    "step_by_step",
-]
+__all__ = ["AblateHeads", "HidePatches", "Intervention", "PatchActivations", "SkipImage", "intervene"]
 
 
 def intervene(

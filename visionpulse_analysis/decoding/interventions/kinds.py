@@ -51,7 +51,7 @@ class Tokens:
 
 
 class Intervention:
-    """Acts on a forward pass, or looks on; this one does nothing."""
+    """Acts on a forward pass, or looks on; this one does nothing, and a subclass overrides what it needs."""
 
     def check(self, vlm: VLM) -> None:
         """Raise ValueError where this cannot be done to the model `vlm`."""
@@ -61,18 +61,22 @@ class Intervention:
         return self
 
     def attend(self, call: Call, run: Run, tokens: Tokens) -> Output:
-        """Attention of one layer, [row, query, head, dim]; `run` does what else acts on the `call`, and the kernel."""
+        """Attention of the `call` of one layer, [row, query, head, dim], while the model reads `tokens`.
+
+        `run` does to a call what else acts on it, and the kernel. Raises ValueError where it cannot be done to it.
+        """
         return run(call)
 
     def enter(self, layer: int, block: Any, states: torch.Tensor, tokens: Tokens) -> torch.Tensor | None:
-        """Other `states` [row, query, width] to enter the decoder layer `block` of number `layer`, or None.
+        """Other `states` [row, query, width] of the `tokens` to enter the decoder `layer`, a `block`, or None.
 
-        Number ``n_layers`` stands for what leaves the last one; its `block` is None.
+        Number ``n_layers`` stands for what leaves the last one; its `block` is None. Raises ValueError where it cannot
+        be done to them.
         """
         return None
 
     def leave(self, layer: int, states: torch.Tensor, tokens: Tokens) -> torch.Tensor | None:
-        """Other `states` [row, query, width] to leave a layer with, or None."""
+        """Other `states` [row, query, width] of the `tokens` to leave a `layer` with, or None."""
         return None
 
     @property
@@ -92,6 +96,11 @@ class Chosen(Intervention):
     steps : sequence of int, optional
         Step ``t`` is the query that predicts token ``t`` of the answer, 0 being the last token of the prompt; -1 stands
         for all tokens before it. Without it every token that is read, the prompt's too.
+
+    Raises
+    ------
+    ValueError
+        A number cannot be a layer or a step.
     """
 
     layers: int | Sequence[int] | None = field(default=None, kw_only=True)
@@ -106,7 +115,7 @@ class Chosen(Intervention):
                 object.__setattr__(self, name, numbers)
 
     def check(self, vlm: VLM) -> None:
-        layers = range(vlm.n_layers) if self.layers is None else self.layers
+        layers: Any = range(vlm.n_layers) if self.layers is None else self.layers
         if max(layers, default=0) >= vlm.n_layers:
             raise ValueError(f"layers {[*layers]}: {vlm.name} has layers 0 to {vlm.n_layers - 1}")
         without = sorted({*layers} - {*vlm.attention_layers})
@@ -117,10 +126,12 @@ class Chosen(Intervention):
             )
 
     def acts_in(self, layer: int) -> bool:
-        return self.layers is None or layer in self.layers
+        """Whether it acts in this `layer`."""
+        layers: Any = self.layers
+        return layers is None or layer in layers
 
     def acting(self, tokens: Tokens) -> torch.Tensor:
-        """The tokens acted on: bool [row, query]."""
+        """Which of the `tokens` are acted on: bool [row, query]."""
         if self.steps is None:
             return torch.ones_like(tokens.step, dtype=torch.bool)
         return torch.isin(tokens.step, torch.tensor(self.steps, device=tokens.step.device))
@@ -140,8 +151,14 @@ class HidePatches(Chosen):
         Patches that stay visible; none without it. A callable gets the head-mean scaled dot products of each query with
         the patches, float32 [row, query, patch] (-inf where a row has no such patch), in the lowest of the layers, and
         returns bool of that shape, which holds in all of them: so ranks VisionPulse.
-    layers, steps
+    layers : int or sequence of int, optional
+    steps : sequence of int, optional
         As in :class:`Chosen`.
+
+    Raises
+    ------
+    ValueError
+        ``keep`` has another type or number of axes, or a layer or step cannot be one.
     """
 
     keep: Any = None
@@ -252,18 +269,19 @@ class SkipImage(Chosen):
 
     Parameters
     ----------
-    layers, steps
+    layers : int or sequence of int, optional
+    steps : sequence of int, optional
         As in :class:`Chosen`.
     """
 
     def attend(self, call: Call, run: Run, tokens: Tokens) -> Output:
-        output = run(call)
+        output, weights = run(call)
         if not self.acts_in(call.layer):
-            return output
+            return output, weights
         image = tokens.layout.image_keys(tokens.width).to(call.value.device)
         lost = run(replace(call, value=call.value.masked_fill(image[:, -call.key.shape[2] :][:, None, :, None], 0)))[0]
         changed = self.acting(tokens).to(image.device) & ~image[:, tokens.column.to(image.device)]
-        return torch.where(changed[..., None, None], lost, output[0]), *output[1:]
+        return torch.where(changed[..., None, None], lost, output), weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,8 +294,14 @@ class AblateHeads(Chosen):
         Zero-based query heads, the same in each of the layers.
     scale : float
         What their output is multiplied by: 0 takes them away.
-    layers, steps
+    layers : int or sequence of int, optional
+    steps : sequence of int, optional
         As in :class:`Chosen`.
+
+    Raises
+    ------
+    ValueError
+        There is no head, a head or layer cannot be one, or the scale is not finite.
     """
 
     heads: int | Sequence[int]
@@ -291,16 +315,16 @@ class AblateHeads(Chosen):
             raise ValueError(f"expected a head or more and a finite scale, got heads {listed} and scale {self.scale}")
 
     def attend(self, call: Call, run: Run, tokens: Tokens) -> Output:
-        output, *weights = run(call)
+        output, weights = run(call)
         if not self.acts_in(call.layer):
-            return output, *weights
+            return output, weights
         heads: Any = self.heads
         if max(heads) >= output.shape[2]:
             raise ValueError(f"heads {[*heads]}: layer {call.layer} has heads 0 to {output.shape[2] - 1}")
         chosen = torch.zeros(output.shape[2], dtype=torch.bool, device=output.device)
         chosen[list(heads)] = True
         ablated = self.acting(tokens).to(output.device)[..., None, None] & chosen[:, None]
-        return torch.where(ablated, output * self.scale, output), *weights
+        return torch.where(ablated, output * self.scale, output), weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -320,8 +344,15 @@ class PatchActivations(Chosen):
     tokens : "patches" or sequence of int, optional
         Positions in the sequence of prompt and answer without padding, or all patches in their order.
     how : "replace" or "add"
-    steps
+    steps : sequence of int, optional
         As in :class:`Chosen`, where ``tokens`` are not given.
+    layers : None
+        Not taken: there is one ``layer``.
+
+    Raises
+    ------
+    ValueError
+        The states do not fit the tokens or steps, are not finite, or another value is not one of those above.
     """
 
     states: Any

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from visionpulse_analysis.decoding.interventions import TeacherForced, UnderSelection
+from visionpulse_analysis.decoding.interventions.kinds import UnderSelection
+from visionpulse_analysis.decoding.interventions.passes import TeacherForced
 from visionpulse_analysis.experiments.layer_probe import LayerWatch, logit_lens
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.studies.three_stages.measure import PLACES, Asked

@@ -11,13 +11,8 @@ import numpy as np
 import torch
 
 from visionpulse_analysis.decoding import decode
-from visionpulse_analysis.decoding.interventions import (
-    HidePatches,
-    Intervention,
-    SkipImage,
-    TeacherForced,
-    UnderSelection,
-)
+from visionpulse_analysis.decoding.interventions.kinds import HidePatches, Intervention, SkipImage, UnderSelection
+from visionpulse_analysis.decoding.interventions.passes import TeacherForced
 from visionpulse_analysis.experiments.layer_probe import LayerWatch, logit_lens, sink_value_ratio
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.metrics.attention import kl_divergence

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from visionpulse_analysis import figures
 from visionpulse_analysis.attention.prefill import Prefill
-from visionpulse_analysis.decoding.interventions import TeacherForced
+from visionpulse_analysis.decoding.interventions.passes import TeacherForced
 from visionpulse_analysis.metrics.statistics import Estimate, proportion_interval
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.visipruner import VisiPruner

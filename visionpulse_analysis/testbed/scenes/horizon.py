@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from visionpulse_analysis.decoding.interventions import Acting, HidePatches, Tokens
+from visionpulse_analysis.decoding.interventions.kinds import Acting, HidePatches, Tokens
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.view import Layout
 from visionpulse_analysis.testbed.scenes.questions import Question, TokenTruth, reason
