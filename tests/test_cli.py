@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.cli import app, key_values, literals
-from visionpulse_analysis.cli.base import drawing, show
+from visionpulse_analysis.cli.asking import drawing
+from visionpulse_analysis.cli.base import show
 from visionpulse_analysis.experiments.bench import recording
 from visionpulse_analysis.testbed.training.model import Size
 

@@ -7,7 +7,7 @@ import pytest
 from actions import START
 from running_lab import explorer_in
 
-from visionpulse_analysis.cli.notebooks import run as notebooks
+from visionpulse_analysis.cli.notebooks.execution import trust
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -37,7 +37,7 @@ def test_the_executed_copy_shows_the_explorer_where_the_reader_wants_no_kernel(l
     for name in ("kernelspec", "language_info"):  # without them JupyterLab asks which kernel to start
         del notebook.metadata[name]
     nbformat.write(notebook, copy)
-    notebooks.trust(copy)
+    trust(copy)
     page = new_page(offline=False, height=5000)  # JupyterLab renders only the cells in sight
     page.goto(lab.url(copy))
     page.locator(".jp-Dialog button", has_text="No Kernel").click(timeout=120_000)

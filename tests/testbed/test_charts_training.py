@@ -10,8 +10,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from visionpulse_analysis._util.files import data_folder
 from visionpulse_analysis.cli import app
-from visionpulse_analysis.models.loading import data_folder, load
+from visionpulse_analysis.models.loading import load
 from visionpulse_analysis.testbed.charts import plan, world
 from visionpulse_analysis.testbed.charts.chart import COLOURS, generate
 from visionpulse_analysis.testbed.charts.dense import DENSE

@@ -1,4 +1,4 @@
-"""Writing files that are there whole or not at all."""
+"""Files: where ours lie, and writing them so that they are there whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_IN_WHEEL = (
+    _PACKAGE / "bundled"
+)  # where setup.py puts data/ and notebooks/, which in the sources lie beside the package
 _LEFT_BY_SYSTEMS = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "icon\r"}
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"  # how a file that macOS leaves beside another begins
 _ADVICE = {
@@ -22,9 +28,24 @@ _ADVICE = {
 }
 
 
+def bundled(name: str) -> Path:
+    """The folder ``data`` or ``notebooks`` that comes with the package, from its sources or inside an installed one."""
+    return (_IN_WHEEL if _IN_WHEEL.is_dir() else _PACKAGE.parent) / name
+
+
+def data_folder() -> Path:
+    """The project's ``data`` folder; ``VISIONPULSE_DATA`` names another."""
+    return Path(os.environ.get("VISIONPULSE_DATA") or bundled("data"))
+
+
+def working_folder() -> Path:
+    """Where notebooks run and ``figures`` is made: the project, of a package that runs from its sources; else here."""
+    return Path() if _IN_WHEEL.is_dir() or not bundled("notebooks").is_dir() else _PACKAGE.parent
+
+
 def cache_folder() -> Path:
-    """Where kept results lie: ``.cache/traces`` of the project, or ``VISIONPULSE_CACHE``."""
-    return Path(os.environ.get("VISIONPULSE_CACHE", Path(__file__).parents[2] / ".cache" / "traces"))
+    """Where kept results lie: ``VISIONPULSE_CACHE``, or a folder in the user's own for caches (``XDG_CACHE_HOME``)."""
+    return Path(os.environ.get("VISIONPULSE_CACHE") or user_cache_path("visionpulse_analysis", appauthor=False))
 
 
 def disk_error(error: OSError, path: Path, kept: str) -> OSError:

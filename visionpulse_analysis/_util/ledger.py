@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+NOTEBOOK = "VISIONPULSE_NOTEBOOK"  # variable of the environment by which a kernel knows what it runs
 _noted: dict[str, dict[str, Any]] = {}
 command: list[str] | None = None  # that runs, as words for a shell, without where it writes
 _alive: list[tuple[str, weakref.ref, Callable[[Any], dict[str, Any]]]] = []

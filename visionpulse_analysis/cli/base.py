@@ -7,11 +7,11 @@ import json
 from collections.abc import Callable
 from functools import partial, wraps
 from math import isfinite
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from visionpulse_analysis import __version__
 from visionpulse_analysis._util import ledger as _ledger
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -22,8 +22,18 @@ app.add_typer(bench, name="bench")
 _errors = {"traceback": False}
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"visionpulse {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Say which version this is, and end.", callback=_say_version, is_eager=True),
+    ] = False,
     traceback: Annotated[
         bool, typer.Option("--traceback", help="Before the command: show where an error came from, not just one line.")
     ] = False,
@@ -38,18 +48,6 @@ Parameters = Annotated[
     typer.Option("-p", "--parameter", metavar="KEY=VALUE", help="Of the notebook or pruner; may be repeated."),
 ]
 Model = Annotated[str, typer.Option(help='"scenes", a folder, or a hub id.')]
-Asked = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[IMAGE]... QUESTION", show_default=False, help="Image files, then the question in quotes."),
-]
-Videos = Annotated[
-    list[Path] | None,
-    typer.Option(help="A film, an animated image, or a folder of frames; may be repeated. Images come first."),
-]
-Fps = Annotated[
-    float | None, typer.Option(help="Frames per second of the videos; for folders, and where a file says wrong.")
-]
-SampleFps = Annotated[float | None, typer.Option(help="Show so many frames per second; all without it.")]
 Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's own), float32, bfloat16 or float16.")]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, mps; by default cuda where there is one, else cpu.", show_default=False)
@@ -94,13 +92,6 @@ PROMPTING: dict[str, Any] = {  # fields of `PromptOptions`
     "prefix": Prefix,
     "template": Template,
 }
-TurnsFile = Annotated[
-    Path | None,
-    typer.Option(
-        help="Ask in several turns, in place of the question: a JSON file with a list of messages in the chat format "
-        "of transformers. All arguments are images then."
-    ),
-]
 LOADING: dict[str, tuple[Any, Any]] = {  # what `load` takes: type, default
     "dtype": (Dtype, "auto"),
     "device": (Device, None),
@@ -109,29 +100,7 @@ LOADING: dict[str, tuple[Any, Any]] = {  # what `load` takes: type, default
     "trust_remote_code": (TrustRemoteCode, False),
     **{name: (kind, None) for name, kind in PROMPTING.items()},
 }
-KeepTraces = Annotated[
-    bool,
-    typer.Option(
-        help="Without --store: keep the traces beside the page (page.html: page.traces), so that its command for a "
-        "paper figure works as it stands. They take about 2 bytes per step, layer and patch, a gigabyte or so for a "
-        "long answer of a large model; --layers anchor keeps one layer, --no-keep-traces only the page."
-    ),
-]
-Temperature = Annotated[
-    float | None, typer.Option(help="Sample at this temperature; as the model's files say without it.")
-]
-TopP = Annotated[
-    float | None, typer.Option(help="Sample from the fewest tokens that hold this much probability, after --top-k.")
-]
-TopK = Annotated[int | None, typer.Option(help="Sample from so many tokens, the likeliest.")]
 Seed = Annotated[int, typer.Option(help="Fixes what is drawn: tokens of a sampled trace, patches of a random pruner.")]
-MostTokens = Annotated[
-    int | None,
-    typer.Option(help="A longer trace is cut off; as the model's files say without it, or 256.", show_default=False),
-]
-Greedy = Annotated[
-    bool, typer.Option("--greedy", help="Take the likeliest token, also where the model's files say to sample.")
-]
 WRITES_TO = ("out", "figure", "store", "as_json")  # as options: where results go
 Count = Annotated[int, typer.Option(min=1, help="How many.")]
 Load = Callable[[str], Any]
@@ -250,89 +219,6 @@ def key_values(pairs: list[str] | None) -> dict[str, str]:
     if wrong:
         raise ValueError(f"expected KEY=VALUE, got {wrong[0]!r}")
     return {pair.partition("=")[0].strip(): pair.partition("=")[2] for pair in pairs or []}
-
-
-def shown_and_asked(
-    asked: list[str] | None,
-    videos: list[Path] | None,
-    fps: float | None,
-    sample_fps: float | None,
-    turns: Path | None = None,
-) -> tuple[Any, list[Any]]:
-    """The question or turns, and the images and videos before it.
-
-    Raises ValueError where there are none, and what `read_image` does: known before a model is loaded.
-    """
-    import visionpulse_analysis as vpa
-    from visionpulse_analysis.media.images import read_image
-
-    if turns is None and not asked:
-        raise ValueError("no question given; say it in quotes behind the images, or give --turns")
-    question, images = (asked[-1], asked[:-1]) if turns is None and asked else (_turns(turns), list(asked or ()))
-    shown = [*images, *(vpa.Video(path, fps, sample_fps) for path in videos or ())]
-    if not shown and turns is None:
-        raise ValueError(f"no image given with the question {question!r}; put images before it, or say --video")
-    for image in images:
-        read_image(image)
-    return question, shown
-
-
-def _turns(path: Path | None) -> list[Any]:
-    """The messages of a file; paths of pictures in it count from its folder."""
-    from visionpulse_analysis.models.asking import are_turns, beside
-
-    try:
-        found = json.loads(Path(path or "").read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    if not are_turns(found):
-        raise ValueError(f"{path} must hold a list of messages, each with role and content, got {type(found).__name__}")
-    return beside(found, Path(path or "").parent)
-
-
-def traces_at(source: Path) -> Any:
-    """What a trace store holds, or the one trace that is saved there, by id."""
-    import visionpulse_analysis as vpa
-
-    try:
-        store = vpa.TraceStore(source)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"no trace store at {source}, nor a saved trace; decode --store makes one") from error
-    except ValueError:
-        trace = vpa.Trace.open(source)  # says what is wrong, if it is no trace either
-        return {trace.meta.get("id", source.name): trace}
-    if not len(store):
-        raise ValueError(f"the store {source} is empty")
-    return store
-
-
-def check_free(store: Any, *ids: str) -> None:
-    """Raise FileExistsError where a store holds one of the names."""
-    taken = [id for id in ids if id in store]
-    if taken:
-        raise FileExistsError(f"trace {taken[0]!r} exists in {store.path}; choose another --id")
-
-
-def sample_of(found: Any, source: Path, id: str) -> Any:
-    """The trace of an id; KeyError, which names some that exist, where there is none."""
-    if id not in found:
-        raise KeyError(f"no trace {id!r} in {source}; choose with --sample: {', '.join(list(found)[:5])}")
-    return found[id]
-
-
-def drawing(temperature: float | None, top_p: float | None, top_k: int | None, greedy: bool = False) -> Any:
-    """How to draw tokens, None for greedy, "model" as the model says; ValueError for a cut without a temperature."""
-    from visionpulse_analysis.decoding.sampling import Sample
-
-    if greedy:
-        if (temperature, top_p, top_k) != (None, None, None):
-            raise ValueError("--greedy draws nothing: leave it out, or --temperature, --top-p and --top-k")
-        return None
-    if temperature is None:
-        if top_p is not None or top_k is not None:
-            raise ValueError("--top-p and --top-k are of sampling; say --temperature too (1 is the model's own)")
-        return "model"
-    return Sample(temperature, 1.0 if top_p is None else top_p, top_k)
 
 
 def indices(text: str) -> Any:

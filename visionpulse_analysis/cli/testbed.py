@@ -32,18 +32,19 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train the bundled model, or go on training it."""
+    if world not in ("scenes", "charts"):
+        raise ValueError(f"unknown world {world!r}; known: scenes, charts")
+    if publish is not None and world != "scenes":
+        raise ValueError(f"--publish is for the world of scenes: the model of {world} is in the making; use --keep")
     from visionpulse_analysis.testbed.charts.world import CHARTS
     from visionpulse_analysis.testbed.training.publishing import publish as publish_model
     from visionpulse_analysis.testbed.training.training import Trainer
-    from visionpulse_analysis.testbed.worlds import SCENES, World
+    from visionpulse_analysis.testbed.worlds import SCENES
 
-    worlds: dict[str, World] = {"scenes": SCENES, "charts": CHARTS}
-    if world not in worlds:
-        raise ValueError(f"unknown world {world!r}; known: {', '.join(worlds)}")
-    if publish is not None and world != "scenes":
-        raise ValueError(f"--publish is for the world of scenes: the model of {world} is in the making; use --keep")
     folder = Path("runs") / world if folder is None else folder
-    trainer = Trainer(folder, world=worlds[world], seed=seed, device=device, threads=threads, start=start)
+    trainer = Trainer(
+        folder, world=SCENES if world == "scenes" else CHARTS, seed=seed, device=device, threads=threads, start=start
+    )
     trainer.run(minutes=minutes, keep=keep, report=lambda line: typer.echo(line, err=True))
     if publish is not None:
         publish_model(trainer, publish)
@@ -67,12 +68,11 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a model on the evaluation set that ships with the project."""
-    from visionpulse_analysis.testbed.training import evaluation, publishing
-
     if card and (model != "scenes" or limit is not None):
         raise ValueError(
             "--card stores the bundled model's scores on the whole evaluation set; drop --model and --limit"
         )
+    from visionpulse_analysis.testbed.training import evaluation, publishing
 
     items = evaluation.evaluation_items()
     if limit is not None:

@@ -21,7 +21,6 @@ from PIL import Image, UnidentifiedImageError
 from visionpulse_analysis._util import ledger as _ledger
 
 KEY = "visionpulse_analysis"  # PNG keyword, and the start of the text by which the other formats know it
-RUNNING = "VISIONPULSE_NOTEBOOK"  # variable of the environment by which a kernel knows what it runs
 _PACKAGE = Path(__file__).resolve().parents[1]
 _LIBRARIES = ("visionpulse_analysis", "numpy", "matplotlib", "torch", "transformers")
 
@@ -174,7 +173,7 @@ def _process() -> dict[str, Any]:
 
 def _made_by() -> dict[str, Any] | None:
     """The notebook that runs, as the runner tells its kernel; else the command, as the command line tells."""
-    told = os.environ.get(RUNNING)
+    told = os.environ.get(_ledger.NOTEBOOK)
     if told is not None:
         return json.loads(told)
     return None if _ledger.command is None else {"command": _ledger.command}

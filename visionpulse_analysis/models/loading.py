@@ -25,6 +25,7 @@ from transformers import (
     ProcessorMixin,
 )
 
+from visionpulse_analysis._util.files import data_folder
 from visionpulse_analysis._util.fingerprints.tensors import bytes_of, every_byte
 from visionpulse_analysis._util.html import facts_table
 from visionpulse_analysis._util.ledger import note, note_object
@@ -311,11 +312,6 @@ class _Numbers:
 
     def decode(self, ids: Sequence[int], **_: Any) -> str:
         return "".join(f"<{int(one)}>" for one in ids)
-
-
-def data_folder() -> Path:
-    """The project's ``data`` folder; ``VISIONPULSE_DATA`` names another."""
-    return Path(os.environ.get("VISIONPULSE_DATA", Path(__file__).parents[2] / "data"))
 
 
 @own_settings(interruptible=True)

@@ -17,11 +17,8 @@ from nbformat.sign import NotebookNotary
 from papermill.exceptions import PapermillExecutionError
 from traitlets import default
 
+from visionpulse_analysis.cli.notebooks import NotebookError
 from visionpulse_analysis.cli.notebooks.parameters import parameters_cell
-
-
-class NotebookError(RuntimeError):
-    """A cell of a notebook raised, or its kernel died; the message names the cell and the partial copy."""
 
 
 def execute(

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_origin
 
-import nbformat
-
 from visionpulse_analysis._util.checks import NAMES, alternatives, did_you_mean, expected, fits
 
 _KINDS: dict[str, type] = {kind.__name__: kind for kind in (bool, int, float, str, list, tuple, dict)}
@@ -60,16 +58,21 @@ class Parameter:
         )
 
 
-def parameters_cell(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+def parameters_cell(notebook: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the one code cell tagged ``parameters``; raise ValueError when there is not exactly one."""
-    cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
-    if len(cells) != 1 or cells[0].cell_type != "code":
+    cells = [cell for cell in notebook["cells"] if "parameters" in cell["metadata"].get("tags", [])]
+    if len(cells) != 1 or cells[0]["cell_type"] != "code":
         raise ValueError(f"expected exactly one code cell tagged 'parameters', found {len(cells)} tagged cells")
     return cells[0]
 
 
-def read_parameters(notebook: nbformat.NotebookNode) -> dict[str, Parameter]:
+def read_parameters(notebook: Mapping[str, Any]) -> dict[str, Parameter]:
     """Read names, defaults and accepted types from the cell tagged ``parameters``.
+
+    Parameters
+    ----------
+    notebook : mapping
+        As :mod:`json` or nbformat reads the file.
 
     Raises
     ------
@@ -77,7 +80,7 @@ def read_parameters(notebook: nbformat.NotebookNode) -> dict[str, Parameter]:
         Not exactly one such cell, or it holds something else than ``name = literal`` lines.
     """
     parameters = {}
-    for line in ast.parse(parameters_cell(notebook).source).body:
+    for line in ast.parse("".join(parameters_cell(notebook)["source"])).body:
         parameter = _read_line(line)
         if parameter.name in parameters:
             raise ValueError(f"parameter {parameter.name!r} is set twice in the parameters cell")

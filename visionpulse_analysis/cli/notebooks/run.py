@@ -13,18 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
 from visionpulse_analysis._util.checks import did_you_mean
+from visionpulse_analysis._util.files import all_or_none, bundled, data_folder, working_folder, write_whole
+from visionpulse_analysis._util.ledger import NOTEBOOK
 from visionpulse_analysis._util.processes import available_cores, call_each
-from visionpulse_analysis.cli.notebooks.execution import NotebookError, execute, trust
+from visionpulse_analysis.cli.notebooks import NotebookError
 from visionpulse_analysis.cli.notebooks.parameters import check_parameters, read_parameters
-from visionpulse_analysis.figures.provenance import RUNNING
 
-__all__ = ["Executed", "NotebookError", "find", "list_notebooks", "run", "run_all", "trust"]
+__all__ = ["Executed", "NotebookError", "copy_to", "find", "list_notebooks", "run", "run_all"]
 
-ROOT = Path(__file__).resolve().parents[3]
-FOLDER = ROOT / "notebooks"
+ROOT = working_folder()
+FOLDER = bundled("notebooks")
 FIGURES = ROOT / "figures"
 
 
@@ -52,13 +51,13 @@ def list_notebooks(folder: Path = FOLDER) -> list[Path]:
     Raises
     ------
     FileNotFoundError
-        There are none: notebooks come with the repository, not with an installed wheel.
+        There are none.
     """
     found = sorted(path for path in folder.glob("*.ipynb") if re.match(r"\d\d_", path.name))
     if not found:
         raise FileNotFoundError(
-            f"no notebooks named NN_name.ipynb in {folder}. They come with the repository: "
-            "clone it and run `make figures` or `pip install -e .` there"
+            f"no notebooks named NN_name.ipynb in {folder}. They come with the repository, and inside an "
+            "installed package: install it anew"
         )
     return found
 
@@ -87,6 +86,45 @@ def find(name: str, folder: Path = FOLDER) -> Path:
             return path
     stems = [path.stem for path in available]
     raise ValueError(f"no notebook {name!r}.{did_you_mean(name, stems, 0.4)} Available: {', '.join(stems)}")
+
+
+def copy_to(folder: Path, overwrite: bool = False) -> list[Path]:
+    """Copy the notebooks and the example picture to ``folder``, all or none.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if it is not there.
+    overwrite : bool
+        Replace files that differ.
+
+    Returns
+    -------
+    list of Path
+        What was written: files that are there and the same are left alone.
+
+    Raises
+    ------
+    FileExistsError
+        A file that is there differs, and ``overwrite`` is False.
+    ValueError
+        It is the very folder that the notebooks come from.
+    """
+    if folder.resolve() == FOLDER.resolve():
+        raise ValueError(f"the notebooks come from {folder}; name another folder, or work there")
+    content = {folder / path.name: path.read_bytes() for path in [*list_notebooks(), data_folder() / "example.png"]}
+    new = {path: given for path, given in content.items() if not path.exists() or path.read_bytes() != given}
+    changed = [path for path in new if path.exists()]
+    if changed and not overwrite:
+        raise FileExistsError(
+            f"{', '.join(map(str, changed))} would be replaced; nothing was written: name another folder, or say "
+            "--overwrite to lose what is there"
+        )
+    with all_or_none(list(new)):
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, given in new.items():
+            write_whole(path, given)
+    return list(new)
 
 
 def run(
@@ -197,13 +235,13 @@ class _Plan:
 def _plan(
     source: Path, parameters: Mapping[str, Any], out: str | os.PathLike[str] | None, fast: bool, cwd: Path
 ) -> _Plan:
-    notebook = nbformat.read(source, as_version=4)
+    notebook = json.loads(source.read_text("utf-8"))
     cwd = cwd.resolve()
     chosen = cwd / parameters["out"] if "out" in parameters else Path(out or (FIGURES / "fast" if fast else FIGURES))
     folder = chosen.resolve()
     try:
         known = read_parameters(notebook)
-        settings = notebook.metadata.get("visionpulse", {})
+        settings = notebook["metadata"].get("visionpulse", {})
         quick = settings.get("fast", {}) if fast else {}
         # Relative where possible: figures carry their parameters and shall be equal on every machine.
         place = {"out": folder.relative_to(cwd) if folder.is_relative_to(cwd) else folder} if "out" in known else {}
@@ -214,9 +252,11 @@ def _plan(
 
 
 def _execute(plan: _Plan) -> Executed:
+    from visionpulse_analysis.cli.notebooks.execution import execute  # papermill: mistakes are told without it
+
     start = time.perf_counter()
     # Figures say which notebook drew them, with which parameters; where they are written changes nothing in them.
     told = {name: value for name, value in plan.parameters.items() if name != "out"}
     running = json.dumps({"notebook": plan.source.stem, "parameters": told}, default=str)
-    execute(plan.source, plan.target, plan.parameters, plan.cwd, {RUNNING: running})
+    execute(plan.source, plan.target, plan.parameters, plan.cwd, {NOTEBOOK: running})
     return Executed(plan.source.stem, plan.target, plan.parameters, time.perf_counter() - start)

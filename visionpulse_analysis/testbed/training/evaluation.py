@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from visionpulse_analysis._util.files import data_folder
 from visionpulse_analysis.decoding import decode
 from visionpulse_analysis.metrics.statistics import paired_difference, proportion_interval
 from visionpulse_analysis.models.families import PromptOptions
-from visionpulse_analysis.models.loading import VLM, data_folder
+from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners import Pruner, Random
 from visionpulse_analysis.testbed.scenes.horizon import reading_horizon
 from visionpulse_analysis.testbed.scenes.questions import TASKS

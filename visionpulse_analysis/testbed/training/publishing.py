@@ -10,7 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from visionpulse_analysis.models.loading import data_folder, load
+from visionpulse_analysis._util.files import data_folder
+from visionpulse_analysis.models.loading import load
 from visionpulse_analysis.testbed.scenes.horizon import reading_anchor, reading_horizon
 from visionpulse_analysis.testbed.scenes.tokens import vocabulary
 from visionpulse_analysis.testbed.training.card import model_card
