@@ -32,14 +32,16 @@ def installed(tmp_path_factory):
         shutil.copytree(ROOT / name, sources / name, ignore=left_out)
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, sources)
-    stale = sources / "build" / "lib" / "visionpulse_analysis" / "left_by_an_earlier_build.py"
-    stale.parent.mkdir(parents=True)
-    stale.touch()
     make = "from setuptools.build_meta import build_sdist; build_sdist('..')"
     subprocess.run([sys.executable, "-c", make], cwd=sources, check=True, capture_output=True)
     [archive] = folder.glob("*.tar.gz")
+    shutil.unpack_archive(archive, folder)
+    unpacked = folder / archive.name.removesuffix(".tar.gz")
+    stale = unpacked / "build" / "lib" / "visionpulse_analysis" / "left_by_an_earlier_build.py"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-compile"]
-    pip += ["--no-build-isolation", "--disable-pip-version-check", "--target", str(folder / "target"), str(archive)]
+    pip += ["--no-build-isolation", "--disable-pip-version-check", "--target", str(folder / "target"), str(unpacked)]
     subprocess.run(pip, check=True, capture_output=True)
     return folder / "target"
 
