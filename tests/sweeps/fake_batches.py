@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from visionpulse_analysis.experiments.sweeps.rows import row_of
+from visionpulse_analysis.experiments.sweeps.tables import row_of
 from visionpulse_analysis.media.patch_grid import PatchGrid
 from visionpulse_analysis.traces import create_trace
 from visionpulse_analysis.traces.store import TraceStore

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from visionpulse_analysis.experiments.sweeps import tsv
-from visionpulse_analysis.experiments.sweeps.benchmark_tables import read_benchmark
+from visionpulse_analysis.experiments.sweeps import benchmarks as tsv
+from visionpulse_analysis.experiments.sweeps.benchmarks import read_benchmark
 from visionpulse_analysis.experiments.sweeps.config import SweepConfig
 from visionpulse_analysis.experiments.sweeps.plan import plan
 from visionpulse_analysis.experiments.sweeps.results import Sweep
@@ -270,7 +270,7 @@ def test_only_what_is_asked_for_is_read(tmp_path, monkeypatch):
     )
     taken, read = [], tsv.read_rows
     monkeypatch.setattr(
-        "visionpulse_analysis.experiments.sweeps.benchmark_tables.read_rows",
+        "visionpulse_analysis.experiments.sweeps.benchmarks.read_rows",
         lambda path: (taken.append(row) or row for row in read(path)),
     )
     assert len(read_benchmark(path, config.samples.benchmark)) == 2

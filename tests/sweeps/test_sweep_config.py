@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from visionpulse_analysis.decoding.sampling import Sample
-from visionpulse_analysis.experiments.sweeps.checked import read_yaml
-from visionpulse_analysis.experiments.sweeps.config import Decoding, SweepConfig, read_config
+from visionpulse_analysis.experiments.sweeps.config import Decoding, SweepConfig, read_config, read_yaml
 from visionpulse_analysis.pruners import Random, VisionPulse
 
 WHOLE = """

@@ -14,7 +14,7 @@ from visionpulse_analysis.experiments.sweeps.config import SweepConfig
 from visionpulse_analysis.experiments.sweeps.folder import SweepFolder
 from visionpulse_analysis.experiments.sweeps.plan import plan
 from visionpulse_analysis.experiments.sweeps.results import Sweep
-from visionpulse_analysis.experiments.sweeps.state import State
+from visionpulse_analysis.experiments.sweeps.tables import State
 from visionpulse_analysis.experiments.sweeps.worker import SweepError
 from visionpulse_analysis.traces.store import TraceStore
 

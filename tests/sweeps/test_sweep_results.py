@@ -12,8 +12,7 @@ from fake_batches import made_trace
 
 from visionpulse_analysis.experiments.sweeps.folder import SweepFolder
 from visionpulse_analysis.experiments.sweeps.results import Sweep
-from visionpulse_analysis.experiments.sweeps.rows import COLUMNS, row_of
-from visionpulse_analysis.experiments.sweeps.tables import write_table
+from visionpulse_analysis.experiments.sweeps.tables import COLUMNS, row_of, write_table
 from visionpulse_analysis.traces.store import TraceStore
 
 LENGTHS = [3, 1, 4, 2, 2]

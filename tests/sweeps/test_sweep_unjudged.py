@@ -16,7 +16,7 @@ from visionpulse_analysis.experiments.sweeps.config import SweepConfig
 from visionpulse_analysis.experiments.sweeps.folder import SweepFolder
 from visionpulse_analysis.experiments.sweeps.plan import plan
 from visionpulse_analysis.experiments.sweeps.results import Sweep
-from visionpulse_analysis.experiments.sweeps.unjudged import export_unjudged, read_verdicts
+from visionpulse_analysis.experiments.sweeps.verdicts import export_unjudged, read_verdicts
 from visionpulse_analysis.experiments.sweeps.worker import SweepError
 from visionpulse_analysis.metrics.estimate import as_json
 from visionpulse_analysis.studies.sweep import measure, report

@@ -109,16 +109,16 @@ def sweep(
         raise FileNotFoundError(f"no sweep file at {config}")
     if export_unjudged is not None and verdicts is not None:
         raise ValueError("give --export-unjudged or --verdicts, one at a time")
-    from visionpulse_analysis.experiments.sweeps import unjudged
+    from visionpulse_analysis.experiments.sweeps import verdicts as judged
     from visionpulse_analysis.experiments.sweeps.config import read_config
     from visionpulse_analysis.experiments.sweeps.running import run
 
     if export_unjudged is not None:
-        n = unjudged.export_unjudged(read_config(config), export_unjudged)
+        n = judged.export_unjudged(read_config(config), export_unjudged)
         show({"exported": n}, as_json, f"{n} answers wait for a judge: {export_unjudged}")
         return
     if verdicts is not None:
-        n = unjudged.read_verdicts(read_config(config).out, verdicts)
+        n = judged.read_verdicts(read_config(config).out, verdicts)
         show({"verdicts": n}, as_json, f"{n} verdicts read in")
         return
     summary = run(

@@ -156,7 +156,7 @@ def pictures(
 ) -> None:
     """Draw the authors' three pictures from stored traces, without a model: correlation, similarity, activation."""
     from visionpulse_analysis.metrics.attention import PAPER_THRESHOLDS
-    from visionpulse_analysis.studies.authors_figures.activation import LEVELS
+    from visionpulse_analysis.studies.authors_figures.figures import LEVELS
     from visionpulse_analysis.studies.authors_figures.report import draw_pictures
 
     options: dict[str, Any] = {"thresholds": threshold or PAPER_THRESHOLDS, "levels": level or LEVELS}

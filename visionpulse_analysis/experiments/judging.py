@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-LANGUAGE_MODEL = "language model"  # judged elsewhere; see `sweeps.unjudged`
+LANGUAGE_MODEL = "language model"  # judged elsewhere; see `sweeps.verdicts`
 RELAXED_BY = 0.05
 ANLS_FROM = 0.5
 RIGHT_FROM = 0.5  # every score here is 0, or from 0.5 to 1

@@ -1,4 +1,4 @@
-"""What a sweep is asked to do: the YAML file as checked dataclasses.
+"""What a sweep is asked to do: the YAML file as checked dataclasses; errors name the key and those known.
 
 >>> config = SweepConfig.from_plain({"out": "runs/one", "samples": {"scenes": {"n": 3}}}, folder=Path("."))
 >>> config.models[0].name, config.pruners[0].label, config.seeds
@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from visionpulse_analysis._util.checks import fits
+import yaml
+
+from visionpulse_analysis._util.checks import NAMES, did_you_mean, expected, fits
 from visionpulse_analysis.decoding.sampling import Sample as Sampling
-from visionpulse_analysis.experiments.judging import check_judge
-from visionpulse_analysis.experiments.sweeps.benchmarks import BENCHMARKS, Stated, check_prompt, guess_benchmark
-from visionpulse_analysis.experiments.sweeps.checked import QUOTES, check_keys, from_plain, read_yaml
+from visionpulse_analysis.experiments.sweeps.benchmarks import Benchmark
 from visionpulse_analysis.models.families import PromptOptions
 from visionpulse_analysis.models.loading import BUNDLED
 from visionpulse_analysis.pruners import list_pruners, make_pruner
@@ -60,46 +60,6 @@ class Table:
     """
 
     path: str
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """Rows of a benchmark's table as VLMEvalKit keeps it (TSV), asked and judged as is stated of the benchmark.
-
-    name : one of `BENCHMARKS`; guessed from the file's name where empty. n : the first rows only, of those with the
-    ``split`` and ``category``, one or some. prompt : a name of `PROMPTS` or a text with {question}; judge : a name of
-    `JUDGES` or "language model"; both as stated where empty.
-    """
-
-    path: str
-    name: str = ""
-    n: int | None = None
-    split: str | list[str] | None = None
-    category: str | list[str] | None = None
-    prompt: str = ""
-    judge: str = ""
-
-    def __post_init__(self) -> None:
-        if self.n is not None and self.n < 1:
-            raise ValueError(f"n must be at least 1, got {self.n}")
-        if self.prompt:
-            check_prompt(self.prompt)
-        if self.judge:
-            check_judge(self.judge)
-        own = bool(self.prompt and self.judge)
-        if not own and self.name and self.name not in BENCHMARKS:
-            raise ValueError(
-                f"nothing is stated of a benchmark {self.name!r}; known: {', '.join(BENCHMARKS)}; of any other, give "
-                "prompt: and judge:"
-            )
-        if not self.name:
-            object.__setattr__(self, "name", Path(self.path).stem if own else guess_benchmark(Path(self.path).stem))
-
-    @property
-    def stated(self) -> Stated:
-        """Prompt and judge in force."""
-        known = BENCHMARKS.get(self.name, Stated(self.prompt, self.judge))
-        return Stated(self.prompt or known.prompt, self.judge or known.judge)
 
 
 @dataclass(frozen=True)
@@ -325,3 +285,84 @@ def _distinct(values: Sequence[Any], where: str, advice: str) -> None:
     twice = [value for value in values if values.count(value) > 1]
     if twice:
         raise ValueError(f"{where}: {twice[0]!r} stands twice; {advice}")
+
+
+T = TypeVar("T")
+QUOTES = "a text that YAML takes for something else (no, yes, on, off, null, a number, a date) needs quotes"
+_WORDS = {**NAMES, str: "text", type(None): "nothing"}
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys and says nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = {key for key in keys if keys.count(key) > 1}
+        if twice:
+            raise ValueError(f"the key {min(twice)!r} stands twice, line {node.start_mark.line + 1} and after")
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(text: str) -> Any:
+    """Parse YAML; raises ValueError with the line of the mistake, also for a key that stands twice."""
+    try:
+        loader = _UniqueKeys(text)  # a SafeLoader: data only, no objects
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        raise ValueError(f"no valid YAML: {' '.join(str(error).split())}") from error
+
+
+def check_keys(given: Mapping[Any, Any], known: Iterable[str], where: str) -> None:
+    """Raise ValueError for the first key that is not known, with the closest and all that are."""
+    known = list(known)
+    for key in given:
+        if key not in known:
+            raise ValueError(f"{where}: unknown key {key!r}.{did_you_mean(key, known)} Known: {', '.join(known)}")
+
+
+def from_plain(cls: type[T], given: Any, where: str) -> T:
+    """Build a dataclass from a mapping; inner dataclasses are built from inner mappings.
+
+    Parameters
+    ----------
+    cls : dataclass
+    given : mapping
+    where : str
+        What is being read, for the errors: "sweep.yaml: samples".
+
+    Raises
+    ------
+    ValueError
+        Not a mapping; a key is unknown, missing, or its value of the wrong type or refused by the dataclass.
+    """
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{where}: expected key: value lines, got {given!r}")
+    hints = get_type_hints(cls)
+    known = {field.name: field for field in fields(cls) if field.init}  # pyright: ignore[reportArgumentType]
+    check_keys(given, known, where)
+    required = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
+    missing = [name for name in required if name not in given]
+    if missing:
+        raise ValueError(f"{where}: {', '.join(map(repr, missing))} is missing; known: {', '.join(known)}")
+    values = {name: _value(hints[name], value, f"{where}: {name}") for name, value in given.items()}
+    try:
+        return cls(**values)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    words = [word for part in get_args(hint) if get_origin(part) is Literal for word in get_args(part)]
+    if isinstance(value, str) and value in words:
+        return value
+    inner = next((part for part in (hint, *get_args(hint)) if is_dataclass(part)), None)
+    if inner is not None and not (value is None and type(None) in get_args(hint)):
+        return from_plain(inner, value, where)  # pyright: ignore[reportArgumentType]
+    if not fits(value, hint):
+        text = str in (hint, *get_args(hint)) and not isinstance(value, str | list | Mapping)
+        advice = f"; {QUOTES}" if text else ""
+        raise ValueError(f"{where}: expected {expected(hint, _WORDS)}, got {value!r} ({type(value).__name__}){advice}")
+    return value

@@ -14,7 +14,7 @@ import xarray as xr
 from dask.delayed import delayed
 
 from visionpulse_analysis.experiments.sweeps.folder import read_header
-from visionpulse_analysis.experiments.sweeps.rows import COLUMNS, DTYPES
+from visionpulse_analysis.experiments.sweeps.tables import COLUMNS, DTYPES
 from visionpulse_analysis.traces import Trace
 from visionpulse_analysis.traces.store import TraceStore
 
@@ -46,7 +46,7 @@ class Sweep:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row per finished or failed trace; columns: `rows.DTYPES`. A running sweep writes it every minute.
+        """One row per finished or failed trace; columns: `tables.DTYPES`. A running sweep writes it every minute.
 
         Raises FileNotFoundError where none was written yet.
         """

@@ -1,7 +1,9 @@
-"""Driving a sweep: what is not finished goes to the workers, what comes back is noted."""
+"""Driving a sweep: what is not finished goes to the workers, what comes back is noted, told and logged."""
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
 import uuid
 from collections import deque
@@ -20,11 +22,44 @@ from visionpulse_analysis.experiments.sweeps.cluster import connect, watched
 from visionpulse_analysis.experiments.sweeps.config import SweepConfig
 from visionpulse_analysis.experiments.sweeps.folder import SweepFolder
 from visionpulse_analysis.experiments.sweeps.plan import Job, batches, plan
-from visionpulse_analysis.experiments.sweeps.state import State
-from visionpulse_analysis.experiments.sweeps.tables import LiveTable, check_table
-from visionpulse_analysis.experiments.sweeps.telling import log_outcome, logger, logging_to, progress_bar
+from visionpulse_analysis.experiments.sweeps.tables import LiveTable, State, check_table
 from visionpulse_analysis.experiments.sweeps.worker import SweepError, run_batch
 from visionpulse_analysis.models.loading import find_model
+
+logger = logging.getLogger("visionpulse_analysis.experiments.sweeps")
+
+
+def log_outcome(outcome: dict[str, Any], where: str) -> None:
+    """One line per sample, with its id and the worker."""
+    if "row" in outcome:
+        logger.info("%s: %d tokens (%s)", outcome["id"], outcome["row"]["tokens"], where)
+    else:
+        logger.warning("%s failed: %s (%s)\n%s", outcome["id"], outcome["error"], where, outcome.get("traceback", ""))
+
+
+def progress_bar(total: int, done: int, shown: bool) -> tqdm:
+    """Traces done, rate and remaining time."""
+    seconds = 0.5 if sys.stderr.isatty() else 30.0  # between two lines of a log file
+    return tqdm(total=total, initial=done, unit="trace", disable=not shown, mininterval=seconds, smoothing=0.05)
+
+
+@contextmanager
+def logging_to(folder: SweepFolder) -> Iterator[None]:
+    """Append to ``sweep.log`` in the folder."""
+    handler = logging.FileHandler(folder.path / "sweep.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    except BaseException as error:
+        logger.error("stopped: %s", str(error) or type(error).__name__)
+        raise
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+        handler.close()
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ import pandas as pd
 
 from visionpulse_analysis.experiments.judging import Reference
 from visionpulse_analysis.experiments.samples import image_files, study_scene
-from visionpulse_analysis.experiments.sweeps.benchmark_tables import TablePicture, read_benchmark
-from visionpulse_analysis.experiments.sweeps.config import Benchmark, SweepConfig
+from visionpulse_analysis.experiments.sweeps.benchmarks import Benchmark, TablePicture, read_benchmark
+from visionpulse_analysis.experiments.sweeps.config import SweepConfig
 from visionpulse_analysis.models.asking import are_turns, plain_turns
 
 COLUMNS = ("image", "question", "answer", "id")

@@ -1,23 +1,168 @@
-"""The tidy table of a sweep: one row per finished or failed job, as CSV or Parquet."""
+"""How far a sweep is, and its tidy table: one row per finished or failed job, as CSV or Parquet. Needs no torch."""
 
 from __future__ import annotations
 
 import csv
 import importlib.util
 import io
+import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from visionpulse_analysis._util.files import write_whole
-from visionpulse_analysis.experiments.judging import RIGHT_FROM
-from visionpulse_analysis.experiments.sweeps.plan import Job
-from visionpulse_analysis.experiments.sweeps.rows import COLUMNS, DTYPES
-from visionpulse_analysis.experiments.sweeps.state import State
-from visionpulse_analysis.experiments.sweeps.verdicts import read_kept, verdict_on
+from visionpulse_analysis.experiments.judging import LANGUAGE_MODEL, RIGHT_FROM
+from visionpulse_analysis.experiments.sweeps.folder import Outcomes, SweepFolder
+from visionpulse_analysis.experiments.sweeps.worker import SweepError
+from visionpulse_analysis.traces import Trace
+
+if TYPE_CHECKING:
+    from visionpulse_analysis.experiments.sweeps.plan import Job
+
+# Text stays text: an answer "3", "NA" or "None" is no number and not missing. "right" and "score" are empty where
+# nobody knows; "judge" names the rule (`judging.JUDGES`) or the model that scored, or is to score, the answer.
+DTYPES: dict[str, Any] = {
+    "id": "string",
+    "model": "string",
+    "sample": "string",
+    "pruner": "string",
+    "seed": "Int64",
+    "task": "string",
+    "question": "string",
+    "expected": "string",
+    "status": "string",
+    "right": "boolean",
+    "score": "float64",
+    "judge": "string",
+    "answer": "string",
+    "finished": "boolean",
+    "tokens": "Int64",
+    "patches": "Int64",
+    "kept": "float64",
+    "mass": "float64",
+    "logprob": "float64",
+    "weights": "string",
+    "error": "string",
+}
+COLUMNS = tuple(DTYPES)
+
+
+def row_of(trace: Trace) -> dict[str, Any]:
+    """Measure one trace.
+
+    Returns
+    -------
+    dict
+        answer : the text after the reasoning. finished : False where the limit of tokens cut the trace off. tokens,
+        patches : numbers of them. kept : mean share of the patches visible over the steps after prefill; 1 when dense.
+        mass : mean image mass over steps and recorded layers, 0..1, or None where none was recorded. logprob : mean
+        natural log probability of the tokens. weights : hash of the model's weights.
+    """
+    kept = None if trace.kept is None else np.asarray(trace.kept.values)[1:]
+    mass = np.asarray(trace.mass.values, dtype=np.float64)
+    return {
+        "answer": trace.answer,
+        "finished": bool(trace.meta.get("finished")),
+        "tokens": len(trace),
+        "patches": len(trace.grid),
+        "kept": 1.0 if kept is None or len(kept) == 0 else float(kept.mean()),
+        "mass": float(mass.mean()) if mass.size else None,
+        "logprob": float(np.mean(trace.logprobs, dtype=np.float64)),
+        "weights": trace.meta.get("model_hash"),
+    }
+
+
+class State:
+    """Read from the folder, kept up as outcomes come in.
+
+    finished : ids of the planned jobs whose trace is stored. others : number of traces that no planned job asks for,
+    made under other settings: kept, and not in the table. failed : id -> last error of jobs without attempts left.
+    weights : model label -> hash of the weights its traces were made with.
+    """
+
+    def __init__(self, folder: SweepFolder, jobs: Sequence[Job], retries: int, retry_failed: bool) -> None:
+        self.jobs, self.retries = {job.id: job for job in jobs}, retries
+        self.outcomes = Outcomes(folder.path / "outcomes.jsonl")
+        if retry_failed:
+            self.outcomes.forget_failures()
+        # The store decides what is finished: a kill can fall between a trace and its line in the outcomes.
+        stored = folder.store.finished_ids
+        self.finished = {id for id in stored if id in self.jobs}
+        self.others = len(stored) - len(self.finished)
+        self.failed: dict[str, str] = {}
+        self.weights: dict[str, str] = {}
+        self.outcomes.add(
+            {"id": id, "row": row_of(folder.store[id])} for id in sorted(self.finished) if id not in self.outcomes.rows
+        )
+        self._note_weights(sorted(self.finished))
+        self._count_failures(self.outcomes.failures)
+
+    @property
+    def closed(self) -> int:
+        """Number of jobs with which nothing is left to be done."""
+        return len(self.finished) + len(self.failed)
+
+    def is_open(self, job: Job) -> bool:
+        """Whether the job is neither finished nor failed for good."""
+        return job.id not in self.finished and job.id not in self.failed
+
+    def failed_before(self, job: Job) -> bool:
+        """Whether the job has failed at least once."""
+        return job.id in self.outcomes.failures
+
+    def take(self, outcomes: Sequence[dict[str, Any]]) -> None:
+        """Note what a batch came to, on disk first; raises SweepError where one model has two weights."""
+        self.outcomes.add(outcomes)
+        done = [outcome["id"] for outcome in outcomes if "row" in outcome]
+        self.finished.update(done)
+        self._note_weights(done)
+        self._count_failures(outcome["id"] for outcome in outcomes if "error" in outcome)
+
+    def _note_weights(self, ids: Iterable[str]) -> None:
+        """Raise SweepError for traces of one model with other weights: workers that began together may load such."""
+        for id in ids:
+            label, found = self.jobs[id].model.label, self.outcomes.rows[id]["weights"]
+            known = self.weights.setdefault(label, found)
+            if found != known:
+                raise SweepError(
+                    f"{id} was made with other weights ({found}) than the traces before it ({known}): workers load "
+                    f"different files as {label!r}; let them load the same, and sweep into another folder"
+                )
+
+    def _count_failures(self, ids: Iterable[str]) -> None:
+        for id in ids:
+            errors = self.outcomes.failures[id]
+            spent = len(errors) > self.retries or id in self.outcomes.final
+            if id in self.jobs and id not in self.finished and spent:
+                self.failed[id] = errors[-1]
+
+
+VERDICTS = "verdicts.jsonl"
+
+
+def read_kept(folder: Path) -> dict[str, dict[str, Any]]:
+    """Id of a trace -> id, score, judge and the answer judged; raises ValueError where the file is damaged."""
+    path = folder / VERDICTS
+    if not path.exists():
+        return {}
+    try:
+        found = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
+        return {one["id"]: {name: one[name] for name in ("id", "score", "judge", "answer")} for one in found}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); delete it and read the verdicts in again") from error
+
+
+def verdict_on(verdict: Mapping[str, Any] | None, answer: str) -> dict[str, Any]:
+    """The columns right, score and judge; none where there is no verdict on this answer."""
+    if verdict is None or verdict["answer"] != answer:
+        return {}
+    score = verdict["score"]
+    return {"right": score >= RIGHT_FROM, "score": score, "judge": f"{LANGUAGE_MODEL}: {verdict['judge']}"}
+
 
 SECONDS_BETWEEN = 60.0
 

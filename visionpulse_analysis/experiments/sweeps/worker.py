@@ -163,7 +163,7 @@ class _Task:
         )
 
     def _store(self, job: dict[str, Any], trace: Any) -> dict[str, Any]:
-        from visionpulse_analysis.experiments.sweeps.rows import row_of
+        from visionpulse_analysis.experiments.sweeps.tables import row_of
 
         if job["id"] not in self.wanted:
             return {"id": job["id"]}
@@ -177,7 +177,7 @@ class _Task:
 
     def measured(self, id: str) -> dict[str, Any]:
         """The outcome of a trace that is stored already."""
-        from visionpulse_analysis.experiments.sweeps.rows import row_of
+        from visionpulse_analysis.experiments.sweeps.tables import row_of
 
         return {"id": id, "row": row_of(self.store[id])}
 
