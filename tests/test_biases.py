@@ -12,7 +12,7 @@ from slow_pruners import SlowWeighing, slow_adaptvis
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.attention.sparse import Gathered
-from visionpulse_analysis.pruners import Pruner, Selection
+from visionpulse_analysis.pruners import Pruner
 from visionpulse_analysis.pruners.adaptvis import AdaptVis
 from visionpulse_analysis.pruners.base import KNOWN
 
@@ -20,28 +20,20 @@ QUESTIONS = ["where is the red circle ?", "how many blue shapes ?"]
 STEPS = 5
 
 
-class Given(Selection):
-    """Returns what a function of the view gives."""
-
-    def __init__(self, layout, choose):
-        super().__init__(layout)
-        self.choose = choose
-
-    def visible(self, view):
-        return self.choose(view)
-
-
 @pytest.fixture
 def giving():
     """A pruner that is written as a function of the view."""
 
-    def make(choose) -> Pruner:
+    def make(choose=lambda view: None, in_prefill=None) -> Pruner:
         @dataclass(frozen=True)
         class Giving(Pruner):
             name: ClassVar[str] = "giving"
 
-            def start(self, layout):
-                return Given(layout, choose)
+            def visible(self, view, run):
+                return choose(view)
+
+            def visible_prefill(self, view, run):
+                return None if in_prefill is None else in_prefill(view)
 
         return Giving()
 
@@ -211,12 +203,10 @@ def test_what_is_no_bias_is_refused_by_name(vlm, pictures, giving, choice, messa
         vpa.decode(vlm, pictures[0], QUESTIONS[0], pruner=giving(choice), max_new_tokens=2)
 
 
-def test_a_bias_in_prefill_and_its_log_probabilities_are_refused(vlm, pictures, giving, monkeypatch):
-    pruner = giving(lambda view: None)
+def test_a_bias_in_prefill_and_its_log_probabilities_are_refused(vlm, pictures, giving):
     for act, message in (
-        (lambda self, view: torch.zeros(view.layout.patches.shape), "decode steps only"),
-        (lambda self, view: view.logprobs(), "not known"),
+        (lambda view: torch.zeros(view.layout.patches.shape), "decode steps only"),
+        (lambda view: view.logprobs(), "not known"),
     ):
-        monkeypatch.setattr(Given, "visible_prefill", act)
         with pytest.raises((ValueError, RuntimeError), match=message):
-            vpa.decode(vlm, pictures[0], QUESTIONS[0], pruner=pruner, max_new_tokens=2)
+            vpa.decode(vlm, pictures[0], QUESTIONS[0], pruner=giving(in_prefill=act), max_new_tokens=2)

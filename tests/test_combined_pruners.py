@@ -83,7 +83,7 @@ class TestCombined:
             ("fastv(budget=open)", "is written"),
             ("fastv | fastest", "no pruner 'fastest'; known: .*visionpulse"),
             ("fastv(share=1) | mvw", "no parameter 'share'; it takes layer, budget"),
-            ("fastv(budget=2.0)", "budget is a share"),
+            ("fastv(budget=2.0)", "budget must be a share"),
         ],
     )
     def test_text_that_is_none(self, text, message):

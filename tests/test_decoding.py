@@ -11,7 +11,7 @@ import visionpulse_analysis as vpa
 from visionpulse_analysis.attention import routing as attention
 from visionpulse_analysis.decoding import Batch, run
 from visionpulse_analysis.pruners import KeepAll, Random, VisionPulse
-from visionpulse_analysis.pruners.logits import newest_logits
+from visionpulse_analysis.pruners.view import newest_logits
 
 QUESTION = "where is the red circle ?"
 QUESTIONS = [QUESTION, "how many blue shapes ?", "is the red star left of the blue cross ?"]

@@ -14,7 +14,7 @@ from visionpulse_analysis.attention.reading import Masked, Readings
 from visionpulse_analysis.attention.sparse import product
 from visionpulse_analysis.attention.text_columns import VIEWS, TextColumns
 from visionpulse_analysis.pruners import VisionPulse
-from visionpulse_analysis.pruners.logits import newest_logits
+from visionpulse_analysis.pruners.view import newest_logits
 
 
 @pytest.fixture(params=BATCHES.values(), ids=BATCHES)

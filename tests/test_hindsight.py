@@ -9,7 +9,7 @@ import visionpulse_analysis as vpa
 from visionpulse_analysis.decoding.sampling import Sample as Sampling
 from visionpulse_analysis.experiments import conditions as arms
 from visionpulse_analysis.experiments.samples import scene_samples
-from visionpulse_analysis.pruners.hindsight import Hindsight
+from visionpulse_analysis.pruners.baselines import Hindsight
 
 QUESTIONS = ["where is the red circle ?", "how many blue shapes ?", "is it left of the blue star ?"]
 SAMPLINGS = pytest.mark.parametrize("sampling", [None, Sampling(temperature=2.0)], ids=["greedy", "sampled"])

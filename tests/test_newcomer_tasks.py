@@ -23,33 +23,66 @@ def strongest(call: LayerAttention) -> torch.Tensor:
     """The weight of the most attended patch."""
     return call.patch_weights.amax(dim=-1)
 '''
+WITH_A_BIAS = '''
+"""Look more at the upper half of the image while the model is unsure."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from visionpulse_analysis.pruners.base import Pruner, Selection
+from visionpulse_analysis.pruners.view import View
 
 
-def test_a_quantity_is_one_function_in_one_file(tmp_path, scenes_folder, pictures):
-    tree, picture = tmp_path / "tree", tmp_path / "scene.png"
+@dataclass(frozen=True)
+class LookUp(Pruner):
+    """Add ``strength`` times the surprise of the step before to the logits of the first half of the patches.
+
+    An example, of no paper.
+
+    Parameters
+    ----------
+    strength : float
+        0 changes nothing; nats of attention per nat of surprise.
+    """
+
+    name: ClassVar[str] = "look_up"
+    reweights: ClassVar[bool] = True
+    strength: float = 1.0
+
+    def visible(self, view: View, run: Selection) -> torch.Tensor | None:
+        upper = torch.arange(run.layout.patches.shape[1]) < run.layout.counts[:, None] / 2
+        return -self.strength * view.logprobs().amax(dim=1, keepdim=True) * upper
+'''
+
+
+def copied(to: Path) -> Path:
+    """A copy of the package, to be edited."""
     unread = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "visionpulse_analysis", tree / "visionpulse_analysis", ignore=unread)
-    with (tree / "visionpulse_analysis/attention/quantities.py").open("a") as file:
-        file.write(QUANTITY)
-    Image.fromarray(pictures[0]).save(picture)
-    asked = [
-        "decode",
-        str(picture),
-        "where ?",
-        "--model",
-        str(scenes_folder),
-        "--max-new-tokens",
-        "2",
-        "--heads",
-        "all",
-    ]
-    asked += ["--record", "strongest", "--store", "store", "--id", "one", "--explore", "page.html"]
+    shutil.copytree(ROOT / "visionpulse_analysis", to / "tree/visionpulse_analysis", ignore=unread)
+    return to / "tree"
+
+
+def run(tree: Path, folder: Path, *asked: str) -> str:
+    """What a command of the copy prints, run in a folder."""
     code = "import sys; from visionpulse_analysis.cli import app; app(sys.argv[1:])"
     environment = {**os.environ, "PYTHONPATH": str(tree)}
     done = subprocess.run(
-        [sys.executable, "-c", code, *asked], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", code, *asked], cwd=folder, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_quantity_is_one_function_in_one_file(tmp_path, scenes_folder, pictures):
+    tree = copied(tmp_path)
+    with (tree / "visionpulse_analysis/attention/quantities.py").open("a") as file:
+        file.write(QUANTITY)
+    Image.fromarray(pictures[0]).save(tmp_path / "scene.png")
+    asked = ["decode", "scene.png", "where ?", "--model", str(scenes_folder), "--max-new-tokens", "2", "--heads", "all"]
+    asked += ["--record", "strongest", "--store", "store", "--id", "one", "--explore", "page.html"]
+    run(tree, tmp_path, *asked)
     found = vpa.TraceStore(tmp_path / "store")["one"].data["strongest"]  # where nobody has the function
     assert found.dims == ("step", "layer", "head") and found.attrs["how"] == "The weight of the most attended patch."
     [payload] = re.findall(r'id="payload">(.*?)</script>', (tmp_path / "page.html").read_text(), re.S)
@@ -69,3 +102,16 @@ def test_a_quantity_of_a_notebook_is_one_cell(vlm, pictures, monkeypatch):
     assert np.abs(trace.data["strongest"] - trace.attention.astype(float).max("patch")).max() < 1e-3
     [shown] = [row for row in vpa.explore(trace).packed["quantities"] if row["name"] == "strongest"]
     assert shown["how"] == "The weight of the most attended patch." and not shown["map"]
+
+
+def test_a_pruner_with_a_bias_is_one_file(tmp_path, vlm, scenes_folder, pictures):
+    tree = copied(tmp_path)
+    (tree / "visionpulse_analysis/pruners/look_up.py").write_text(WITH_A_BIAS)
+    Image.fromarray(pictures[0]).save(tmp_path / "scene.png")
+    asked = ["decode", "scene.png", "where ?", "--model", str(scenes_folder), "--max-new-tokens", "2", "--json"]
+    made = json.loads(run(tree, tmp_path, *asked, "--pruner", "look_up(strength=30.0)"))
+    dense = vpa.decode(vlm, pictures[0], "where ?", max_new_tokens=2, sample=None)
+    assert made["kept"] == [64, 64]  # nothing is hidden
+    mass = np.array(made["mass"])
+    assert np.abs(mass[0] - dense.mass.values[0]).max() < 1e-5  # prefill is dense
+    assert mass[1, 0] > dense.mass.values[1, 0] + 0.01  # the first layer reads the same token, and looks more

@@ -28,12 +28,12 @@ from visionpulse_analysis.pruners import (
     Random,
     Uniform,
     VisionPulse,
+    parse,
 )
 from visionpulse_analysis.pruners import (
     shortv as freezing,
 )
 from visionpulse_analysis.pruners.base import KNOWN
-from visionpulse_analysis.pruners.combined import parse
 from visionpulse_analysis.pruners.shortv import ShortV
 from visionpulse_analysis.pruners.sparsevlm import SparseVLM
 
@@ -44,19 +44,19 @@ from visionpulse_analysis.pruners.sparsevlm import SparseVLM
         (VisionPulse, {"temperature": 0}, "temperature must be above 0"),
         (VisionPulse, {"temperature": float("nan")}, "temperature must be a finite number"),
         (VisionPulse, {"temperature": float("inf")}, "finite"),
-        (VisionPulse, {"budget_min": -0.1}, r"budget_min is a share of the patches in \[0, 1\], got -0.1"),
+        (VisionPulse, {"budget_min": -0.1}, r"budget_min must be a share of the patches in \[0, 1\], got -0.1"),
         (VisionPulse, {"budget_min": False}, "budget_min must be a finite number"),
-        (VisionPulse, {"budget_max": 1.01}, "budget_max is a share"),
+        (VisionPulse, {"budget_max": 1.01}, "budget_max must be a share"),
         (VisionPulse, {"budget_min": 0.2, "budget_max": 0.1}, "budget_min 0.2 is above budget_max 0.1"),
-        (VisionPulse, {"budget": 5}, "budget is a share"),
-        (VisionPulse, {"anchor_layer": -1}, "anchor_layer is a zero-based layer index"),
-        (VisionPulse, {"anchor_layer": 2.0}, "anchor_layer is a zero-based layer index"),
+        (VisionPulse, {"budget": 5}, "budget must be a share"),
+        (VisionPulse, {"anchor_layer": -1}, "anchor_layer must be a zero-based layer index"),
+        (VisionPulse, {"anchor_layer": 2.0}, "anchor_layer must be a whole number or None"),
         (VisionPulse, {"granularity": "patch"}, "'token' or 'block', got 'patch'"),
         (VisionPulse, {"hysteresis": -0.1}, "hysteresis must be 0 or above"),
         (VisionPulse, {"hysteresis": float("inf")}, "hysteresis must be a finite number"),
         (VisionPulse, {"block_size": 0}, "block_size must be at least 1"),
         *(
-            (kind, {"budget": value}, "budget is a share")
+            (kind, {"budget": value}, "budget must be a (share of the patches|finite number)")
             for kind in (Random, Uniform, PrefillOnce, LastStepOnly)
             for value in (0, -1, 1.5, float("nan"), "5", True)
         ),
@@ -102,7 +102,7 @@ class TestNames:
         [
             (lambda: ShortV.published("qwen"), "llava-1.5-7b"),
             (lambda: SparseVLM.published(100), "192, 128, 96, 64"),
-            (lambda: SparseVLM(bias=-1.0), "bias >= 0"),
+            (lambda: SparseVLM(bias=-1.0), "bias must be at least 0"),
             (lambda: PyramidDrop(ratios=(0.5, 0.25)), "3 falling ratios"),
             (lambda: PyramidDrop((2,), ratios=(1.5,)), "ratios"),
             (lambda: PyramidDrop((2, 4), ratios=(0.2, 0.5)), "2 falling ratios"),
@@ -190,7 +190,7 @@ class TestNames:
             vpa.make_pruner("fastest")
         with pytest.raises(ValueError, match="no parameter 'share'; it takes budget, anchor_layer"):
             vpa.make_pruner("uniform", share=0.1)
-        with pytest.raises(ValueError, match="budget is a share"):
+        with pytest.raises(ValueError, match="budget must be a share"):
             vpa.make_pruner("uniform", budget=2.0)
 
     def test_a_pruner_of_ones_own(self):

@@ -9,7 +9,7 @@ import torch
 import visionpulse_analysis as vpa
 from visionpulse_analysis.decoding.patch_gradients import relevance
 from visionpulse_analysis.pruners import list_pruners
-from visionpulse_analysis.pruners.oracle import Oracle
+from visionpulse_analysis.pruners.baselines import Oracle
 
 QUESTION = "where is the red circle ?"
 

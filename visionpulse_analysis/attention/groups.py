@@ -121,21 +121,21 @@ class Group:
         shown = [self.layout.patches if kept is None else kept for kept in self.prefill.kept]
         return torch.stack([self.layout.hidden_keys(kept, n_tokens).sum(dim=1) for kept in shown], dim=1)
 
-    def settle(self, cache: Any) -> None:
+    def edit_cache(self, cache: Any) -> None:
         """Let the pruner change what prefill has cached; raises ValueError for a cache that cannot be changed."""
-        if not self.selection.settles:
+        if not self.selection.edits_cache:
             return
         if not grows_in_place(cache):
             raise ValueError("the cache of this model cannot be edited, and the pruner merges keys; set merge='none'")
         for number, layer in enumerate(cache.layers):
             left = self.prefill.kept[number]
             left = self.layout.patches if left is None else left
-            new = self.selection.settle(number, layer.keys, layer.values, left)
+            new = self.selection.edit_cache(number, layer.keys, layer.values, left)
             layer.keys, layer.values = new or (layer.keys, layer.values)
 
     def account(self, number: int) -> dict[str, Any]:
         """What the costs of the group's row ``number`` depend on beside the patches visible: see `count_costs`."""
-        facts = {"frozen_layers": sorted(self.selection.frozen_layers), "forgets": self.selection.forgets}
+        facts = {"frozen_layers": sorted(self.selection.frozen_layers), "forgets": self.selection.evicts}
         if self.selection.recomputes:
             facts["recomputes"] = True
         # The list of scored layers goes on growing as the steps ask.

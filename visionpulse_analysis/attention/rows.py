@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from visionpulse_analysis._util.checks import BROKEN
 from visionpulse_analysis.attention.routing import Call
-from visionpulse_analysis.pruners.logits import newest_logits
+from visionpulse_analysis.pruners.view import newest_logits
 
 
 class SelfCheckError(RuntimeError):

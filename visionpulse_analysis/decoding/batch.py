@@ -173,7 +173,7 @@ class Batch:
                     hooks.enter_context(self._counted_anew(group, int(position[0, self.starts[0]])))
             logits = self.forward(ids, mask, position, **inputs)
         if group is not None:
-            group.settle(self.cache)
+            group.edit_cache(self.cache)
             self.gone = group.gone(ids.shape[1])
         return logits
 

@@ -110,7 +110,7 @@ class _Branch(Run):
         trunk.lend(batch)
         batch.recorder.lend(trunk.rows)
         for group in batch.groups:
-            group.settle(batch.cache)
+            group.edit_cache(batch.cache)
         return batch, trunk.logits.clone()
 
 

@@ -31,7 +31,7 @@ from visionpulse_analysis.experiments.shared_prefill import Trunk
 from visionpulse_analysis.metrics.flops import costs_of
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.base import Pruner
-from visionpulse_analysis.pruners.oracle import Oracle
+from visionpulse_analysis.pruners.baselines import Oracle
 from visionpulse_analysis.traces import Trace
 
 

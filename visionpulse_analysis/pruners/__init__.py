@@ -5,6 +5,7 @@ Every module of this folder is imported, so a file with a pruner in it is all th
 
 from __future__ import annotations
 
+import ast
 import re
 from dataclasses import fields
 from functools import reduce
@@ -13,14 +14,11 @@ from operator import or_
 from pkgutil import iter_modules
 from typing import Any
 
-from visionpulse_analysis.pruners.anchored import FixedShare
-from visionpulse_analysis.pruners.base import KNOWN, Pruner, Redirect, Selection
-from visionpulse_analysis.pruners.baselines import KeepAll, Random, Uniform
-from visionpulse_analysis.pruners.combined import as_text, parse
+from visionpulse_analysis.pruners.base import KNOWN, FixedShare, Pruner, Redirect, Selection, as_text
+from visionpulse_analysis.pruners.baselines import KeepAll, LastStepOnly, PrefillOnce, Random, Uniform
 from visionpulse_analysis.pruners.divprune import DivPrune
 from visionpulse_analysis.pruners.fastv import FastV
 from visionpulse_analysis.pruners.pyramiddrop import PyramidDrop
-from visionpulse_analysis.pruners.stale import LastStepOnly, PrefillOnce
 from visionpulse_analysis.pruners.view import Layout, View
 from visionpulse_analysis.pruners.visionpulse import VisionPulse
 from visionpulse_analysis.pruners.vtw import VTW
@@ -113,3 +111,46 @@ def _make(name: str, parameters: dict[str, Any]) -> Pruner:
             f"pruner {name!r} has no parameter {', '.join(map(repr, wrong))}; it takes {', '.join(taken) or 'none'}"
         )
     return known[name](**{**(presets[preset] if colon else {}), **parameters})
+
+
+_QUOTED_OR_PRESET = re.compile(r"""('[^']*'|"[^"]*")|(?<=\w)\s*:\s*(\w[\w.-]*)""")
+_ATTRIBUTE = "preset_"  # and the preset's name in hexadecimal, which may hold dots and hyphens
+_PRESET = re.compile(rf"\.{_ATTRIBUTE}([0-9a-f]+)")
+
+
+def as_expression(text: str) -> str:
+    """The text as Python reads it: ``name:preset`` becomes an attribute of the name; quoted text stays."""
+    return _QUOTED_OR_PRESET.sub(lambda found: found[1] or f".{_ATTRIBUTE}{found[2].encode().hex()}", text.strip())
+
+
+def from_expression(node: ast.expr) -> str:
+    """The text of a part of such an expression."""
+    return _PRESET.sub(lambda found: f":{bytes.fromhex(found[1]).decode()}", ast.unparse(node))
+
+
+def parse(text: str) -> list[tuple[str, dict[str, Any]]]:
+    """Take a `text` such as ``a(x=1) | b:preset`` apart into names, with their presets, and parameters, in its order.
+
+    Raises ValueError where the text is not of that form.
+    """
+    try:
+        return _parts(ast.parse(as_expression(text), mode="eval").body)
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"a pruner is written name, name(parameter=value) or a | b, got {text!r}") from error
+
+
+def _parts(node: ast.expr) -> list[tuple[str, dict[str, Any]]]:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return [*_parts(node.left), *_parts(node.right)]
+    if isinstance(node, ast.Call) and not node.args:
+        return [(_name(node.func), {str(word.arg): ast.literal_eval(word.value) for word in node.keywords})]
+    return [(_name(node), {})]
+
+
+def _name(node: ast.expr) -> str:
+    """A name, or name and preset."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.attr.startswith(_ATTRIBUTE):
+        return from_expression(node)
+    raise ValueError(ast.unparse(node))

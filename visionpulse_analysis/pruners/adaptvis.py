@@ -8,8 +8,8 @@ from typing import Annotated, ClassVar
 import torch
 
 from visionpulse_analysis._util.checks import Interval
-from visionpulse_analysis.pruners.base import Pruner, Selection
-from visionpulse_analysis.pruners.view import Layout, View
+from visionpulse_analysis.pruners.base import Fraction, Pruner, Selection
+from visionpulse_analysis.pruners.view import View
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,6 @@ class AdaptVis(Pruner):
         Factor of the logits where it is below; above 0. 1 changes nothing.
     threshold : float
         Probability in 0..1 from which on the model counts as confident.
-
-    Raises
-    ------
-    ValueError
-        A parameter is out of range.
     """
 
     name: ClassVar[str] = "adaptvis"
@@ -47,22 +42,13 @@ class AdaptVis(Pruner):
 
     sharp: Annotated[float, Interval(gt=0)] = 1.2
     smooth: Annotated[float, Interval(gt=0)] = 0.5
-    threshold: Annotated[float, Interval(ge=0, le=1)] = 0.3
+    threshold: Fraction = 0.3
 
-    def start(self, layout: Layout) -> Selection:
-        return _AdaptVisSelection(self, layout)
-
-
-class _AdaptVisSelection(Selection):
-    def __init__(self, pruner: AdaptVis, layout: Layout):
-        super().__init__(layout)
-        self.pruner = pruner
-
-    def visible(self, view: View) -> torch.Tensor | None:
-        pruner, logits = self.pruner, view.patch_logits()
-        if pruner.sharp == pruner.smooth == 1:
+    def visible(self, view: View, run: Selection) -> torch.Tensor | None:
+        if self.sharp == self.smooth == 1:
             return None  # dense to the last bit, which a mask of zeros is not under every kernel
-        confident = view.logprobs().exp().amax(dim=1) >= pruner.threshold
-        factor = torch.where(confident, pruner.sharp, pruner.smooth)[:, None, None]
+        logits = view.patch_logits()
+        confident = view.logprobs().exp().amax(dim=1) >= self.threshold
+        factor = torch.where(confident, self.sharp, self.smooth)[:, None, None]
         # A product with -inf, where a patch is masked, would be +inf.
         return (factor - 1) * logits.masked_fill(logits == -torch.inf, 0.0)

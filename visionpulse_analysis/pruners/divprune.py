@@ -3,64 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch.nn.functional import normalize
 
-from visionpulse_analysis.pruners.base import Pruner, Selection
-from visionpulse_analysis.pruners.top_k import check_share, nearest_k
+from visionpulse_analysis.pruners.base import BeforeModel, Share
 from visionpulse_analysis.pruners.view import Layout, View
-
-
-@dataclass(frozen=True)
-class BeforeModel(Pruner):
-    """Base of pruners that choose ``round(budget * n)`` patches by their embeddings, before the language model.
-
-    A subclass says which, in ``keep``. Dropped patches are never seen by any layer or step.
-
-    Parameters
-    ----------
-    budget : float
-        Share kept, in (0, 1]; ValueError for any other.
-    renumber : bool
-        Count positions anew without the dropped patches, as the authors' code does, which published numbers come from;
-        False keeps every token where the model put it. For models with one-dimensional positions that see the whole
-        prompt in every layer; others raise ValueError when they decode.
-    """
-
-    budget: float = 0.1
-    renumber: bool = field(default=False, kw_only=True)
-
-    def __post_init__(self) -> None:
-        check_share("budget", self.budget)
-        super().__post_init__()
-
-    def keep(self, view: View, layout: Layout, k: torch.Tensor) -> torch.Tensor:
-        """The patches of `layout` to keep, bool [row, patch], `k` int64 [row] of them; `view` is of layer 0."""
-        raise NotImplementedError
-
-    def start(self, layout: Layout) -> Selection:
-        return BeforeModelSelection(self, layout)
-
-
-class BeforeModelSelection(Selection):
-    """Chooses at layer 0 of prefill."""
-
-    def __init__(self, pruner: BeforeModel, layout: Layout):
-        super().__init__(layout)
-        self.pruner = pruner
-
-    def visible_prefill(self, view: View) -> torch.Tensor | None:
-        if view.layer > 0:
-            return None
-        self.kept = self.keep(view, nearest_k(self.pruner.budget, self.layout.counts))
-        return self.kept
-
-    def keep(self, view: View, k: torch.Tensor) -> torch.Tensor:
-        """What the pruner's rule keeps, bool [row, patch]: ``k`` int64 [row] of each."""
-        return self.pruner.keep(view, self.layout, k)
 
 
 @dataclass(frozen=True)
@@ -77,19 +27,12 @@ class DivPrune(BeforeModel):
     budget : float
         Share kept, in (0, 1]; the authors' 0.098 by default.
     renumber : bool
-        Count positions anew without the dropped patches, as the authors' code does, which published numbers come from;
-        False keeps every token where the model put it. For models with one-dimensional positions that see the whole
-        prompt in every layer; others raise ValueError when they decode.
-
-    Raises
-    ------
-    ValueError
-        The budget is out of range.
+        As in `BeforeModel`.
     """
 
     name: ClassVar[str] = "divprune"
 
-    budget: float = 0.098
+    budget: Share = 0.098
 
     def keep(self, view: View, layout: Layout, k: torch.Tensor) -> torch.Tensor:
         units = normalize(view.patch_states(), dim=-1)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch.nn.functional import cosine_similarity
 
-from visionpulse_analysis.pruners.base import Pruner, Selection
-from visionpulse_analysis.pruners.top_k import budget_to_k, check_layer, check_share, share_of_each, top_k
-from visionpulse_analysis.pruners.view import Layout, View
+from visionpulse_analysis._util.checks import Interval
+from visionpulse_analysis.pruners.base import Pruner, Selection, Share
+from visionpulse_analysis.pruners.top_k import budget_to_k, check_layer, share_of_each, top_k
+from visionpulse_analysis.pruners.view import View
 
 
 @dataclass(frozen=True)
@@ -33,53 +34,34 @@ class DyCoke(Pruner):
     unpruned_when_steady : bool
         True does what the released code does at the other steps: it clears its list at each of them, so that they read
         every patch. False keeps the last choice.
-
-    Raises
-    ------
-    ValueError
-        A parameter is out of range.
     """
 
     name: ClassVar[str] = "dycoke"
 
-    budget: float = 0.3
-    layer: int = 3
+    budget: Share = 0.3
+    layer: Annotated[int, Interval(ge=1, what="the layer after the one that chooses,")] = 3
     threshold: float = 0.9
     unpruned_when_steady: bool = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_share("budget", self.budget)
-        if self.layer < 1:
-            raise ValueError(f"layer must be at least 1, since the layer before it chooses, got {self.layer}")
+    def begin(self, run: Selection) -> None:
+        check_layer("layer", self.layer, run.layout)
+        run.before = run.chosen = None
 
-    def start(self, layout: Layout) -> Selection:
-        check_layer("layer", self.layer, layout)
-        return _DyCokeSelection(self, layout)
+    def visible(self, view: View, run: Selection) -> torch.Tensor | None:
+        if view.layer == self.layer - 1:
+            self._choose(view, run)
+        return run.kept if view.layer >= self.layer else None
 
-
-class _DyCokeSelection(Selection):
-    def __init__(self, pruner: DyCoke, layout: Layout):
-        super().__init__(layout)
-        self.pruner = pruner
-        self.before: torch.Tensor | None = None
-        self.chosen: torch.Tensor | None = None
-
-    def visible(self, view: View) -> torch.Tensor | None:
-        if view.layer == self.pruner.layer - 1:
-            self.choose(view)
-        return self.kept if view.layer >= self.pruner.layer else None
-
-    def choose(self, view: View) -> None:
+    def _choose(self, view: View, run: Selection) -> None:
         """Set what this step reads, row by row."""
-        patches = self.layout.patches
+        layout = run.layout
         weights = view.patch_weights().mean(dim=1)
-        share = share_of_each(self.pruner.budget, self.layout.counts)
-        new = top_k(weights.masked_fill(~patches, -1.0), budget_to_k(share, self.layout.counts))
-        if self.before is None or self.chosen is None:
-            self.kept = self.chosen = new
+        k = budget_to_k(share_of_each(self.budget, layout.counts), layout.counts)
+        new = top_k(weights.masked_fill(~layout.patches, -1.0), k)
+        if run.before is None:
+            run.kept = run.chosen = new
         else:
-            steady = (cosine_similarity(weights, self.before, dim=1) >= self.pruner.threshold)[:, None]
-            self.kept = torch.where(steady, patches if self.pruner.unpruned_when_steady else self.chosen, new)
-            self.chosen = torch.where(steady, self.chosen, new)
-        self.before = weights
+            steady = (cosine_similarity(weights, run.before, dim=1) >= self.threshold)[:, None]
+            run.kept = torch.where(steady, layout.patches if self.unpruned_when_steady else run.chosen, new)
+            run.chosen = torch.where(steady, run.chosen, new)
+        run.before = weights

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from visionpulse_analysis.pruners.base import Pruner, Selection
-from visionpulse_analysis.pruners.top_k import check_layer, check_share, drawn, nearest_k, top_k
-from visionpulse_analysis.pruners.view import Layout, View
+from visionpulse_analysis.pruners.base import LayerIndex, Pruner, Selection, Share
+from visionpulse_analysis.pruners.top_k import check_layer, drawn, nearest_k, top_k
+from visionpulse_analysis.pruners.view import View
 
 
 @dataclass(frozen=True)
@@ -44,35 +44,27 @@ class FastV(Pruner):
 
     name: ClassVar[str] = "fastv"
 
-    layer: int = 2
-    budget: float = 0.5
+    layer: LayerIndex = 2
+    budget: Share = 0.5
     per_step: bool = False
     rope: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("budget", self.budget)
         if not self.rope and self.layer == 0:
             raise ValueError("rope=False needs the scores of a layer before: layer must be above 0")
 
-    def start(self, layout: Layout) -> Selection:
-        check_layer("layer", self.layer, layout)
-        selection = _FastVSelection(self, layout)
-        selection.recomputes = self.per_step
-        return selection
+    def begin(self, run: Selection) -> None:
+        check_layer("layer", self.layer, run.layout)
+        run.recomputes = self.per_step
 
-
-class _FastVSelection(Selection):
-    def __init__(self, pruner: FastV, layout: Layout):
-        super().__init__(layout)
-        self.pruner, self.k = pruner, nearest_k(pruner.budget, layout.counts)
-
-    def visible_prefill(self, view: View) -> torch.Tensor | None:
-        if self.pruner.layer == 0 and view.layer == 0:
-            self._choose(drawn(self.layout, view.step))
-        elif view.layer == self.pruner.layer - 1:
-            self._choose(view.patch_weights(rope=self.pruner.rope).mean(dim=1))
-        return self.kept if view.layer == self.pruner.layer else None
-
-    def _choose(self, scores: torch.Tensor) -> None:
-        self.kept = top_k(scores.masked_fill(~self.layout.patches, -torch.inf), self.k)
+    def visible_prefill(self, view: View, run: Selection) -> torch.Tensor | None:
+        layout, scores = run.layout, None
+        if self.layer == 0 and view.layer == 0:
+            scores = drawn(layout, view.step)
+        elif view.layer == self.layer - 1:
+            scores = view.patch_weights(rope=self.rope).mean(dim=1)
+        if scores is not None:
+            k = nearest_k(self.budget, layout.counts)
+            run.kept = top_k(scores.masked_fill(~layout.patches, -torch.inf), k)
+        return run.kept if view.layer == self.layer else None

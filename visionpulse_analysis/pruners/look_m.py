@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 import torch
 from torch.nn.functional import normalize
 
-from visionpulse_analysis.pruners.base import Pruner, Selection
-from visionpulse_analysis.pruners.top_k import check_share, float64, nearest_k, top_k
+from visionpulse_analysis.pruners.base import Fraction, Pruner, Selection, Share
+from visionpulse_analysis.pruners.top_k import float64, nearest_k, top_k
 from visionpulse_analysis.pruners.view import Layout, View
 
 
@@ -34,47 +34,25 @@ class LookM(Pruner):
         n)`` of them with those among the last tokens, however long the text is.
     merge : "pivot" or "none"
         "none" forgets what is cut. The paper's averaged and weighted merging are left out.
-
-    Raises
-    ------
-    ValueError
-        A parameter is out of range.
     """
 
     name: ClassVar[str] = "lookm"
 
-    heavy: float = 0.1
-    recent: float = 0.1
-    budget: float | None = None
+    heavy: Fraction = 0.1
+    recent: Fraction = 0.1
+    budget: Share | None = None
     merge: Literal["pivot", "none"] = "pivot"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.budget is not None:
-            check_share("budget", self.budget)
-        if not (0 <= self.heavy <= 1 and 0 <= self.recent <= 1):
-            raise ValueError(f"heavy and recent are shares of the prompt in 0..1, got {self.heavy} and {self.recent}")
-        if self.merge not in ("pivot", "none"):
-            raise ValueError(f"merge must be 'pivot' or 'none', got {self.merge!r}")
+    def begin(self, run: Selection) -> None:
+        run.evicts, run.edits_cache = True, self.merge != "none"
+        run.per_layer = []  # what each layer keeps, bool [row, patch]
 
-    def start(self, layout: Layout) -> Selection:
-        return _LookMSelection(self, layout)
-
-
-class _LookMSelection(Selection):
-    forgets = True
-
-    def __init__(self, pruner: LookM, layout: Layout):
-        super().__init__(layout)
-        self.pruner = pruner
-        self.per_layer: list[torch.Tensor] = []
-
-    def observe_prefill(self, view: View) -> None:
-        layout, width = self.layout, self.layout.text.shape[1]
+    def observe_prefill(self, view: View, run: Selection) -> None:
+        layout, width = run.layout, run.layout.text.shape[1]
         lengths = width - layout.starts
         recent, heavy = (
             torch.floor(share * float64(lengths) + 1e-9).long().to(lengths.device)
-            for share in (self.pruner.recent, self.pruner.heavy)
+            for share in (self.recent, self.heavy)
         )
         old_text = layout.text & (torch.arange(width, device=recent.device) < width - recent[:, None])
         late = layout.patches & (layout.places >= width - recent[:, None])
@@ -82,25 +60,21 @@ class _LookMSelection(Selection):
         # The other tokens of pictures stay as long as a patch does, and take their part of what text leaves.
         others = layout.others & (layout.other_places < width - recent[:, None])
         room = heavy - old_text.sum(dim=1) - others.sum(dim=1)
-        if self.pruner.budget is not None:
-            room = nearest_k(self.pruner.budget, layout.counts) - late.sum(dim=1)
+        if self.budget is not None:
+            room = nearest_k(self.budget, layout.counts) - late.sum(dim=1)
         room = torch.minimum(room.clamp(min=0), early.sum(dim=1))
-        self.per_layer.append(late | top_k(column_sums(view, layout).masked_fill(~early, -torch.inf), room))
+        run.per_layer.append(late | top_k(column_sums(view, layout).masked_fill(~early, -torch.inf), room))
 
-    @property
-    def settles(self) -> bool:
-        return self.pruner.merge != "none"
-
-    def settle(
-        self, layer: int, keys: torch.Tensor, values: torch.Tensor, left: torch.Tensor
+    def edit_cache(
+        self, layer: int, keys: torch.Tensor, values: torch.Tensor, left: torch.Tensor, run: Selection
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        stay, length = left & self.per_layer[layer], keys.shape[2]
-        kept = self.layout.real(length) & ~self.layout.hidden_keys(stay, length)
-        cut = self.layout.real(length) & ~self.layout.hidden_keys(left, length) & ~kept
+        layout, stay, length = run.layout, left & run.per_layer[layer], keys.shape[2]
+        kept = layout.real(length) & ~layout.hidden_keys(stay, length)
+        cut = layout.real(length) & ~layout.hidden_keys(left, length) & ~kept
         return merge_cut(keys, values, kept.to(keys.device), cut.to(keys.device)) if bool(cut.any()) else None
 
-    def visible(self, view: View) -> torch.Tensor | None:
-        return self.per_layer[view.layer]
+    def visible(self, view: View, run: Selection) -> torch.Tensor | None:
+        return run.per_layer[view.layer]
 
 
 def merge_cut(

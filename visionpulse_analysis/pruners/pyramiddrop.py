@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from visionpulse_analysis.pruners.base import Pruner, Selection
-from visionpulse_analysis.pruners.top_k import budget_to_k, check_layer, check_share, share_of_each, top_k
-from visionpulse_analysis.pruners.view import Layout, View
+from visionpulse_analysis.pruners.base import Pruner, Selection, Share
+from visionpulse_analysis.pruners.top_k import budget_to_k, check_layer, share_of_each, top_k
+from visionpulse_analysis.pruners.view import View
 
 
 @dataclass(frozen=True)
@@ -34,62 +34,48 @@ class PyramidDrop(Pruner):
         Count positions anew without the dropped patches, as the authors' code does, which published numbers come from;
         False keeps every token where the model put it. For models with one-dimensional positions that see the whole
         prompt in every layer; others raise ValueError when they decode.
-
-    Raises
-    ------
-    ValueError
-        A parameter is out of range.
     """
 
     name: ClassVar[str] = "pyramiddrop"
 
     layers: tuple[int, ...] | None = None
-    ratio: float = 0.5
+    ratio: Share = 0.5
     ratios: tuple[float, ...] | None = None
     renumber: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("ratio", self.ratio)
-        if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(self.layers))
-            if list(self.layers) != sorted(set(self.layers)) or not self.layers:
-                raise ValueError(f"layers are rising layer indices, got {self.layers}")
+        if self.layers is not None and (list(self.layers) != sorted(set(self.layers)) or not self.layers):
+            raise ValueError(f"layers are rising layer indices, got {self.layers}")
         if self.ratios is not None:
-            object.__setattr__(self, "ratios", tuple(self.ratios))
-            for share in self.ratios:
-                check_share("every one of ratios", share)
             count = 3 if self.layers is None else len(self.layers)
-            if len(self.ratios) != count or list(self.ratios) != sorted(self.ratios, reverse=True):
-                raise ValueError(f"expected {count} falling ratios, one for each boundary, got {self.ratios}")
+            falling = len(self.ratios) == count and list(self.ratios) == sorted(self.ratios, reverse=True)
+            if not falling or not all(0 < share <= 1 for share in self.ratios):
+                raise ValueError(f"expected {count} falling ratios in (0, 1], one for each boundary, got {self.ratios}")
 
     def boundaries(self, n_layers: int) -> tuple[int, ...]:
         """First layer after each boundary, in a model of ``n_layers``."""
         return self.layers or tuple(sorted({max(1, n_layers * quarter // 4) for quarter in (1, 2, 3)}))
 
-    def start(self, layout: Layout) -> Selection:
-        return _PyramidDropSelection(self, layout)
-
-
-class _PyramidDropSelection(Selection):
-    def __init__(self, pruner: PyramidDrop, layout: Layout):
-        super().__init__(layout)
-        self.layers = pruner.boundaries(layout.n_layers)
-        for layer in self.layers:
+    def begin(self, run: Selection) -> None:
+        layout = run.layout
+        run.layers = self.boundaries(layout.n_layers)
+        for layer in run.layers:
             check_layer("layer", layer, layout)
-        powers = tuple(pruner.ratio**times for times in range(1, len(self.layers) + 1))
-        self.ratios = powers if pruner.ratios is None else pruner.ratios
-        if len(self.ratios) != len(self.layers):
+        powers = tuple(self.ratio**times for times in range(1, len(run.layers) + 1))
+        run.ratios = powers if self.ratios is None else self.ratios
+        if len(run.ratios) != len(run.layers):
             raise ValueError(
-                f"a model of {layout.n_layers} layers has the boundaries {self.layers}, but there are "
-                f"{len(self.ratios)} ratios; give layers as well"
+                f"a model of {layout.n_layers} layers has the boundaries {run.layers}, but there are "
+                f"{len(run.ratios)} ratios; give layers as well"
             )
 
-    def visible_prefill(self, view: View) -> torch.Tensor | None:
-        if view.layer not in self.layers:
+    def visible_prefill(self, view: View, run: Selection) -> torch.Tensor | None:
+        if view.layer not in run.layers:
             return None
-        budget = share_of_each(self.ratios[self.layers.index(view.layer)], self.layout.counts)
+        layout = run.layout
+        budget = share_of_each(run.ratios[run.layers.index(view.layer)], layout.counts)
         # Dropped patches weigh nothing; -1 ranks the places without a patch below them.
-        scores = view.patch_weights().mean(dim=1).masked_fill(~self.layout.patches, -1.0)
-        self.kept = top_k(scores, budget_to_k(budget, self.layout.counts))
-        return self.kept
+        scores = view.patch_weights().mean(dim=1).masked_fill(~layout.patches, -1.0)
+        run.kept = top_k(scores, budget_to_k(budget, layout.counts))
+        return run.kept

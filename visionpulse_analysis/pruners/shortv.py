@@ -10,7 +10,6 @@ import torch
 
 from visionpulse_analysis.pruners.base import FirstTokens, Pruner, Selection
 from visionpulse_analysis.pruners.top_k import check_layer, kl
-from visionpulse_analysis.pruners.view import Layout
 
 # In the authors' order, the layer that contributes least first.
 PUBLISHED = {
@@ -35,11 +34,6 @@ class ShortV(Pruner):
         Zero-based frozen layers; () freezes none. Left out, the last 19 of 32 layers: the authors' orders begin with
         the deepest layers, but their choice is calibrated, and ``calibrate`` finds one that is. `published` knows the
         authors' own lists, for LLaVA-1.5-7B 0, 2, 3, 12 and 17 to 31.
-
-    Raises
-    ------
-    ValueError
-        A layer is out of range.
     """
 
     name: ClassVar[str] = "shortv"
@@ -109,14 +103,11 @@ class ShortV(Pruner):
         contribution = layer_contribution(first_tokens, n_layers)[:, DIRECTIONS.index(direction)]
         return cls(tuple(torch.argsort(contribution, stable=True)[:count].tolist()))
 
-    def start(self, layout: Layout) -> Selection:
-        n = layout.n_layers
-        layers = range(n - round(19 / 32 * n), n) if self.layers is None else self.layers
-        for layer in layers:
-            check_layer("layer", layer, layout)
-        selection = Selection(layout)
-        selection.frozen_layers = frozenset(layers)
-        return selection
+    def begin(self, run: Selection) -> None:
+        n = run.layout.n_layers
+        run.frozen_layers = frozenset(range(n - round(19 / 32 * n), n) if self.layers is None else self.layers)
+        for layer in run.frozen_layers:
+            check_layer("layer", layer, run.layout)
 
 
 DIRECTIONS = ("frozen||dense", "dense||frozen")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
-from visionpulse_analysis.pruners.base import Pruner, Selection
-from visionpulse_analysis.pruners.clustering import cluster
+from visionpulse_analysis._util.checks import Interval
+from visionpulse_analysis.pruners.base import Fraction, Pruner, Selection
 from visionpulse_analysis.pruners.top_k import check_layer, top_k
 from visionpulse_analysis.pruners.view import Layout, View
 
@@ -55,11 +55,6 @@ class SparseVLM(Pruner):
         and 1.5 of the code do, which published numbers come from; False keeps every token where the model put it. For
         models with one-dimensional positions that see the whole prompt in every layer; others raise ValueError when
         they decode.
-
-    Raises
-    ------
-    ValueError
-        A parameter is out of range.
     """
 
     name: ClassVar[str] = "sparsevlm"
@@ -67,9 +62,9 @@ class SparseVLM(Pruner):
     layers: tuple[int, ...] | None = None
     amount: Literal["shares", "rank", "paper"] = "shares"
     shares: tuple[float, ...] = (300 / 576, 200 / 576, 110 / 576)
-    scale: float = 13.5
-    bias: float = 0.0
-    recycled: float = 0.3
+    scale: Annotated[float, Interval(ge=0)] = 13.5
+    bias: Annotated[float, Interval(ge=0)] = 0.0
+    recycled: Fraction = 0.3
     renumber: bool = False
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -78,15 +73,8 @@ class SparseVLM(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("layers", "shares"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.amount not in ("shares", "rank", "paper"):
-            raise ValueError(f"amount must be 'shares', 'rank' or 'paper', got {self.amount!r}")
-        if not all(0 < share <= 1 for share in self.shares) or not 0 <= self.recycled <= 1:
-            raise ValueError(f"expected shares in (0, 1] and recycled in 0..1, got {self}")
-        if self.scale < 0 or self.bias < 0:
-            raise ValueError(f"expected scale >= 0 and bias >= 0, got {self.scale} and {self.bias}")
+        if not all(0 < share <= 1 for share in self.shares):
+            raise ValueError(f"expected shares in (0, 1], got {self.shares}")
         if self.layers is not None and list(self.layers) != sorted(set(self.layers)):
             raise ValueError(f"layers are rising layer indices, got {self.layers}")
         if self.amount == "shares" and len(self.shares) != (3 if self.layers is None else len(self.layers)):
@@ -119,80 +107,69 @@ class SparseVLM(Pruner):
         scaled = sorted({max(1, round(layer / 32 * n_layers)) for layer in (2, 6, 15)})
         return tuple(scaled) if self.layers is None else self.layers
 
-    def start(self, layout: Layout) -> Selection:
-        return _SparseVLMSelection(self, layout)
+    def begin(self, run: Selection) -> None:
+        run.layers = self.pruning_layers(run.layout.n_layers)
+        for layer in run.layers:
+            check_layer("layer", layer, run.layout)
+        run.raters = None  # bool [row, token]
+        run.left = run.layout.patches
+        run.dropped = run.scores = None  # by the layer that is just running
 
+    def left_before(self, layer: int, run: Selection) -> torch.Tensor | None:
+        return run.left
 
-class _SparseVLMSelection(Selection):
-    def __init__(self, pruner: SparseVLM, layout: Layout):
-        super().__init__(layout)
-        self.pruner = pruner
-        self.layers = pruner.pruning_layers(layout.n_layers)
-        for layer in self.layers:
-            check_layer("layer", layer, layout)
-        self.raters: torch.Tensor | None = None  # bool [row, token]
-        self.left = layout.patches
-        self.dropped: torch.Tensor | None = None  # by the layer that is just running
-        self.scores: torch.Tensor | None = None
-
-    def left_before(self, layer: int) -> torch.Tensor | None:
-        return self.left
-
-    def visible_prefill(self, view: View) -> torch.Tensor | None:
+    def visible_prefill(self, view: View, run: Selection) -> torch.Tensor | None:
         if view.layer == 0:
-            self.raters = find_raters(view, self.layout)
-        now, self.dropped = self.left, None
-        if view.layer in self.layers:
-            self._rate(view.only(now), now)
+            run.raters = find_raters(view, run.layout)
+        now, run.dropped = run.left, None
+        if view.layer in run.layers:
+            self._rate(view.only(now), now, run)
         return now
 
-    def _rate(self, view: View, now: torch.Tensor) -> None:
+    def _rate(self, view: View, now: torch.Tensor, run: Selection) -> None:
         """Score the patches left, bool [row, patch], and choose who stays after this layer."""
-        if self.raters is None:
+        if run.raters is None:
             raise RuntimeError("layer 0 was not seen before a pruning layer")
         scores, k = torch.zeros(now.shape, device=now.device), now.sum(dim=1)
-        at = self.layers.index(view.layer)
-        counts = self.raters.sum(dim=1).tolist()
-        queries = torch.argsort(~self.raters, dim=1, stable=True)[:, : max(counts)]  # raters first
+        counts = run.raters.sum(dim=1).tolist()
+        queries = torch.argsort(~run.raters, dim=1, stable=True)[:, : max(counts)]  # raters first
         rated = torch.softmax(view.query_logits(queries), dim=-1).mean(dim=1)
         for row, count in enumerate(counts):
-            weights = rated[row, :count][:, self.layout.places[row]] * now[row]
+            weights = rated[row, :count][:, run.layout.places[row]] * now[row]
             scores[row] = weights.mean(dim=0)
-            k[row] = self._amount(weights[:, now[row]], int(self.layout.counts[row]), at)
+            k[row] = self._amount(weights[:, now[row]], int(run.layout.counts[row]), run.layers.index(view.layer))
         kept = top_k(scores.masked_fill(~now, -torch.inf), k)
-        self.scores, self.dropped, self.left = scores, now & ~kept, kept
+        run.scores, run.dropped, run.left = scores, now & ~kept, kept
 
     def _amount(self, weights: torch.Tensor, whole: int, at: int) -> int:
         """How many of the patches left stay; weights float32 [rater, patch left], ``whole`` patches to begin with."""
-        pruner, n = self.pruner, weights.shape[1]
-        if pruner.amount == "shares":
-            return min(n, max(1, round(pruner.shares[at] * whole)))
+        n = weights.shape[1]
+        if self.amount == "shares":
+            return min(n, max(1, round(self.shares[at] * whole)))
         rank = int(torch.linalg.matrix_rank(weights.float())) if n else 0
         if rank == n:
             return n
-        if pruner.amount == "rank":
-            return max(0, min(n - 1, int(pruner.scale * rank + pruner.bias)))
-        kept = n - int(pruner.scale * (n - rank))
-        return max(0, min(n - 1, kept))
+        kept = self.scale * rank + self.bias if self.amount == "rank" else n - int(self.scale * (n - rank))
+        return max(0, min(n - 1, int(kept)))
 
-    def rewrite(self, layer: int, states: torch.Tensor) -> torch.Tensor | None:
-        if layer not in self.layers or self.dropped is None or self.scores is None or self.pruner.recycled == 0:
+    def rewrite(self, layer: int, states: torch.Tensor, run: Selection) -> torch.Tensor | None:
+        if run.dropped is None or self.recycled == 0:
             return None
-        states, left = states.clone(), self.left.clone()
-        moved = torch.zeros_like(self.layout.places) if self.moved is None else self.moved.clone()
+        states, left = states.clone(), run.left.clone()
+        moved = torch.zeros_like(run.layout.places) if run.moved is None else run.moved.clone()
         for row in range(len(states)):
-            dropped = self.dropped[row].nonzero()[:, 0]
+            dropped = run.dropped[row].nonzero()[:, 0]
             if len(dropped) == 0:
                 continue
-            count = min(len(dropped), int(self.pruner.recycled * len(dropped)) + 1)
-            best = torch.argsort(self.scores[row, dropped], descending=True, stable=True)[:count]
+            count = min(len(dropped), int(self.recycled * len(dropped)) + 1)
+            best = torch.argsort(run.scores[row, dropped], descending=True, stable=True)[:count]
             members = dropped[best]
             centres, owner = cluster(states[row, members].float(), count // 10 + 1)
             for number, centre in enumerate(centres.tolist()):
                 states[row, members[centre]] = states[row, members[owner == number]].float().mean(0).to(states.dtype)
             left[row, members[centres]] = True
             moved[row, members[centres]] = moved[row].max() + 1 + torch.arange(len(centres), device=moved.device)
-        self.left, self.moved = left, moved
+        run.left, run.moved = left, moved
         return states
 
 
@@ -207,3 +184,35 @@ def find_raters(view: View, layout: Layout) -> torch.Tensor:
     # The shares of a row's words sum to 1: their mean is one over the number of words.
     raters = words & (shares * words.sum(dim=1, keepdim=True) > 1)
     return torch.where(raters.any(dim=1, keepdim=True), raters, words)
+
+
+def cluster(points: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find ``count`` clusters by density peaks with k nearest neighbours (DPC-kNN, Du, Ding and Jia 2016).
+
+    Distances are Euclidean over ``sqrt(width)``. A point is dense if its ``count`` nearest points, itself among
+    them, are near: ``exp(-mean of squared distances)``; it is a centre if it is dense and far from any denser
+    point, the product of both being among the ``count`` largest. Every point belongs to its nearest centre, a
+    centre to itself.
+
+    Parameters
+    ----------
+    points : float32 [point, width]
+    count : int
+        1 to the number of points; also the number of neighbours.
+
+    Returns
+    -------
+    centres : int64 [count]
+        Indices of points.
+    owner : int64 [point]
+        Index into ``centres``.
+    """
+    distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist") / points.shape[1] ** 0.5
+    density = (-(torch.topk(distances, count, largest=False).values ** 2).mean(dim=1)).exp()
+    denser = density[None] > density[:, None]
+    separation = distances.masked_fill(~denser, torch.inf).amin(dim=1)
+    separation = torch.where(denser.any(dim=1), separation, distances.max())
+    centres = torch.argsort(density * separation, descending=True, stable=True)[:count]
+    owner = distances[:, centres].argmin(dim=1)
+    owner[centres] = torch.arange(count, device=points.device)
+    return centres, owner

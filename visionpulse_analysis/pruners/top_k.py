@@ -84,18 +84,6 @@ def _within(k: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     return torch.minimum(k.long().clamp(min=1).to(counts.device), counts)
 
 
-def check_share(name: str, value: float, told: str = "(0, 1]") -> None:
-    """Raise ValueError unless ``value`` is a number in (0, 1]; `told` is the range that the message names."""
-    if not isinstance(value, float | int | np.floating) or isinstance(value, bool) or not 0.0 < value <= 1.0:
-        raise ValueError(f"{name} is a share of the patches in {told}, got {value!r}")
-
-
-def check_anchor(anchor: int | None) -> None:
-    """Raise ValueError unless ``anchor`` is a layer index or None."""
-    if anchor is not None and (not isinstance(anchor, int | np.integer) or isinstance(anchor, bool) or anchor < 0):
-        raise ValueError(f"anchor_layer is a zero-based layer index, or None for the model's own, got {anchor!r}")
-
-
 def check_layer(name: str, layer: int, layout: Layout) -> None:
     """Raise ValueError unless ``layer`` is a layer of the model."""
     if not 0 <= layer < layout.n_layers:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 
+from visionpulse_analysis._util.checks import Interval
 from visionpulse_analysis.pruners.base import FirstTokens, Pruner, Selection
 from visionpulse_analysis.pruners.top_k import check_layer, kl
-from visionpulse_analysis.pruners.view import Layout, View
+from visionpulse_analysis.pruners.view import View
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,6 @@ class VTW(Pruner):
         the layers if left out; ``calibrate`` finds the one that the paper's search would. The authors' code has 15 for
         LLaVA-1.5-7B in its evaluation and 16 in its chat (``VTW(15)``, ``VTW(16)``), 20 of 40 for 13B, and 16 for
         Video-LLaVA.
-
-    Raises
-    ------
-    ValueError
-        The layer is out of range.
     """
 
     name: ClassVar[str] = "vtw"
@@ -79,11 +75,14 @@ class VTW(Pruner):
             raise ValueError(f"no layer from {begin} on has KL <= {threshold}; the smallest is {lowest:.3g}")
         return cls(below[0])
 
-    def start(self, layout: Layout) -> Selection:
-        layer = layout.n_layers // 2 if self.layer is None else self.layer
-        if layer != layout.n_layers:  # after the last one: nothing is withdrawn
-            check_layer("layer", layer, layout)
-        return _VTWSelection(layout, layer)
+    def begin(self, run: Selection) -> None:
+        n_layers = run.layout.n_layers
+        run.layer = n_layers // 2 if self.layer is None else self.layer
+        if run.layer != n_layers:  # after the last one: nothing is withdrawn
+            check_layer("layer", run.layer, run.layout)
+
+    def visible_prefill(self, view: View, run: Selection) -> torch.Tensor | None:
+        return torch.zeros_like(run.layout.patches) if view.layer == run.layer else None
 
 
 def withdrawal_curve(first_tokens: FirstTokens, n_layers: int) -> torch.Tensor:
@@ -98,15 +97,6 @@ def withdrawal_curve(first_tokens: FirstTokens, n_layers: int) -> torch.Tensor:
     return torch.stack([kl(first_tokens(VTW(layer)), dense) for layer in range(n_layers)])
 
 
-class _VTWSelection(Selection):
-    def __init__(self, layout: Layout, layer: int):
-        super().__init__(layout)
-        self.layer = layer
-
-    def visible_prefill(self, view: View) -> torch.Tensor | None:
-        return torch.zeros_like(self.layout.patches) if view.layer == self.layer else None
-
-
 @dataclass(frozen=True)
 class MVW(Pruner):
     """Remove all visual tokens from the cache after some generated tokens.
@@ -118,36 +108,18 @@ class MVW(Pruner):
     ----------
     tokens : int
         M of the paper, at least 1: tokens generated with the image in sight. The paper's default is not verified.
-
-    Raises
-    ------
-    ValueError
-        The number is out of range.
     """
 
     name: ClassVar[str] = "mvw"
 
-    tokens: int = 32
+    tokens: Annotated[int, Interval(ge=1, what="a number of tokens (VTW withdraws in prefill)")] = 32
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.tokens < 1:
-            raise ValueError(f"tokens must be at least 1, got {self.tokens}; VTW withdraws in prefill")
+    def begin(self, run: Selection) -> None:
+        run.evicts = True
 
-    def start(self, layout: Layout) -> Selection:
-        return _MVWSelection(layout, self.tokens)
-
-
-class _MVWSelection(Selection):
-    forgets = True
-
-    def __init__(self, layout: Layout, tokens: int):
-        super().__init__(layout)
-        self.tokens = tokens
-
-    def visible(self, view: View) -> torch.Tensor | None:
+    def visible(self, view: View, run: Selection) -> torch.Tensor | None:
         if view.step < self.tokens:
             return None
-        if self.kept is None:
-            self.kept = torch.zeros_like(self.layout.patches)
-        return self.kept
+        if run.kept is None:
+            run.kept = torch.zeros_like(run.layout.patches)
+        return run.kept

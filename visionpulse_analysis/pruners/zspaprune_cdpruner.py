@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 import torch
 from torch.nn.functional import normalize
 
-from visionpulse_analysis.pruners.divprune import BeforeModel, farthest, spread
+from visionpulse_analysis.pruners.base import BeforeModel, Fraction
+from visionpulse_analysis.pruners.divprune import farthest, spread
 from visionpulse_analysis.pruners.top_k import float64, nearest_k, top_k
 from visionpulse_analysis.pruners.view import Layout, View
 
@@ -16,12 +17,6 @@ from visionpulse_analysis.pruners.view import Layout, View
 def prompt_states(view: View, layout: Layout, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Embeddings of the prompt's tokens: float32 [row, token, width], and which of them count, bool [row, token]."""
     return view.states().float(), layout.question if prompt == "question" else layout.text
-
-
-def check_prompt(prompt: str) -> None:
-    """Raise ValueError unless ``prompt`` is one of the two parts of a prompt."""
-    if prompt not in ("question", "text"):
-        raise ValueError(f"prompt must be 'question' or 'text', got {prompt!r}")
 
 
 @dataclass(frozen=True)
@@ -44,29 +39,14 @@ class ZSPAPrune(BeforeModel):
     similarity : "largest" or "sum"
         Of the cosines of a patch with the kept ones: the largest (max-min distance), or their sum.
     renumber : bool
-        Count positions anew without the dropped patches, as code does that takes tokens out of the sequence;
-        False keeps every token where the model put it. For models with one-dimensional positions that see the whole
-        prompt in every layer; others raise ValueError when they decode.
-
-    Raises
-    ------
-    ValueError
-        A parameter is out of range.
+        As in `BeforeModel`.
     """
 
     name: ClassVar[str] = "zspaprune"
 
-    core: float = 0.6
+    core: Fraction = 0.6
     prompt: Literal["question", "text"] = "question"
     similarity: Literal["largest", "sum"] = "largest"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_prompt(self.prompt)
-        if self.similarity not in ("largest", "sum"):
-            raise ValueError(f"similarity must be 'largest' or 'sum', got {self.similarity!r}")
-        if not 0.0 <= self.core <= 1.0:
-            raise ValueError(f"core is a share of the kept patches in 0..1, got {self.core!r}")
 
     def keep(self, view: View, layout: Layout, k: torch.Tensor) -> torch.Tensor:
         states, words = prompt_states(view, layout, self.prompt)
@@ -97,24 +77,13 @@ class CDPruner(BeforeModel):
     flip : bool
         Turn the sign of the relevance, as the authors do for CLIP.
     renumber : bool
-        Count positions anew without the dropped patches, as the authors' code does, which published numbers come from;
-        False keeps every token where the model put it. For models with one-dimensional positions that see the whole
-        prompt in every layer; others raise ValueError when they decode.
-
-    Raises
-    ------
-    ValueError
-        A parameter is out of range.
+        As in `BeforeModel`.
     """
 
     name: ClassVar[str] = "cdpruner"
 
     prompt: Literal["question", "text"] = "question"
     flip: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_prompt(self.prompt)
 
     def keep(self, view: View, layout: Layout, k: torch.Tensor) -> torch.Tensor:
         states, words = prompt_states(view, layout, self.prompt)

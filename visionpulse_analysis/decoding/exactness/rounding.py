@@ -17,7 +17,7 @@ from visionpulse_analysis.decoding.trace_builder import Record
 from visionpulse_analysis.models.families import Prompt
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.base import Pruner
-from visionpulse_analysis.pruners.logits import newest_logits
+from visionpulse_analysis.pruners.view import newest_logits
 
 
 def forced(

@@ -21,8 +21,7 @@ from visionpulse_analysis.attention.prefill import Prefill
 from visionpulse_analysis.attention.routing import Call, intercept
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.base import Selection
-from visionpulse_analysis.pruners.logits import newest_logits
-from visionpulse_analysis.pruners.view import Layout, View
+from visionpulse_analysis.pruners.view import Layout, View, newest_logits
 
 Output = tuple[torch.Tensor, torch.Tensor | None]
 Run = Callable[[Call], Output]

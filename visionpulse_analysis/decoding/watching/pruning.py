@@ -11,7 +11,7 @@ import torch
 from visionpulse_analysis.attention import Group, StepAttention
 from visionpulse_analysis.attention.hooks import watch_layers
 from visionpulse_analysis.decoding.trace_builder import visible_of
-from visionpulse_analysis.pruners.base import Pruner, Selection
+from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.pruners.view import Layout
 
 ELSEWHERE = "use vpa.decode, whose own loop can"
@@ -48,10 +48,10 @@ class MaskedPruning:
         selection = self.group.selection
         if selection.recomputes:
             raise ValueError(f"{pruner.name} runs without a cache, which generate keeps: set per_step=False")
-        if selection.settles:
+        if selection.edits_cache:
             raise ValueError(f"{pruner.name} edits the cache after prefill, and inside generate it is not its own; "
                              f"{ELSEWHERE}")  # fmt: skip
-        looks = type(selection).observe_prefill is not Selection.observe_prefill
+        looks = selection.has("observe_prefill")
         self.logprobs: torch.Tensor | None = (
             None  # float32 [row, word] of the step just made, where its logits are shown
         )

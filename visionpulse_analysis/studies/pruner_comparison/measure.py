@@ -13,8 +13,7 @@ from visionpulse_analysis.metrics.estimate import as_json
 from visionpulse_analysis.metrics.statistics import Estimate, paired_difference
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners import KeepAll, list_pruners, make_pruner
-from visionpulse_analysis.pruners.base import Pruner
-from visionpulse_analysis.pruners.divprune import BeforeModel
+from visionpulse_analysis.pruners.base import BeforeModel, Pruner
 from visionpulse_analysis.studies.pruner_comparison import settings as to
 from visionpulse_analysis.studies.pruner_comparison.settings import Basis, share_of_layers
 from visionpulse_analysis.studies.shared.arms import COSTS, DENSE, Arms, measure_arms

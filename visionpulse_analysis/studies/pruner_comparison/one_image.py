@@ -19,9 +19,8 @@ from visionpulse_analysis.experiments.judging import RIGHT_FROM, Reference
 from visionpulse_analysis.explorer.pairing import align
 from visionpulse_analysis.metrics.flops import costs_of
 from visionpulse_analysis.models.loading import VLM
-from visionpulse_analysis.pruners import make_pruner
+from visionpulse_analysis.pruners import as_expression, from_expression, make_pruner, parse
 from visionpulse_analysis.pruners.base import Pruner
-from visionpulse_analysis.pruners.combined import as_expression, from_expression, parse
 from visionpulse_analysis.studies.pruner_comparison.figures import kept_page, kept_share, shown_steps
 from visionpulse_analysis.studies.pruner_comparison.measure import OWN, all_rivals, arm_name, matched_pruner
 from visionpulse_analysis.studies.pruner_comparison.settings import Basis

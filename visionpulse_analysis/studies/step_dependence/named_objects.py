@@ -12,9 +12,9 @@ from visionpulse_analysis.experiments.conditions import Outcome, decode_arms
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.media.patch_grid import PatchGrid
 from visionpulse_analysis.models.loading import VLM
-from visionpulse_analysis.pruners.anchored import AnchoredSelection
 from visionpulse_analysis.pruners.base import Pruner, Selection
-from visionpulse_analysis.pruners.view import Layout, View
+from visionpulse_analysis.pruners.top_k import resolve_anchor
+from visionpulse_analysis.pruners.view import View
 from visionpulse_analysis.testbed.scenes.scene import Scene
 from visionpulse_analysis.testbed.scenes.truth import annotate, object_patches
 
@@ -39,9 +39,9 @@ class NamedObjects(Pruner):
     sets: tuple[tuple[int, ...], ...] = ()
     anchor_layer: int | None = None
 
-    def start(self, layout: Layout) -> Selection:
+    def begin(self, run: Selection) -> None:
         """Raise ValueError where a row of the batch has a seed that no set is given for."""
-        selection = _NamedSelection(layout, self.anchor_layer)
+        layout, run.anchor = run.layout, resolve_anchor(self.anchor_layer, run.layout)
         given = {seed: patches for seed, *patches in self.sets}
         unknown = [seed for seed in layout.seeds if seed not in given]
         if unknown:
@@ -49,13 +49,10 @@ class NamedObjects(Pruner):
         kept = torch.zeros(layout.patches.shape, dtype=torch.bool)
         for row, seed in enumerate(layout.seeds):
             kept[row, given[seed]] = True
-        selection.kept = kept.to(layout.device) & layout.patches
-        return selection
+        run.kept = kept.to(layout.device) & layout.patches
 
-
-class _NamedSelection(AnchoredSelection):
-    def choose(self, view: View) -> None:
-        """Chosen already."""
+    def visible(self, view: View, run: Selection) -> torch.Tensor | None:
+        return run.kept if view.layer >= run.anchor else None
 
 
 def named_patches(scene: Scene, tokens: Sequence[str], grid: PatchGrid) -> np.ndarray:
