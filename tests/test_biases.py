@@ -11,7 +11,7 @@ import torch
 from slow_pruners import SlowWeighing, slow_adaptvis
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.attention.sparse import Gathered
+from visionpulse_analysis.attention.gathered import Gathered
 from visionpulse_analysis.pruners import Pruner
 from visionpulse_analysis.pruners.adaptvis import AdaptVis
 from visionpulse_analysis.pruners.base import KNOWN

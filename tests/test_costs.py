@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.attention import StepAttention
+from visionpulse_analysis.attention.gathered import Gathered
 from visionpulse_analysis.attention.routing import Call
-from visionpulse_analysis.attention.sparse import Gathered
 from visionpulse_analysis.metrics.flops import Costs, ModelShape, costs_of, count_costs
 from visionpulse_analysis.pruners import FastV, KeepAll, VisionPulse
 from visionpulse_analysis.testbed.training.model import Size, build_model

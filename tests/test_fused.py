@@ -14,9 +14,9 @@ import torch
 from slow_pruners import random_batch
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.attention import sparse as gathering
+from visionpulse_analysis.attention import gathered as gathering
 from visionpulse_analysis.attention.cache import GrowingLayer
-from visionpulse_analysis.attention.text_columns import TextColumns
+from visionpulse_analysis.attention.gathered import TextColumns
 from visionpulse_analysis.pruners import VisionPulse
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -8,11 +8,9 @@ import torch
 from made_caches import BATCHES, DIM, HEADS, KV_HEADS, cached, choice, many_images, mask_of
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.attention import reading
-from visionpulse_analysis.attention import sparse as gathering
-from visionpulse_analysis.attention.reading import Masked, Readings
-from visionpulse_analysis.attention.sparse import product
-from visionpulse_analysis.attention.text_columns import VIEWS, TextColumns
+from visionpulse_analysis.attention import gathered as gathering
+from visionpulse_analysis.attention import gathered as reading
+from visionpulse_analysis.attention.gathered import VIEWS, Masked, Readings, TextColumns, product
 from visionpulse_analysis.pruners import VisionPulse
 from visionpulse_analysis.pruners.view import newest_logits
 

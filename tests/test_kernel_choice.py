@@ -9,8 +9,8 @@ from made_caches import BATCHES, HEADS, cached, choice
 from slow_pruners import Batch
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.attention import sparse as gathering
-from visionpulse_analysis.attention.reading import Readings
+from visionpulse_analysis.attention import gathered as gathering
+from visionpulse_analysis.attention.gathered import Readings
 from visionpulse_analysis.pruners import VisionPulse
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.experiments.samples import scene_samples
-from visionpulse_analysis.pruners.divprune import BeforeModel
+from visionpulse_analysis.pruners.base import BeforeModel
 from visionpulse_analysis.studies.pruner_comparison import figures as draw
 from visionpulse_analysis.studies.pruner_comparison import measure as rivals
 from visionpulse_analysis.studies.pruner_comparison import report

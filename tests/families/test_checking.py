@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.attention import Recorder
-from visionpulse_analysis.attention.sparse import Gathered
+from visionpulse_analysis.attention.gathered import Gathered
 from visionpulse_analysis.cli import app
 from visionpulse_analysis.decoding import Batch
 from visionpulse_analysis.decoding.exactness import checks, rounding, vision

@@ -14,8 +14,7 @@ import torch
 from tiny_models import BUILDERS
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.attention.hooks import watch_layers
-from visionpulse_analysis.attention.routing import intercept
+from visionpulse_analysis.attention.routing import intercept, watch_layers
 from visionpulse_analysis.decoding import Batch, Options
 from visionpulse_analysis.decoding.trace_builder import Record
 from visionpulse_analysis.metrics.flops import ModelShape, costs_of

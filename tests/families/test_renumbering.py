@@ -16,7 +16,7 @@ from tiny_models import build
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.attention.hooks import watch_layers
+from visionpulse_analysis.attention.routing import watch_layers
 from visionpulse_analysis.decoding import Batch
 from visionpulse_analysis.pruners import DivPrune, FastV, PyramidDrop
 from visionpulse_analysis.pruners.sparsevlm import SparseVLM

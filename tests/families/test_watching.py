@@ -18,7 +18,7 @@ from transformers.modeling_utils import AttentionInterface
 import visionpulse_analysis as vpa
 from visionpulse_analysis.attention import SelfCheckError, rows
 from visionpulse_analysis.attention import routing as attention
-from visionpulse_analysis.attention.sparse import Gathered
+from visionpulse_analysis.attention.gathered import Gathered
 from visionpulse_analysis.models.locating import LINE, line
 from visionpulse_analysis.pruners.base import KNOWN
 

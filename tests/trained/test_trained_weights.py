@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import visionpulse_analysis as vpa
-from visionpulse_analysis.attention.sparse import Gathered
+from visionpulse_analysis.attention.gathered import Gathered
 from visionpulse_analysis.decoding.exactness import checks
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (96, 160, 3), dtype=np.uint8)

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
+from visionpulse_analysis.attention.gathered import Execution, Gathered, Masked, Readings
 from visionpulse_analysis.attention.groups import Group
 from visionpulse_analysis.attention.quantities import LayerAttention
-from visionpulse_analysis.attention.reading import Execution, Gathered, Masked, Readings
 from visionpulse_analysis.attention.recorder import Recorder
 from visionpulse_analysis.attention.routing import Call
 from visionpulse_analysis.attention.rows import Query, RowReader

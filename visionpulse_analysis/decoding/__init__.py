@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from visionpulse_analysis._util.checks import plain_text, whole_number
 from visionpulse_analysis.attention import Execution
-from visionpulse_analysis.attention.positions import check_one_dimensional
+from visionpulse_analysis.attention.prefill import check_one_dimensional
 from visionpulse_analysis.attention.routing import check_kernel
 from visionpulse_analysis.decoding.batch import Batch
 from visionpulse_analysis.decoding.options import Options, asking_each, heads_of, layers_of, sample_of, seeds_of

@@ -14,9 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from visionpulse_analysis.attention import Group, Look, PrefillAttention, Recorder, RowReader, StepAttention
 from visionpulse_analysis.attention.cache import GrowingLayer, grows_in_place, make_cache
-from visionpulse_analysis.attention.hooks import watch_layers
-from visionpulse_analysis.attention.positions import check_one_dimensional, renumbered
-from visionpulse_analysis.attention.routing import Call, intercept
+from visionpulse_analysis.attention.prefill import check_one_dimensional, renumbered
+from visionpulse_analysis.attention.routing import Call, intercept, watch_layers
 from visionpulse_analysis.decoding.options import Options
 from visionpulse_analysis.decoding.patch_gradients import relevance
 from visionpulse_analysis.decoding.prompt_text import question_tokens
@@ -292,6 +291,8 @@ class Batch:
 
     def put(self, rows: Sequence[int], other: Batch) -> None:
         """Let the rows of ``other``, whose first tokens are chosen, take the places of these rows."""
+        # Rows are aligned at their newest token: the new ones end in the last column like all others, and begin where
+        # their own length says. Old keys before that stay in the cache: `starts` hides them, as it hides padding.
         if other.width > self.width:
             self._shift(other.width - self.width)
         shift = self.width - other.width

@@ -58,8 +58,8 @@ class Selection:
     """One run of a pruner over one batch: its state, and what decoding asks it for.
 
     Any attribute may be set. Tensors, also in lists, have one entry per row in front, since rows that have finished are
-    dropped from them; a new choice is a new tensor, never a change of the old one. Each method below asks the pruner's
-    rule of that name; a selection of another kind overrides it.
+    dropped from them; a new choice is a new tensor, never a change of the old one. The methods below ask the pruner's
+    rules of these names; a selection of another kind overrides them.
 
     Parameters
     ----------
@@ -100,49 +100,40 @@ class Selection:
         def __setattr__(self, name: str, value: Any) -> None: ...
 
     def observe_prefill(self, view: View) -> None:
-        """Look at one layer of prefill by its `view`."""
+        """What the pruner's rule does at a `view`: see `Pruner.observe_prefill`."""
         self.rules.observe_prefill(view, self)
 
     def visible_prefill(self, view: View) -> torch.Tensor | None:
-        """Patches that stay, by the `view` of this layer of prefill, there and at all later steps: bool [row, patch].
-
-        None drops nothing here. A dropped patch never comes back: at later layers only what is left counts.
-        """
+        """What the pruner's rule gives for a `view`, bool [row, patch]: see `Pruner.visible_prefill`."""
         return self.rules.visible_prefill(view, self)
 
     def left_before(self, layer: int) -> torch.Tensor | None:
-        """Patches that stay from a `layer` on, where that is known before it runs: bool [row, patch]; else None."""
+        """What the pruner's rule gives for a `layer`, bool [row, patch]: see `Pruner.left_before`."""
         return self.rules.left_before(layer, self)
 
     def redirect(self, view: View) -> Redirect | None:
-        """Values that this layer of prefill (`view`) reads in place of others; None for its own."""
+        """What the pruner's rule gives for a `view`: see `Pruner.redirect`."""
         return self.rules.redirect(view, self)
 
     def rewrite(self, layer: int, states: torch.Tensor) -> torch.Tensor | None:
-        """New hidden `states` of the patches that leave a `layer` of prefill, [row, patch, width]; None keeps them."""
+        """What the rule makes of the `states` [row, patch, width] that leave a `layer`: see `Pruner.rewrite`."""
         return self.rules.rewrite(layer, states, self)
 
     def edit_cache(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor, left: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """New cached `keys` and `values` of a `layer` once prefill is over, [row, kv_head, key, dim]; None keeps them.
+        """What the rule makes of a `layer` of the cache: see `Pruner.edit_cache`.
 
-        `left` : bool [row, patch], what prefill has not dropped there.
+        `keys`, `values` : [row, kv_head, key, dim], as returned. `left` : bool [row, patch].
         """
         return self.rules.edit_cache(layer, keys, values, left, self)
 
     def visible(self, view: View) -> torch.Tensor | None:
-        """What the layer and decode step of `view` see of the patches; None for all that prefill left, as they are.
-
-        Either the patches visible, bool [row, patch], or a bias that is added to their attention logits, float [row,
-        patch] or [row, head, patch]: 0 leaves a patch as it is, -inf hides it, any other finite number weighs it anew.
-        What is said of a patch that prefill has dropped does not count. A pruner that returns a finite bias other than
-        0 says so (`Pruner.reweights`).
-        """
+        """What the rule gives for a `view`, bool [row, patch] or a bias, float [.., patch]: see `Pruner.visible`."""
         return self.rules.visible(view, self)
 
     def has(self, rule: str) -> bool:
-        """Whether anything is done under this name: "visible", "redirect" or another method above."""
+        """Whether anything is done under the name of a `rule`: "visible", "redirect" or another method above."""
         own = getattr(type(self), rule) is not getattr(Selection, rule)
         return own or getattr(type(self.rules), rule) is not getattr(Pruner, rule)
 
@@ -184,7 +175,7 @@ class Pruner:
     comparisons at equal retention leave it out.
 
     Parameters that are not what their annotations say, or are outside of the bounds there, raise ValueError. The rules
-    (`observe_prefill` and so on) are explained at `Selection`, whose state they get as ``run``.
+    (`observe_prefill` and so on) get the state of a run as their last argument.
     """
 
     name: ClassVar[str] = ""
@@ -215,30 +206,50 @@ class Pruner:
         return run
 
     def begin(self, run: Selection) -> None:
-        """Set what a run remembers from its beginning on; raise ValueError where the model is not fit for it."""
+        """Set what a `run` remembers from its beginning on; raises ValueError where the model is not fit for it."""
 
     def observe_prefill(self, view: View, run: Selection) -> None:
-        """Rule of `Selection.observe_prefill`."""
+        """Look at one layer of prefill by its `view`; what is seen is kept in the `run`."""
 
     def visible_prefill(self, view: View, run: Selection) -> torch.Tensor | None:
-        """Rule of `Selection.visible_prefill`."""
+        """Patches that stay, by the `view` of this layer of prefill, there and at all later steps: bool [row, patch].
+
+        None drops nothing here. A dropped patch never comes back: at later layers of the `run` only what is left
+        counts.
+        """
 
     def left_before(self, layer: int, run: Selection) -> torch.Tensor | None:
-        """Rule of `Selection.left_before`."""
+        """Patches that stay from a `layer` of the `run` on, where that is known before it: bool [row, patch], or None.
+
+        Asked only where positions are counted anew (`renumbers`): a layer whose patches are known beforehand need not
+        run twice.
+        """
 
     def redirect(self, view: View, run: Selection) -> Redirect | None:
-        """Rule of `Selection.redirect`."""
+        """Values that this layer (`view`) of prefill reads in place of others, in this `run`; None for its own."""
 
     def rewrite(self, layer: int, states: torch.Tensor, run: Selection) -> torch.Tensor | None:
-        """Rule of `Selection.rewrite`."""
+        """New hidden `states` of the patches that leave a `layer` of prefill, [row, patch, width]; None keeps them.
+
+        run : Selection. What is dropped in this layer has its state here for the last time: `run` may merge it.
+        """
 
     def edit_cache(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor, left: torch.Tensor, run: Selection
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Rule of `Selection.edit_cache`."""
+        """New cached `keys` and `values` of a `layer` once prefill is over, [row, kv_head, key, dim]; None keeps them.
+
+        `left` : bool [row, patch], what prefill of the `run` has not dropped there.
+        """
 
     def visible(self, view: View, run: Selection) -> torch.Tensor | None:
-        """Rule of `Selection.visible`."""
+        """What the layer and decode step of `view` see of the patches; None for all that prefill left, as they are.
+
+        Either the patches visible, bool [row, patch], or a bias that is added to their attention logits, float [row,
+        patch] or [row, head, patch]: 0 leaves a patch as it is, -inf hides it, any other finite number weighs it anew.
+        What is said of a patch that prefill has dropped does not count. A pruner that returns a finite bias other than
+        0 says so (`reweights`). What later steps need is kept in the `run`.
+        """
 
     @classmethod
     def calibrated(cls, first_tokens: FirstTokens, n_layers: int, **options: Any) -> Pruner:
@@ -350,7 +361,7 @@ class FixedShare(Pruner):
         raise NotImplementedError
 
     def choose(self, view: View, run: Selection) -> torch.Tensor | None:
-        """What the step of `view`, which is of the anchor layer, keeps: bool [row, patch]."""
+        """What the step of `view`, which is of the anchor layer, keeps in this `run`: bool [row, patch]."""
         return self.keep(view, run.layout, run.k)
 
     def begin(self, run: Selection) -> None:
@@ -461,7 +472,16 @@ def _narrow(view: View, choose_first: Any, choose_second: Any) -> torch.Tensor |
 
 
 def as_text(pruner: Pruner) -> str:
-    """Write a `pruner` as ``name(parameter=value, ...)``, which `make_pruner` reads back."""
+    """Write a pruner as ``name(parameter=value, ...)``, which `make_pruner` reads back.
+
+    Parameters
+    ----------
+    pruner : Pruner
+
+    Returns
+    -------
+    str
+    """
     name, *parameters = pruner.to_dict().items()
     inside = ", ".join(f"{key}={value!r}" for key, value in parameters)
     return f"{name[1]}({inside})" if inside else name[1]

@@ -34,6 +34,11 @@ class Random(FixedShare):
     """Keep a random share of the patches from the anchor layer on, drawn afresh at every decode step.
 
     A row's draws depend on its seed and the step only, not on the rest of the batch.
+
+    Parameters
+    ----------
+    budget, anchor_layer
+        As in `FixedShare`.
     """
 
     name: ClassVar[str] = "random"
@@ -49,6 +54,11 @@ class StaticRandom(FixedShare):
 
     A control, of no paper: beside `Random`, what drawing afresh at every step is worth; beside a fixed set that was
     chosen, what the choice is worth. A row's set depends on its seed only.
+
+    Parameters
+    ----------
+    budget, anchor_layer
+        As in `FixedShare`.
     """
 
     name: ClassVar[str] = "static_random"
@@ -65,6 +75,11 @@ class Uniform(FixedShare):
 
     Of ``n`` patches in reading order, image after image, number ``floor((i + 1/2) n / k)`` for i = 0 .. k - 1: the
     middle of each of ``k`` equal stretches.
+
+    Parameters
+    ----------
+    budget, anchor_layer
+        As in `FixedShare`.
     """
 
     name: ClassVar[str] = "uniform"
@@ -85,6 +100,11 @@ class PrefillOnce(FixedShare):
     pruner such as FastV (arXiv 2403.06764) ranks them; the set holds at the anchor and all later layers of every decode
     step. Prefill itself stays dense, so that the first token equals that of the dense run; FastV hides the
     patches in prefill's later layers as well.
+
+    Parameters
+    ----------
+    budget, anchor_layer
+        As in `FixedShare`.
     """
 
     name: ClassVar[str] = "prefill_once"
@@ -106,6 +126,11 @@ class LastStepOnly(FixedShare):
 
     The first decode step uses prefill's last query. The rank is the head-mean logit at the anchor layer, and the set
     holds at the anchor and all later layers: the choice of ``VisionPulse(budget=...)``, one step late.
+
+    Parameters
+    ----------
+    budget, anchor_layer
+        As in `FixedShare`.
     """
 
     name: ClassVar[str] = "last_step_only"
@@ -136,6 +161,11 @@ class Hindsight(FixedShare):
     decode step. Against ``VisionPulse(budget=...)`` it differs in one thing: the set does not change from step to
     step. Where it loses nothing, what makes prefill's set fail is the moment, not that it is one set. It costs a dense
     trace and saves nothing.
+
+    Parameters
+    ----------
+    budget, anchor_layer
+        As in `FixedShare`.
     """
 
     name: ClassVar[str] = "hindsight"

@@ -55,6 +55,11 @@ class VisionPulse(Pruner):
         is ranked as if its attention were ``exp(hysteresis)`` times as large. 0 changes nothing.
     block_size : int
         Tokens per block; only for ``granularity="block"``.
+
+    Raises
+    ------
+    ValueError
+        A parameter is out of range.
     """
 
     name: ClassVar[str] = "visionpulse"

@@ -16,9 +16,8 @@ import torch
 
 from visionpulse_analysis._util.checks import whole_number
 from visionpulse_analysis.attention import Group
-from visionpulse_analysis.attention.hooks import watch_layers
 from visionpulse_analysis.attention.prefill import Prefill
-from visionpulse_analysis.attention.routing import Call, intercept
+from visionpulse_analysis.attention.routing import Call, intercept, watch_layers
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.base import Selection
 from visionpulse_analysis.pruners.view import Layout, View, newest_logits

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from visionpulse_analysis.attention import Group, StepAttention
-from visionpulse_analysis.attention.hooks import watch_layers
+from visionpulse_analysis.attention.routing import watch_layers
 from visionpulse_analysis.decoding.trace_builder import visible_of
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.pruners.view import Layout

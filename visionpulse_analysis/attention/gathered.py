@@ -1,9 +1,9 @@
-"""Gathered execution: only the kept patches are read out of the cache, and the text where it lies.
+"""How a pruner's choice is carried out at a decode step: by a mask, or by reading only what it keeps.
 
-The attention of one query is a softmax over one vector of logits. Its parts are computed where their keys are (the kept
-patches, copied together; each stretch of text, as a view of the cache) and joined for the softmax; the values are
-summed while they are read, or part by part. Nothing is approximated, and query heads that share a key head share one
-reading of it.
+The attention of one query is a softmax over one vector of logits. When gathered, its parts are computed where their
+keys are (the kept patches, copied together; each stretch of text, as a view of the cache) and joined for the softmax;
+the values are summed while they are read, or part by part. Nothing is approximated, and query heads that share a key head
+share one reading of it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,176 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from visionpulse_analysis.attention.autotune import run_fastest
+from visionpulse_analysis.pruners.view import Layout
 
+Execution = Literal["masked", "gathered"]
+NO_WAIT = {"cpu"}  # devices on which reading a number costs nothing
+VIEWS = 3  # stretches of text inside the prompt that are read where they lie; shorter ones are copied with the patches
 SHARED = 4  # query heads of one key head; with more, copying its values once is the faster way on a CPU
+
+
+class Readings:
+    """What the layers of a step read. Layers that share a choice share the work.
+
+    Parameters
+    ----------
+    layout : Layout
+        Where the patches are in the batch.
+    execution : "masked" or "gathered"
+    most : int, optional
+        No row ever keeps more patches than this. Where it is known, a GPU need not be waited for.
+    """
+
+    def __init__(self, layout: Layout, execution: Execution, most: int | None = None):
+        self.layout, self.execution, self.most = layout, execution, most
+        self.text = TextColumns.of(layout) if execution == "gathered" else None
+        self.bare: TextColumns | None = None  # without the other tokens of pictures, for steps that see no patch
+        self.known: list[tuple[torch.Tensor, torch.Tensor | None, int, Masked | Gathered | None]] = []
+
+    def of(
+        self, kept: torch.Tensor, mask: torch.Tensor | None, n_keys: int, biased: bool = False
+    ) -> Masked | Gathered | None:
+        """What to read of ``n_keys`` keys; None where nothing is hidden.
+
+        kept bool [row, patch]; mask bool [row, 1, 1, key], the model's own, or None. biased : whether a bias is added
+        to the logits anyway, so that hiding nothing by it costs nothing.
+        """
+        if biased and self.text is None:
+            return Masked(~self.layout.hidden_keys(kept.to(self.layout.device), n_keys))
+        for known_kept, known_mask, known_keys, reading in self.known:
+            if known_kept is kept and known_mask is mask and known_keys == n_keys:
+                return reading
+        if mask is not None and mask.dtype != torch.bool:
+            raise ValueError(
+                f"pruning needs a boolean attention mask, this model passes {mask.dtype}; decode it without a pruner"
+            )
+        reading = self._work_out(kept, mask, n_keys)
+        # Two sets are in use at a time where the layers below the anchor see the set of the step before.
+        self.known = [*self.known[-3:], (kept, mask, n_keys, reading)]
+        return reading
+
+    def _work_out(self, kept: torch.Tensor, mask: torch.Tensor | None, n_keys: int) -> Masked | Gathered | None:
+        kept = kept.to(self.layout.device)
+        bound = None if kept.device.type in NO_WAIT else self.most
+        if bound is None or bound >= kept.shape[1]:
+            counts = kept.sum(dim=1)
+            widest, narrowest, dropped = torch.stack(
+                [counts.max(), counts.min(), (self.layout.patches & ~kept).any().long()]
+            ).tolist()
+            if not dropped:
+                return None
+        else:
+            widest, narrowest = bound, -1
+        if self.text is None:
+            visible = ~self.layout.hidden_keys(kept, n_keys)
+            return Masked(visible if mask is None else visible & mask[:, 0, -1])
+        text = self.text
+        if widest == 0 and self.layout.others.shape[1]:
+            text = self.bare = self.bare or TextColumns.of(self.layout, others=False)
+        return text.gather(kept, widest, narrowest, mask, n_keys)
+
+
+@dataclass
+class Masked:
+    """Every key is read, and hidden ones weigh nothing; visible bool [row, key]."""
+
+    visible: torch.Tensor
+
+
+@dataclass
+class TextColumns:
+    """Which columns of the cache hold text, and how they are read.
+
+    What is no patch counts as text here: the other tokens of pictures are hidden from rows that see no patch.
+
+    views : stretches (first, end) of columns where some row has text; the last has no end: it grows with the answer.
+    copied : int64 [row, token], text outside of them; real : bool [row, token], False where a row has less of it.
+    own : bool [row, column], where each row has text itself. uniform : whether all rows have it in the same columns.
+    """
+
+    layout: Layout
+    views: list[tuple[int, int | None]]
+    copied: torch.Tensor
+    real: torch.Tensor
+    own: torch.Tensor
+    uniform: bool
+
+    @classmethod
+    def of(cls, layout: Layout, others: bool = True) -> TextColumns:
+        """Find the text of a batch, with or without the ``others`` of its pictures."""
+        places, present, starts = (t.cpu().numpy() for t in (layout.places, layout.patches, layout.starts))
+        rows, numbers = np.nonzero(layout.others.cpu().numpy())
+        other_places = layout.other_places.cpu().numpy()[rows, numbers]
+        width = int(max(places[present].max(initial=-1) + 1, other_places.max(initial=-1) + 1, starts.max()))
+        own = np.arange(width)[None] >= starts[:, None]
+        own[np.nonzero(present)[0], places[present]] = False
+        own[rows, other_places] &= others
+        some = own.any(axis=0)
+        edges = np.flatnonzero(np.diff(some, prepend=False, append=False))
+        inner = [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+        last = inner.pop()[0] if inner and inner[-1][1] == width else width
+        viewed = sorted(sorted(inner, key=lambda part: part[0] - part[1])[:VIEWS])
+        rest = np.zeros(width, bool)
+        for a, b in set(inner) - set(viewed):
+            rest[a:b] = True
+        # Rows of a padded batch have different amounts of such text: they are filled up to the widest row with column
+        # 0, which `real` says not to count.
+        counts = (own & rest).sum(axis=1)
+        copied = np.zeros((len(own), counts.max(initial=0)), np.int64)
+        real = np.arange(copied.shape[1])[None] < counts[:, None]
+        copied[real] = np.nonzero(own & rest)[1]
+        on_device = (torch.from_numpy(array).to(layout.places.device) for array in (copied, real, own))
+        return cls(layout, [*viewed, (last, None)], *on_device, uniform=bool((own == some).all()))
+
+    def gather(self, kept: torch.Tensor, width: int, fewest: int, mask: torch.Tensor | None, n_keys: int) -> Gathered:
+        """Read the kept patches, bool [row, patch], of which each row has ``fewest`` to ``width``; -1 if not known.
+
+        mask : the model's own, bool [row, 1, 1, key], or None.
+        """
+        even, own, real = fewest == width, self.own, self.real
+        if fewest == 0 < width and self.layout.others.shape[1]:
+            hidden = self.layout.hidden_keys(kept, own.shape[1])
+            own, real = own & ~hidden, real & ~hidden.gather(1, self.copied)
+        # What is copied comes first in every row, patches before text, then the views: weights lie in this order.
+        patches, filled = _numbers(kept, width, even)
+        index = torch.cat([self.layout.places.gather(1, patches), self.copied], dim=1)
+        views = [(first, n_keys if end is None else end) for first, end in self.views]
+        views = [(first, end) for first, end in views if end > first]
+        hidden = None
+        if not even or mask is not None or not self.uniform:
+            shown = [torch.cat([filled, real], dim=1), *(_columns(own, first, end) for first, end in views)]
+            if mask is not None:
+                given = mask[:, 0, -1]
+                masks = [given.gather(1, index), *(given[:, first:end] for first, end in views)]
+                shown = [a & b for a, b in zip(shown, masks, strict=True)]
+            hidden = ~torch.cat(shown, dim=1)[:, None, None]
+        return Gathered(patches, index, views, hidden)
+
+
+def _columns(own: torch.Tensor, first: int, end: int) -> torch.Tensor:
+    """Which rows have text of their ``own`` in a stretch of columns: bool [row, column]; behind the prompt, all."""
+    known = own[:, first:end]
+    return torch.nn.functional.pad(known, (0, end - first - known.shape[1]), value=True)
+
+
+def _numbers(kept: torch.Tensor, width: int, even: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The marked patches of each row, int64 [row, slot] in order, and which of these slots are filled, bool."""
+    if even:
+        patches = kept.nonzero()[:, 1].view(len(kept), width)
+        return patches, torch.ones_like(patches, dtype=torch.bool)
+    # Each marked patch is sent to its rank among the marked ones, all others to one slot too many, which is cut off: so
+    # rows with different numbers of patches are listed without a loop, and without asking the device for a number.
+    slot = kept.cumsum(dim=1) - 1
+    numbers = torch.arange(kept.shape[1], device=kept.device).expand(len(kept), -1)
+    patches = torch.zeros(len(kept), width + 1, dtype=torch.int64, device=kept.device)
+    patches = patches.scatter_(1, torch.where(kept, slot, width), numbers)[:, :width]
+    return patches, numbers[:, :width] <= slot[:, -1:]
 
 
 @dataclass
