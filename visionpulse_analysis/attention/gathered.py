@@ -2,8 +2,8 @@
 
 The attention of one query is a softmax over one vector of logits. When gathered, its parts are computed where their
 keys are (the kept patches, copied together; each stretch of text, as a view of the cache) and joined for the softmax;
-the values are summed while they are read, or part by part. Nothing is approximated, and query heads that share a key head
-share one reading of it.
+the values are summed while they are read, or part by part. Nothing is approximated, and query heads that share a key
+head share one reading of it.
 """
 
 from __future__ import annotations
