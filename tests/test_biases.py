@@ -12,6 +12,7 @@ from slow_pruners import SlowWeighing, slow_adaptvis
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.attention.gathered import Gathered
+from visionpulse_analysis.decoding import Batch, run
 from visionpulse_analysis.pruners import Pruner
 from visionpulse_analysis.pruners.adaptvis import AdaptVis
 from visionpulse_analysis.pruners.base import KNOWN
@@ -154,7 +155,17 @@ def test_hiding_and_weighing_together_gathered_as_masked(vlm, pictures, monkeypa
             assert not one.attention.values[1:, -3:][hidden].any()
 
 
-def test_what_a_selection_sees_of_a_step(vlm, pictures, giving):
+def test_the_second_of_two_chooses_by_what_the_first_adds(vlm, pictures, giving):
+    def first_fifth(view):
+        return 1e3 * (torch.arange(view.layout.patches.shape[1]) < (0.2 * view.layout.counts[:, None]).floor()).float()
+
+    pruner = giving(first_fifth) | vpa.VisionPulse(budget=0.2)
+    for trace in vpa.decode(vlm, *asked(pictures), pruner=pruner, max_new_tokens=3):
+        k = int(0.2 * len(trace.grid))
+        assert trace.kept.values[1:, :k].all() and (trace.k.values[1:] == k).all()
+
+
+def test_what_a_selection_sees_of_a_step(vlm, pictures, giving, monkeypatch):
     """States, values of patches and log probabilities, in rows that share a batch, are those of each row alone."""
     seen: dict[tuple[int, int, int], tuple[torch.Tensor, ...]] = {}
 
@@ -168,7 +179,18 @@ def test_what_a_selection_sees_of_a_step(vlm, pictures, giving):
 
     images = [pictures[0], pictures[2], pictures[0], pictures[1]]
     questions = [QUESTIONS[number % 2] for number in range(4)]
+    monkeypatch.setattr(run, "end_ids", lambda vlm: set())
+    free = vpa.decode(vlm, images[:3], questions[:3], max_new_tokens=4, layers="none")
+    ends, joined = {int(free[1].token_ids[1])}, []  # rows end at different steps, and the last question takes a place
+
+    def put(self, rows, other, original=Batch.put):
+        joined.append(rows)
+        original(self, rows, other)
+
+    monkeypatch.setattr(run, "end_ids", lambda vlm: ends)
+    monkeypatch.setattr(Batch, "put", put)
     made = vpa.decode(vlm, images, questions, pruner=giving(look), max_new_tokens=4, batch_size=3)
+    assert joined and len(made[3]) > 1
     for number, trace in enumerate(made):
         prompt = vlm.prompt(images[number], questions[number])
         whole = vlm.family.batch([prompt.answered(torch.from_numpy(trace.token_ids[:-1].copy()))], padding=0)
@@ -183,7 +205,7 @@ def test_what_a_selection_sees_of_a_step(vlm, pictures, giving):
                 assert torch.allclose(before, logprobs[at - 1], atol=1e-3)
                 cached = out.past_key_values.layers[layer].values[0][:, torch.from_numpy(prompt.grid.position.copy())]
                 assert torch.allclose(values, cached, atol=1e-3)
-    assert len(seen) == 4 * 3 * vlm.n_layers
+    assert len(seen) >= vlm.n_layers * sum(len(trace) - 1 for trace in made)
 
 
 @pytest.mark.parametrize(

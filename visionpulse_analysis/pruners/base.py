@@ -468,7 +468,8 @@ def _narrow(view: View, choose_first: Any, choose_second: Any) -> torch.Tensor |
         return first & second
     first, second = as_bias(first), as_bias(second)
     # What the first one hides is hidden, whatever the second one says of it.
-    return torch.where(first == -torch.inf, first, first + second)
+    both = torch.where(first == -torch.inf, first, first + second)
+    return both[:, 0] if both.shape[1] == 1 else both
 
 
 def as_text(pruner: Pruner) -> str:
