@@ -30,7 +30,6 @@ ROOMS = (
     "media.videos",
     "cli.notebooks.run",
     "metrics.nulls",
-    "metrics.similarity",
 )
 MODULES = ["visionpulse_analysis", *(f"visionpulse_analysis.{room}" for room in ROOMS)]
 SECTIONS = re.compile(r"^(Parameters|Raises)\n-{3,}", re.MULTILINE)

@@ -7,7 +7,7 @@ import pytest
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis._util.files import data_folder
-from visionpulse_analysis.metrics.score_intervals import wilson
+from visionpulse_analysis.metrics.statistics import wilson
 from visionpulse_analysis.testbed.training import card
 from visionpulse_analysis.testbed.training.evaluation import NAMED, evaluate, evaluation_items
 from visionpulse_analysis.testbed.training.plan import PLAN, TRAINED_CELLS

@@ -15,14 +15,12 @@ from .style import GREY, LIGHT_GREY, MARKERS, style
 
 if TYPE_CHECKING:
     from visionpulse_analysis.metrics.estimate import Estimate
-    from visionpulse_analysis.metrics.nulls import ExchangeNull, ShapeNull
+    from visionpulse_analysis.metrics.nulls import Null
 
 Vector = Sequence[float] | np.ndarray
 
 
-def draw_estimates(
-    ax: Axes, named: Mapping[str, Estimate], nulls: Sequence[ShapeNull | ExchangeNull | None] = (), **options: Any
-) -> Axes:
+def draw_estimates(ax: Axes, named: Mapping[str, Estimate], nulls: Sequence[Null | None] = (), **options: Any) -> Axes:
     """Draw one `Estimate` per row; a missing interval closes on its point, an undefined value leaves its row out.
 
     Parameters

@@ -6,7 +6,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import rankdata
 
 from visionpulse_analysis._util.checks import finite_array
 
@@ -49,15 +48,6 @@ def centre_within(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
     centred = values - means[codes]
     centred[np.abs(centred) <= 1e-12 * np.abs(values).max()] = 0.0
     return centred
-
-
-def rank_within(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Return mid-ranks inside each cluster divided by its size, so that long samples do not rank higher."""
-    ranks = np.empty_like(values)
-    for code in range(codes.max() + 1):
-        inside = codes == code
-        ranks[inside] = rankdata(values[inside]) / inside.sum()
-    return ranks
 
 
 def moments(codes: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:

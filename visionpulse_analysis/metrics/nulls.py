@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -129,12 +128,12 @@ def _exact_p(sizes: np.ndarray, observed: int) -> float:
 
 
 @dataclass(frozen=True)
-class ShapeNull:
-    """Observed r(mass, active count) beside its null, in which shapes and masses are paired at random.
+class Null:
+    """An observed correlation beside what it is where a stated link is broken by exchanging at random.
 
-    `r`, -1 to 1, is that of the data at `threshold`. `low` and `high` are the 2.5 % and 97.5 % points of the null r,
-    `mean` its mean, over `n_permutations`; `p` is two-sided. All four are NaN if r is undefined in the data or in a
-    permutation (a constant count).
+    `r`, -1 to 1, is that of the data. `low` and `high` are the 2.5 % and 97.5 % points of the null r, `mean` its mean,
+    over `n_permutations`; `p` is two-sided. All four are NaN if r is undefined in the data or in a permutation (a
+    constant count).
     """
 
     r: float
@@ -142,8 +141,23 @@ class ShapeNull:
     low: float
     high: float
     p: float
-    threshold: float
     n_permutations: int
+
+    @classmethod
+    def of(cls, r: float, null: np.ndarray) -> Null:
+        """Compare `r` with that of every permutation, `null` float [permutation]."""
+        if not np.isfinite([r, *null]).all():
+            return cls(r, np.nan, np.nan, np.nan, np.nan, len(null))
+        rounding = 1e-12  # permutations that change nothing count as equal
+        tail = min((null >= r - rounding).sum(), (null <= r + rounding).sum())
+        low, high = np.quantile(null, [0.025, 0.975])
+        p = min(1.0, 2 * (tail + 1) / (len(null) + 1))
+        return cls(r, float(null.mean()), float(low), float(high), float(p), len(null))
+
+    def to_json(self) -> dict[str, float | None]:
+        """The null as JSON takes it; NaN becomes None."""
+        found = {name: getattr(self, name) for name in ("mean", "low", "high", "p")}
+        return {name: value if np.isfinite(value) else None for name, value in found.items()}
 
 
 def shape_permutation_null(
@@ -152,13 +166,12 @@ def shape_permutation_null(
     *,
     relative: bool = False,
     kind: Kind = "pooled",
-    scope: Literal["within", "across"] = "within",
     n_permutations: int = 200,
     seed: int = 0,
-) -> ShapeNull:
+) -> Null:
     """Ask whether r(mass, active count) is more than arithmetic: the same shapes, scaled by the mass.
 
-    Each step's row is its mass times its shape. The null gives every step the shape of a random step and
+    Each step's row is its mass times its shape. The null gives every step the shape of a random step of its sample and
     keeps its mass, counts again the patches above the threshold, and correlates again (design notes, section
     4.1).
 
@@ -172,29 +185,23 @@ def shape_permutation_null(
         Whether the threshold is a multiple of 1/n.
     kind : "pooled" or "within"
         The correlation, as in `correlation`.
-    scope : "within" or "across"
-        Shapes are exchanged inside each sample, or between all samples (all with the same number of patches).
     n_permutations : int, >= 1
     seed : int, >= 0
 
     Returns
     -------
-    ShapeNull. Steps without mass have no shape: they keep their count of 0 in the data and in the null.
+    Null. Steps without mass have no shape: they keep their count of 0 in the data and in the null.
 
     Raises
     ------
     ValueError
-        If there is no step, a weight is NaN or negative, or samples differ in patches with scope "across", or an
-        option is out of range.
+        If there is no step, a weight is NaN or negative, or an option is out of range.
     """
     one_choice(kind, ("pooled", "within"), "kind")
-    one_choice(scope, ("within", "across"), "scope")
     rows = [attention_array(sample, f"attention[{i}]", ndim=2) for i, sample in enumerate(attention)]
     sizes = [row.shape[-1] for row in rows]
     if not rows or any(row.ndim != 2 for row in rows) or sum(len(row) for row in rows) == 0:
         raise ValueError("attention must be a list of arrays [step, patch] with at least one step")
-    if scope == "across" and len(set(sizes)) > 1:
-        raise ValueError(f'scope "across" needs the same number of patches in every sample; got {sorted(set(sizes))}')
     if not threshold > 0 or n_permutations < 1:
         raise ValueError(f"threshold must be > 0 and n_permutations >= 1; got {threshold}, {n_permutations}")
 
@@ -205,7 +212,6 @@ def shape_permutation_null(
     level = np.repeat([threshold / n if relative else threshold for n in sizes], steps)[live]
     level = level / mass[live]  # row > threshold  <=>  shape > threshold / mass
     shapes = _sorted_shapes(rows)[live]
-    group = sample[live] if scope == "within" else np.zeros(live.sum())
     block = np.unique(sample, return_inverse=True)[1] if kind == "within" else np.zeros_like(sample)
     _, first, size = np.unique(block, return_index=True, return_counts=True)
     centred_mass = centre_within(mass, block)
@@ -223,19 +229,9 @@ def shape_permutation_null(
     rng, null = np.random.default_rng(seed), []
     chunk = max(1, 1_000_000 // max(1, len(shapes)))
     for start in range(0, n_permutations, chunk):
-        keys = group + rng.random((min(chunk, n_permutations - start), len(shapes)))
+        keys = sample[live] + rng.random((min(chunk, n_permutations - start), len(shapes)))
         null.append(r_with_shapes_of(np.argsort(keys, axis=1)))  # random order inside each group
-    return _shape_null(r, np.concatenate(null), threshold)
-
-
-def _shape_null(r: float, null: np.ndarray, threshold: float) -> ShapeNull:
-    if not np.isfinite([r, *null]).all():
-        return ShapeNull(r, np.nan, np.nan, np.nan, np.nan, threshold, len(null))
-    rounding = 1e-12  # permutations that change nothing count as equal
-    tail = min((null >= r - rounding).sum(), (null <= r + rounding).sum())
-    low, high = np.quantile(null, [0.025, 0.975])
-    p = min(1.0, 2 * (tail + 1) / (len(null) + 1))
-    return ShapeNull(r, float(null.mean()), float(low), float(high), float(p), threshold, len(null))
+    return Null.of(r, np.concatenate(null))
 
 
 def _sorted_shapes(rows: list[np.ndarray]) -> np.ndarray:
@@ -264,22 +260,6 @@ def _count_above(shapes: np.ndarray, order: np.ndarray, level: np.ndarray) -> np
     return width - below
 
 
-@dataclass(frozen=True)
-class ExchangeNull:
-    """Observed `r` of two quantities within samples, beside r when one is exchanged between steps that are alike.
-
-    `r`, -1 to 1, is that of the data. `low` and `high` are the 2.5 % and 97.5 % points of the null r, `mean` its mean,
-    over `n_permutations`; `p` is two-sided. All four are NaN if r is undefined in the data or in a permutation.
-    """
-
-    r: float
-    mean: float
-    low: float
-    high: float
-    p: float
-    n_permutations: int
-
-
 def exchange_null(
     x: ArrayLike,
     y: ArrayLike,
@@ -288,7 +268,7 @@ def exchange_null(
     *,
     n_permutations: int = 200,
     seed: int = 0,
-) -> ExchangeNull:
+) -> Null:
     """Ask whether r within samples is more than the difference between two kinds of step.
 
     The null exchanges x at random between the steps of a sample that are ``alike``: what r is left with is how the
@@ -304,7 +284,7 @@ def exchange_null(
 
     Returns
     -------
-    ExchangeNull
+    Null
 
     Raises
     ------
@@ -325,5 +305,4 @@ def exchange_null(
     sums[:, 0], sums[:, 3], sums[:, 4] = len(first), first @ first, second @ second
     sums[:, 5] = np.append(first @ second, exchanged @ second)
     r, *null = pearson_from_sums(sums)
-    found = _shape_null(float(r), np.array(null), np.nan)
-    return ExchangeNull(found.r, found.mean, found.low, found.high, found.p, n_permutations)
+    return Null.of(float(r), np.array(null))

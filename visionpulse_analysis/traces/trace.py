@@ -15,7 +15,7 @@ import xarray as xr
 
 from visionpulse_analysis.media.images import read_image
 from visionpulse_analysis.media.patch_grid import PatchGrid
-from visionpulse_analysis.metrics.similarity import layer_cosines, mean_over_steps
+from visionpulse_analysis.metrics.attention import layer_cosines, mean_over_steps
 from visionpulse_analysis.traces.data import (
     build_dataset,
     check_dataset,

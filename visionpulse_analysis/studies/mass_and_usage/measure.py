@@ -22,8 +22,7 @@ from visionpulse_analysis.metrics.attention import (
 )
 from visionpulse_analysis.metrics.statistics import (
     Estimate,
-    ExchangeNull,
-    ShapeNull,
+    Null,
     correlation,
     exchange_null,
     shape_permutation_null,
@@ -49,8 +48,8 @@ class Relation:
     name: str
     pooled: Estimate
     within: Estimate
-    pooled_null: ShapeNull | None = None
-    within_null: ShapeNull | None = None
+    pooled_null: Null | None = None
+    within_null: Null | None = None
     together: Estimate | None = None
 
 
@@ -74,8 +73,8 @@ class Need:
     every: Estimate
     needing: Estimate
     together: Estimate
-    every_null: ExchangeNull
-    needing_null: ExchangeNull
+    every_null: Null
+    needing_null: Null
     n_every: int
     n_needing: int
 
@@ -214,9 +213,9 @@ def mass_usage(
                 return Estimate(np.nan, np.nan, np.nan, 0, n_resamples, 0.95, "no step")
             return correlation(columns["mass"][steps], values[steps], sample[steps], **options, **more)
 
-        def null(steps: np.ndarray) -> ExchangeNull:
+        def null(steps: np.ndarray) -> Null:
             if not steps.any():
-                return ExchangeNull(np.nan, np.nan, np.nan, np.nan, np.nan, n_permutations)
+                return Null(np.nan, np.nan, np.nan, np.nan, np.nan, n_permutations)
             given = columns["mass"][steps], values[steps], sample[steps], needs_image[steps]
             return exchange_null(*given, n_permutations=n_permutations, seed=seed)
 
@@ -277,7 +276,7 @@ def _plain(need: Need) -> dict[str, Any]:
     for name, value in vars(need).items():
         if isinstance(value, Estimate):
             found[name] = value.to_json()
-        elif isinstance(value, ExchangeNull):
+        elif isinstance(value, Null):
             found[name] = {end: _or_none(getattr(value, end)) for end in ("mean", "low", "high", "p")}
         else:
             found[name] = value

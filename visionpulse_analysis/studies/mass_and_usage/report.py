@@ -10,7 +10,7 @@ import pandas as pd
 
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.metrics.attention import PAPER_THRESHOLDS
-from visionpulse_analysis.metrics.nulls import ExchangeNull, ShapeNull
+from visionpulse_analysis.metrics.nulls import Null
 from visionpulse_analysis.metrics.statistics import Estimate
 from visionpulse_analysis.studies.mass_and_usage.causal_usage import ANCHOR, LATER, ORDERS, TRUTH
 from visionpulse_analysis.studies.mass_and_usage.measure import BLIND, SHAPES, MassUsage, Relation, needed_name
@@ -254,7 +254,7 @@ def _bands(nulls: Sequence[dict[str, Any]]) -> str:
     return f"{min(n['low'] for n in known):.2f} to {max(n['high'] for n in known):.2f}" if known else "nothing defined"
 
 
-def _band_shown(null: ExchangeNull) -> str:
+def _band_shown(null: Null) -> str:
     return f"{null.low:.2f} to {null.high:.2f}" if np.isfinite(null.low) else "undefined"
 
 
@@ -267,13 +267,13 @@ def _range(intervals: Sequence[Estimate]) -> str:
     return _ends_shown([(interval.value, interval) for interval in intervals])
 
 
-def _ends_shown(values: Sequence[tuple[float, Estimate | ShapeNull]]) -> str:
+def _ends_shown(values: Sequence[tuple[float, Estimate | Null]]) -> str:
     """The smallest and the largest value, each with its interval or band."""
     defined = sorted((pair for pair in values if np.isfinite(pair[0])), key=lambda pair: pair[0])
     return f"{_shown(*defined[0])} to {_shown(*defined[-1])}" if defined else "undefined: the count never varies"
 
 
-def _shown(value: float, bounds: Estimate | ShapeNull) -> str:
+def _shown(value: float, bounds: Estimate | Null) -> str:
     if not np.isfinite(value):
         return "undefined"
     return f"{value:.2f} [{bounds.low:.2f}, {bounds.high:.2f}]" if np.isfinite(bounds.low) else f"{value:.2f}"

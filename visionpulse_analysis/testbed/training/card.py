@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from visionpulse_analysis.metrics.score_intervals import wilson
+from visionpulse_analysis.metrics.statistics import wilson
 from visionpulse_analysis.testbed.scenes.scene import MAX_CELLS
 from visionpulse_analysis.testbed.training.evaluation import length_told
 from visionpulse_analysis.testbed.training.evaluation_set import SIZES, VALIDATION_SEED

@@ -14,7 +14,7 @@ from PIL import Image
 from visionpulse_analysis._util.files import all_or_none, written_whole
 from visionpulse_analysis.media.images import ImageLike, read_image
 from visionpulse_analysis.media.patch_grid import PatchGrid
-from visionpulse_analysis.metrics.similarity import layer_cosines
+from visionpulse_analysis.metrics.attention import layer_cosines
 from visionpulse_analysis.traces import Trace, create_trace
 from visionpulse_analysis.traces.data import from_parts, to_parts
 from visionpulse_analysis.traces.exchange.npz_fields import FORMAT_VERSION, OURS, check_fields, load_fields
