@@ -8,14 +8,19 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
+from made_scene import random_traces, sample_of
 from PIL import Image
 
 import visionpulse_analysis as vpa
+from visionpulse_analysis.studies.step_dependence.measure import step_dependence
+from visionpulse_analysis.studies.step_dependence.object_attention import object_attention
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "visionpulse_analysis"
 QUANTITY = '''
 
 @quantity(axes=("step", "layer", "head"), unit="share of the softmax row", range=(0, 1))
@@ -115,3 +120,30 @@ def test_a_pruner_with_a_bias_is_one_file(tmp_path, vlm, scenes_folder, pictures
     mass = np.array(made["mass"])
     assert np.abs(mass[0] - dense.mass.values[0]).max() < 1e-5  # prefill is dense
     assert mass[1, 0] > dense.mass.values[1, 0] + 0.01  # the first layer reads the same token, and looks more
+
+
+PANEL = """
+
+def draw_mass_by_step(ax: Axes, found: Findings) -> None:
+    figures.draw_curve(ax, found.study.steps, found.study.mass, "all samples")
+    ax.set(xlabel="step", ylabel="mean image mass")
+
+
+ANSWERS.append((draw_mass_by_step, -24))
+"""
+
+
+def test_a_panel_of_figure_01_takes_one_file(rng, tmp_path, monkeypatch):
+    traces, samples = random_traces(rng, 3), [sample_of(str(i)) for i in range(3)]
+    study, truth = step_dependence(traces, 2), object_attention(traces, samples, 2)
+    shown = {}
+    for name, added in (("as_it_is", ""), ("with_a_panel", PANEL)):
+        copy = tmp_path / f"{name}.py"
+        copy.write_text((PACKAGE / "studies" / "step_dependence" / "figures.py").read_text() + added)
+        spec = spec_from_file_location(name, copy)
+        module = module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)  # a dataclass looks its module up
+        spec.loader.exec_module(module)
+        page = module.headline(traces[0], samples[0], study, truth)
+        shown[name] = [ax.get_xlabel() for ax in page.axes if ax.axison]
+    assert sorted(shown["with_a_panel"]) == sorted([*shown["as_it_is"], "step"])

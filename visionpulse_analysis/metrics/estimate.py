@@ -110,8 +110,8 @@ class Estimate:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Estimate:
         """Read back the `fields` that `to_json` gave."""
-        given = {"value" if key == "estimate" else key: value for key, value in fields.items()}
-        return cls(**{key: np.nan if value is None else value for key, value in given.items()})
+        given: dict[str, Any] = {key: np.nan if value is None else value for key, value in fields.items()}
+        return cls(value=given.pop("estimate"), **given)
 
 
 def as_json(value: Any) -> Any:

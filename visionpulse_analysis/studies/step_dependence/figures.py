@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -158,6 +160,43 @@ def draw_kinds(ax: Axes, truth: ObjectAttention, text_below: float) -> Axes:
     return figures.draw_estimates(ax, by_mass, xlabel="visual attention mass", reference=text_below)
 
 
+@dataclass(frozen=True)
+class Findings:
+    """Everything over all samples that a panel of the headline may draw; None where it is not known."""
+
+    study: StepDependence
+    truth: ObjectAttention | None
+    fixed: FixedSets | None
+
+
+def _answer_overlap(ax: Axes, found: Findings) -> None:
+    draw_overlap(ax, found.study)
+
+
+def _answer_sets(ax: Axes, found: Findings) -> None:
+    """What steps say with each set; where nothing was replayed, the mass on sets by step stands in its place."""
+    if found.fixed is not None and any(one.same_word is not None for one in found.fixed.sets.values()):
+        draw_same_word(ax, found.fixed)
+    else:
+        draw_coverage(ax, found.study)
+
+
+def _answer_objects(ax: Axes, found: Findings) -> None:
+    if found.truth is None:
+        draw_words(ax, found.study, 10)
+    else:
+        draw_object_share(ax, found.truth)
+
+
+# The panels below the example, three in a row, each with the place of its letter in points from the left edge of the
+# Axes: names of rows need more room than numbers. One more panel of the figure is one more line here.
+ANSWERS: list[tuple[Callable[[Axes, Findings], None], float]] = [
+    (_answer_overlap, -24),
+    (_answer_sets, -24),
+    (_answer_objects, -34),
+]
+
+
 def headline(
     trace: Trace,
     sample: Sample,
@@ -165,30 +204,25 @@ def headline(
     truth: ObjectAttention | None,
     fixed: FixedSets | None = None,
 ) -> Figure:
-    """Make the page of the question: one trace's pictures and mass curve, and the answers over all samples.
-
-    Where nothing was replayed, the mass on sets by step stands in the place of what the steps say with each set.
-    """
+    """Make the page of the question: one trace's pictures and mass curve, and the answers over all samples."""
     steps = steps_to_show(trace, sample, study.layer)
     height, width = picture_of(trace).shape[:2]
-    fig, (top, middle, bottom) = figures.new_page(DOUBLE, [1.05 * height / width + 0.85, 2.5, 2.3])
-    axes = [draw_example(top, trace, sample, study.layer, steps)[0]]
+    rows = -(-len(ANSWERS) // 3)
+    fig, (top, middle, bottom) = figures.new_page(DOUBLE, [1.05 * height / width + 0.85, 2.5, 2.3 * rows])
+    first = draw_example(top, trace, sample, study.layer, steps)[0]
     with figures.style():
-        axes += [middle.subplots(), *bottom.subplots(1, 3)]
-    draw_mass(axes[1], trace, study.layer, steps, study.text_below)
-    draw_overlap(axes[2], study)
-    if fixed is not None and any(one.same_word is not None for one in fixed.sets.values()):
-        draw_same_word(axes[3], fixed)
-    else:
-        draw_coverage(axes[3], study)
-    if truth is None:
-        draw_words(axes[4], study, 10)
-    else:
-        draw_object_share(axes[4], truth)
-    for ax in axes[1:]:
+        curve, grid = middle.subplots(), bottom.subplots(rows, 3, squeeze=False).ravel()
+    draw_mass(curve, trace, study.layer, steps, study.text_below)
+    answers = list(grid[: len(ANSWERS)])
+    for ax, (draw, _) in zip(answers, ANSWERS, strict=True):
+        draw(ax, Findings(study, truth, fixed))
+    for ax in grid[len(ANSWERS) :]:
+        ax.set_axis_off()
+    for ax in (curve, *answers):
         _legend(ax)
-    for letter, ax, x in zip("abcde", axes, (0, -24, -24, -24, -34), strict=True):
-        # Beside the legends, which begin at the left edge of the Axes; x in points.
+    places = [0, -24, *(x for _, x in ANSWERS)]
+    for letter, ax, x in zip(ascii_lowercase, (first, curve, *answers), places, strict=False):
+        # Beside the legends, which begin at the left edge of the Axes.
         ax.annotate(
             letter,
             (0, 1),
