@@ -14,7 +14,7 @@ from visionpulse_analysis.attention.routing import Call
 from visionpulse_analysis.decoding.batch import newest_logits_only
 from visionpulse_analysis.decoding.interventions.kinds import Acting, HidePatches, Intervention, Output, Run, Tokens
 from visionpulse_analysis.decoding.interventions.passes import layout_of, prompt_of
-from visionpulse_analysis.metrics.similarity import kl_divergence
+from visionpulse_analysis.metrics.attention import kl_divergence
 from visionpulse_analysis.models.families import Prompt
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.top_k import top_k
