@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from visionpulse_analysis._util.checks import UnsupportedModelError
 from visionpulse_analysis.models.asking import PromptOptions
@@ -85,7 +85,8 @@ def check_supported(config: Any, name: str) -> None:
         raise UnsupportedModelError(f"{name!r} is of family {kind!r}, where {reason}; give a model whose pictures are "
                                     "tokens of its sequence")  # fmt: skip
     own = getattr(config, "auto_map", None) or {}
-    if kind not in FAMILIES and kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and READS not in own:
+    registered = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING  # also what a user has registered
+    if kind not in FAMILIES and not registered and READS not in own:
         raise UnsupportedModelError(
             f"{name!r} is a {kind} model without a vision part; give a vision-language model, of a type that "
             f"{READS} of transformers knows"
