@@ -38,9 +38,7 @@ class Layer:
 
     def __init__(self, number: int, block, inputs: Inputs, tokens: torch.Tensor, states: torch.Tensor):
         self.number, self.block, self.inputs, self.tokens, self.states = number, block, inputs, tokens, states
-        self.place = {
-            token: at for at, token in enumerate(tokens.tolist())
-        }  # of a token of the whole, among those alive
+        self.place = {token: at for at, token in enumerate(tokens.tolist())}  # of the whole, among those alive
         attention, entering = block.self_attn, block.input_layernorm(states)[None]
         shape = (1, len(states), -1, attention.head_dim)
         self.query = attention.q_norm(attention.q_proj(entering).view(shape)).transpose(1, 2)

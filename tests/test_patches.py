@@ -144,5 +144,5 @@ def test_reading_traces_loads_neither_torch_nor_transformers() -> None:
 def test_unknown_public_name_is_an_attribute_error() -> None:
     import visionpulse_analysis as vpa
 
-    with pytest.raises(AttributeError, match=r"no attribute 'Tracer'; public names: PatchGrid"):
+    with pytest.raises(AttributeError, match=r"no attribute 'Tracer'; public names: AblateHeads, HidePatches"):
         _ = vpa.Tracer

@@ -112,7 +112,8 @@ def test_the_link_restores_it(explored, four):
     view = explored(*four, link="step=3&layer=3&trace=pruned")
     view.page.locator('[data-ref="beside"]').select_option("2")
     view.press("End", "k")
-    view.page.wait_for_timeout(300)
+    asked = ["step=39", "beside=2", "kept"]
+    view.page.wait_for_function("asked => asked.every((part) => location.hash.includes(part))", arg=asked)
     link, before = view.page.url.split("#")[1], view.view
     heat, marks, plot = (view.look(f"e.ref.{name}.toDataURL()") for name in ("heat", "marks", "plot"))
     assert "beside=2" in link and "view='step=39" in view.text("command")

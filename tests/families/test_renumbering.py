@@ -31,6 +31,7 @@ class Closed(Layer):
 
     def __init__(self, number, block, inputs, tokens, states):
         self.number, self.block, self.inputs, self.tokens, self.states = number, block, inputs, tokens, states
+        self.place = {token: at for at, token in enumerate(tokens.tolist())}
         attention, entering = block.self_attn, block.input_layernorm(states)[None]
         shape = (1, len(states), -1, attention.head_dim)
         self.query, self.key, self.value = (

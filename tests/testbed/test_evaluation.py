@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from visionpulse_analysis.attention.routing import Call
 from visionpulse_analysis.models.families import PromptOptions
 from visionpulse_analysis.pruners import Random
 from visionpulse_analysis.testbed.scenes import horizon
@@ -124,23 +123,6 @@ def test_the_random_control_is_a_cost_in_points(answering):
     assert (result["dense"], result["random"]) == (1, 6 / 11)
     assert result["cost_points"] == pytest.approx(100 * 5 / 11)
     assert result["low"] < result["cost_points"] < result["high"]
-
-
-def test_the_horizon_cuts_the_patches_off_from_its_layer_on():
-    seen = []
-
-    def kernel(module, query, key, value, mask):
-        seen.append(mask)
-
-    is_patch = torch.tensor([[False, True, True, False, False, False]])
-    mask = torch.ones(1, 1, 6, 6, dtype=torch.bool).tril()
-    attend = horizon._blind_from(2, 3, is_patch)
-    for layer in range(4):
-        attend(Call(kernel, kernel, SimpleNamespace(layer_idx=layer), None, None, None, mask, (), {}))
-    blind = mask.clone()
-    blind[..., 3:, 1:3] = False
-    for layer in range(4):
-        assert torch.equal(seen[layer], mask if layer < 2 else blind)
 
 
 def test_without_the_image_the_horizon_does_not_depend_on_it(vlm, monkeypatch):

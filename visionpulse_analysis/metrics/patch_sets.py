@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import hypergeom
 
 from visionpulse_analysis._util.checks import attention_array, bool_array, same_patches
 
@@ -104,6 +103,8 @@ def jaccard_null(n: int, k_a: int, k_b: int, confidence: float = 0.95) -> Jaccar
         raise ValueError(f"confidence must be in (0, 1); got {confidence}")
     overlap = np.arange(max(0, k_a + k_b - n), min(k_a, k_b) + 1)
     index = overlap / (k_a + k_b - overlap)
+    from scipy.stats import hypergeom  # slow to import, and not needed to read a trace
+
     low, high = hypergeom.ppf([(1 - confidence) / 2, (1 + confidence) / 2], n, k_a, k_b)
     return JaccardNull(
         float(hypergeom.pmf(overlap, n, k_a, k_b) @ index), low / (k_a + k_b - low), high / (k_a + k_b - high)
@@ -230,6 +231,8 @@ def relevance_hit(attention_or_set: ArrayLike, object_patches: ArrayLike) -> Rel
     share, chance_share = coverage(weights, target), size / n
     if is_set:
         hit = (weights * target).any(-1)
+        from scipy.stats import hypergeom
+
         chance_hit = 1.0 - hypergeom.pmf(0, n, size, weights.sum(-1).astype(int))
     else:
         hit = np.take_along_axis(target, weights.argmax(-1)[..., None], -1)[..., 0]

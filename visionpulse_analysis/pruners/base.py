@@ -192,11 +192,11 @@ class Pruner:
         register(cls)
 
     def __post_init__(self) -> None:
-        """Raise ValueError for parameters that are not what their annotations say; lists become tuples."""
+        """Raise ValueError for parameters that are not what their annotations say; lists become the tuples they ask."""
         check_fields(self)
         for entry in fields(self):
             given = getattr(self, entry.name)
-            if isinstance(given, list | np.ndarray):
+            if "tuple" in str(entry.type) and isinstance(given, list | np.ndarray):
                 object.__setattr__(self, entry.name, tuple(given.tolist() if isinstance(given, np.ndarray) else given))
 
     def start(self, layout: Layout) -> Selection:

@@ -1,7 +1,7 @@
 """Run the notebooks of ``notebooks/`` through papermill, with checked parameters and the running Python.
 
->>> from visionpulse_analysis import notebooks
->>> notebooks.run("01_step_dependence", {"n_samples": 50, "seed": 1}, fast=True)  # doctest: +SKIP
+>>> from visionpulse_analysis.cli.notebooks.run import run
+>>> run("01_step_dependence", {"n_samples": 50, "seed": 1}, fast=True)  # doctest: +SKIP
 """
 
 import json
