@@ -13,7 +13,6 @@ from visionpulse_analysis.studies.frontier import measure as frontier
 from visionpulse_analysis.studies.frontier import report as frontier_report
 from visionpulse_analysis.studies.pruner_comparison import measure as rivals
 from visionpulse_analysis.studies.pruner_comparison import report as rivals_report
-from visionpulse_analysis.studies.shared import readme_table as findings_table
 from visionpulse_analysis.studies.shared import sentences
 from visionpulse_analysis.studies.shared.arms import compare, judge_changes
 
@@ -145,12 +144,13 @@ def test_visionpulse_against_the_others_is_that_of_the_data(pulse, other, says):
 
 def test_the_readme_says_of_the_comparison_what_its_numbers_say():
     good = rivals_report.numbers(comparison(VisionPulse=SOLID, FastV=BROKEN), 0.1)
-    text = findings_table.found_09(good)
+    short, text = rivals_report.finding(good)
     assert "changes accuracy by 0.0 points [-" in text and "FastV: accuracy falls" in text
     assert "Cut off at the limit of 96 tokens, of 36: FastV 12." in text and "FastV 21.00 [" in text
-    bad = findings_table.found_09(rivals_report.numbers(comparison(VisionPulse=BROKEN, FastV=SOLID), 0.1))
+    bad = rivals_report.finding(rivals_report.numbers(comparison(VisionPulse=BROKEN, FastV=SOLID), 0.1)).long
     assert "changes accuracy by -83.3 points" in bad and "FastV: no change is shown" in bad
     assert "Cut off" not in bad
+    assert short.endswith("it is more accurate than 1 of 1 other ways to choose.")
     assert "VisionPulse is more accurate than FastV (" in text and "VisionPulse is less accurate than FastV (" in bad
 
 
@@ -184,9 +184,10 @@ def test_what_follows_of_a_choice_per_step_is_what_the_data_say(decision):
 def test_the_readme_says_of_the_frontier_what_its_numbers_say():
     for pulse, other, says in ((SOLID, BROKEN, "more"), (BROKEN, SOLID, "less")):
         judged = frontier.judged_pairs(frontier_of(pulse, other), [0.05], ["knob"])
-        text = findings_table.found_04({"against": frontier.numbers(judged)})
+        short, text = frontier_report.finding({"against": frontier.numbers(judged)})
         assert f"VisionPulse 5 % is {says} accurate than " in text and "not told apart" not in text
         assert f"random 5 % ({'' if says == 'more' else '-'}83.3 points [" in text
+        assert short.count(f"{says} accurate than ") == 2 and "hindsight 5 % (" in short and "random 5 % (" in short
         assert "5 differences in accuracy" in text and "knob" not in text
 
 

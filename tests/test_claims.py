@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visionpulse_analysis.metrics.claims import Claim, holm, joint_confidence, judge, judge_jointly
+from visionpulse_analysis.metrics.claims import Claim, from_json, holm, joint_confidence, judge, judge_jointly
 from visionpulse_analysis.metrics.estimate import Estimate, as_json
 from visionpulse_analysis.metrics.statistics import cluster_bootstrap, mcnemar, paired_difference, permutation_test
 
@@ -54,6 +54,8 @@ def test_a_claim_comes_out_every_way():
     assert {v.size for v in found.values()} == {5} and found["alone it would"].adjusted == pytest.approx(0.12)
     assert "0.12 among 5" in str(found["alone it would"]) and "no test" in str(found["no test"])
     assert found["no test"].to_json()["adjusted"] is None
+    stored = json.loads(json.dumps(as_json({"found": [found]}), allow_nan=False))
+    assert str(from_json(stored)) == str({"found": [found]})
     with pytest.raises(ValueError, match="alpha"):
         judge({}, "none", alpha=5)
 
@@ -93,6 +95,8 @@ def test_what_lies_within_a_margin_is_equivalent_only_by_an_interval_wide_enough
     wide = replace(effect(0.2, -0.7, 0.95), confidence=joint_confidence(3))
     assert replace(one, size=3, joint=wide).decision == "equivalent"
     assert replace(one, adjusted=0.01).decision == "rises"  # small, and shown to be there
+    stated = replace(one, level=5.0, joint=wide, alpha=0.1)
+    assert from_json([1, None, "x", stated.to_json()]) == [1, None, "x", stated]
     assert replace(one, level=5.0).decision == "not shown" and replace(one, level=0.3).decision == "equivalent"
 
 

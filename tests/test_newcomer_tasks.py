@@ -11,11 +11,17 @@ import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
+import nbformat
 import numpy as np
+import pytest
 from made_scene import random_traces, sample_of
+from matplotlib.figure import Figure
 from PIL import Image
 
 import visionpulse_analysis as vpa
+from visionpulse_analysis import figures, studies
+from visionpulse_analysis.metrics.estimate import Estimate
+from visionpulse_analysis.studies.shared import readme_table
 from visionpulse_analysis.studies.step_dependence.measure import step_dependence
 from visionpulse_analysis.studies.step_dependence.object_attention import object_attention
 
@@ -147,3 +153,39 @@ def test_a_panel_of_figure_01_takes_one_file(rng, tmp_path, monkeypatch):
         page = module.headline(traces[0], samples[0], study, truth)
         shown[name] = [ax.get_xlabel() for ax in page.axes if ax.axison]
     assert sorted(shown["with_a_panel"]) == sorted([*shown["as_it_is"], "step"])
+
+
+REPORT = """
+from visionpulse_analysis.metrics.claims import from_json
+from visionpulse_analysis.studies.shared.sentences import Finding
+
+
+def finding(numbers):
+    moved = from_json(numbers)["moved"]
+    return Finding(f"It moves {moved:.2g nats}.", f"It moves {moved:.3g nats} {numbers['often']} times.")
+"""
+
+
+def test_a_notebook_with_a_new_question_is_the_notebook_and_one_folder(tmp_path, monkeypatch):
+    folder, notebook = tmp_path / "moving", tmp_path / "77_moving.ipynb"
+    monkeypatch.setattr(studies, "__path__", [*studies.__path__, str(tmp_path)])
+    cells = [nbformat.v4.new_markdown_cell("# Does it move?\nYes or no.")]
+    cells.append(nbformat.v4.new_code_cell("from visionpulse_analysis.studies.moving import report"))
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), notebook)
+    figure, numbers = Figure(), {"moved": Estimate(0.5, 0.25, 1, 9, 9, 0.95, "Wilson").to_json(), "often": 3}
+    figures.save(figure, notebook.stem, folder=tmp_path, seed=0, parameters={}, data_hash="0", numbers=numbers)
+    with pytest.raises(ModuleNotFoundError, match="moving"):
+        readme_table.headlines(tmp_path, tmp_path)
+    folder.mkdir()
+    (folder / "report.py").write_text(REPORT.replace("def finding", "def no_finding"))
+    with pytest.raises(ValueError, match=r"moving.report has no finding\(numbers\), which tells what 77_moving.ipynb"):
+        readme_table.headlines(tmp_path, tmp_path)
+    monkeypatch.delitem(sys.modules, "visionpulse_analysis.studies.moving.report")
+    (folder / "report.py").write_text(REPORT)
+    row, section = readme_table.headlines(tmp_path, tmp_path), readme_table.sections(tmp_path, tmp_path)
+    assert "| **Does it move?** It moves 0.5 nats [0.25, 1]. ([more](docs/findings.md#77_moving), " in row
+    assert "## 77_moving\n\n**Does it move?** It moves 0.5 nats [0.25, 1] 3 times." in section
+    cells.append(nbformat.v4.new_code_cell("from visionpulse_analysis.studies.heads import report"))
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), notebook)
+    with pytest.raises(ValueError, match=r"2 folders of studies \(.*heads, .*moving\); expected one"):
+        readme_table.headlines(tmp_path, tmp_path)

@@ -75,7 +75,7 @@ def test_a_notebook_names_the_modules_of_its_question_as_all_notebooks_do(path):
     imports = [node for source in code(path) for node in ast.parse(source).body if isinstance(node, ast.ImportFrom)]
     modules = {str(node.module) for node in imports}
     folders = [name for name in modules if re.fullmatch(r"visionpulse_analysis\.studies\.(?!shared)\w+", name)]
-    assert len(folders) == (0 if path.stem == "06_explorer" else 1)  # which asks nothing of its own
+    assert len(folders) == 1
     for folder in folders:
         assert not [name for name in modules if name.startswith(f"{folder}.")], "import the module, not what is in it"
     assert {(one.name, one.asname) for node in imports for one in node.names if one.asname} <= {("figures", "draw")}

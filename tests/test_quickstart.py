@@ -8,9 +8,9 @@ import pytest
 import visionpulse_analysis as vpa
 from visionpulse_analysis.experiments.samples import scene_samples
 from visionpulse_analysis.media.patch_grid import PatchGrid
+from visionpulse_analysis.studies.explorer.report import finding as found_in_a_page
 from visionpulse_analysis.studies.quickstart.figures import questions_page, quickstart_page
 from visionpulse_analysis.studies.quickstart.report import trace_numbers, trace_sentence
-from visionpulse_analysis.studies.shared.readme_table import found_06
 from visionpulse_analysis.studies.shared.sentences import cut_off_told
 from visionpulse_analysis.studies.step_dependence.figures import steps_to_show
 from visionpulse_analysis.studies.step_dependence.measure import rows_of
@@ -63,8 +63,8 @@ def test_the_sentence_says_what_the_trace_does():
     assert cut_off_told([cut, whole, cut]).startswith("Cut off at the limit of tokens: 2 of 3 traces.")
     assert cut_off_told([whole]) == "None of the 1 traces was cut off at the limit of tokens."
     explored = {"page_bytes": 1000, "dense_steps": 3, "pruned_steps": 9, "cut_off": ["pruned"]}
-    assert found_06(explored).endswith("Cut off at the limit of tokens: pruned.")
-    assert "Cut off" not in found_06({**explored, "cut_off": []})
+    assert found_in_a_page(explored).long.endswith("Cut off at the limit of tokens: pruned.")
+    assert "Cut off" not in found_in_a_page({**explored, "cut_off": []}).long
 
 
 @pytest.mark.parametrize(("finished", "says"), [(True, "answer: none"), (False, "none within the limit of tokens")])

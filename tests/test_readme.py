@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from visionpulse_analysis.cli import app
-from visionpulse_analysis.studies.shared.readme_table import BEGIN, END, HEADLINES, findings_table, with_table
+from visionpulse_analysis.studies.shared import readme_table
+from visionpulse_analysis.studies.shared.readme_table import BEGIN, END, between
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,15 +45,9 @@ def test_the_commands_of_the_readme_that_need_nothing_else_run_as_they_stand(bes
     assert {"page.html", "steps.csv", "boxes.json"} <= {path.name for path in beside_the_data.iterdir()}
 
 
-def test_the_table_is_that_of_the_figures():
-    readme = (ROOT / "README.md").read_text()
-    assert with_table(readme, findings_table()) == readme
-
-
-def test_every_notebook_is_in_the_table():
-    assert list(HEADLINES) == [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
-    table = findings_table()
-    assert all(f"notebooks/{name}.ipynb" in table for name in HEADLINES)
+def test_readme_and_findings_are_those_of_the_figures():
+    for page, text in readme_table.rewritten().items():
+        assert page.read_text() == text, "run `python -m visionpulse_analysis.studies.shared.readme_table`"
 
 
 def test_every_picture_of_the_readme_exists():
@@ -63,5 +58,5 @@ def test_every_picture_of_the_readme_exists():
 
 def test_lost_marks_are_an_error():
     with pytest.raises(ValueError, match="lost its marks"):
-        with_table("no marks", "table")
-    assert with_table(f"a\n{BEGIN} x -->\nold\n{END}\nb", "new") == f"a\n{BEGIN} x -->\nnew\n{END}\nb"
+        between("no marks", BEGIN, END, "table")
+    assert between(f"a\n{BEGIN} x -->\nold\n{END}\nb", BEGIN, END, "new") == f"a\n{BEGIN} x -->\nnew\n{END}\nb"

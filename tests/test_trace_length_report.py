@@ -7,7 +7,6 @@ from made_arms import made_arm, made_arms
 from visionpulse_analysis.experiments.samples import scene_samples
 from visionpulse_analysis.studies.frontier.divergence import divergence_figure, first_divergences
 from visionpulse_analysis.studies.shared.arms import compare, words_on
-from visionpulse_analysis.studies.shared.readme_table import found_03
 from visionpulse_analysis.studies.trace_length import measure, report
 
 FLOOR = "traces hold no detour, so nothing could be shortened"
@@ -122,9 +121,10 @@ def test_the_finding_tells_cut_offs_and_decides_by_adjusted_tests():
     never = np.arange(40) < 8
     once = arm(0, 9, ~never, seeds=2).assign(finished=np.tile(~never, 2))
     changes = {NAME: compare(dense, pruned), "at prefill 5 %": compare(dense, once)}
-    said = found_03(measure.numbers({"sampled": changes, "greedy": changes}))
+    short, said = report.finding(measure.numbers({"sampled": changes, "greedy": changes}))
     shorter = 100 * SOME.sum() * 9 / (40 * 18 + SOME.sum() * 9)
     assert f"Sampled: length falls (-{shorter:.1f} %" in said and "accuracy not shown (0.0 points [" in said
+    assert f"change in length by -{shorter:.1f} %" in short and "(a fall) and in accuracy by +0.0 points [" in short
     assert "at prefill 5 %: length falls (" in said and "cut off 16 of 80 (dense 0)" in said
     assert "(Holm) for all 12 of the notebook" in said
 

@@ -122,7 +122,27 @@ class Claim:
             "decision": self.decision,
         }
         stated = {"level": self.level or None, "joint": self.joint and self.joint.to_json(), "margin": self.margin}
+        stated |= {"alpha": None if self.alpha == 0.05 else self.alpha}
         return {**found, **{key: value for key, value in stated.items() if value is not None}}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Claim:
+        """Read back the `fields` that `to_json` gave."""
+        given: dict[str, Any] = {key: np.nan if value is None else value for key, value in fields.items()}
+        estimates = {name: Estimate.from_json(given.pop(name)) for name in ("effect", "joint") if name in given}
+        del given["decision"]
+        return cls(estimates["effect"], given.pop("level", 0.0), joint=estimates.get("joint"), **given)
+
+
+def from_json(value: Any) -> Any:
+    """What `estimate.as_json` wrote, with estimates and claims in place of their fields."""
+    if isinstance(value, Mapping):
+        if {"estimate", "n_clusters"} <= set(value):
+            return Estimate.from_json(value)
+        if {"effect", "adjusted"} <= set(value):
+            return Claim.from_json(value)
+        return {key: from_json(inner) for key, inner in value.items()}
+    return [from_json(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def judge(tests: Mapping[Key, tuple[Estimate, float]], family: str, *, alpha: float = 0.05) -> dict[Key, Claim]:

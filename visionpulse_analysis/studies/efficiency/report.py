@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from visionpulse_analysis.studies.efficiency.measure import SHARES, Measurements
+from visionpulse_analysis.studies.shared.sentences import Finding
 
 
 def times(n: dict[str, Any], variant: str, over: str = "stock", digits: int = 1) -> str:
@@ -72,3 +73,24 @@ def _together(rows: int, tokens: str, gain: dict[str, Any]) -> str:
 def _recorded(found: Measurements, variant: str) -> str:
     rows = found.rows("recording").query("variant == @variant")
     return ", ".join(f"{row['ratio_to_plain.median']:.2f} ({row.visual_tokens:,} tokens)" for _, row in rows.iterrows())
+
+
+def finding(n: dict[str, Any]) -> Finding:
+    many, recorded, bound = n["many_rows"], n["recording"], n["bound_over_dense"]["gathered_5"]
+    all_layers = [ratio for name, ratio in recorded.items() if name.startswith("all_layers")]
+    together = [
+        f"{part['speedup']:.1f} at {tokens} visual tokens (at most {part['bound']:.1f})"
+        for tokens, part in sorted(n["together"].items(), key=lambda named: int(named[0]))
+    ]
+    return Finding(
+        f"At {n['visual_tokens']:,} visual tokens a step that gathers 5 % of them is {times(n, 'gathered_5')} times as "
+        f"fast as the library's and {times(n, 'gathered_5', 'dense', 2)} times as fast as our own dense step (median "
+        "and range of the rounds).",
+        f"At {n['visual_tokens']:,} visual tokens a dense step is {times(n, 'dense')} times as fast as the library's "
+        f"(median and range of the rounds) and takes {n['time_over_limit']['dense']:.2f} times what memory allows; "
+        f"with 5 % gathered {times(n, 'gathered_5')} times ({times(n, 'gathered_5', 'dense', 2)} times our dense step, "
+        f"of {bound:.2f} that the bytes allow; {times(many, 'gathered_5', 'dense', 2)} times with {many['batch']} "
+        f"rows), with the last set reused {times(n, 'reuse_5')} times. Recording all layers takes "
+        f"{' and '.join(f'{ratio:.2f}' for ratio in all_layers)} times the time of plain decoding; "
+        f"samples a second of {n['largest_batch']} rows together over one alone: {', '.join(together)}.",
+    )

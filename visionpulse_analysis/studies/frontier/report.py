@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
+from visionpulse_analysis.metrics.claims import from_json
 from visionpulse_analysis.metrics.statistics import Claim
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.studies.frontier.measure import PULSE, judged_pairs
@@ -13,6 +15,7 @@ from visionpulse_analysis.studies.shared.arms import ACCURACY, CUT_OFF, LENGTH, 
 from visionpulse_analysis.studies.shared.sentences import (
     COMPARED,
     RULE,
+    Finding,
     cut_off_column,
     cut_off_sentences,
     family_sentence,
@@ -116,3 +119,27 @@ def _about_pairs(judged: Mapping[tuple[str, str], Claim]) -> list[str]:
         follows = f": {FOLLOWS[selection][verdict.decision]}" if selection and arm.startswith(PULSE) else ""
         lines.append(f"{arm} is {COMPARED[verdict.decision]} {over} ({verdict.estimate:+.1p}){follows}.")
     return lines
+
+
+def finding(numbers: dict[str, Any]) -> Finding:
+    judged: dict[str, dict[str, Claim]] = {
+        arm: others for arm, others in from_json(numbers["against"]).items() if arm.startswith(PULSE)
+    }
+    lines = []
+    for arm, others in judged.items():
+        by_decision: dict[str, list[str]] = {}
+        for over, claim in others.items():
+            by_decision.setdefault(claim.decision, []).append(f"{over} ({claim.estimate:.1p})")
+        told = [f"{COMPARED[how]} {listed(names)}" for how, names in by_decision.items()]
+        lines.append(f"{arm} is {'; '.join(told)}.")
+    arm, others = list(judged.items())[-1]
+    compared = [
+        f"{COMPARED[claim.decision]} {over} ({claim.estimate:.1p})"
+        for over, claim in others.items()
+        if over.startswith(("random", "hindsight"))
+    ]
+    family = next(iter(others.values())).family
+    return Finding(
+        f"In its answers {arm} is {' and '.join(compared)}.",
+        f"{' '.join(lines)} (Exact tests, adjusted among {family}.)",
+    )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
+from visionpulse_analysis.metrics.claims import from_json
 from visionpulse_analysis.studies.heads.measure import ARMS, CRITERIA, Head, Heads, rows_of
-from visionpulse_analysis.studies.shared.sentences import listed
+from visionpulse_analysis.studies.shared.sentences import Finding, listed
 
 BEYOND = {
     "own step": ("holds more of what the step itself depends on than of what other steps do",
@@ -94,3 +97,34 @@ def suitable(study: Heads) -> list[Head]:
 def numbers(study: Heads) -> dict:
     """Everything, JSON-ready."""
     return {**study.numbers(), "suitable": [f"{layer}.{head}" for layer, head in suitable(study)]}
+
+
+def finding(numbers: dict[str, Any]) -> Finding:
+    n = from_json(numbers)
+
+    def of_head(key: str) -> str:
+        layer, head = key.split(".")
+        return named((int(layer), int(head)))
+
+    followed = sum(claim.decision == "rises" for claim in n["found"].values())
+    told = []
+    for head in n["chosen"]:
+        own, random, mean = (n["judged"][f"{head}, {name}"] for name in ("own step", "random", "layer's mean"))
+        told.append(
+            f"{of_head(head)} ({own.estimate:.1p}, {own.decision}; against random {random.estimate:.1p}, "
+            f"{random.decision}; against its layer's mean {mean.estimate:.1p}, {mean.decision})"
+        )
+    by = "; ".join(f"{criterion} {best['agreement']:.1%}" for criterion, best in n["best"].items())
+    size = next(iter(n["judged"].values())).size
+    heads = f"{followed} of {len(n['found'])} heads"
+    follow = f"{heads} hold more of the patches that their step depends on than of those of other steps"
+    suitable = listed([of_head(head) for head in n["suitable"]]) if n["suitable"] else "none of these"
+    best = n["best"]["agreement"]["agreement"]
+    return Finding(
+        f"{follow}; the best holds {best:.1%} of them (random sets {100 * n['chance']:.1f} %). Shown to do for "
+        f"pruning: {suitable}.",
+        f"{follow} (Holm, on the half of the samples that chooses). The {len(n['chosen'])} best, judged on the other "
+        f"half by that and by the steps that stay within {n['level']:g} nats with {100 * n['fraction']:g} % of the "
+        f"patches: {'; '.join(told)} (exact tests, Holm among {size}). Shown to do for pruning: {suitable}. Of the "
+        f"relevant patches, the best head by each criterion holds: {by} (random sets {100 * n['chance']:.1f} %).",
+    )

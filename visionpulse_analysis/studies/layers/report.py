@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from visionpulse_analysis.metrics.claims import from_json
 from visionpulse_analysis.metrics.statistics import Estimate
 from visionpulse_analysis.studies.layers.anchors import Anchors
 from visionpulse_analysis.studies.layers.measure import LayerMaps
+from visionpulse_analysis.studies.shared.sentences import Finding
 
 WITHOUT_MODEL = "Stored traces: which anchors would do is found by replaying steps, which needs the model."
 
@@ -148,3 +150,20 @@ def _named(layers: list[int]) -> str:
 
 def _listed(layers: list[int]) -> str:
     return ", ".join(map(str, layers))
+
+
+def finding(numbers: dict[str, Any]) -> Finding:
+    n = from_json(numbers)
+    suitable, undecided = (_listed(n[group]) or "none" for group in ("suitable", "undecided"))
+    choice = f"own choice of {100 * n['fraction']:g} %"
+    short = f"Layers whose {choice} would do: {suitable}; undecided: {undecided}"
+    if n["default"] in n["layers"]:
+        place = n["layers"].index(n["default"])
+        short += (
+            f"; at the default anchor, layer {n['default']}, {n['top'][place]:.1%} of the words that depend on the "
+            f"image change, {n['random'][place]:.1%} with random patches"
+        )
+    return Finding(
+        f"{short}.",
+        f"Default anchor: layer {n['default']}; layers whose {choice} would do: {suitable}; undecided: {undecided}.",
+    )

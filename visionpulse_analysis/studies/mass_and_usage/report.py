@@ -14,6 +14,7 @@ from visionpulse_analysis.metrics.nulls import Null
 from visionpulse_analysis.metrics.statistics import Estimate
 from visionpulse_analysis.studies.mass_and_usage.causal_usage import ANCHOR, LATER, ORDERS, TRUTH
 from visionpulse_analysis.studies.mass_and_usage.measure import BLIND, SHAPES, MassUsage, Relation, needed_name
+from visionpulse_analysis.studies.shared.sentences import Finding
 from visionpulse_analysis.studies.step_dependence.object_attention import KINDS
 from visionpulse_analysis.testbed.scenes.truth import annotate
 from visionpulse_analysis.traces import Trace
@@ -286,3 +287,18 @@ def _ends(values: Sequence[int]) -> tuple[int, int]:
 def _mean(values: np.ndarray) -> float:
     defined = values[np.isfinite(values)]
     return float(defined.mean()) if len(defined) else float("nan")
+
+
+def finding(numbers: dict[str, Any]) -> Finding:
+    relation, needs = numbers["r"]["above 1/n"], numbers["needs"]
+    null = relation["null"]["within"]
+    within = f"{Estimate.from_json(relation['within']):.2f}"
+    band = f"the same shapes dealt out at random give {null['low']:.2f} to {null['high']:.2f}"
+    short = f"Within samples attention mass and the number of patches above 1/n correlate by {within}; {band}."
+    if needs:
+        blind, needed = _values(needs[:2], "needing")
+        short = (
+            f"Over the {needs[0]['n_needing']:,} steps that need the image, attention mass correlates by {blind} with "
+            f"what hiding the image does, and by {needed} with how many patches are needed."
+        )
+    return Finding(short, f"Within samples r(mass, patches above 1/n) = {within}; {band}. {about_need(numbers)}")

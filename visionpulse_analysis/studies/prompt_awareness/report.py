@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from visionpulse_analysis.metrics.claims import from_json
 from visionpulse_analysis.metrics.statistics import Claim, Estimate, judge
 from visionpulse_analysis.studies.prompt_awareness.measure import (
     ORACLE,
@@ -17,7 +18,15 @@ from visionpulse_analysis.studies.prompt_awareness.measure import (
     at_budget,
     ratio_name,
 )
-from visionpulse_analysis.studies.shared.sentences import RULE, cut_off_column, cut_off_sentences, ended_length, listed
+from visionpulse_analysis.studies.shared.sentences import (
+    RULE,
+    Finding,
+    cut_off_column,
+    cut_off_sentences,
+    ended_length,
+    listed,
+    written,
+)
 
 SHARES = "share of the relevance held"  # what is compared where the answers are not known
 OVERLAP = "overlap"
@@ -146,3 +155,27 @@ def names_of_ends(study: PromptAwareness) -> dict[str, str]:
         study.diverse: f"{'diversity alone' if least == 0 else 'the smallest core'} ({study.diverse})",
         study.relevant: f"{'relevance alone' if most == 1 else 'the largest core'} ({study.relevant})",
     }
+
+
+def finding(numbers: dict[str, Any]) -> Finding:
+    n = from_json(numbers)
+    known, kept = ("r = 0", "r = 0.6", "r = 1", RANDOM, ORACLE), f"{100 * n['compared']:g} %"
+    arms = {label: n[f"{label}, {kept}"] for label in known if f"{label}, {kept}" in n}
+    right = {label: f"{label} {written(arm['accuracy'], '.1%')}" for label, arm in arms.items()}
+    cut = {label: arm["cut_off"]["n_arm"] for label, arm in arms.items()}
+    accuracy = "; ".join(right[label] + f" ({cut[label]} cut off)" * bool(cut[label]) for label in arms)
+    judged = {(first, second): claim for first, second, claim in n["judged"]}
+    claims = [f"{one} minus {other} {claim.decision}" for (one, other), claim in judged.items() if other != OVERLAP]
+    against_chance = {"rises": "above chance", "falls": "below chance", "not shown": "no difference from chance shown"}
+    overlaps = "; ".join(
+        f"{label} {arms[label]['overlap_with_oracle']:.2f}, {against_chance[judged[label, OVERLAP].decision]}"
+        for label in arms
+        if (label, OVERLAP) in judged
+    )
+    return Finding(
+        f"Accuracy with {kept} of the patches, chosen before the model by the question (r = 1), by what covers the "
+        f"image (r = 0) or both: {'; '.join(right.values())}.",
+        f"Accuracy with {kept} of the patches, chosen before the model: {accuracy}. By exact tests, adjusted by Holm "
+        f"among {n['judged'][0][2].family}: {', '.join(claims)}. Overlap of what is kept with what the oracle keeps: "
+        f"{overlaps}.",
+    )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from visionpulse_analysis.metrics.claims import from_json
 from visionpulse_analysis.metrics.statistics import Claim
 from visionpulse_analysis.studies.frontier.measure import PULSE
 from visionpulse_analysis.studies.pruner_comparison.measure import REFERENCE, Comparison, all_rivals, arm_name
@@ -14,6 +15,7 @@ from visionpulse_analysis.studies.pruner_comparison.settings import near
 from visionpulse_analysis.studies.shared.arms import ACCURACY, CUT_OFF, LENGTH, Judged, judge_changes
 from visionpulse_analysis.studies.shared.sentences import (
     COMPARED,
+    Finding,
     cut_off_column,
     cut_off_sentences,
     ended_length,
@@ -178,3 +180,36 @@ def own_retention(compared: Comparison) -> list[str]:
     """Arms at settings of their own, with what they kept."""
     names = [name for group in compared.groups.values() for name in group if name.endswith(arm_name("", None))]
     return [f"{name}: {100 * compared.kept[name]:.1f} % kept" for name in names]
+
+
+def finding(numbers: dict[str, Any]) -> Finding:
+    n = from_json(numbers)
+    share_kept = f" {100 * n['compared']:g} %"
+    accuracy = n["arms"][f"{PULSE}{share_kept}"]["verdicts"]["accuracy"]
+    changes = f"With{share_kept} kept, {PULSE} changes accuracy by {accuracy.estimate:.1p}"
+
+    def short(arm: str) -> str:
+        return arm.replace(", own setting", "").replace(share_kept, "")
+
+    said = [f"{listed([short(arm) for arm in arms])}: {ending}" for ending, arms in n["ordering"].items()]
+    lines = [
+        f"{changes}. Methods that choose at prefill, with as many kept (exact tests, Holm among the {accuracy.size} of "
+        f"{accuracy.family}): {'. '.join(line[0].upper() + line[1:] for line in said)}."
+    ]
+    groups: dict[str, list[str]] = {}
+    for over, claim in n["VisionPulse against"].items():
+        groups.setdefault(COMPARED[claim.decision], []).append(short(over))
+    if groups:
+        told = "; ".join(f"{how} {listed(names)}" for how, names in groups.items())
+        lines.append(f"{PULSE} is {told} ({len(n['VisionPulse against'])} differences in accuracy).")
+        told = listed([f"{how} {len(names)}" for how, names in groups.items()])
+        changes += f"; it is {told} of {len(n['VisionPulse against'])} other ways to choose"
+    of_prefill = {short(arm): n["arms"][arm]["change"] for arms in n["ordering"].values() for arm in arms}
+    cut = {arm: change for arm, change in of_prefill.items() if change["cut_off"]["n_arm"]}
+    if cut:
+        counts = ", ".join(f"{arm} {change['cut_off']['n_arm']}" for arm, change in cut.items())
+        n_pairs = next(iter(cut.values()))["n_pairs"]
+        lines.append(f"Cut off at the limit of {n['limit']} tokens, of {n_pairs}: {counts}.")
+    if lengths := [f"{arm} {change['tokens']:.2f}" for arm, change in cut.items() if change["n_both"]]:
+        lines.append(f"Change in tokens where both traces ended: {'; '.join(lengths)}.")
+    return Finding(f"{changes}.", " ".join(lines))

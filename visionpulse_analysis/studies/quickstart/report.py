@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from visionpulse_analysis.studies.shared.sentences import Finding
 from visionpulse_analysis.studies.step_dependence.measure import masses_of, rows_of
 from visionpulse_analysis.traces import Trace
 
@@ -34,3 +35,9 @@ def trace_sentence(n: dict[str, Any]) -> str:
         "In one trace of {steps} steps{cut} the image holds between {} and {} % of a step's attention, {} % on "
         "average; the most attended patch is another one than at the step before at {moves} of {} steps."
     ).format(*shares, n["steps"] - 1, steps=n["steps"], moves=n["moves"], cut=CUT * (n["finished"] is False))
+
+
+def finding(n: dict[str, Any]) -> Finding:
+    """Of one trace there is no interval."""
+    told = trace_sentence(n)
+    return Finding(f"{told.partition(';')[0]}.", told)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,8 +14,17 @@ from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.studies.shared.arms import DENSE, Arms, Change, Judged, mean_of_ended
 from visionpulse_analysis.traces import Trace
 
+
+class Finding(NamedTuple):
+    """What a notebook found, told from the numbers inside its headline figure."""
+
+    short: str  # one sentence with its interval, for the README
+    long: str  # all of it, for docs/findings.md
+
+
 COMPARED = {"rises": "more accurate than", "falls": "less accurate than", "not shown": "not told apart from"}
 RULE = "Exact tests over samples decide, adjusted by Holm among all of these; an interval in brackets is of one alone."
+CHANGED = {"rises": "a rise", "falls": "a fall", "not shown": "no change is shown"}
 PAPER = "arXiv 2605.31457 measured Qwen3-VL and InternVL3.5 of 4B and 8B, on images of 1,280 visual tokens and more"
 
 
@@ -27,6 +37,12 @@ def family_sentence(judged: Judged) -> str:
     """Which tests were adjusted together, and what decides."""
     one = next(iter(next(iter(judged.values())).values()))
     return f"{one.family[0].upper()}{one.family[1:]}: {one.size} tests. {RULE} Lengths are of pairs that both ended."
+
+
+def adjusted(judged: Mapping[str, Claim]) -> str:
+    """How it was decided what falls and rises."""
+    size = judged["length"].size
+    return f"What falls or rises is told by exact tests, adjusted (Holm) for all {size} of the notebook."
 
 
 def written(estimate: Estimate | None, form: str) -> str:

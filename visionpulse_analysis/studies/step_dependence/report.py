@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from visionpulse_analysis.studies.step_dependence.fixed_set_report import about_sets
-from visionpulse_analysis.studies.step_dependence.fixed_sets import FixedSets
+from visionpulse_analysis.metrics.claims import from_json
+from visionpulse_analysis.studies.shared.sentences import Finding
+from visionpulse_analysis.studies.step_dependence.fixed_set_report import about_sets, conclusions
+from visionpulse_analysis.studies.step_dependence.fixed_sets import OWN, PREFILL, FixedSets
 from visionpulse_analysis.studies.step_dependence.measure import StepDependence
 from visionpulse_analysis.studies.step_dependence.object_attention import ObjectAttention
 
@@ -76,3 +78,33 @@ def step_numbers(
 
 def _words(words: list[str]) -> str:
     return ", ".join(f"`{word.strip() or repr(word)}`" for word in words)
+
+
+def finding(numbers: dict[str, Any]) -> Finding:
+    n = from_json(numbers)
+    fixed, share = n["fixed"], f"{100 * n['fraction']:g} %"
+    short = (
+        f"The {share} of the patches that prefill attends to most hold {n['later_coverage']:.1%} of a later step's "
+        f"image attention; those that the step itself attends to most, {n['later_own']:.1%}."
+    )
+    if fixed and "unharmed" in fixed["worse"]:
+        once, own = (fixed["sets"][name]["unharmed"] for name in (PREFILL, OWN))
+        short = (
+            f"Of the {fixed['n_needing']:,} steps that need the image, {once:.1%} say the same (within "
+            f"{fixed['level']:g} nats) with only the patches that prefill attends to most, {own:.1%} with as many "
+            "that the step itself attends to most."
+        )
+    lines = [
+        f"The top {share} of one step and of the next overlap by {n['consecutive_overlap']:.2f} (Jaccard; random sets "
+        f"{n['null_overlap']:.3f}); prefill's holds {n['later_coverage']:.1%} of a later step's image mass, the step's "
+        f"own {n['later_own']:.1%}."
+    ]
+    if fixed:
+        lines.append(f"Would one set do for a whole trace? {conclusions(numbers['fixed'])}")
+    if objects := n["objects"]:
+        hits = sorted(objects["hit_by_kind"].items(), key=lambda item: -item[1].value)
+        lines.append(
+            f"The strongest patch lies on the object that a step names in {objects['hit_named']:.1%} of the steps "
+            f"(chance {100 * objects['chance']:.1f} %): {', '.join(f'{kind} {hit:.1%}' for kind, hit in hits)}."
+        )
+    return Finding(short, " ".join(lines))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from visionpulse_analysis.metrics.claims import from_json
 from visionpulse_analysis.metrics.statistics import Claim
 from visionpulse_analysis.studies.shared.arms import DENSE
-from visionpulse_analysis.studies.shared.sentences import about_cut_off, show_p, written
+from visionpulse_analysis.studies.shared.sentences import Finding, about_cut_off, adjusted, show_p, written
 from visionpulse_analysis.studies.sweep.measure import ArmResult
 
 
@@ -67,3 +69,24 @@ def _about(claim: Claim | None, what: str, form: str, less: str, more: str) -> s
     if claim.decision == "not shown":
         return f"no change of {what} is shown ({shown})"
     return f"{less if claim.decision == 'falls' else more} {shown.lstrip('+-')}"
+
+
+def finding(numbers: dict[str, Any]) -> Finding:
+    arms = from_json(numbers)
+    cut = any(arm["n_cut_off"] for arm in arms.values())
+
+    def decided(arm: dict[str, Any]) -> str:
+        return f", {arm['judged']['accuracy'].decision}" if "accuracy" in arm["judged"] else ""
+
+    def length(arm: dict[str, Any]) -> str:
+        tokens = "no trace ended" if np.isnan(arm["length"].value) else f"{arm['length'].value:.1f} tokens"
+        return f"({tokens}, {arm['n_cut_off']} cut off)" if cut else f"({tokens})"
+
+    samples = f"of {arms[DENSE]['n']} samples per pruner"
+    against = next((f" {adjusted(arm['judged'])}" for arm in arms.values() if arm["judged"]), "")
+    told = {name: f"{name} {written(arm['accuracy'], '.1%')}" for name, arm in arms.items()}
+    every = "; ".join(f"{told[name]}{decided(arm)} {length(arm)}" for name, arm in arms.items())
+    return Finding(
+        f"Accuracy {samples}: {'; '.join(told.values())}.",
+        f"Accuracy, and mean length of the traces that ended, {samples}: {every}.{against}",
+    )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
+from visionpulse_analysis.metrics.claims import from_json
 from visionpulse_analysis.metrics.statistics import Estimate
+from visionpulse_analysis.studies.shared.sentences import Finding
 from visionpulse_analysis.studies.three_stages.measure import PLACES, ThreeStages, over_samples
 
 PROMPT, VISUAL = range(len(PLACES))
@@ -160,3 +164,15 @@ def _both(stages: ThreeStages, measure, n_layers: int) -> str:
     found = [measure(stages, place) for place in (VISUAL, PROMPT)]
     visual, prompt = ("none" if layer is None else f"{layer} of {n_layers}" for layer in found)
     return f"{visual} (end of the prompt: {prompt})"
+
+
+def finding(numbers: dict[str, Any]) -> Finding:
+    n = from_json(numbers)
+    visual, prompt = n["most visual step"], n["end of the prompt"]
+    deep = round(26 / 32 * n["n_layers"])
+    told = (
+        f"Skipping the image in the first {n['n_shallow']} layers moves the most visual step of an answer by "
+        f"{visual['shallow']:.2g nats}; withdrawing it from layer {deep} on, by {visual['withdrawn'][deep]:.2g nats}."
+    )
+    prompt_told = "At the end of the prompt, where the methods look, hiding the whole image moves"
+    return Finding(told, f"{told} {prompt_told} {prompt['effect']:.2g nats}.")

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
+from visionpulse_analysis.metrics.claims import from_json
 from visionpulse_analysis.metrics.statistics import Claim
 from visionpulse_analysis.studies.shared.arms import Answers, Change
-from visionpulse_analysis.studies.shared.sentences import about_cut_off, cut_off_column, show_p, written
+from visionpulse_analysis.studies.shared.sentences import (
+    CHANGED,
+    Finding,
+    about_cut_off,
+    adjusted,
+    cut_off_column,
+    show_p,
+    written,
+)
 from visionpulse_analysis.studies.trace_length.measure import Changes, judged, judged_groups
 
 # arXiv 2605.31457: change of trace length and share of full accuracy; at prefill: FastV, LOOK-M and VisionZip at 10 %.
@@ -214,3 +224,35 @@ def _about_accuracy(c: Answers, verdict: Mapping[str, Claim]) -> str:
         return f"Accuracy is kept ({shown}: {least})."
     open_still = f"whether {100 * KEPT:g} % of dense are kept is open ({c.ratio:.1%})"
     return f"No change of accuracy is shown ({c.change:+.1p}), and {open_still}."
+
+
+def finding(numbers: dict[str, Any]) -> Finding:
+    n = from_json(numbers)
+    arms, greedy = n["sampled"], n["greedy"]["VisionPulse 5 %"]
+    pulse = arms["VisionPulse 5 %"]
+    judged, truth = pulse["judged"], pulse["truth"]
+    kept = f"{100 * pulse['retention']:.1f} % of the patches at each step"
+
+    def said(arm: dict[str, Any]) -> str:
+        length, accuracy = (arm["judged"][outcome].decision for outcome in ("length", "accuracy"))
+        cut = arm["cut_off"]
+        counts = f", cut off {cut['n_arm']} of {arm['n_pairs']} (dense {cut['n_dense']})"
+        return f"length {length} ({arm['length']:.1%}), accuracy {accuracy} ({arm['truth']['change']:.1p})" + (
+            counts if cut["n_arm"] or cut["n_dense"] else ""
+        )
+
+    static = "; ".join(
+        f"{name}: {said(arm)}" for name, arm in arms.items() if name.startswith(("at prefill 5", "hindsight 5"))
+    )
+    short = (
+        f"With {kept}, sampled traces change in length by {pulse['length']:+.1%} "
+        f"({CHANGED[judged['length'].decision]}) and in accuracy by {truth['change']:+.1p} "
+        f"({CHANGED[judged['accuracy'].decision]})."
+    )
+    return Finding(
+        short,
+        f"Changes against dense with {kept}; lengths are of the pairs that ended. Sampled: {said(pulse)}, "
+        f"{truth['ratio']:.1%} of dense; detours {truth['detour_change']:.2f} of {truth['dense_detours']:.2f} a trace. "
+        f"Greedy: {said(greedy)} (dense greedy traces hold {greedy['truth']['dense_detours'].value:.2f} detours). As "
+        f"many in one set for the whole trace, sampled, {static}. {adjusted(judged)}",
+    )
