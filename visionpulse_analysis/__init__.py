@@ -35,6 +35,7 @@ _MODULE_OF = {
     "load": "models.loading",
     "locate": "models.locate",
     "make_pruner": "pruners",
+    "playground": "studies.playground",
     "quantity": "attention.quantities",
     "watch": "decoding.watching",
     "watch_lmms_eval": "decoding.watching.lmms_eval",

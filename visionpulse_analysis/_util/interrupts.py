@@ -1,13 +1,14 @@
-"""Ctrl-C, held back until a moment at which nothing is half done."""
+"""Ctrl-C, and a stop button, held back until a moment at which nothing is half done."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import current_thread, main_thread
+from threading import current_thread, local, main_thread
 
 _pressed = False
+_of_thread = local()  # `asked`: what says that this thread shall stop
 
 
 @contextmanager
@@ -30,9 +31,25 @@ def interrupt_at_checks() -> Iterator[None]:
         check_interrupt()
 
 
+@contextmanager
+def stopped_by(asked: Callable[[], bool]) -> Iterator[None]:
+    """Inside the block, `check_interrupt` raises KeyboardInterrupt in this thread, too, as soon as `asked` says so.
+
+    Ctrl-C reaches the main thread alone: this is for what runs in another one, with a button that stops it.
+    """
+    before, _of_thread.asked = getattr(_of_thread, "asked", None), asked
+    try:
+        yield
+    finally:
+        _of_thread.asked = before
+
+
 def check_interrupt() -> None:
-    """Raise KeyboardInterrupt if Ctrl-C was pressed."""
+    """Raise KeyboardInterrupt if Ctrl-C was pressed, or this thread is asked to stop (`stopped_by`)."""
     global _pressed
+    asked = getattr(_of_thread, "asked", None)
+    if asked is not None and asked():
+        raise KeyboardInterrupt
     if _pressed and current_thread() is main_thread():
         _pressed = False
         raise KeyboardInterrupt

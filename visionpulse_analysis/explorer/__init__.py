@@ -181,7 +181,7 @@ class Explorer(anywidget.AnyWidget):
 
     def _repr_mimebundle_(self, **kwargs) -> tuple[dict, dict] | None:
         """The widget; in a notebook that runs with nobody in front of it (papermill, nbconvert), `inline`."""
-        if _somebody_is_there():
+        if somebody_is_there():
             return super()._repr_mimebundle_(**kwargs)
         return {"text/plain": repr(self), "text/html": self.inline().data}, {}
 
@@ -191,7 +191,7 @@ class Explorer(anywidget.AnyWidget):
         return f"Explorer({packed['question']!r}, {steps}, layers {packed['layers']})"
 
 
-def _somebody_is_there() -> bool:
+def somebody_is_there() -> bool:
     """Whether who asked for this cell could answer a question: front ends can, runners of notebooks cannot."""
     kernel = getattr(get_ipython(), "kernel", None)
     return kernel is None or kernel.get_parent("shell").get("content", {}).get("allow_stdin", True)
