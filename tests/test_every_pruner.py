@@ -8,6 +8,7 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+from any_model import make_for_any
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.pruners import as_text
@@ -54,9 +55,9 @@ def dense(vlm, pictures):
 @pytest.mark.parametrize("name", PRUNERS)
 class TestEvery:
     def test_masked_equals_gathered_and_a_second_run_the_first(self, vlm, pictures, name):
-        masked = decode(vlm, pictures, vpa.make_pruner(name))
+        masked = decode(vlm, pictures, make_for_any(name))
         for again, gathered in zip(
-            masked, decode(vlm, pictures, vpa.make_pruner(name), execution="gathered"), strict=True
+            masked, decode(vlm, pictures, make_for_any(name), execution="gathered"), strict=True
         ):
             same(again, gathered, tolerance=1e-4)
             assert np.isfinite(again.logprobs).all() and np.isfinite(again.attention.values).all()
@@ -66,12 +67,12 @@ class TestEvery:
             )
             assert (np.diff(per_layer[0]) <= 0).all()  # prefill never brings a patch back
             assert not np.isnan(again.budget.values).any()
-        for first, second in zip(masked, decode(vlm, pictures, vpa.make_pruner(name)), strict=True):
+        for first, second in zip(masked, decode(vlm, pictures, make_for_any(name)), strict=True):
             same(first, second)
 
     def test_a_padded_batch_equals_its_rows(self, vlm, pictures, name):
-        together = decode(vlm, pictures, vpa.make_pruner(name), seed=4)
-        alone = vpa.decode(vlm, pictures[0], QUESTIONS[0], pruner=vpa.make_pruner(name), max_new_tokens=4, seed=4)
+        together = decode(vlm, pictures, make_for_any(name), seed=4)
+        alone = vpa.decode(vlm, pictures[0], QUESTIONS[0], pruner=make_for_any(name), max_new_tokens=4, seed=4)
         same(together[0], alone, tolerance=1e-4)
 
     def test_it_comes_back_from_its_json_and_from_its_text(self, name):
@@ -93,7 +94,7 @@ class TestEvery:
     def test_it_changes_what_the_model_says_unless_it_keeps_all(self, vlm, pictures, dense, name):
         changed = [
             not np.array_equal(pruned.logprobs, plain.logprobs)
-            for pruned, plain in zip(decode(vlm, pictures, vpa.make_pruner(name)), dense, strict=True)
+            for pruned, plain in zip(decode(vlm, pictures, make_for_any(name)), dense, strict=True)
         ]
         idle = {"keep_all", "mvw"}  # mvw is dense for its first 32 tokens
         assert any(changed) != (name in idle)
@@ -104,7 +105,7 @@ def test_a_whole_budget_equals_dense_bit_for_bit(vlm, pictures, dense, name):
     setting = EVERYTHING.get(name, {"budget": 1.0})
     for execution in ("masked", "gathered"):
         for whole, plain in zip(
-            decode(vlm, pictures, vpa.make_pruner(name, **setting), execution=execution), dense, strict=True
+            decode(vlm, pictures, make_for_any(name, **setting), execution=execution), dense, strict=True
         ):
             assert whole.kept.values.all() and whole.tokens == plain.tokens
             assert np.array_equal(whole.logprobs, plain.logprobs)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from any_model import make_for_any
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis._util.torch_settings import own_settings
@@ -58,8 +59,7 @@ SETTINGS = [
 
 
 def decoded(vlm, pictures, name):
-    kind = vpa.list_pruners()[name] if name else None
-    pruner = None if kind is None else vpa.make_pruner(name)
+    pruner = None if name is None else make_for_any(name)
     return vpa.decode(vlm, pictures[:2], QUESTIONS, max_new_tokens=3, layers="anchor", pruner=pruner, batch_size=2)
 
 

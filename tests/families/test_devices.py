@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from accelerate import dispatch_model
+from any_model import make_for_any
 from fake_devices import FAKE, Elsewhere, FakeDevices, move, split
 from test_video import VIDEO
 from tiny_models import build
@@ -18,6 +19,7 @@ from visionpulse_analysis.attention import StepAttention
 from visionpulse_analysis.attention.routing import Call
 from visionpulse_analysis.decoding.sampling import Sample
 from visionpulse_analysis.models import loading as models
+from visionpulse_analysis.pruners import as_text
 from visionpulse_analysis.pruners import top_k as choosing
 
 OTHER_DEVICES = pytest.mark.skipif(
@@ -32,7 +34,7 @@ ARMS = [
     {"pruner": "visionpulse(granularity='block', hysteresis=0.5)"},
     {"pruner": "fastv(budget=0.5) | visionpulse"},
     *(
-        {"pruner": name}
+        {"pruner": as_text(make_for_any(name))}
         for name, kind in sorted(vpa.list_pruners().items())
         if kind.__module__.startswith("visionpulse_analysis.") and name not in ("oracle", "combined")
     ),

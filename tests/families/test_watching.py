@@ -21,6 +21,7 @@ from visionpulse_analysis.attention import routing as attention
 from visionpulse_analysis.attention.gathered import Gathered
 from visionpulse_analysis.models.locating import LINE, line
 from visionpulse_analysis.pruners.base import KNOWN
+from visionpulse_analysis.pruners.heads import Learned
 
 QUESTIONS = ["where is the red circle ?", "how many ?"]
 CACHE = "cache" if Version(transformers.__version__) >= Version("5.24") else "past_key_values"  # its name in generate
@@ -283,7 +284,7 @@ def pruners():
     made = [
         KNOWN[name](**given.get(name, {}))
         for name in sorted(KNOWN)
-        if name not in ("lookm", "oracle", "hindsight", "combined")
+        if name not in ("lookm", "oracle", "hindsight", "combined") and not issubclass(KNOWN[name], Learned)
     ]
     made += [vision(budget=0.2, reuse_previous=True), vision(budget=0.2, granularity="block", block_size=4)]
     made += [vision(budget=0.2, anchor_layer=0, hysteresis=1.0), KNOWN["fastv"]() | vision(budget=0.3)]

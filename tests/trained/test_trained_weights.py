@@ -5,6 +5,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
+from any_model import make_for_any
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.attention.gathered import Gathered
@@ -66,7 +67,7 @@ def test_a_batch_is_each_of_its_rows_alone(endless):
 @pytest.mark.parametrize("name", sorted(vpa.list_pruners()))
 def test_every_pruner_decodes(endless, name):
     options = {"budget": 0.25} if "budget" in {one.name for one in fields(vpa.list_pruners()[name])} else {}
-    trace = vpa.decode(endless, PHOTO, QUESTIONS[0], pruner=vpa.make_pruner(name, **options), max_new_tokens=6)
+    trace = vpa.decode(endless, PHOTO, QUESTIONS[0], pruner=make_for_any(name, **options), max_new_tokens=6)
     assert len(trace) == 6 and np.isfinite(trace.logprobs).all()
     rows = trace.attention.values
     assert (rows >= 0).all() and (trace.mass.values <= 1 + 1e-5).all()

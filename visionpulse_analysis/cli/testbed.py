@@ -29,9 +29,16 @@ def train(
     keep: Annotated[
         Path | None, typer.Option(help="At each checkpoint, write a small one here, for a repository.")
     ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(help="Train this head beside the bundled model instead: covipal ..; a wrong name lists all."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train the bundled model, or go on training it."""
+    """Train the bundled model, or a head beside it, or go on training it."""
+    if head is not None:
+        _train_head(head, Path("runs") / "heads" if folder is None else folder, seed, threads, as_json)
+        return
     if world not in ("scenes", "charts"):
         raise ValueError(f"unknown world {world!r}; known: scenes, charts")
     if publish is not None and world != "scenes":
@@ -53,6 +60,21 @@ def train(
         as_json,
         f"step {trainer.state['step']}, {trainer.state['seconds'] / 60:.1f} minutes in all",
     )
+
+
+def _train_head(name: str, folder: Path, seed: int, threads: int | None, as_json: bool) -> None:
+    import torch
+
+    import visionpulse_analysis as vpa
+    from visionpulse_analysis.pruners.heads import read_training
+    from visionpulse_analysis.testbed.heads.catalogue import train_head
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    vlm = vpa.load("scenes", device="cpu")
+    written = train_head(vlm, name, folder, seed=seed, report=lambda line: typer.echo(line, err=True))
+    training = read_training(str(written))
+    show({"folder": str(written), **training}, as_json, f"wrote {written}: {training['scores']}")
 
 
 @command(app)

@@ -92,6 +92,7 @@ class Batch:
             question=question,
             relevance=self._relevance,
             hindsight=self._hindsight,
+            model=lambda: vlm.weights_hash,
         )
         return layout.on(vlm.model.device)
 

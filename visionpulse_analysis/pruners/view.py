@@ -38,6 +38,7 @@ class Layout:
         each patch, float32 [row, patch]; decodes that answer first. For the oracle, before the run begins.
     hindsight : given a layer, its head-mean attention to each patch, mean over the steps after prefill of the row's own
         dense trace with the same seed and sampling, float32 [row, patch]; decodes that trace first, as for `relevance`.
+    model : gives `VLM.weights_hash`, for what belongs to one model alone.
     """
 
     patches: torch.Tensor
@@ -52,6 +53,7 @@ class Layout:
     others: torch.Tensor = None  # pyright: ignore[reportAssignmentType]
     other_places: torch.Tensor = None  # pyright: ignore[reportAssignmentType]
     pieces: torch.Tensor = None  # pyright: ignore[reportAssignmentType]
+    model: Callable[[], str] | None = None
 
     def __post_init__(self) -> None:
         if self.others is None:

@@ -39,8 +39,8 @@ class MaskedPruning:
         self.pruner, self.layout = pruner, layout
         if _asks_for_the_question(pruner):
             raise ValueError(
-                f"{pruner.name} compares patches with the words of the question, and which tokens of a prompt these "
-                f"are is not known inside generate: set prompt='text', which takes all its text, or {ELSEWHERE} tell"
+                f"{pruner.name} reads the words of the question, and which tokens of a prompt these are is not known "
+                f"inside generate: {ELSEWHERE} tell, or set prompt='text', where a pruner has it, to take all its text"
             )
         if pruner.renumbers:
             raise ValueError(f"{pruner.name} counts positions anew, and generate counts its own: set renumber=False")
