@@ -31,7 +31,9 @@ class Scorer(Head):
         self.read_patches = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, inner), nn.GELU())
         self.read_words = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, inner), nn.GELU())
         self.blocks = nn.ModuleList(Block(inner, heads) for _ in range(blocks))
-        self.score = nn.Sequential(nn.LayerNorm(inner), nn.Linear(inner, inner // 2), nn.GELU(), nn.Linear(inner // 2, 1))
+        self.score = nn.Sequential(
+            nn.LayerNorm(inner), nn.Linear(inner, inner // 2), nn.GELU(), nn.Linear(inner // 2, 1)
+        )
 
     def forward(
         self, patches: torch.Tensor, words: torch.Tensor, present: torch.Tensor, asked: torch.Tensor
@@ -84,7 +86,7 @@ def places(count: int, width: int) -> torch.Tensor:
 
 
 def words_of_question(states: torch.Tensor, layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
-    """The states [row, word, width] of the question's words, in order, and which of them are there, bool [row, word]."""
+    """The states of the question's words, float32 [row, word, width], and which are there, bool [row, word]."""
     counts = layout.question.sum(dim=1)
     order = torch.argsort(~layout.question, dim=1, stable=True)[:, : max(1, int(counts.max()))]
     asked = torch.arange(order.shape[1], device=counts.device)[None] < counts[:, None]

@@ -95,7 +95,9 @@ def load_head(kind: type[Head], name: str, model: str) -> Head:
     try:
         head.load_state_dict({key: value.float() for key, value in load_file(head_folder(name) / WEIGHTS).items()})
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"the weights of the head {name!r} cannot be read, or are of another shape: {error}") from error
+        raise ValueError(
+            f"the weights of the head {name!r} cannot be read, or are of another shape: {error}"
+        ) from error
     return head.eval().requires_grad_(False)
 
 

@@ -41,10 +41,20 @@ def questions_of(scene: Scene, count: int) -> list[Question]:
 class Pairs:
     """Questions about pictures of one size.
 
-    states float [image, patch, width] entering the layer asked for; image int64 [pair]; words float [pair, word, width]
-    of the question entering that layer, and asked bool [pair, word]; prompt_seen and answer_seen float [pair, layer,
-    patch]: attention that a patch receives from the rows of the question and template, and of the answer, summed over
-    heads and rows; named bool [pair, patch]: patches of the objects that the answer names. task int64 [pair].
+    Attributes
+    ----------
+    states : float [image, patch, width]
+        Entering the layer asked for.
+    image, task : int64 [pair]
+    words, asked : float [pair, word, width] and bool [pair, word]
+        The question's words as they enter that layer, and which are there.
+    prompt_seen, answer_seen : float [pair, layer, patch]
+        Attention that a patch receives from the rows of question and template, and of the answer, sums over heads and
+        rows.
+    words_seen : float [pair, layer, patch]
+        The same from the question's words alone, mean over heads and words.
+    named : bool [pair, patch]
+        Patches of the objects that the question is about.
     """
 
     states: torch.Tensor
@@ -53,6 +63,7 @@ class Pairs:
     asked: torch.Tensor
     prompt_seen: torch.Tensor
     answer_seen: torch.Tensor
+    words_seen: torch.Tensor
     named: torch.Tensor
     task: torch.Tensor
 
@@ -95,8 +106,9 @@ class Seen:
         self.batch, self.layer, self.places = batch, layer, Places.of(batch)
         self.patches = batch.ids[0] == LANGUAGE.ids["<|image_pad|>"]  # the same in all rows
         self.states: Any = None
-        self.prompt: list[torch.Tensor] = []
+        self.prompt: list[torch.Tensor] = []  # [row, conversation, patch] for each layer, as the next two
         self.answer: list[torch.Tensor] = []
+        self.words: list[torch.Tensor] = []
 
     def enter(self, layer: int, block: Any, states: torch.Tensor) -> None:
         if layer == self.layer:
@@ -112,7 +124,8 @@ class Seen:
         weights = torch.softmax(logits.masked_fill(~call.mask[:, :, start:], -torch.inf), dim=-1)
         received = weights[..., self.patches].sum(dim=1)  # [row, q, patch]
         number, count = self.places.conversation[:, start:], int(self.places.conversation.max())
-        for rows, found in ((self.places.prompt, self.prompt), (self.places.answer, self.answer)):
+        places = self.places
+        for rows, found in ((places.prompt, self.prompt), (places.answer, self.answer), (places.words, self.words)):
             owner = torch.where(rows[:, start:], number, 0)
             of_each = torch.nn.functional.one_hot(owner, count + 1)[..., 1:].to(received)
             found.append(torch.einsum("rqp,rqc->rcp", received, of_each))
@@ -139,8 +152,8 @@ def see(vlm: Any, rows: Sequence[tuple[Scene, Sequence[Question]]], layer: int) 
             at = seen.places.words[row] & (seen.places.conversation[row] == number)
             words.append(seen.states[row, at])
             asked.append(torch.ones(int(at.sum()), dtype=torch.bool))
-    pad = torch.nn.utils.rnn.pad_sequence
-    count = len(rows[0][1])
+    pad, heads = torch.nn.utils.rnn.pad_sequence, vlm.model.config.get_text_config().num_attention_heads
+    count, counts = len(rows[0][1]), torch.tensor([len(one) for one in asked])
     return Pairs(
         seen.states[:, seen.patches],
         torch.arange(len(rows)).repeat_interleave(count),
@@ -148,6 +161,7 @@ def see(vlm: Any, rows: Sequence[tuple[Scene, Sequence[Question]]], layer: int) 
         pad(asked, batch_first=True),
         torch.stack(seen.prompt, dim=2).flatten(0, 1),
         torch.stack(seen.answer, dim=2).flatten(0, 1),
+        torch.stack(seen.words, dim=2).flatten(0, 1) / (heads * counts[:, None, None]),
         torch.stack([_named(scene, one) for scene, questions in rows for one in questions]),
         torch.tensor([TASKS.index(one.task) for _, questions in rows for one in questions]),
     )
@@ -180,7 +194,9 @@ def joined(parts: Sequence[Pairs]) -> Pairs:
     return type(first)(**{f.name: torch.cat([getattr(part, f.name) for part in moved]) for f in fields(first)})
 
 
-def make_pairs(vlm: Any, first_seed: int, images: int, cells: int, *, layer: int, each: int = 6, at_once: int = 8) -> Pairs:
+def make_pairs(
+    vlm: Any, first_seed: int, images: int, cells: int, *, layer: int, each: int = 6, at_once: int = 8
+) -> Pairs:
     """Pairs of scenes with consecutive seeds, ``each`` questions about every one of them."""
     scenes = [generate(first_seed + number, cells) for number in range(images)]
     rows = [(scene, questions_of(scene, each)) for scene in scenes]

@@ -46,7 +46,8 @@ class Recipe:
     images : pictures of each size in the first stage, by cells per side. each : questions about each of them.
     steps, batch, rate : of the first stage; 0 steps leave it out.
     soft_steps, soft_images, soft_rate, soft_cells : the same of the second stage, one question a picture.
-    budgets : shares that the second stage draws from (the paper's are not known). temperature : of its soft choice.
+    budgets : shares that the second stage draws from (the paper's are not known). temperature : of its soft choice, see
+        `soft_choice`.
     shuffled : control: labels of other questions about the same picture.
     """
 
@@ -57,12 +58,12 @@ class Recipe:
     steps: int = 800
     batch: int = 32
     rate: float = 2e-3
-    soft_steps: int = 100
+    soft_steps: int = 60
     soft_images: int = 8
     soft_rate: float = 3e-4
     soft_cells: tuple[int, ...] = (4, 6, 8)
     budgets: tuple[float, ...] = (0.05, 0.1, 0.25, 0.5)
-    temperature: float = 1.0
+    temperature: float = 0.25
     shuffled: bool = False
 
 
@@ -112,11 +113,12 @@ def scored(scorer: Scorer, pairs: Pairs, at: torch.Tensor) -> torch.Tensor:
 def soft_choice(scores: torch.Tensor, budget: float, temperature: float) -> torch.Tensor:
     """Logarithm of how much each patch is kept: float32 [row, patch], log 1/2 at the last one that a budget keeps.
 
-    ``log sigmoid((S - tau) / T)``, tau the ``round(budget * n)``-th highest score of the row.
+    ``log sigmoid((S - tau) / T)``, tau the ``round(budget * n)``-th highest score of the row, T in units of the spread
+    of its scores: scores that are all alike would else hide nothing, and an untrained scorer would learn nothing.
     """
     k = max(1, round(budget * scores.shape[1]))
-    tau = scores.topk(k, dim=1).values[:, -1:].detach()
-    return torch.nn.functional.logsigmoid((scores - tau) / temperature)
+    tau = scores.topk(k, dim=1).values[:, -1:]
+    return torch.nn.functional.logsigmoid((scores - tau) / (temperature * scores.std(dim=1, keepdim=True)))
 
 
 class _Softly:

@@ -1,0 +1,257 @@
+"""Heads: trained for one model, resumed bit for bit, and worth what is stored of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import visionpulse_analysis as vpa
+from visionpulse_analysis._util.files import data_folder
+from visionpulse_analysis.experiments.cache import part_of_key
+from visionpulse_analysis.pruners.covipal import Scorer
+from visionpulse_analysis.pruners.heads import TRAINING, Head, load_head, read_training, save_head
+from visionpulse_analysis.testbed.heads import selection
+from visionpulse_analysis.testbed.heads.catalogue import HEADS, score_scorer, train_head
+from visionpulse_analysis.testbed.heads.fitting import fit
+from visionpulse_analysis.testbed.heads.pairs import FIRST_CHECK_SEED, make_pairs, questions_of, straight_answer
+from visionpulse_analysis.testbed.scenes.scene import generate
+from visionpulse_analysis.testbed.training.batches import pack
+from visionpulse_analysis.testbed.training.scoring import hidden_states
+
+BUNDLED = sorted(path.name for path in (data_folder() / "heads").iterdir())
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return vpa.load("scenes")
+
+
+@pytest.fixture
+def own(scenes, tmp_path):
+    """An untrained head for the bundled model, written as a trained one."""
+    save_head(Scorer.untrained(width=128), tmp_path / "own", {"model": scenes.weights_hash, "layer": 0})
+    return tmp_path / "own"
+
+
+class TestFiles:
+    def test_the_bundled_heads_are_those_that_can_be_trained_and_are_small(self):
+        assert set(BUNDLED) == set(HEADS)
+        assert sum(path.stat().st_size for path in (data_folder() / "heads").rglob("*") if path.is_file()) < 4e6
+
+    @pytest.mark.parametrize("name", BUNDLED)
+    def test_a_head_belongs_to_the_bundled_model_and_says_how_it_was_trained(self, scenes, name):
+        told = read_training(name)
+        assert told["model"] == scenes.weights_hash
+        assert told["scores"] and all(len(stage["loss"]) and stage["seconds"] > 0 for stage in told["stages"].values())
+
+    def test_another_model_is_refused_before_anything_is_decoded(self, vlm, pictures):
+        with pytest.raises(
+            ValueError, match=r"'covipal' was trained beside the model whose weights .* this one's have"
+        ):
+            vpa.decode(vlm, pictures[0], "where is the red circle ?", pruner="covipal")
+
+    def test_a_head_for_another_layer_or_of_another_kind_or_none_is_refused(self, scenes, pictures, own):
+        for pruner, message in (
+            ("covipal(layer=2)", "trained for layer 0, and covipal asks it for layer 2"),
+            ("covipal(head='none')", "no trained head 'none'.*one of covipal"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                vpa.decode(scenes, pictures[0], "where is the red circle ?", pruner=pruner)
+        told = json.loads((own / TRAINING).read_text())
+        for change, message in (({"kind": "Gate"}, "is a Gate"), ({"shape": {"width": 64}}, "of another shape")):
+            (own / TRAINING).write_text(json.dumps({**told, **change}))
+            with pytest.raises(ValueError, match=message):
+                load_head(Scorer, str(own), scenes.weights_hash)
+
+    def test_kept_results_know_a_head_that_was_trained_anew(self, own, scenes):
+        before = part_of_key(vpa.make_pruner("covipal", head=str(own)))
+        assert before == part_of_key(vpa.make_pruner("covipal", head=str(own)))
+        save_head(Scorer.untrained(seed=1, width=128), own, {"model": scenes.weights_hash, "layer": 0})
+        assert before != part_of_key(vpa.make_pruner("covipal", head=str(own)))
+
+    def test_an_untrained_head_is_the_same_each_time_and_moves_no_generator(self):
+        at = torch.get_rng_state()
+        first, second = (Scorer.untrained(width=16).state_dict() for _ in range(2))
+        assert torch.equal(at, torch.get_rng_state())
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+class Tiny(Head):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 1)
+
+
+class TestFitting:
+    @staticmethod
+    def fitted(folder, *stops):
+        head = Tiny.untrained()
+        start = {name: value.clone() for name, value in head.state_dict().items()}
+
+        def loss(step):
+            rng = np.random.default_rng(step)
+            x = torch.from_numpy(rng.normal(size=(8, 4)).astype(np.float32))
+            return ((head.layer(x)[:, 0] - x.sum(dim=1)) ** 2).mean()
+
+        for until in stops:
+            head.load_state_dict(start)  # as a new process would begin
+            state = fit(head, loss, folder, steps=30, rate=0.1, save_every=7, until=until, report=lambda line: None)
+        return head.state_dict(), state
+
+    def test_a_resumed_fit_equals_an_uninterrupted_one_bit_for_bit(self, tmp_path):
+        whole, told = self.fitted(tmp_path / "whole", None)
+        parts, told_in_parts = self.fitted(tmp_path / "parts", 11, 12, None)
+        assert all(torch.equal(whole[name], parts[name]) for name in whole)
+        assert told["loss"] == told_in_parts["loss"] and told["step"] == 30 and told["loss"][-1] < 3
+
+    def test_a_loss_that_is_no_number_ends_it(self, tmp_path):
+        head = Tiny.untrained()
+        with pytest.raises(FloatingPointError, match="at step 0; lower the learning rate"):
+            fit(head, lambda step: head.layer.weight.sum() * torch.nan, tmp_path, steps=2, rate=0.1)
+
+
+class TestPairs:
+    def test_attention_received_is_that_of_the_eager_model(self, scenes):
+        """Row by row and question by question, without packing."""
+        scene = generate(FIRST_CHECK_SEED, 4)
+        pairs, model = make_pairs(scenes, FIRST_CHECK_SEED, 1, 4, layer=2, each=2), scenes.model
+        model.set_attn_implementation({"text_config": "eager"})
+        try:
+            for number, question in enumerate(questions_of(scene, 2)):
+                answer = [one.word for one in straight_answer(scene, question)][:-1]
+                prompt = scenes.prompt(scene.render(), question.text)
+                ids = torch.tensor(scenes.tokenizer.convert_tokens_to_ids(answer))
+                inputs = scenes.family.batch([prompt.answered(ids)], 0)
+                with torch.no_grad():
+                    out = model(**inputs, output_attentions=True, output_hidden_states=True)
+                places, end = prompt.grid.position, len(prompt.ids)
+                for layer, weights in enumerate(out.attentions):
+                    received = weights[0].sum(dim=0)[:, places]
+                    asked = received[places[-1] + 1 : end].sum(dim=0)
+                    torch.testing.assert_close(pairs.prompt_seen[number, layer], asked, rtol=1e-4, atol=1e-4)
+                    said = received[end:].sum(dim=0)
+                    torch.testing.assert_close(pairs.answer_seen[number, layer], said, rtol=1e-4, atol=1e-4)
+                # Below the layer whose states are taken, DeepStack's are added by the model itself.
+                torch.testing.assert_close(pairs.states[0], out.hidden_states[2][0, places], rtol=1e-4, atol=1e-4)
+                words = [scenes.tokenizer.decode(one) for one in prompt.ids[places[-1] + 2 :]]
+                assert int(pairs.asked[number].sum()) == words.index("<|im_end|>") == len(question.text.split())
+        finally:
+            model.set_attn_implementation({"text_config": "sdpa"})
+
+    def test_the_straight_answer_goes_to_what_is_asked_for(self):
+        for seed in range(20):
+            scene = generate(seed, 6)
+            for question in questions_of(scene, 3):
+                named = {one.object for one in straight_answer(scene, question) if one.object is not None}
+                assert named == set(question.targets)
+
+
+class TestSoftChoice:
+    def test_it_keeps_half_of_the_last_patch_that_a_budget_keeps(self):
+        scores = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
+        for budget in (0.05, 0.25, 0.5):
+            kept = selection.soft_choice(scores, budget, 0.25).exp()
+            assert ((kept >= 0.5 - 1e-6).sum(dim=1) == round(budget * 40)).all()
+            torch.testing.assert_close(kept, selection.soft_choice(5 * scores + 2, budget, 0.25).exp())
+
+    def test_a_hard_choice_is_its_limit(self, scenes):
+        """Scores far apart hide what they do not keep, and the answers get the loss of a prompt without it."""
+        scene = generate(FIRST_CHECK_SEED, 4)
+        [question] = questions_of(scene, 1)
+        batch = pack([(scene, [(question, straight_answer(scene, question))])])
+        order = torch.randperm(64, generator=torch.Generator().manual_seed(1)).float()[None]
+        recipe = selection.Recipe(temperature=1e-6)
+
+        def loss(added):
+            softly = selection._Softly(lambda *given: order, batch, recipe, 0.25)
+            with selection.intercept(scenes.model, softly), selection.watch_layers(scenes.model, softly):
+                hidden = hidden_states(scenes.model, batch)[0, batch.target[0] != -100]
+            return torch.log_softmax(scenes.model.lm_head(hidden), dim=-1)
+
+        with torch.no_grad():
+            soft = loss(order)
+            gone = (batch.ids[0] == 6).nonzero()[:, 0][order[0] < 48]
+            batch.visible[:, :, :, gone] = False
+            batch.visible[:, :, gone, gone] = True
+            hard = torch.log_softmax(
+                scenes.model.lm_head(hidden_states(scenes.model, batch)[0, batch.target[0] != -100]), dim=-1
+            )
+        # The last one kept is kept by half: log 1/2 on one of sixteen.
+        assert (soft - hard).abs().mean() < 0.15 < (hard.exp().max(dim=-1).values.mean())
+
+
+class TestCoViPAL:
+    def test_it_keeps_the_highest_scores_of_a_scorer_written_out_slowly(self, scenes, own):
+        """One head at a time, one patch at a time, in float64."""
+        from slow_scorer import slow_scores
+
+        prompts = [
+            (generate(seed, 4).render(), text)
+            for seed, text in ((3, "where is the red circle ?"), (4, "how many red shapes ?"))
+        ]
+        traces = vpa.decode(
+            scenes, *map(list, zip(*prompts, strict=True)), pruner="covipal(budget=0.2)", max_new_tokens=2
+        )
+        for (image, text), trace in zip(prompts, traces, strict=True):
+            prompt = scenes.prompt(image, text)
+            with torch.no_grad():
+                hidden = scenes.model(**scenes.family.batch([prompt], 0), output_hidden_states=True).hidden_states[0][0]
+            end = len(prompt.ids) - 4
+            words = hidden[end - len(text.split()) : end]
+            found = slow_scores(load_head(Scorer, "covipal", scenes.weights_hash), hidden[prompt.grid.position], words)
+            assert set(np.flatnonzero(trace.kept.values[0])) == set(np.argsort(-found)[: round(0.2 * 64)])
+
+    def test_stored_scores_are_those_of_the_weights_and_untrained_ones_are_far_from_them(self, scenes):
+        stored, found, untrained = (
+            read_training("covipal")["scores"],
+            score_scorer(scenes, "covipal"),
+            score_scorer(scenes, "untrained"),
+        )
+        for share in ("0.05", "0.1"):
+            assert found["recall"][share] == pytest.approx(stored["recall"][share], abs=0.03)
+            assert found["find"][share] == pytest.approx(stored["find"][share], abs=0.07)
+            assert untrained["find"][share] < found["find"][share] - 0.3
+        assert found["recall"]["0.05"]["find"] > 0.8 > 0.4 > untrained["recall"]["0.05"]["find"]
+
+    def test_it_reads_the_question(self, scenes):
+        """Of pictures with another question in its place, it keeps the patches of that one."""
+        pairs = make_pairs(scenes, FIRST_CHECK_SEED, 8, 8, layer=0, each=3)
+        finds = torch.arange(0, len(pairs), 3)  # one question of each picture
+        other = torch.roll(finds, 1)
+        scorer = load_head(Scorer, "covipal", scenes.weights_hash)
+        present = torch.ones(8, 256, dtype=torch.bool)
+        with torch.no_grad():
+            own, moved = (
+                scorer(pairs.states, pairs.words[at], present, pairs.asked[at]).topk(13, dim=1).indices
+                for at in (finds, other)
+            )
+        held = [pairs.named[finds].gather(1, kept).sum(dim=1).float().mean() for kept in (own, moved)]
+        assert held[0] > held[1] + 1  # of four patches
+
+    def test_it_is_trained_from_the_command_and_goes_on_where_it_was(self, scenes, tmp_path, monkeypatch):
+        short = selection.Recipe(
+            images=((4, 2),), each=3, steps=30, batch=6, soft_steps=2, soft_images=2, soft_cells=(4,)
+        )
+        monkeypatch.setitem(
+            vars(__import__("visionpulse_analysis.testbed.heads.catalogue", fromlist=["x"]))["COVIPAL"],
+            "covipal",
+            short,
+        )
+        monkeypatch.setattr("visionpulse_analysis.testbed.heads.catalogue.score_scorer", lambda vlm, name: {})
+        told = read_training(str(train_head(scenes, "covipal", tmp_path / "a", seed=3, report=lambda line: None)))
+        first, second = told["stages"]["stage 1"], told["stages"]["stage 2"]
+        assert (first["step"], second["step"], told["seed"], told["layer"]) == (30, 2, 3, 0)
+        assert all(one.requires_grad for one in scenes.model.parameters())
+        shutil.copytree(tmp_path / "a", tmp_path / "b")
+        again = train_head(scenes, "covipal", tmp_path / "b", seed=3, report=lambda line: None)
+        weights = [
+            load_head(Scorer, str(folder / "covipal"), scenes.weights_hash).state_dict()
+            for folder in (tmp_path / "a", tmp_path / "b")
+        ]
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0]) and again.is_dir()
+        with pytest.raises(ValueError, match="unknown head 'none'; known: covipal"):
+            train_head(scenes, "none", tmp_path)
