@@ -14,7 +14,7 @@ from visionpulse_analysis._util.files import data_folder
 from visionpulse_analysis.experiments.cache import part_of_key
 from visionpulse_analysis.pruners.covipal import Scorer
 from visionpulse_analysis.pruners.heads import TRAINING, Head, load_head, read_training, save_head
-from visionpulse_analysis.testbed.heads import selection
+from visionpulse_analysis.testbed.heads import catalogue, selection
 from visionpulse_analysis.testbed.heads.catalogue import HEADS, score_scorer, train_head
 from visionpulse_analysis.testbed.heads.fitting import fit
 from visionpulse_analysis.testbed.heads.pairs import FIRST_CHECK_SEED, make_pairs, questions_of, straight_answer
@@ -39,7 +39,7 @@ def own(scenes, tmp_path):
 
 class TestFiles:
     def test_the_bundled_heads_are_those_that_can_be_trained_and_are_small(self):
-        assert set(BUNDLED) == set(HEADS)
+        assert set(BUNDLED) <= set(HEADS)
         assert sum(path.stat().st_size for path in (data_folder() / "heads").rglob("*") if path.is_file()) < 4e6
 
     @pytest.mark.parametrize("name", BUNDLED)
@@ -52,7 +52,7 @@ class TestFiles:
         with pytest.raises(
             ValueError, match=r"'covipal' was trained beside the model whose weights .* this one's have"
         ):
-            vpa.decode(vlm, pictures[0], "where is the red circle ?", pruner="covipal")
+            vpa.decode(vlm, pictures[0], "where is the red circle ?", pruner=vpa.make_pruner("covipal"))
 
     def test_a_head_for_another_layer_or_of_another_kind_or_none_is_refused(self, scenes, pictures, own):
         for pruner, message in (
@@ -60,7 +60,7 @@ class TestFiles:
             ("covipal(head='none')", "no trained head 'none'.*one of covipal"),
         ):
             with pytest.raises(ValueError, match=message):
-                vpa.decode(scenes, pictures[0], "where is the red circle ?", pruner=pruner)
+                vpa.decode(scenes, pictures[0], "where is the red circle ?", pruner=vpa.make_pruner(pruner))
         told = json.loads((own / TRAINING).read_text())
         for change, message in (({"kind": "Gate"}, "is a Gate"), ({"shape": {"width": 64}}, "of another shape")):
             (own / TRAINING).write_text(json.dumps({**told, **change}))
@@ -118,7 +118,7 @@ class TestPairs:
     def test_attention_received_is_that_of_the_eager_model(self, scenes):
         """Row by row and question by question, without packing."""
         scene = generate(FIRST_CHECK_SEED, 4)
-        pairs, model = make_pairs(scenes, FIRST_CHECK_SEED, 1, 4, layer=2, each=2), scenes.model
+        pairs, model = make_pairs(scenes, FIRST_CHECK_SEED, 1, 4, layer=3, each=2), scenes.model
         model.set_attn_implementation({"text_config": "eager"})
         try:
             for number, question in enumerate(questions_of(scene, 2)):
@@ -135,8 +135,7 @@ class TestPairs:
                     torch.testing.assert_close(pairs.prompt_seen[number, layer], asked, rtol=1e-4, atol=1e-4)
                     said = received[end:].sum(dim=0)
                     torch.testing.assert_close(pairs.answer_seen[number, layer], said, rtol=1e-4, atol=1e-4)
-                # Below the layer whose states are taken, DeepStack's are added by the model itself.
-                torch.testing.assert_close(pairs.states[0], out.hidden_states[2][0, places], rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(pairs.states[0], out.hidden_states[3][0, places], rtol=1e-4, atol=1e-4)
                 words = [scenes.tokenizer.decode(one) for one in prompt.ids[places[-1] + 2 :]]
                 assert int(pairs.asked[number].sum()) == words.index("<|im_end|>") == len(question.text.split())
         finally:
@@ -194,7 +193,10 @@ class TestCoViPAL:
             for seed, text in ((3, "where is the red circle ?"), (4, "how many red shapes ?"))
         ]
         traces = vpa.decode(
-            scenes, *map(list, zip(*prompts, strict=True)), pruner="covipal(budget=0.2)", max_new_tokens=2
+            scenes,
+            *map(list, zip(*prompts, strict=True)),
+            pruner=vpa.make_pruner("covipal(budget=0.2)"),
+            max_new_tokens=2,
         )
         for (image, text), trace in zip(prompts, traces, strict=True):
             prompt = scenes.prompt(image, text)
@@ -206,16 +208,13 @@ class TestCoViPAL:
             assert set(np.flatnonzero(trace.kept.values[0])) == set(np.argsort(-found)[: round(0.2 * 64)])
 
     def test_stored_scores_are_those_of_the_weights_and_untrained_ones_are_far_from_them(self, scenes):
-        stored, found, untrained = (
-            read_training("covipal")["scores"],
-            score_scorer(scenes, "covipal"),
-            score_scorer(scenes, "untrained"),
-        )
-        for share in ("0.05", "0.1"):
+        stored, found = read_training("covipal")["scores"], score_scorer(scenes, "covipal")
+        untrained = score_scorer(scenes, "untrained")
+        for share in found["recall"]:
             assert found["recall"][share] == pytest.approx(stored["recall"][share], abs=0.03)
-            assert found["find"][share] == pytest.approx(stored["find"][share], abs=0.07)
-            assert untrained["find"][share] < found["find"][share] - 0.3
-        assert found["recall"]["0.05"]["find"] > 0.8 > 0.4 > untrained["recall"]["0.05"]["find"]
+        assert found["find"] == pytest.approx(stored["find"], abs=0.07)
+        assert untrained["find"] < 0.5 < 0.8 < found["find"]
+        assert untrained["recall"]["0.05"]["find"] < 0.4 < 0.8 < found["recall"]["0.05"]["find"]
 
     def test_it_reads_the_question(self, scenes):
         """Of pictures with another question in its place, it keeps the patches of that one."""
@@ -236,12 +235,8 @@ class TestCoViPAL:
         short = selection.Recipe(
             images=((4, 2),), each=3, steps=30, batch=6, soft_steps=2, soft_images=2, soft_cells=(4,)
         )
-        monkeypatch.setitem(
-            vars(__import__("visionpulse_analysis.testbed.heads.catalogue", fromlist=["x"]))["COVIPAL"],
-            "covipal",
-            short,
-        )
-        monkeypatch.setattr("visionpulse_analysis.testbed.heads.catalogue.score_scorer", lambda vlm, name: {})
+        monkeypatch.setitem(catalogue.COVIPAL, "covipal", short)
+        monkeypatch.setattr(catalogue, "score_scorer", lambda vlm, name: {})
         told = read_training(str(train_head(scenes, "covipal", tmp_path / "a", seed=3, report=lambda line: None)))
         first, second = told["stages"]["stage 1"], told["stages"]["stage 2"]
         assert (first["step"], second["step"], told["seed"], told["layer"]) == (30, 2, 3, 0)

@@ -63,16 +63,13 @@ def train(
 
 
 def _train_head(name: str, folder: Path, seed: int, threads: int | None, as_json: bool) -> None:
-    import torch
-
     import visionpulse_analysis as vpa
     from visionpulse_analysis.pruners.heads import read_training
     from visionpulse_analysis.testbed.heads.catalogue import train_head
 
-    if threads is not None:
-        torch.set_num_threads(threads)
     vlm = vpa.load("scenes", device="cpu")
-    written = train_head(vlm, name, folder, seed=seed, report=lambda line: typer.echo(line, err=True))
+    report = lambda line: typer.echo(line, err=True)  # noqa: E731
+    written = train_head(vlm, name, folder, seed=seed, threads=threads, report=report)
     training = read_training(str(written))
     show({"folder": str(written), **training}, as_json, f"wrote {written}: {training['scores']}")
 

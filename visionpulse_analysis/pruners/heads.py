@@ -129,6 +129,13 @@ class Learned(Pruner):
         held = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
         object.__setattr__(self, "_weights", held)
 
+    def serves(self, model: str) -> bool:
+        """Whether there is such a head, and it belongs to the `model` with this `VLM.weights_hash`."""
+        try:
+            return self.head == UNTRAINED or read_training(self.head)["model"] == model
+        except ValueError:
+            return False
+
     def loaded(self, layout: Layout, **trained_for: Any) -> Head | None:
         """The head, for the model of a `layout`; None for an untrained one, whose shape the first view tells.
 

@@ -14,6 +14,7 @@ from visionpulse_analysis.metrics.statistics import Estimate, paired_difference
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners import KeepAll, list_pruners, make_pruner
 from visionpulse_analysis.pruners.base import BeforeModel, Pruner
+from visionpulse_analysis.pruners.heads import Learned
 from visionpulse_analysis.studies.pruner_comparison import settings as to
 from visionpulse_analysis.studies.pruner_comparison.settings import Basis, share_of_layers
 from visionpulse_analysis.studies.shared.arms import COSTS, DENSE, Arms, measure_arms
@@ -61,6 +62,8 @@ RIVALS = {
     "DivPrune": Rival("divprune", DIVERSITY, True, to.budget),
     "CDPruner": Rival("cdpruner", DIVERSITY, True, to.budget),
     "ZSPAPrune": Rival("zspaprune", DIVERSITY, True, to.budget),
+    "CoViPAL": Rival("covipal", DIVERSITY, True, to.budget),
+    "relevance CNN": Rival("relevance_cnn", DIVERSITY, True, to.budget),
     # FastV(per_step=True) is not here: without a cache, each of its steps costs as much as a prefill.
     "DyCoke": Rival("dycoke", STEPS, False, to.dycoke, {}),
     "ST3": Rival("st3", STEPS, False, to.st3, {}),
@@ -125,9 +128,19 @@ def matched_pruner(rival: Rival, budget: float, basis: Basis) -> Pruner | None:
 
 
 def rival_arms(budgets: Sequence[float], basis: Basis) -> dict[str, dict[str, Pruner]]:
-    """Every rival at every budget that it can keep, then at its own setting: label -> arm -> pruner."""
+    """Every rival at every budget that it can keep, then at its own setting: label -> arm -> pruner.
+
+    Those with a trained head are left out where it does not belong to the model of the basis.
+    """
     arms: dict[str, dict[str, Pruner]] = {}
     for label, rival in all_rivals().items():
+        kind = list_pruners().get(rival.name)
+        if (
+            kind is not None
+            and issubclass(kind, Learned)
+            and (basis.vlm is None or not kind().serves(basis.vlm.weights_hash))
+        ):  # pyright: ignore[reportCallIssue]
+            continue
         found = {arm_name(label, budget): matched_pruner(rival, budget, basis) for budget in budgets}
         arms[label] = {name: pruner for name, pruner in found.items() if pruner is not None}
         if rival.own is not None:

@@ -17,15 +17,16 @@ from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners import make_pruner
 from visionpulse_analysis.pruners.covipal import Scorer
 from visionpulse_analysis.pruners.heads import UNTRAINED, load_head, read_training, save_head
+from visionpulse_analysis.pruners.relevance_cnn import Compressor
 from visionpulse_analysis.pruners.top_k import top_k
-from visionpulse_analysis.testbed.heads import selection
+from visionpulse_analysis.testbed.heads import relevance, selection
 from visionpulse_analysis.testbed.heads.pairs import FIRST_CHECK_SEED, Pairs, make_pairs
 from visionpulse_analysis.testbed.scenes.questions import TASKS
 from visionpulse_analysis.testbed.training.evaluation import ask_all, right_answers
 from visionpulse_analysis.testbed.training.evaluation_set import build_items
 
 SHARES = (0.05, 0.1)  # of the patches, at which heads are scored
-PICTURES, ANSWERED = 16, 32  # validation pictures with a question of each task, and questions that are decoded
+PICTURES, ANSWERED = 16, 24  # validation pictures with a question of each task, and questions that are decoded
 COVIPAL = {
     "covipal": selection.Recipe(),
     "covipal-stage1": selection.Recipe(soft_steps=0),
@@ -33,10 +34,23 @@ COVIPAL = {
     "covipal-shuffled": selection.Recipe(shuffled=True, steps=300, soft_steps=0),
     "covipal-layer2": selection.Recipe(layer=2, images=((6, 120), (8, 200)), steps=300, soft_steps=0),
 }
-HEADS = (*COVIPAL,)
+RELEVANCE = {
+    "relevance": relevance.Recipe(),
+    "relevance-layer4": relevance.Recipe(layer=4),
+    "relevance-shuffled": relevance.Recipe(shuffled=True),
+}
+HEADS = (*COVIPAL, *RELEVANCE)
 
 
-def train_head(vlm: VLM, name: str, folder: Path, *, seed: int = 0, report: Callable[[str], None] = print) -> Path:
+def train_head(
+    vlm: VLM,
+    name: str,
+    folder: Path,
+    *,
+    seed: int = 0,
+    threads: int | None = None,
+    report: Callable[[str], None] = print,
+) -> Path:
     """Train a head, or go on training it, and write it to ``folder / name`` with its scores.
 
     Parameters
@@ -49,6 +63,8 @@ def train_head(vlm: VLM, name: str, folder: Path, *, seed: int = 0, report: Call
         Also holds checkpoints and the data of the training, which heads of one kind share.
     seed : int
         Fixes weights and what is drawn.
+    threads : int, optional
+        CPU threads, from here on.
     report : callable
         Gets a line now and then.
 
@@ -63,8 +79,15 @@ def train_head(vlm: VLM, name: str, folder: Path, *, seed: int = 0, report: Call
     """
     if name not in HEADS:
         raise ValueError(f"unknown head {name!r}; known: {', '.join(HEADS)}")
-    recipe = COVIPAL[name]
-    head, stages = selection.train_scorer(vlm, folder / "state", recipe, seed, report)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    recipe = (COVIPAL | RELEVANCE)[name]
+    if isinstance(recipe, selection.Recipe):
+        head, stages = selection.train_scorer(vlm, folder / "state", recipe, seed, report)
+        score = score_scorer
+    else:
+        head, stages = relevance.train_compressor(vlm, folder / "state", recipe, seed, report)
+        score = score_compressor
     facts = {
         "model": vlm.weights_hash,
         "layer": recipe.layer,
@@ -75,7 +98,7 @@ def train_head(vlm: VLM, name: str, folder: Path, *, seed: int = 0, report: Call
         **machine(),
     }
     save_head(head, folder / name, facts)
-    save_head(head, folder / name, {**facts, "scores": score_scorer(vlm, str(folder / name))})
+    save_head(head, folder / name, {**facts, "scores": score(vlm, str(folder / name))})
     return folder / name
 
 
@@ -103,7 +126,7 @@ def score_scorer(vlm: VLM, name: str) -> dict[str, Any]:
     -------
     dict
         ``recall`` : share kept -> task -> share of the patches of the objects asked about that are kept, mean over
-        the questions that name any. ``find`` : share kept -> share of right answers of `ANSWERED` questions.
+        the questions that name any. ``find`` : share of right answers at the first of `SHARES`.
     """
     untrained = name == UNTRAINED
     layer = 0 if untrained else read_training(name)["layer"]
@@ -112,14 +135,45 @@ def score_scorer(vlm: VLM, name: str) -> dict[str, Any]:
     pairs = make_pairs(vlm, FIRST_CHECK_SEED, PICTURES, 8, layer=layer, each=len(TASKS))
     with torch.no_grad():
         found = selection.scored(scorer, pairs, torch.arange(len(pairs)))
+    return {**recalls(found, pairs), **_right(vlm, "covipal", name, layer)}
+
+
+def score_compressor(vlm: VLM, name: str) -> dict[str, Any]:
+    """Scores of a network from attention to relevance on validation scenes of 256 patches, a size it was not shown.
+
+    Parameters
+    ----------
+    vlm : VLM
+    name : str
+        A bundled head, or the folder of one; "untrained" for random weights and the first layer's attention.
+
+    Returns
+    -------
+    dict
+        As of `score_scorer`, and ``raw recall``, that of the attention itself.
+    """
+    untrained = name == UNTRAINED
+    layer = 0 if untrained else read_training(name)["layer"]
+    network = Compressor.untrained() if untrained else load_head(Compressor, name, vlm.weights_hash)
+    pairs = make_pairs(vlm, FIRST_CHECK_SEED, PICTURES, 8, layer=0, each=len(TASKS))
+    seen = pairs.words_seen[:, layer]
+    with torch.no_grad():
+        found = network(seen, torch.ones(seen.shape, dtype=torch.bool))
+    raw = recalls(seen, pairs)["recall"]
+    return {**recalls(found, pairs), "raw recall": raw, **_right(vlm, "relevance_cnn", name, layer)}
+
+
+def recalls(scores: torch.Tensor, pairs: Pairs) -> dict[str, Any]:
+    """:func:`recall` at each of `SHARES` of the patches; scores float32 [pair, patch]."""
+    return {"recall": {f"{share:g}": recall(scores, pairs, share) for share in SHARES}}
+
+
+def _right(vlm: VLM, pruner: str, head: str, layer: int) -> dict[str, float]:
+    """Share of right answers to *find* at the first of `SHARES`."""
     items = build_items({8: ANSWERED}, FIRST_CHECK_SEED + PICTURES)
-    scores: dict[str, Any] = {"recall": {}, "find": {}}
-    for share in SHARES:
-        scores["recall"][f"{share:g}"] = recall(found, pairs, share)
-        pruner = make_pruner("covipal", budget=share, head=name, layer=layer)
-        answers = ask_all(vlm, items, "find", pruner=pruner)
-        scores["find"][f"{share:g}"] = float(right_answers(items, "find", answers).mean())
-    return scores
+    made = make_pruner(pruner, budget=SHARES[0], head=head, layer=layer)
+    answers = ask_all(vlm, items, "find", pruner=made, max_new_tokens=40)  # a straight one has about twenty
+    return {"find": float(right_answers(items, "find", answers).mean())}
 
 
 def recall(scores: torch.Tensor, pairs: Pairs, share: float) -> dict[str, float]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
@@ -17,6 +19,12 @@ from visionpulse_analysis._util.files import write_whole
 
 REPORT_EVERY = 50  # steps
 STATE, TENSORS = "fit.json", "fit.safetensors"
+
+
+def state_folder(folder: Path, vlm: Any, *given: Any) -> Path:
+    """Where the state of a fit lies: under a name of its own for all that it depends on."""
+    told = repr([vlm.weights_hash, *given])
+    return folder / hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def fit(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from visionpulse_analysis._util.files import write_whole
 from visionpulse_analysis.attention.routing import Call, intercept, watch_layers
 from visionpulse_analysis.pruners.covipal import Scorer
-from visionpulse_analysis.testbed.heads.fitting import fit
+from visionpulse_analysis.testbed.heads.fitting import fit, state_folder
 from visionpulse_analysis.testbed.heads.pairs import (
     FIRST_HEAD_SEED,
     Pairs,
@@ -168,12 +167,6 @@ def end_to_end(vlm: Any, scorer: Scorer, recipe: Recipe, seed: int) -> Callable[
         return cross_entropy(vlm.model.lm_head(hidden[chosen]).float(), batch.target[chosen])
 
     return loss
-
-
-def state_folder(folder: Path, vlm: Any, *given: Any) -> Path:
-    """Where the state of a fit lies: under a name of its own for all that it depends on."""
-    told = repr([vlm.weights_hash, *given])
-    return folder / hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def train_scorer(

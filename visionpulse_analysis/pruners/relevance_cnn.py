@@ -1,0 +1,120 @@
+"""A small convolutional network that turns attention to the question into what the answer will depend on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from visionpulse_analysis.pruners.base import BeforeModel, LayerIndex, Selection
+from visionpulse_analysis.pruners.heads import Head, Learned
+from visionpulse_analysis.pruners.top_k import check_layer, nearest_k, top_k
+from visionpulse_analysis.pruners.view import Layout, View
+
+RAW = "raw"
+
+
+class Compressor(Head):
+    """Depthwise-separable convolutions over the patches in reading order, the number of channels doubling.
+
+    Parameters
+    ----------
+    first : int
+        Channels after the first layer.
+    layers, kernel : int
+        How many layers, and how many neighbours each sees.
+    """
+
+    def __init__(self, first: int = 8, layers: int = 5, kernel: int = 3):
+        super().__init__(first=first, layers=layers, kernel=kernel)
+        widths = [1, *(first * 2**number for number in range(layers))]
+        self.depth = nn.ModuleList(nn.Conv1d(n, n, kernel, padding=kernel // 2, groups=n) for n in widths[:-1])
+        self.point = nn.ModuleList(nn.Conv1d(n, m, 1) for n, m in pairwise(widths))
+        self.last = nn.Conv1d(widths[-1], 1, 1)
+
+    def forward(self, attention: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        """Logarithm of the share of the relevance that each patch has: float32 [row, patch], -inf where absent.
+
+        Parameters
+        ----------
+        attention : float32 [row, patch]
+            What each patch is given, 0 or above; on whatever scale, for its logarithm over the mean is what is read.
+        present : bool [row, patch]
+            The patches that are there: none of them behind one that is not.
+        """
+        there = present[:, None].float()
+        mean = (attention * present).sum(dim=1, keepdim=True) / present.sum(dim=1, keepdim=True).clamp(min=1)
+        x = (attention / mean.clamp(min=1e-12) + 1e-3).log()[:, None] * there
+        for depth, point in zip(self.depth, self.point, strict=True):
+            x = torch.relu(point(depth(x))) * there  # what is absent is as what lies beyond the edge
+        return torch.log_softmax(self.last(x)[:, 0].masked_fill(~present, -torch.inf), dim=1)
+
+
+def attention_of_words(view: View, layout: Layout) -> torch.Tensor:
+    """Attention from the question's words to each patch, mean over heads and words: float32 [row, patch].
+
+    All zeros where a row has no question.
+    """
+    counts = layout.question.sum(dim=1)
+    queries = torch.argsort(~layout.question, dim=1, stable=True)[:, : max(1, int(counts.max()))]
+    asked = torch.arange(queries.shape[1], device=counts.device)[None] < counts[:, None]
+    weights = torch.softmax(view.query_logits(queries), dim=-1).mean(dim=1)
+    index = layout.places[:, None].expand(-1, queries.shape[1], -1)
+    # A row with fewer words fills up with padding, whose attention is NaN.
+    seen = weights.gather(2, index).masked_fill(~asked[..., None], 0.0).sum(dim=1) / counts.clamp(min=1)[:, None]
+    return seen * layout.patches
+
+
+@dataclass(frozen=True)
+class RelevanceCNN(Learned, BeforeModel):
+    """Keep the patches that a small network expects the answer to depend on, by the question's attention in one layer.
+
+    arXiv 2506.01097, section 4 ("explainability" compressor): attention from the question's words to the patches in
+    the first layer goes through five depthwise-separable convolutions, trained to give what gradient-weighted attention
+    says of the whole answer (`Oracle`), its lower half set to 0. ``round(budget * n)`` patches stay.
+
+    Unverified, and parameters of the head: the kernel (3), the number of channels (8 to 128; the paper's are four times
+    as many), how heads are put together (mean), that the attention's logarithm is read. Heads belong to one model; the
+    bundled ones to "scenes".
+
+    Parameters
+    ----------
+    budget : float
+        Share kept, in (0, 1].
+    renumber : bool
+        As in `BeforeModel`.
+    head : str
+        A bundled head ("relevance" for layer 0, "relevance-layer4"), a folder with one, "untrained" for random weights,
+        or "raw" for the attention itself, without a network.
+    layer : int
+        The layer of prefill whose attention is read, and the first that sees what is left. A head is trained for one.
+
+    Raises
+    ------
+    ValueError
+        When decoding begins: the head belongs to another model or layer, or there is none.
+    """
+
+    name: ClassVar[str] = "relevance_cnn"
+    kind: ClassVar[type[Head]] = Compressor
+
+    head: str = "relevance"
+    layer: LayerIndex = 0
+
+    def begin(self, run: Selection) -> None:
+        check_layer("layer", self.layer, run.layout)
+        run.head = None if self.head == RAW else self.loaded(run.layout, layer=self.layer)
+
+    def visible_prefill(self, view: View, run: Selection) -> torch.Tensor | None:
+        if view.layer != self.layer:
+            return None
+        layout = run.layout
+        scores = attention_of_words(view, layout)
+        if self.head != RAW:
+            network = Compressor.untrained().to(layout.device) if run.head is None else run.head
+            scores = network(scores, layout.patches)
+        run.kept = top_k(scores.masked_fill(~layout.patches, -torch.inf), nearest_k(self.budget, layout.counts))
+        return run.kept
