@@ -14,8 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.font_manager import fontManager
 
 from visionpulse_analysis import figures
-from visionpulse_analysis.figures import fonts
-from visionpulse_analysis.figures.style import new_figure
+from visionpulse_analysis.figures import fonts, new_figure
 
 MANY = "你好世界これは日本語한국어입니다🙂🚗🎉"
 

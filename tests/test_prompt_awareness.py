@@ -181,13 +181,13 @@ def test_the_figures_draw_these_numbers(vlm, samples, found):
         [curve] = [line for line in ax.lines if line.get_label() == "ZSPAPrune"]
         assert np.allclose(curve.get_ydata(), [value(f"r = {r:g}, 25 %").value for r in RATIOS])
     flat = {line.get_label(): np.asarray(line.get_ydata())[0] for line in overlap.lines}
-    assert flat["random"] == pytest.approx(found.overlap("random, 25 %", "oracle, 25 %").value)
+    assert flat["static random"] == pytest.approx(found.overlap("random, 25 %", "oracle, 25 %").value)
     page = draw.kept_page(vlm, samples[0], found, 0, 0.25)
     assert [ax.get_title() for ax in page.axes][1:] == [
         "r = 0",
         "r = 0.6",
         "r = 1",
-        "random",
+        "static random",
         "oracle",
         "FastV",
         "CDPruner",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from visionpulse_analysis.experiments.samples import Sample, scene_samples
+from visionpulse_analysis.figures.methods import AT_PREFILL, AT_STEPS, METHODS
 from visionpulse_analysis.figures.style import axes_points
 from visionpulse_analysis.studies.pruner_comparison import figures as rivals_frontier
 from visionpulse_analysis.studies.pruner_comparison import measure as rivals
@@ -82,7 +83,8 @@ def test_every_arm_is_drawn_with_its_interval_in_the_panel_of_its_family(compare
             ends = [value.value if np.isnan(end) else end for end in (value.low, value.high)]
             assert [y, low, high] == pytest.approx([100 * v for v in (value.value, *ends)])
             assert x == pytest.approx(100 * compared.kept[name], rel=0.15)  # moved apart sideways
-            assert (marker, filled) == ("o" if rival.at_prefill else "^", not name.endswith(rivals.OWN))
+            assert (marker, filled) == (METHODS[label].marker, not name.endswith(rivals.OWN))
+            assert marker in (AT_PREFILL if rival.at_prefill else AT_STEPS)  # as the legend says
 
 
 def test_dense_and_visionpulse_are_behind_every_panel(compared, figure):
@@ -101,9 +103,10 @@ def test_every_method_is_named_once_in_its_panels_and_no_name_covers_another(fig
     for family in SHOWN:
         for measure in (0, 1, 2):
             ax = panel(figure, family, measure)
-            names = [text.get_text().replace("\n", " ") for text in ax.texts]
+            texts = [text for text in ax.texts if text.get_gid() != "letter"]
+            names = [text.get_text().replace("\n", " ") for text in texts]
             assert sorted(names) == sorted(label for label in CHOSEN if rivals.RIVALS[label].family == family)
-            middles = sorted((text.get_position()[1], text.get_text().count("\n") + 1) for text in ax.texts)
+            middles = sorted((text.get_position()[1], text.get_text().count("\n") + 1) for text in texts)
             room = axes_points(ax)[1] / rivals_frontier.NAME_SIZE  # lines of text
             for (below, lines), (above, more) in pairwise(middles):
                 assert (above - below) * room >= (lines + more) / 2

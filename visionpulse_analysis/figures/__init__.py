@@ -9,25 +9,36 @@ Arrays in, Axes out; nothing is computed here that is not drawing, and neither t
 True
 """
 
-from .curves import draw_line_band, draw_mass_curve, draw_step_curves
-from .distributions import draw_histogram, draw_scatter
-from .legend import draw_legend
-from .matrices import draw_matrix
-from .overlays import draw_blackout, draw_boxes, draw_kept, draw_overlay
-from .plots import draw_curve, draw_estimates, draw_frontier, draw_interval
+from .curves import draw_mass_curve, draw_step_curves
+from .methods import METHODS, Look, look
+from .overlays import draw_blackout, draw_boxes, draw_kept, draw_overlay, overlay_strip
+from .page import draw_caption, draw_legend, draw_letters, new_figure, new_page, note_estimates, picture_height
+from .plots import (
+    draw_curve,
+    draw_estimates,
+    draw_frontier,
+    draw_histogram,
+    draw_interval,
+    draw_line_band,
+    draw_matrix,
+    draw_reference,
+    draw_scatter,
+)
 from .provenance import read_provenance
 from .saving import save
 from .scales import ATTENTION_UNIT, draw_colour_bar, scale_limits
-from .strips import overlay_strip
-from .style import DOUBLE, SINGLE, new_figure, new_page, style
-from .tokens import draw_token_strip, step_title, token_label, token_strip_height
+from .style import DOUBLE, SINGLE, style
+from .tokens import draw_token_strip, fit_text, step_title, token_label, token_strip_height
 
 __all__ = [
     "ATTENTION_UNIT",
     "DOUBLE",
+    "METHODS",
     "SINGLE",
+    "Look",
     "draw_blackout",
     "draw_boxes",
+    "draw_caption",
     "draw_colour_bar",
     "draw_curve",
     "draw_estimates",
@@ -36,16 +47,22 @@ __all__ = [
     "draw_interval",
     "draw_kept",
     "draw_legend",
+    "draw_letters",
     "draw_line_band",
     "draw_mass_curve",
     "draw_matrix",
     "draw_overlay",
+    "draw_reference",
     "draw_scatter",
     "draw_step_curves",
     "draw_token_strip",
+    "fit_text",
+    "look",
     "new_figure",
     "new_page",
+    "note_estimates",
     "overlay_strip",
+    "picture_height",
     "read_provenance",
     "save",
     "scale_limits",

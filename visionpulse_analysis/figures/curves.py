@@ -1,18 +1,24 @@
 """Curves over the steps of a trace."""
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
-import matplotlib.patheffects as effects
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.patches import Rectangle
 
-from .checks import check_bracket, check_count, check_vector
-from .legend import draw_legend
-from .style import ACCENT, GREY, INK, laid_out_points, style
-from .token_axis import write_tokens
-from .tokens import check_steps
+from .checks import check_count, check_vector
+from .methods import known_look
+from .page import draw_legend
+from .style import ACCENT, GREY, INK, LIGHT_GREY, TOKEN_CMAP, laid_out_points, style
+from .tokens import check_steps, label_width, write_tokens
 
 _VISUAL_TINT = "#fbe3b3"
+_CROWDED = 2.5  # points from one step to the next, below which a line through all of them would be solid ink
+_SMOOTH = 6.0  # points over which a curve is then averaged
+_RUG = (-0.075, -0.02)  # where the rug lies, as a share of the axis from 0 to 1
 
 
 @style()
@@ -27,7 +33,10 @@ def draw_mass_curve(
     """Draw the visual attention mass of each step over the tokens that the steps produced.
 
     As many tokens as fit in two rows are all written (about 120 on 6.75 inches), of longer traces every
-    second, fifth, tenth ... Marked steps come first. Set the width of the figure before calling this.
+    second, fifth, tenth ... Marked steps come first. Where steps are too close for a line through each (from about 190
+    on 6.75 inches), the line is their running mean, the steps themselves are faint, and a rug under it has a tick for
+    each token: tinted for visual steps where `kinds` are given, else the darker the more mass. Set the width of the
+    figure before calling this.
 
     Parameters
     ----------
@@ -53,23 +62,26 @@ def draw_mass_curve(
     count = len(mass)
     check_count(tokens, "tokens", count)
     check_steps(marked_steps, count)
+    visual = None
     if kinds is not None:
         check_count(kinds, "kinds", count)
         unknown = sorted(set(kinds) - {"visual", "text"})
         if unknown:
             raise ValueError(f"kinds has {unknown[0]!r}, expected 'visual' or 'text' for each step")
-        _shade(ax, np.asarray(kinds) == "visual")
-    marker = "o" if count <= 150 else ""
-    ax.plot(np.arange(count), mass, marker=marker, markersize=2.2, linewidth=0.9, color=INK, clip_on=False)
+        visual = np.asarray(kinds) == "visual"
     marked = sorted(marked_steps)
-    ax.plot(marked, mass[marked], "o", color=ACCENT, markersize=4.5, clip_on=False, zorder=4)
     # Room above 1 for the numbers of marked steps; the axis itself ends at 1.
     ax.set(xlim=(-0.7, count - 0.3), ylim=(0, 1.14), xlabel="generated token", ylabel="visual attention mass")
     ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
     ax.spines["left"].set_bounds(0, 1)
-    width, height = laid_out_points(ax)
-    slot = width / count  # points per step
-    _number_steps(ax, mass, marked, slot, height)
+    slot = laid_out_points(ax)[0] / count  # points per step
+    _draw_line(ax, mass, slot, color=INK)
+    if slot < _CROWDED:
+        _draw_rug(ax, mass if visual is None else visual)
+    elif visual is not None:
+        _shade(ax, visual)
+    ax.plot(marked, mass[marked], "o", color=ACCENT, markersize=4.5, clip_on=False, zorder=4)
+    _number_steps(ax, mass, marked, slot)
     write_tokens(ax, tokens, marked, slot)
     return ax
 
@@ -111,15 +123,14 @@ def draw_step_curves(
     count, moments = len(tokens), moments or {}
     check_steps([cursor, *moments.values()], count)
     top = max((float(np.nanmax(values)) for values in curves.values() if np.isfinite(values).any()), default=0) or 1.0
+    ax.set(xlim=(-0.7, count - 0.3), ylim=(0, 1.14 * top), ylabel=label, xlabel="generated token")
+    slot = laid_out_points(ax)[0] / count
     for place, (name, values) in enumerate(curves.items()):
         check_count(list(values), name, count)
-        gaps = np.concatenate([[True], np.isnan(values), [True]])
-        alone = np.flatnonzero(~gaps[1:-1] & gaps[:-2] & gaps[2:])  # no line leads there: a dot
-        every = None if count <= 150 else alone.tolist()
-        line = {"marker": "o", "markersize": 2.2, "linewidth": 0.9, "linestyle": "--" if place else "-"}
-        ax.plot(np.arange(count), values, label=name, markevery=every, clip_on=False, **line)
-    ax.set(xlim=(-0.7, count - 0.3), ylim=(0, 1.14 * top), ylabel=label, xlabel="generated token")
-    ax.axvline(cursor, color=INK, linewidth=1.0, zorder=0)
+        colour = look.colour if (look := known_look(name)) else f"C{place}"
+        dashes = "--" if place else "-"
+        _draw_line(ax, np.asarray(values, float), slot, label=name, color=colour, linestyle=dashes)
+    ax.axvline(cursor, color=INK, linewidth=1.0, zorder=0, label="step shown")
     for word, column in moments.items():
         ax.axvline(column - 0.5, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
         right = column > count / 2
@@ -133,62 +144,8 @@ def draw_step_curves(
             va="top",
             color=GREY,
         )
-    if len(curves) > 1:
-        draw_legend(ax)
-    write_tokens(ax, tokens, [cursor], laid_out_points(ax)[0] / count)
-    return ax
-
-
-@style()
-def draw_line_band(
-    ax: Axes,
-    x: Sequence[float] | np.ndarray,
-    y: Sequence[float] | np.ndarray,
-    low: Sequence[float] | np.ndarray | None = None,
-    high: Sequence[float] | np.ndarray | None = None,
-    label: str | None = None,
-    *,
-    colour: str | None = None,
-    dashed: bool = False,
-) -> Axes:
-    """Draw a line with the band between `low` and `high` around it; call it once per line.
-
-    Parameters
-    ----------
-    ax : Axes
-    x, y : float [point]
-    low, high : float [point], optional
-        Ends of the interval, both or neither.
-    label : str, optional
-        For `draw_legend`.
-    colour : str, optional
-        By default the next of the palette.
-    dashed : bool
-        For null models and references.
-
-    Returns
-    -------
-    ax : Axes
-
-    Raises
-    ------
-    ValueError
-        On lengths that differ, values that are not finite, one end without the other, or a line outside
-        its band.
-    """
-    x = check_vector(x, "x")
-    y = check_vector(y, "y", length=len(x))
-    if (low is None) != (high is None):
-        raise ValueError("low and high belong together: give both ends of the band or none")
-    ends = None
-    if low is not None and high is not None:
-        ends = check_vector(low, "low", length=len(x)), check_vector(high, "high", length=len(x))
-        check_bracket(y, *ends)
-    # Points get dots while they can be told apart.
-    marker = "o" if len(x) <= 40 and not dashed else ""
-    (line,) = ax.plot(x, y, label=label, color=colour, marker=marker, markersize=2.5, linestyle="--" if dashed else "-")
-    if ends is not None:
-        ax.fill_between(x, *ends, color=line.get_color(), alpha=0.2, linewidth=0)
+    draw_legend(ax)
+    write_tokens(ax, tokens, [cursor], slot)
     return ax
 
 
@@ -200,35 +157,74 @@ def _shade(ax: Axes, visual: np.ndarray) -> None:
         label = "_"  # one legend entry for all of them
 
 
-def _number_steps(ax: Axes, mass: np.ndarray, marked: list[int], slot: float, height: float) -> None:
-    """Write each marked step's number above its dot; it leans away from a neighbour's, and to where no line runs."""
-    for place, step in enumerate(marked):
-        width = 5.0 * len(str(step))  # points
-        near = [step - other for other in (*marked[:place], *marked[place + 1 :]) if abs(step - other) * slot < 14]
-        free = {  # where the number begins and ends beside its step, in points
-            "center": (-width / 2, width / 2),
-            "left": (0.0, width),
-            "right": (-width, 0.0),
-        }
-        if near:
-            free = {side: free[side] for side in (("left",) if max(near) > 0 else ("right",))}
-        crossed = {side: _rises(mass, step, slot, height, ends) for side, ends in free.items()}
+def _draw_line(ax: Axes, values: np.ndarray, slot: float, label: str | None = None, **line: Any) -> None:
+    """Draw values [step], NaN where there is none: each with a dot, or crowded ones as their running mean over all."""
+    steps, line = np.arange(len(values)), {"linewidth": 0.9, "clip_on": False, "label": label} | line
+    if slot >= _CROWDED:
+        gaps = np.concatenate([[True], np.isnan(values), [True]])
+        alone = np.flatnonzero(~gaps[1:-1] & gaps[:-2] & gaps[2:])  # no line leads there: a dot
+        every = None if len(values) <= 150 else alone.tolist()
+        ax.plot(steps, values, marker="o", markersize=2.2, markevery=every, **line)
+        return
+    span = 2 * round(_SMOOTH / slot / 2) + 1
+    known, ones = np.isfinite(values), np.ones(span)
+    counts = np.convolve(known, ones, "same")
+    mean = np.convolve(np.where(known, values, 0), ones, "same") / np.maximum(counts, 1)
+    ax.plot(steps, values, color=line["color"], linewidth=0.3, alpha=0.3, clip_on=False, label="each step")
+    told = f"mean of {span} steps"
+    line |= {"linewidth": 1.2, "label": told if label is None else f"{label}, {told}"}
+    ax.plot(steps, np.where(known, mean, np.nan), **line)
+
+
+def _draw_rug(ax: Axes, shade: np.ndarray) -> None:
+    """Put a tick for each token under the curve: tinted or grey for truth values, else the darker the larger."""
+    if shade.dtype == bool:
+        colours = np.where(shade[:, None], to_rgba(_VISUAL_TINT), to_rgba(LIGHT_GREY))
+        ax.add_patch(Rectangle((0, 0), 0, 0, color=_VISUAL_TINT, label="visual step"))  # for the legend
+    else:
+        colours = matplotlib.colormaps[TOKEN_CMAP](shade)
+    limits = ax.get_xlim()
+    extent = (-0.5, len(shade) - 0.5, *_RUG)
+    ax.imshow(colours[None], extent=extent, aspect="auto", interpolation="nearest", zorder=2)
+    ax.set(xlim=limits, ylim=(_RUG[0] - 0.01, 1.14))
+
+
+def _number_steps(ax: Axes, mass: np.ndarray, marked: list[int], slot: float) -> None:
+    """Write the marked steps' numbers in a row above the curve, moved apart, each with a line to its dot.
+
+    Where there are more than the row holds, every second, third, ... is numbered.
+    """
+    widths = [label_width(str(step)) * 1.15 + 3 for step in marked]  # bold, with a gap
+    every = max(1, int(np.ceil(sum(widths) / (slot * len(mass)))))
+    numbered, room = marked[::every], len(mass) * slot
+    at = spread([(step + 0.5) * slot / room for step in numbered], [width / room for width in widths[::every]])
+    for step, x in zip(numbered, at, strict=True):
         ax.annotate(
             str(step),
             (step, mass[step]),
-            xytext=(0, 4.5),
-            textcoords="offset points",
-            ha=min(crossed, key=lambda side: crossed[side]),
+            xytext=(x * len(mass) - 0.5, 1.03),
+            textcoords="data",
+            ha="center",
+            va="bottom",
             color=ACCENT,
             fontweight="bold",
-            path_effects=[effects.withStroke(linewidth=2, foreground="white")],
+            arrowprops={"arrowstyle": "-", "color": ACCENT, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2},
             annotation_clip=False,
             zorder=5,
         )
 
 
-def _rises(mass: np.ndarray, step: int, slot: float, height: float, ends: tuple[float, float]) -> bool:
-    """Whether the curve runs through what is written above a step, from and to so many points beside it."""
-    beside = np.linspace(*ends, 33)
-    points = np.interp(step + beside / slot, np.arange(len(mass)), mass - mass[step]) * height / 1.14
-    return bool((points > 3.5).any())  # a line that rises so far close by, rises through the number
+def spread(wanted: Sequence[float], sizes: Sequence[float]) -> list[float]:
+    """Middles of things that lie in 0..1 side by side without touching, near where they should be.
+
+    wanted : rising. sizes : the extent of each.
+    """
+    at, floor = [], 0.0
+    for y, size in zip(wanted, sizes, strict=True):
+        at.append(max(y, floor + size / 2))
+        floor = at[-1] + size / 2
+    ceiling = max(1.0, sum(sizes))
+    for i in range(len(at) - 1, -1, -1):
+        at[i] = min(at[i], ceiling - sizes[i] / 2)
+        ceiling = at[i] - sizes[i] / 2
+    return at

@@ -1,4 +1,4 @@
-"""Estimates with their intervals, by name, along a curve, and as frontiers."""
+"""Statistical plots: lines with bands, estimates with intervals, frontiers, distributions, pairs, matrices."""
 
 from __future__ import annotations
 
@@ -7,17 +7,80 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from .checks import check_bracket, check_count, check_vector
-from .curves import draw_line_band
-from .style import GREY, LIGHT_GREY, MARKERS, style
+from .checks import check_bracket, check_count, check_limits, check_map, check_vector
+from .methods import Look, known_look, look
+from .page import note_estimates
+from .style import GREY, LIGHT_GREY, VALUE_CMAP, axes_points, style
+from .tokens import label_width
 
 if TYPE_CHECKING:
     from visionpulse_analysis.metrics.estimate import Estimate
     from visionpulse_analysis.metrics.nulls import Null
 
 Vector = Sequence[float] | np.ndarray
+FEW = 20  # values that are shown one by one: a histogram of them would show its bins
+APART = 0.05  # how far the arms of a frontier are moved apart, as a share of what they keep
+
+
+@style()
+def draw_line_band(
+    ax: Axes,
+    x: Sequence[float] | np.ndarray,
+    y: Sequence[float] | np.ndarray,
+    low: Sequence[float] | np.ndarray | None = None,
+    high: Sequence[float] | np.ndarray | None = None,
+    label: str | None = None,
+    *,
+    colour: str | None = None,
+    dashed: bool = False,
+    markevery: tuple[int, int] | None = None,
+) -> Axes:
+    """Draw a line with the band between `low` and `high` around it; call it once per line.
+
+    Parameters
+    ----------
+    ax : Axes
+    x, y : float [point]
+    low, high : float [point], optional
+        Ends of the interval, both or neither.
+    label : str, optional
+        For `draw_legend`. A method of `METHODS` is drawn as there.
+    colour : str, optional
+        By default the method's, else the next of the palette.
+    dashed : bool
+        For null models and references.
+    markevery : (int, int), optional
+        First point with a marker, and how many points on the next is; by default all of up to 40 points.
+
+    Returns
+    -------
+    ax : Axes
+
+    Raises
+    ------
+    ValueError
+        On lengths that differ, values that are not finite, one end without the other, or a line outside
+        its band.
+    """
+    x = check_vector(x, "x")
+    y = check_vector(y, "y", length=len(x))
+    if (low is None) != (high is None):
+        raise ValueError("low and high belong together: give both ends of the band or none")
+    ends = None
+    if low is not None and high is not None:
+        ends = check_vector(low, "low", length=len(x)), check_vector(high, "high", length=len(x))
+        check_bracket(y, *ends)
+    look = known_look(label or "")
+    look = look or Look(label or "", colour or "", "o")  # no colour: the next of the palette
+    # Points get markers while they can be told apart.
+    marker = look.marker if (len(x) <= 40 or markevery) and not dashed else ""
+    name = {"label": look.label or None, "color": colour or look.colour or None}
+    (line,) = ax.plot(x, y, marker=marker, markersize=3, markevery=markevery, linestyle="--" if dashed else "-", **name)
+    if ends is not None:
+        ax.fill_between(x, *ends, color=line.get_color(), alpha=0.2, linewidth=0)
+    return ax
 
 
 def draw_estimates(ax: Axes, named: Mapping[str, Estimate], nulls: Sequence[Null | None] = (), **options: Any) -> Axes:
@@ -51,6 +114,7 @@ def draw_estimates(ax: Axes, named: Mapping[str, Estimate], nulls: Sequence[Null
             for i, one in zip(known, estimates, strict=True)
         ]
         options |= {"null_low": [low for low, _ in bands], "null_high": [high for _, high in bands]}
+    note_estimates(ax, estimates)
     return draw_interval(ax, names, *ends(estimates), **options)
 
 
@@ -71,6 +135,7 @@ def draw_curve(
     -------
     ax : Axes
     """
+    note_estimates(ax, estimates)
     return draw_line_band(ax, np.asarray(x, dtype=float), *ends(estimates), label=label, **options)
 
 
@@ -89,10 +154,12 @@ def draw_interval(
     high: Vector,
     *,
     reference: float | None = None,
+    reference_label: str | None = None,
     null_low: Vector | None = None,
     null_high: Vector | None = None,
     xlabel: str = "",
     null_label: str = "null",
+    methods: bool = False,
 ) -> Axes:
     """Draw estimates as points with their intervals, one name per row, the first on top.
 
@@ -100,16 +167,21 @@ def draw_interval(
     ----------
     ax : Axes
     names : sequence of str [item]
+        A method of `METHODS` gets its name, colour and marker from there.
     estimate, low, high : float [item]
         The points and the ends of their intervals.
     reference : float, optional
         A dashed upright line, for example 0 for differences.
+    reference_label : str, optional
+        What the line is, for `draw_legend`; by default its value.
     null_low, null_high : float [item], optional
         The band expected if there were nothing to find, a grey bar in each row.
     xlabel : str
         What is estimated, with its unit.
     null_label : str
         Name of the grey bars for `draw_legend`.
+    methods : bool
+        Whether all names are methods, so that those that are not in `METHODS` get their colour and marker, too.
 
     Returns
     -------
@@ -135,18 +207,14 @@ def draw_interval(
             raise ValueError("null_low is above null_high: expected the lower end of the band first")
         ax.barh(row, right - left, left=left, height=0.6, color=LIGHT_GREY, label=null_label)
     if reference is not None:
-        ax.axvline(reference, color=GREY, linewidth=0.8, linestyle="--", zorder=1)
-    ax.errorbar(
-        estimate,
-        row,
-        xerr=[estimate - low, high - estimate],
-        fmt="o",
-        color="C0",
-        markersize=4,
-        linewidth=1.2,
-    )
+        draw_reference(ax, reference, f"{reference:g}" if reference_label is None else reference_label, upright=True)
+    looks = [look(name) if methods else known_look(name) or Look(name, "C0", "o") for name in names]
+    for y, one in enumerate(looks):
+        x, ends = estimate[y], [[estimate[y] - low[y]], [high[y] - estimate[y]]]
+        drawn = ax.errorbar(x, y, xerr=ends, fmt=one.marker, color=one.colour, markersize=4, linewidth=1.2)
+        drawn.lines[0].set_gid(one.label)
     ax.use_sticky_edges = False  # else the null bars end at the frame
-    ax.set_yticks(row, list(names), parse_math=False)
+    ax.set_yticks(row, [one.label for one in looks], parse_math=False)
     ax.set(ylim=(len(estimate) - 0.4, -0.6), xlabel=xlabel)
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
@@ -164,11 +232,13 @@ def draw_frontier(
 ) -> Axes:
     """Draw accuracy (or another outcome) against the mean share of patches kept, one line per arm.
 
+    Arms are moved apart sideways by a few per cent of what they keep, so that none hides behind another.
+
     Parameters
     ----------
     ax : Axes
         Its x axis becomes logarithmic, in percent.
-    arms : mapping of name to (retention, estimate, low, high), each float [budget]
+    arms : mapping of method to (retention, estimate, low, high), each float [budget]
         Retention from above 0 to 1; `low` and `high` are the ends of the interval.
     dense : float, optional
         The outcome without pruning, a dashed line.
@@ -183,11 +253,11 @@ def draw_frontier(
     Raises
     ------
     ValueError
-        On no arms or more than seven, lengths that differ, retention outside (0, 1], or an estimate outside
+        On no arms, lengths that differ, retention outside (0, 1], or an estimate outside
         its interval.
     """
-    if not 1 <= len(arms) <= len(MARKERS):
-        raise ValueError(f"{len(arms)} arms, expected 1 to {len(MARKERS)}: more cannot be told apart")
+    if not arms:
+        raise ValueError("0 arms, expected at least 1")
     lines = {}
     for name, (retention, estimate, low, high) in arms.items():
         x = check_vector(retention, f"retention of {name!r}", low=1e-6, high=1)
@@ -197,24 +267,204 @@ def draw_frontier(
         order = np.argsort(x, kind="stable")
         lines[name] = (x[order], y[order], ends[0][order], ends[1][order])
     if dense is not None:
-        ax.axhline(dense, color=GREY, linewidth=0.8, linestyle="--", zorder=1, label="dense")
-    for marker, (name, (x, y, low, high)) in zip(MARKERS, lines.items(), strict=False):
-        ax.errorbar(
-            x,
-            y,
-            yerr=[y - low, high - y],
-            label=name,
-            marker=marker,
-            linewidth=1,
-            elinewidth=0.8,
-            clip_on=False,
-        )
+        draw_reference(ax, dense, "dense")
+    for place, (name, (x, y, low, high)) in enumerate(lines.items()):
+        one, bars = look(name), [y - low, high - y]
+        moved = x * (1 + APART * (place - (len(lines) - 1) / 2))
+        hollow = {"markerfacecolor": "white"} if one.hollow else {}
+        drawn = ax.errorbar(
+            moved, y, yerr=bars, label=one.label, color=one.colour, marker=one.marker, linewidth=1, elinewidth=0.7,
+            capsize=0, clip_on=False, **hollow,
+        )  # fmt: skip
+        drawn.lines[0].set_gid(one.label)
     smallest = min(x.min() for x, *_ in lines.values())
     ticks = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1]
-    ax.set(xscale="log", xlim=(smallest * 0.85, 1.12), xlabel="patches kept (mean over steps, %)", ylabel=ylabel)
-    ax.set_xticks([tick for tick in ticks if tick >= smallest * 0.85])
+    smallest *= 1 - APART * len(lines) / 2
+    ax.set(xscale="log", xlim=(smallest * 0.9, 1.3), xlabel="patches kept (mean over steps, %)", ylabel=ylabel)
+    ax.set_xticks([tick for tick in ticks if tick >= smallest * 0.9])
     ax.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}"))
     ax.xaxis.set_minor_locator(NullLocator())
     if ylim is not None:
         ax.set_ylim(*ylim)
     return ax
+
+
+def draw_reference(ax: Axes, value: float, label: str, *, upright: bool = False) -> None:
+    """Draw a dashed grey line across the Axes at a value, and name it for `draw_legend`."""
+    line = {"color": GREY, "linewidth": 0.8, "linestyle": "--", "zorder": 1, "label": label}
+    (ax.axvline if upright else ax.axhline)(value, **line)
+
+
+@style()
+def draw_histogram(
+    ax: Axes,
+    values: Vector | Mapping[str, Vector],
+    bins: int | Vector,
+    *,
+    xlabel: str,
+    ylabel: str = "samples",
+    reference: float | None = None,
+    reference_label: str | None = None,
+) -> Axes:
+    """Draw how often values occur; several named sets share the same bins.
+
+    Up to 20 values are dots in piles over their bins instead of bars, because bars would make few look like many.
+
+    Parameters
+    ----------
+    ax : Axes
+    values : float [n], or mapping of name to float [n]
+        A name of `METHODS` is drawn in its colour.
+    bins : int or float [n_bins + 1]
+        Number of bins over the range of all values, or their edges.
+    xlabel, ylabel : str
+    reference : float, optional
+        A dashed upright line, for example 0 for differences.
+    reference_label : str, optional
+        What the line is, for `draw_legend`; by default its value.
+
+    Returns
+    -------
+    ax : Axes
+
+    Raises
+    ------
+    ValueError
+        On no values, values that are not finite, or values outside the edges (they would vanish).
+    """
+    import seaborn  # here, because it takes a second that a figure without it need not wait
+
+    sets = dict(values) if isinstance(values, Mapping) else {"": values}
+    if not sets:
+        raise ValueError("no sets of values: expected at least one")
+    checked = {name: check_vector(data, f"values {name}".strip()) for name, data in sets.items()}
+    together = np.concatenate(list(checked.values()))
+    edges = np.histogram_bin_edges(together, bins)  # raises ValueError on bins that make no sense
+    if together.min() < edges[0] or together.max() > edges[-1]:
+        raise ValueError(
+            f"values run from {together.min():g} to {together.max():g}, "
+            f"the bins only from {edges[0]:g} to {edges[-1]:g}: widen them"
+        )
+    below = np.zeros(len(edges) - 1, int)  # dots of the sets before, in each pile
+    for index, (name, data) in enumerate(checked.items()):
+        one = known_look(name) or Look(name, f"C{index}", "o")
+        shown = {"color": one.colour, "label": one.label or None, "ax": ax}
+        if len(together) > FEW:
+            seaborn.histplot(x=data, bins=edges.tolist(), element="step", alpha=0.35, linewidth=1, **shown)
+            continue
+        place = np.clip(np.searchsorted(edges, np.sort(data), "right") - 1, 0, len(below) - 1)
+        height = below[place] + np.arange(len(place)) - np.searchsorted(place, place) + 1
+        below += np.bincount(place, minlength=len(below))
+        seaborn.scatterplot(x=np.sort(data), y=height, marker=one.marker, s=22, linewidth=0, **shown)
+    if len(together) <= FEW:
+        ax.set(xlim=(edges[0], edges[-1]), ylim=(0, max(3, below.max()) + 0.7))
+    if reference is not None:
+        draw_reference(ax, reference, f"{reference:g}" if reference_label is None else reference_label, upright=True)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    return ax
+
+
+@style()
+def draw_scatter(ax: Axes, x: Vector, y: Vector, *, xlabel: str, ylabel: str, label: str | None = None) -> Axes:
+    """Draw pairs of values as dots, fainter and smaller the more there are.
+
+    Parameters
+    ----------
+    ax : Axes
+    x, y : float [n]
+    xlabel, ylabel : str
+    label : str, optional
+        For `draw_legend`.
+
+    Returns
+    -------
+    ax : Axes
+
+    Raises
+    ------
+    ValueError
+        On lengths that differ or values that are not finite.
+    """
+    x = check_vector(x, "x")
+    y = check_vector(y, "y", length=len(x))
+    many = len(x) > 500
+    # Thousands of dots as shapes would make a PDF of megabytes: they become one picture inside it.
+    ax.scatter(x, y, s=4 if many else 10, alpha=0.25 if many else 0.7, linewidths=0, rasterized=many, label=label)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    return ax
+
+
+@style()
+def draw_matrix(
+    ax: Axes,
+    matrix: np.ndarray,
+    xlabels: Sequence[str],
+    ylabels: Sequence[str],
+    *,
+    vmin: float,
+    vmax: float,
+    label: str,
+    xlabel: str = "",
+    ylabel: str = "",
+    cmap: str = VALUE_CMAP,
+) -> Axes:
+    """Draw a matrix as coloured cells with its colour bar; small ones also get their numbers.
+
+    Parameters
+    ----------
+    ax : Axes
+    matrix : float [row, col]
+        NaN cells stay grey.
+    xlabels, ylabels : sequence of str [col], [row]
+        Names of columns and rows, turned or smaller where they do not fit; of numbers only every n-th is written then.
+    vmin, vmax : float
+        Values drawn in the first and last colour.
+    label : str
+        What the colour shows, with its unit.
+    xlabel, ylabel : str
+        Names of the axes.
+    cmap : str
+        Name of a matplotlib colour map.
+
+    Returns
+    -------
+    ax : Axes
+
+    Raises
+    ------
+    ValueError
+        On a wrong shape, a wrong number of names, or limits out of order.
+    """
+    import seaborn  # as in draw_histogram
+
+    matrix = check_map(matrix, "matrix")
+    check_limits(vmin, vmax)
+    rows, cols = matrix.shape
+    check_count(xlabels, "xlabels", cols)
+    check_count(ylabels, "ylabels", rows)
+    width, height = axes_points(ax)
+    written = bool(width / cols > 20 and height / rows > 11)
+    seaborn.heatmap(
+        matrix, vmin=vmin, vmax=vmax, cmap=cmap, square=True, rasterized=True, ax=ax,
+        annot=written, fmt=".2f", annot_kws={"fontsize": 6.5}, xticklabels=False, yticklabels=False,
+        cbar_kws={"label": label, "aspect": 18, "pad": 0.02, "fraction": 0.05},
+    )  # fmt: skip
+    ax.set_facecolor(LIGHT_GREY)
+    _name_cells(ax, list(xlabels), width / cols, upright=True)
+    _name_cells(ax, list(ylabels), height / rows, upright=False)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    return ax
+
+
+def _name_cells(ax: Axes, names: list[str], room: float, *, upright: bool) -> None:
+    """Name the columns or rows: all of them, turned or smaller where they do not fit; of numbers only every n-th."""
+    numbers = all(name.lstrip("-").isdigit() for name in names)
+    widest = max(map(label_width, names)) + 4 if upright else 11.0
+    turned = upright and not numbers and widest > room
+    every = max(1, int(np.ceil(widest / room))) if numbers else 1
+    size = 8.0 if numbers or not (turned or not upright) else float(np.clip(0.85 * room, 5, 8))
+    (ax.set_xticks if upright else ax.set_yticks)(
+        np.arange(0, len(names), every) + 0.5, names[::every], rotation=90 if turned else 0, fontsize=size,
+        parse_math=False,
+    )  # fmt: skip

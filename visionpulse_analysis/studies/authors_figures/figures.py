@@ -53,7 +53,7 @@ def activation_page(
     if not chosen or not len(levels):
         raise ValueError(f"expected one step and one level at least, got steps {chosen} and levels {list(levels)}")
     image, rows = picture_of(trace), rows_of(trace, layer)
-    shown = 1.08 * DOUBLE / max(3, len(chosen)) * image.shape[0] / image.shape[1]
+    shown = figures.picture_height(image.shape, 1.08 * DOUBLE / max(3, len(chosen)), 3.5)
     fig, (top, *bands) = figures.new_page(DOUBLE, [1.9, *(shown + 0.3 for _ in levels)])
     with figures.style():
         curve = top.subplots()
@@ -69,4 +69,8 @@ def activation_page(
         with figures.style():
             lacking = "" if without_map(trace) is None else "\nno map: tokens in order"
             axes[0].set_ylabel(f"top {100 - level:g} %{lacking}")
+    if curve.get_legend_handles_labels()[1]:
+        figures.draw_legend(curve)
+    figures.draw_letters([curve, *panels])
+    figures.draw_caption(fig, f"n = 1 trace of {len(trace):,} steps, attention in layer {layer}.")
     return fig

@@ -30,17 +30,25 @@ def efficiency_page(found: Measurements) -> Figure:
     _draw_retention(retention, found)
     _draw_roofline(roofline, found)
     _draw_recorded(recording, found, "ratio_to_plain.median", "time (plain = 1)")
-    recording.axhline(1, color=GREY, linewidth=0.8, linestyle=":")
+    figures.draw_reference(recording, 1, "plain")
     if found.rows("recording").peak_memory_mb.isna().all():  # it was not measured
         memory.set_visible(False)
     else:
         _draw_recorded(memory, found, "peak_memory_mb", "peak memory (GB)", scale=1e-3)
     _draw_batches(batches, found)
-    for letter, ax in zip("abcdef", axes.flat, strict=True):
-        ax.set_title(letter, loc="left", x=-0.2, fontweight="bold")
+    for ax in axes.flat:
         if ax.get_visible():
             figures.draw_legend(ax)
+    figures.draw_letters(axes.flat)
+    rounds = ", ".join(f"{n} ({panels})" for panels, n in _rounds(found).items())
+    figures.draw_caption(fig, f"Medians over n rounds, n = {rounds}; no intervals. Limit: bytes read over bandwidth.")
     return fig
+
+
+def _rounds(found: Measurements) -> dict[str, int]:
+    """How many rounds each panel's medians are over."""
+    parts = {"a, c": found.decode, "b": found.retention, "d, e": found.recording, "f": found.batch}
+    return {panels: part["rounds"] for panels, part in parts.items() if "rounds" in part}
 
 
 def _draw_context(ax: Axes, found: Measurements) -> None:

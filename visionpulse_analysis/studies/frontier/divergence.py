@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from visionpulse_analysis import figures
@@ -16,6 +17,8 @@ from visionpulse_analysis.figures import DOUBLE
 from visionpulse_analysis.metrics.estimate import as_json
 from visionpulse_analysis.metrics.statistics import Estimate, proportion_interval
 from visionpulse_analysis.testbed.scenes.truth import annotate
+
+ROWS = 10  # of the tokens of a long trace
 
 
 @dataclass(frozen=True)
@@ -114,20 +117,28 @@ def example_number(dense: Sequence[Sequence[str]], pruned: Sequence[Sequence[str
 
 def strips_height(comparison: Comparison) -> list[float]:
     """Inches that the two token strips need on a page, titles included."""
-    return [figures.token_strip_height(tokens, DOUBLE - 0.1) + 0.28 for tokens in (comparison.dense, comparison.pruned)]
+    tokens = comparison.dense, comparison.pruned
+    return [figures.token_strip_height(one, DOUBLE - 0.1, _first(comparison, one), ROWS) + 0.28 for one in tokens]
 
 
-def draw_strips(bands: Sequence[SubFigure], comparison: Comparison) -> None:
+def _first(comparison: Comparison, tokens: Sequence[str]) -> list[int]:
+    step = comparison.divergence
+    return [] if step is None or step >= len(tokens) else [step]
+
+
+def draw_strips(bands: Sequence[SubFigure], comparison: Comparison) -> list[Axes]:
     """Write the dense tokens over the pruned ones; those without a partner shaded, the first difference outlined."""
-    found, first = comparison, comparison.divergence
+    found, axes = comparison, []
     shown = ("dense", found.dense, found.alone_dense), ("pruned", found.pruned, found.alone_pruned)
     for band, (name, tokens, alone) in zip(bands, shown, strict=True):
         with figures.style():
             ax = band.subplots()
             ax.set_title(f"{name}: {len(tokens)} tokens, {len(alone)} of them only here", loc="left")
-        marked = [first] if first is not None and first < len(tokens) else []
         shade = np.isin(np.arange(len(tokens)), alone).astype(float)
-        figures.draw_token_strip(ax, tokens, shade, vmin=0, vmax=2, marked_steps=marked)
+        marked = {"marked_steps": _first(comparison, tokens), "most_rows": ROWS}
+        figures.draw_token_strip(ax, tokens, shade, vmin=0, vmax=2, **marked)
+        axes.append(ax)
+    return axes
 
 
 def divergence_figure(found: Divergences) -> Figure:
@@ -151,4 +162,6 @@ def divergence_figure(found: Divergences) -> Figure:
         }
         figures.draw_estimates(ax, found.at_kind, xlabel="share of first differences", **by_chance)
         figures.draw_legend(ax)
+    figures.draw_letters(np.atleast_1d(axes))
+    figures.draw_caption(fig, f"{len(found.steps)} of {found.equal.n_values} pruned traces differ.")
     return fig

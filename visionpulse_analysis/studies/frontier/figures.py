@@ -12,6 +12,7 @@ from visionpulse_analysis import figures
 from visionpulse_analysis.experiments.stored_traces import picture_of
 from visionpulse_analysis.figures import DOUBLE
 from visionpulse_analysis.figures.plots import ends
+from visionpulse_analysis.figures.style import GREY
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.studies.frontier.divergence import Comparison, draw_strips, strips_height
 from visionpulse_analysis.studies.shared.arms import DENSE, Arms, Change
@@ -57,8 +58,7 @@ def mass_of(pruned: Trace) -> np.ndarray:
 def step_page(pruned: Trace, comparison: Comparison, steps: list[int]) -> Figure:
     """Draw one sample: kept patches of some steps, mass and budget over all, dense over pruned tokens."""
     kept, seen = kept_of(pruned), mass_of(pruned)
-    height, width = picture_of(pruned).shape[:2]
-    picture = (DOUBLE / len(steps) - 0.08) * height / width + 0.45
+    picture = figures.picture_height(picture_of(pruned).shape, DOUBLE / len(steps) - 0.08, 2.5) + 0.45
     fig, (top, middle, *strips) = figures.new_page(DOUBLE, [picture, 2.5, *strips_height(comparison)])
     with figures.style():
         panels = np.atleast_1d(top.subplots(1, len(steps)))
@@ -71,7 +71,11 @@ def step_page(pruned: Trace, comparison: Comparison, steps: list[int]) -> Figure
     budget.set(ylim=(0, 115 * kept[1:].mean(axis=1).max()), ylabel="kept (%)")
     figures.draw_mass_curve(curve, seen, pruned.tokens, marked_steps=steps)
     curve.set_ylabel("mass at anchor")
-    draw_strips(strips, comparison)
+    words = draw_strips(strips, comparison)
+    if curve.get_legend_handles_labels()[1]:
+        figures.draw_legend(curve)
+    figures.draw_letters([panels, budget, curve, *words])
+    figures.draw_caption(fig, f"n = 1 sample, {len(pruned):,} steps pruned.")
     return fig
 
 
@@ -83,7 +87,7 @@ def frontier_page(measured: Arms, groups: Mapping[str, Mapping[str, Pruner]]) ->
     dense = measured.changes[DENSE]
     panels: dict[str, tuple[Value, float, tuple[float, float] | None]] = {
         "change of length, both ended (%)": (lambda c: 100 * c.length, 0.0, None),
-        "traces cut off": (lambda c: c.cut_off.arm, dense.cut_off.dense.value, (0.0, 1.0)),
+        "traces cut off": (lambda c: c.cut_off.arm, dense.cut_off.dense.value, None),
     }
     if dense.truth is not None:
         panels = {"accuracy": (lambda c: c.truth.accuracy, dense.truth.accuracy.value, (0.0, 1.0)), **panels}
@@ -94,9 +98,16 @@ def frontier_page(measured: Arms, groups: Mapping[str, Mapping[str, Pruner]]) ->
         if lines:
             drawn[ylabel] = lines, {"dense": level, "ylabel": ylabel, "ylim": ylim}
     fig, axes = figures.new_figure(DOUBLE, 2.7, 1, len(drawn))
-    for ax, (lines, options) in zip(np.atleast_1d(axes), drawn.values(), strict=True):
+    panels_drawn = np.atleast_1d(axes)
+    for ax, (ylabel, (lines, options)) in zip(panels_drawn, drawn.items(), strict=True):
         figures.draw_frontier(ax, lines, **options)
-    figures.draw_legend(list(np.atleast_1d(axes)))
+        value = panels[ylabel][0]
+        figures.note_estimates(ax, [value(measured.changes[arm]) for group in groups.values() for arm in group])
+        if ylabel == "traces cut off":
+            ax.set_ylim(-0.02 * ax.get_ylim()[1], None)
+    figures.draw_legend(list(panels_drawn))
+    figures.draw_letters(panels_drawn)
+    figures.draw_caption(fig, "Arms at one share are moved apart sideways.")
     return fig
 
 
@@ -118,7 +129,6 @@ def anchor_figure(measured: Arms, anchors: Mapping[str, Mapping[int, tuple[str, 
     values: dict[str, Value] = {"accuracy": lambda c: c.truth.accuracy} if measured.known else {}
     values |= {"tokens, both ended": lambda c: c.arm_length, "traces cut off": lambda c: c.cut_off.arm}
     fig, axes = figures.new_figure(DOUBLE, 2.4, 1, len(values))
-    layers = [min(map(min, anchors.values())), max(map(max, anchors.values()))]
     for ax, (ylabel, value) in zip(np.atleast_1d(axes), values.items(), strict=True):
         for label, by_layer in anchors.items():
             found = {layer: value(measured.changes[name]) for layer, (name, _) in by_layer.items()}
@@ -127,11 +137,13 @@ def anchor_figure(measured: Arms, anchors: Mapping[str, Mapping[int, tuple[str, 
                 figures.draw_curve(ax, list(defined), list(defined.values()), label)
         dense = value(measured.changes[DENSE]).value
         if np.isfinite(dense):
-            figures.draw_line_band(ax, layers, [dense, dense], label="dense", colour="#8c8c8c", dashed=True)
-        ax.axvline(default, color="#8c8c8c", linewidth=0.6)
+            figures.draw_reference(ax, dense, DENSE)
+        ax.axvline(default, color=GREY, linewidth=0.6, label="default anchor")
         ax.set(xlabel="pruned from this layer on", ylabel=ylabel)
         ax.set_ylim(0, None if ylabel.startswith("tokens") else 1.02)
     figures.draw_legend(list(np.atleast_1d(axes)))
+    figures.draw_letters(np.atleast_1d(axes))
+    figures.draw_caption(fig, marks="bands")
     return fig
 
 
@@ -147,5 +159,9 @@ def knob_figure(measured: Arms, plain: str, knobs: Mapping[str, Pruner]) -> Figu
     panels = {label: row for label, row in panels.items() if all(np.isfinite(one.value) for one in row.values())}
     fig, axes = figures.new_figure(DOUBLE, 0.24 * len(changes) + 0.6, 1, len(panels), sharey=True)
     for ax, (label, intervals) in zip(np.atleast_1d(axes), panels.items(), strict=True):
-        figures.draw_estimates(ax, intervals, reference=0, xlabel=f"change: {label}")
+        named = {f"VisionPulse, {name}": one for name, one in intervals.items()}
+        figures.draw_estimates(ax, named, reference=0, reference_label=DENSE, xlabel=f"change: {label}")
+    figures.draw_legend(list(np.atleast_1d(axes)))
+    figures.draw_letters(np.atleast_1d(axes))
+    figures.draw_caption(fig)
     return fig

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from visionpulse_analysis import figures
-from visionpulse_analysis.figures.style import GREY
+from visionpulse_analysis.figures.methods import Look, known_look
 from visionpulse_analysis.metrics.statistics import Estimate
 from visionpulse_analysis.studies.heads.measure import ARMS, CRITERIA, Head, Heads
 
@@ -29,12 +29,12 @@ def heads_page(study: Heads) -> Figure:
     draw_heads(axes[1, 1], study, lifts, "relevant patches held,\nthis step's minus others'", -follows, follows, SIGNED)
     for head, claim in study.found.items():
         if claim.above:  # in the corner, beside the number
-            place = study.heads.index(head[1]) - 0.36, study.layers.index(head[0]) - 0.34
+            place = study.heads.index(head[1]) + 0.14, study.layers.index(head[0]) + 0.16
             axes[1, 1].plot(*place, "o", markersize=2.5, color="black")
     draw_pruned(axes[1, 2], study)
-    for letter, ax in zip("abcdef", axes.flat, strict=True):
-        ax.set_title(letter, loc="left", x=-0.25, fontweight="bold")  # beside the legend, not under it
     figures.draw_legend(axes[1, 2])
+    figures.draw_letters(axes.flat)
+    figures.draw_caption(fig, "e: a dot where the head is shown to follow its step.", marks="bars in f")
     return fig
 
 
@@ -61,8 +61,11 @@ def draw_pruned(ax: Axes, study: Heads) -> Axes:
         found = [study.pruned[head][arm] for head in study.chosen]
         value, low, high = (np.array([getattr(one, name) for one in found]) for name in ("value", "low", "high"))
         low, high = np.where(np.isnan(low), value, low), np.where(np.isnan(high), value, high)
-        colour = GREY if arm == "none" else f"C{number}"
-        ax.errorbar(at, value, [value - low, high - value], fmt="o", markersize=3, linewidth=1, color=colour, label=arm)
+        look = known_look(arm) or Look(arm, f"C{number}", "o")
+        bars = {"yerr": [value - low, high - value], "markersize": 3, "linewidth": 1, "color": look.colour}
+        drawn = ax.errorbar(at, value, fmt=look.marker, label=look.label, **bars)
+        drawn.lines[0].set_gid(look.label)
+        figures.note_estimates(ax, found)
     ax.set_xticks(x, [f"layer {layer}\nhead {head}" for layer, head in study.chosen], fontsize=7)
     ax.set(ylim=(-0.02, 1.02), ylabel=f"steps within {study.level:g} nats (share)")
     return ax
@@ -72,6 +75,9 @@ def criteria_page(study: Heads) -> Figure:
     """Draw how much of the relevant set the best head by each criterion holds, on the half that did not choose it."""
     fig, ax = figures.new_figure(figures.SINGLE, 2.2)
     named = {f"{by}: {study.best[by][0][0]}.{study.best[by][0][1]}": study.best[by][1] for by in CRITERIA}
-    figures.draw_estimates(ax, named, reference=study.chance, xlabel="relevant patches held (share)")
+    level = {"reference": study.chance, "reference_label": "a random set"}
+    figures.draw_estimates(ax, named, xlabel="relevant patches held (share)", **level)
     ax.set_xlim(0, 1)
+    figures.draw_legend(ax)
+    figures.draw_caption(fig)
     return fig

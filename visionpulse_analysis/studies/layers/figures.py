@@ -20,6 +20,7 @@ def similarity_figure(maps: LayerMaps) -> Figure:
     figures.draw_matrix(
         ax, maps.similarity, names, names, vmin=0, vmax=1, label="cosine", xlabel="layer", ylabel="layer"
     )
+    figures.draw_caption(fig, _mean_of(maps))
     return fig
 
 
@@ -42,7 +43,13 @@ def mass_figure(maps: LayerMaps) -> Figure:
             ylabel=ylabel,
         )
         ax.set_aspect("auto")
+    figures.draw_letters(np.atleast_1d(axes))
+    figures.draw_caption(fig, _mean_of(maps))
     return fig
+
+
+def _mean_of(maps: LayerMaps) -> str:
+    return f"Means over n = {maps.mass[0].n_clusters:,} {maps.mass[0].unit}s."
 
 
 def anchors_page(anchors: Anchors, horizon: dict[str, list[Estimate]] | None = None) -> Figure:
@@ -55,11 +62,12 @@ def anchors_page(anchors: Anchors, horizon: dict[str, list[Estimate]] | None = N
         axes[1, 1].set_visible(False)
     else:
         draw_horizon(axes[1, 1], horizon)
-    for letter, ax in zip("abcd", axes.flat, strict=True):
-        ax.set_title(letter, loc="left", x=-0.2, fontweight="bold")  # beside the legend, not under it
+    for ax in axes.flat:
         if ax.get_visible():
-            ax.axvline(anchors.default, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
+            ax.axvline(anchors.default, color=GREY, linewidth=0.8, linestyle=":", zorder=0, label="default anchor")
             figures.draw_legend(ax)
+    figures.draw_letters(axes.flat)
+    figures.draw_caption(fig, marks="bands")
     return fig
 
 

@@ -11,6 +11,7 @@ from visionpulse_analysis.figures.style import ACCENT
 from visionpulse_analysis.studies.mass_and_usage.causal_usage import ANCHOR, LATER, ORDERS
 from visionpulse_analysis.studies.mass_and_usage.measure import SHAPES, MassUsage, Relation, needed_name
 
+NONE = "no correlation"
 NULL = "null: shapes exchanged (a, b), masses exchanged among like steps (e, f)"
 
 
@@ -40,15 +41,16 @@ def correlations_page(result: MassUsage) -> Figure:
             {need.name: getattr(need, over) for need in known},
             [getattr(need, f"{over}_null") for need in known],
             reference=0.0,
+            reference_label=NONE,
             null_label=NULL,
         )
         ax.set_xlim(-1, 1)
         ax.set_xlabel(f"Pearson r with mass, within samples,\n{words}")
     for ax in axes[:, 1]:
         ax.tick_params(axis="y", labelleft=False)  # the same rows as on the left
-    for letter, ax in zip("abcdef", axes.flat, strict=False):
-        ax.set_title(letter, loc="left", fontweight="bold")
     figures.draw_legend(axes)
+    figures.draw_letters(axes.flat)
+    figures.draw_caption(fig)
     return fig
 
 
@@ -71,6 +73,8 @@ def scatter_page(result: MassUsage) -> Figure:
             continue
         figures.draw_scatter(ax, x[seen], y[seen], xlabel="visual attention mass", ylabel=label)
         ax.set(xlim=(0, 1), ylim=(0, None))
+    figures.draw_letters(np.atleast_1d(axes))
+    figures.draw_caption(fig, f"n = {result.columns['mass'].size:,} steps, a dot for each.")
     return fig
 
 
@@ -92,11 +96,18 @@ def counts_page(result: MassUsage) -> Figure:
         known = np.isfinite(r.value)
         if known:
             ends = np.array([mass.min(), mass.max()])
-            ax.plot(ends, np.polyval(np.polyfit(mass, count, 1), ends), color=ACCENT, linewidth=1)
+            ax.plot(
+                ends, np.polyval(np.polyfit(mass, count, 1), ends), color=ACCENT, linewidth=1, label="least squares"
+            )
         bounds, null = f" [{r.low:.2f}, {r.high:.2f}]" if np.isfinite(r.low) else "", relation.pooled_null
         band = f"\nnull {null.low:.2f} to {null.high:.2f}" if null is not None and np.isfinite(null.low) else ""
         ax.set_title(f"r = {r.value:.2f}{bounds}{band}" if known else "r undefined", fontsize=7)
         ax.set_ylim(0, None)
+        figures.note_estimates(ax, [r])
+    if any(ax.get_legend_handles_labels()[1] for ax in panels):
+        figures.draw_legend(panels)
+    figures.draw_letters(panels)
+    figures.draw_caption(fig, f"A dot for each of {mass.size:,} steps.", marks="brackets")
     return fig
 
 
@@ -109,5 +120,5 @@ def nothing(ax: Axes, words: str) -> None:
 def _draw_relations(ax: Axes, relations: list[Relation], kind: str, *, null: bool) -> None:
     named = {relation.name: getattr(relation, kind) for relation in relations}
     bands = [getattr(relation, f"{kind}_null") for relation in relations] if null else []
-    figures.draw_estimates(ax, named, bands, reference=0.0, null_label=NULL)
+    figures.draw_estimates(ax, named, bands, reference=0.0, reference_label=NONE, null_label=NULL)
     ax.set_xlim(-1, 1)

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from visionpulse_analysis import figures
 from visionpulse_analysis.experiments.samples import Sample
-from visionpulse_analysis.figures.style import GREY
 from visionpulse_analysis.metrics.statistics import Estimate
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.studies.prompt_awareness.measure import (
@@ -23,7 +22,7 @@ from visionpulse_analysis.studies.prompt_awareness.measure import (
 )
 from visionpulse_analysis.studies.shared.arms import DENSE
 
-COLOURS = {RANDOM: GREY, ORACLE: "#000000", "ZSPAPrune": "#D55E00"}
+ONCE = "static random"  # what this study calls random: one set, drawn before the language model
 
 
 def headline(study: PromptAwareness) -> Figure:
@@ -36,8 +35,7 @@ def headline(study: PromptAwareness) -> Figure:
         *first, held, overlap = axes
         for ax in first:
             _draw(ax, study, budget, study.accuracy)
-            level = dense.accuracy.value if dense else np.nan
-            ax.axhline(level, color=GREY, linewidth=0.8, linestyle=":", label="dense")
+            figures.draw_reference(ax, dense.accuracy.value if dense else np.nan, DENSE)
             ax.set_ylabel("accuracy")
         _draw(held, study, budget, study.held)
         held.set_ylabel("relevance held")
@@ -56,9 +54,10 @@ def _draw(ax: Axes, study: PromptAwareness, budget: float, value, others: tuple[
         # What has no r is one number, drawn from the least to the most r.
         flat: Estimate = value(at_budget(label, budget))
         ends = [min(study.ratios), max(study.ratios)]
-        figures.draw_curve(ax, ends, [flat, flat], label, colour=COLOURS[label], dashed=True)
+        shown = ONCE if label == RANDOM else label
+        figures.draw_curve(ax, ends, [flat, flat], shown, dashed=True)
     curve = [value(at_budget(ratio_name(ratio), budget)) for ratio in study.ratios]
-    figures.draw_curve(ax, study.ratios, curve, "ZSPAPrune", colour=COLOURS["ZSPAPrune"])
+    figures.draw_curve(ax, study.ratios, curve, "ZSPAPrune")
 
 
 def overlap_matrix(study: PromptAwareness, budget: float) -> Figure:
@@ -67,7 +66,9 @@ def overlap_matrix(study: PromptAwareness, budget: float) -> Figure:
     arms = [at_budget(label, budget) for label in labels]
     values = np.array([[study.overlap(a, b).value for b in arms] for a in arms])
     fig, ax = figures.new_figure(figures.DOUBLE, 4.6)
-    figures.draw_matrix(ax, values, labels, labels, vmin=0, vmax=1, label="overlap (Jaccard index)")
+    names = [ONCE if label == RANDOM else label for label in labels]
+    figures.draw_matrix(ax, values, names, names, vmin=0, vmax=1, label="overlap (Jaccard index)")
+    figures.draw_caption(fig, f"Means over n = {study.overlap(arms[0], arms[-1]).n_clusters:,} samples.")
     return fig
 
 
@@ -83,8 +84,11 @@ def kept_page(vlm: VLM, sample: Sample, study: PromptAwareness, number: int, bud
     first.set_title("relevance to\nthe dense answer", fontsize=8)
     for ax, label in zip(panels, labels, strict=False):
         figures.draw_kept(ax, image, grid.to_map(study.kept[at_budget(label, budget)][number]))
-        ax.set_title(label, fontsize=8, parse_math=False)
+        ax.set_title(ONCE if label == RANDOM else label, fontsize=8, parse_math=False)
     for ax in panels[len(labels) :]:
         ax.set_axis_off()
-    fig.suptitle(sample.question, fontsize=8, parse_math=False)
+    question = figures.fit_text(sample.question, 72 * figures.DOUBLE - 20, most_lines=2)
+    fig.suptitle(question, fontsize=8, parse_math=False)
+    figures.draw_letters([first, *panels])
+    figures.draw_caption(fig, f"n = 1 sample, {100 * budget:g} % kept.")
     return fig

@@ -15,8 +15,10 @@ from visionpulse_analysis import figures
 from visionpulse_analysis.experiments.collect import collect
 from visionpulse_analysis.experiments.conditions import kept_by_layer
 from visionpulse_analysis.experiments.samples import Sample
+from visionpulse_analysis.figures.curves import spread
+from visionpulse_analysis.figures.methods import AT_PREFILL, AT_STEPS
 from visionpulse_analysis.figures.plots import ends
-from visionpulse_analysis.figures.style import GREY, LIGHT_GREY, axes_points, style
+from visionpulse_analysis.figures.style import GREY, axes_points, style
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.studies.frontier.figures import kept_of
@@ -35,8 +37,6 @@ from visionpulse_analysis.traces import Trace, frame_labels, frame_pictures
 ACCURACY, LENGTH, CUT_OFF = "accuracy (%)", "length, both ended (%)", "cut off (%)"
 Value = Callable[[Any], Any]  # of a Change, an Estimate; for accuracy only where answers are known
 FAMILIES = (*dict.fromkeys(rival.family for rival in RIVALS.values() if rival.family != PULSE), ADDED)
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's, anew in each panel
-AT_PREFILL, AT_STEPS = "o", "^"
 COLUMNS, HEIGHT = 3, 1.4  # panels beside one another; inches of each
 APART = 0.08  # how far the methods of a panel are moved apart, as a share of what they keep
 NAME_SIZE = 7  # points
@@ -77,6 +77,8 @@ def frontier_figure(compared: Comparison) -> Figure:
     fig.draw_without_rendering()
     for ax in by_family[: len(families)].flat:
         _spread_names(ax)
+    figures.draw_letters([ax for part in np.reshape(axes, (bands, len(values), COLUMNS)) for ax in part.flat])
+    figures.draw_caption(fig, "Methods at one share are moved apart sideways; VisionPulse is behind every panel.")
     return fig
 
 
@@ -84,13 +86,14 @@ def frontier_figure(compared: Comparison) -> Figure:
 def _draw_panel(ax: Axes, compared: Comparison, family: str, value: Value) -> None:
     rivals, points = all_rivals(), compared.arms.changes
     dense = value(compared.arms.changes[DENSE]).value
-    ax.axhline(100 * dense if np.isfinite(dense) else 0, color=GREY, linewidth=0.8, linestyle="--", zorder=1)
+    figures.draw_reference(ax, 100 * dense if np.isfinite(dense) else 0, DENSE)
     members = [label for label in compared.groups if rivals[label].family == family]
     behind = [label for label in compared.groups if rivals[label].family == PULSE]
     for label in [*behind, *members]:
         at = members.index(label) if label in members else None
         moved = 1.0 if at is None else 1 + APART * (at - (len(members) - 1) / 2)
-        colour = LIGHT_GREY if at is None else COLOURS[at % len(COLOURS)]
+        look = figures.look(label)
+        faint = {"alpha": 0.35} if at is None else {}
         own = [name for name in compared.groups[label] if name.endswith(OWN)]
         matched = [name for name in compared.groups[label] if name not in own]
         for of_kind, hollow in ((matched, False), (own, True)):
@@ -98,16 +101,17 @@ def _draw_panel(ax: Axes, compared: Comparison, family: str, value: Value) -> No
             if not names or (at is None and hollow):
                 continue
             y, low, high = (100 * one for one in ends([value(points[name]) for name in names]))
+            figures.note_estimates(ax, [value(points[name]) for name in names])
             x = np.array([100 * compared.kept[name] * moved for name in names])
             drawn = ax.errorbar(
-                x, y, yerr=[y - low, high - y], color=colour, elinewidth=0.7, capsize=0, linewidth=1, gid=label,
-                marker=AT_PREFILL if rivals[label].at_prefill else AT_STEPS, linestyle="" if hollow else "-",
-                markerfacecolor="white" if hollow else colour, zorder=1.5 if at is None else 3,
+                x, y, yerr=[y - low, high - y], color=look.colour, elinewidth=0.7, capsize=0, linewidth=1, gid=label,
+                marker=look.marker, linestyle="" if hollow else "-", zorder=1.5 if at is None else 3,
+                markerfacecolor="white" if hollow else look.colour, **faint,
             )  # fmt: skip
             drawn.lines[0].set_gid(label)
             if at is not None and (not hollow or not matched):
                 last = int(np.argmax(x))
-                _name(ax, label, colour, (x[last], y[last]))
+                _name(ax, label, look.colour, (x[last], y[last]))
     # Linear near zero, because a pruner may leave nothing.
     lowest = min(100 * kept for kept in compared.kept.values())
     ax.set_xscale("symlog", linthresh=2, linscale=0.3)
@@ -139,26 +143,13 @@ def _spread_names(ax: Axes) -> None:
         names[place].set_position((1.06, y))
 
 
-def spread(wanted: Sequence[float], sizes: Sequence[float]) -> list[float]:
-    """Middles of things that lie in 0..1 one above the other without touching, near where they should be.
-
-    wanted : rising. sizes : the height of each.
-    """
-    at, floor = [], 0.0
-    for y, size in zip(wanted, sizes, strict=True):
-        at.append(max(y, floor + size / 2))
-        floor = at[-1] + size / 2
-    ceiling = max(1.0, sum(sizes))
-    for i in range(len(at) - 1, -1, -1):
-        at[i] = min(at[i], ceiling - sizes[i] / 2)
-        ceiling = at[i] - sizes[i] / 2
-    return at
-
-
 def _add_legend(ax: Axes, axes: list[Axes]) -> None:
-    ax.plot([], [], color=GREY, linewidth=0.8, linestyle="--", label="dense")
-    ax.plot([], [], color=LIGHT_GREY, marker=AT_STEPS, label="VisionPulse")
-    for marker, label in ((AT_PREFILL, "settled at prefill"), (AT_STEPS, "settled at steps")):
+    pulse = figures.look("VisionPulse")
+    ax.plot([], [], color=pulse.colour, marker=pulse.marker, alpha=0.35, label=pulse.label)
+    for marker, label in (
+        (AT_PREFILL[0], "not a triangle: settled at prefill"),
+        (AT_STEPS[0], "triangle: chosen at steps"),
+    ):
         ax.plot([], [], marker=marker, color=GREY, linestyle="", label=label)
     ax.plot([], [], marker="o", color=GREY, markerfacecolor="white", linestyle="", label=OWN)
     figures.draw_legend(axes)

@@ -18,6 +18,7 @@ from visionpulse_analysis.studies.step_dependence.object_attention import named_
 from visionpulse_analysis.traces import Trace, frame_labels, frame_pictures
 
 PERCENTILES = (50, 90)  # of the paper's activation pictures
+ROWS = 10  # of the tokens of a long trace
 
 
 def strongest_step(trace: Trace, sample: Sample, layer: int) -> int:
@@ -30,18 +31,19 @@ def strongest_step(trace: Trace, sample: Sample, layer: int) -> int:
 def step_page(trace: Trace, sample: Sample, layer: int, step: int) -> Figure:
     """Draw one step twice: as a heat map, and with all but the most attended half and tenth of the patches black."""
     image = picture_of(trace)
-    height, width = image.shape[:2]
-    fig, (band,) = figures.new_page(DOUBLE, [DOUBLE / 3 * height / width + 0.75])
+    fig, (band,) = figures.new_page(DOUBLE, [figures.picture_height(image.shape, DOUBLE / 3, 4) + 0.75])
     with figures.style():
         left, right = band.subfigures(1, 2, width_ratios=[1, 2], squeeze=False)[0]
         panels = right.subplots(1, len(PERCENTILES))
-    draw_example(left, trace, sample, layer, [step], columns=1)
+    first = draw_example(left, trace, sample, layer, [step], columns=1)
     heat_map = trace.grid.to_map(rows_of(trace, layer)[[step]])[0]
     for ax, percentile in zip(panels, PERCENTILES, strict=True):
         figures.draw_blackout(ax, image, heat_map, percentile)
         with figures.style():
             ax.set_title(f"the {100 - percentile} % of the patches\nmost attended to")
         ax.set_anchor("N")  # level with the picture beside it
+    figures.draw_letters([*first, *panels])
+    figures.draw_caption(fig, _about(trace, layer))
     return fig
 
 
@@ -49,12 +51,20 @@ def questions_page(traces: Sequence[Trace], samples: Sequence[Sample], layer: in
     """Draw the attention of some steps under several questions, a row each with the question above, on one scale."""
     shown = [steps_to_show(trace, sample, layer) for trace, sample in zip(traces, samples, strict=True)]
     largest = max(float(rows_of(trace, layer)[steps].max()) for trace, steps in zip(traces, shown, strict=True))
-    shapes = [picture_of(trace).shape for trace in traces]
-    fig, bands = figures.new_page(DOUBLE, [1.1 * height / width + 1.1 for height, width, _ in shapes])
+    shown_heights = [figures.picture_height(picture_of(trace).shape, 1.1, 2.5) for trace in traces]
+    fig, bands = figures.new_page(DOUBLE, [height + 1.2 for height in shown_heights])
+    panels = []
     for band, trace, sample, steps in zip(bands, traces, samples, shown, strict=True):
-        draw_example(band, trace, sample, layer, steps, scale=largest or 1.0)
-        band.suptitle(trace.question, fontsize=9, parse_math=False)
+        panels.append(draw_example(band, trace, sample, layer, steps, scale=largest or 1.0))
+        question = figures.fit_text(trace.question, 72 * DOUBLE - 40, size=9, most_lines=2)
+        band.suptitle(question, fontsize=9, parse_math=False)
+    figures.draw_letters(panels)
+    figures.draw_caption(fig, f"n = {len(traces)} traces of one picture, attention in layer {layer}.")
     return fig
+
+
+def _about(trace: Trace, layer: int) -> str:
+    return f"n = 1 trace of {len(trace):,} steps, attention in layer {layer}."
 
 
 def quickstart_page(trace: Trace, sample: Sample, layer: int, *, text_below: float = 0.5) -> Figure:
@@ -64,23 +74,31 @@ def quickstart_page(trace: Trace, sample: Sample, layer: int, *, text_below: flo
     """
     steps = steps_to_show(trace, sample, layer)
     mass = masses_of(trace, layer)
-    height, width = picture_of(trace).shape[:2]
-    strip = figures.token_strip_height(trace.tokens, DOUBLE - 0.1)
-    top_height = 2.9 * height / width + 0.75
+    shape, half = picture_of(trace).shape, DOUBLE / 2.45  # inches for the picture
+    answer = trace.answer or ("none" if trace.meta.get("finished") else "none within the limit of tokens")
+    asked, answered = (
+        figures.fit_text(text, 72 * half, most_lines=3) for text in (trace.question, f"answer: {answer}")
+    )
+    title = f"{asked}\n{answered}"
+    strip = figures.token_strip_height(trace.tokens, DOUBLE - 0.1, steps, ROWS)
+    top_height = max(
+        figures.picture_height(shape, half, 4.5) + 0.14 * title.count("\n") + 0.3,
+        2 * (figures.picture_height(shape, 1.2, 1.9) + 0.42) + 0.6,
+    )
     fig, (top, middle, bottom) = figures.new_page(DOUBLE, [top_height, strip + 0.32, 2.4])
     with figures.style():
         left, right = top.subfigures(1, 2, width_ratios=[1, 1.45], squeeze=False)[0]
         picture, words, curve = left.subplots(), middle.subplots(), bottom.subplots()
-        answer = trace.answer or ("none" if trace.meta.get("finished") else "none within the limit of tokens")
-        picture.set_title(f"{trace.question}\nanswer: {answer}", parse_math=False)
+        picture.set_title(title, parse_math=False)
         words.set_title("the trace, shaded by visual attention mass (white: 0, dark: 1)", loc="left")
     named = [index for index in named_objects(trace, sample) if index is not None]
     figures.draw_blackout(picture, picture_of(trace), np.ones((1, 1)), 0)  # the bare image
     figures.draw_boxes(picture, cell_boxes(sample.scene, sorted(set(named))), colour=ACCENT)
-    draw_example(right, trace, sample, layer, steps, columns=3)
-    figures.draw_token_strip(words, trace.tokens, mass, vmin=0, vmax=1, marked_steps=steps)
+    examples = draw_example(right, trace, sample, layer, steps, columns=3)
+    figures.draw_token_strip(words, trace.tokens, mass, vmin=0, vmax=1, marked_steps=steps, most_rows=ROWS)
     draw_mass(curve, trace, layer, steps, text_below)
-    figures.draw_legend(curve)
+    figures.draw_letters([picture, examples, words, curve])
+    figures.draw_caption(fig, _about(trace, layer))
     return fig
 
 

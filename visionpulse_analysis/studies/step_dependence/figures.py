@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.experiments.stored_traces import picture_of
 from visionpulse_analysis.figures import DOUBLE, SINGLE
 from visionpulse_analysis.figures.style import GREY
+from visionpulse_analysis.metrics.estimate import Estimate
 from visionpulse_analysis.studies.step_dependence.fixed_set_report import draw_same_word
 from visionpulse_analysis.studies.step_dependence.fixed_sets import FixedSets
 from visionpulse_analysis.studies.step_dependence.measure import StepDependence, masses_of, rows_of
@@ -85,7 +85,9 @@ def draw_mass(ax: Axes, trace: Trace, layer: int, steps: list[int], text_below: 
     """Draw the image mass over the tokens of one trace, the text-dominated steps on a plain ground."""
     mass = masses_of(trace, layer)
     kinds = np.where(mass < text_below, "text", "visual").tolist()
-    return figures.draw_mass_curve(ax, mass, trace.tokens, marked_steps=steps, kinds=kinds)
+    figures.draw_mass_curve(ax, mass, trace.tokens, marked_steps=steps, kinds=kinds)
+    _legend(ax)
+    return ax
 
 
 def draw_overlap(ax: Axes, study: StepDependence) -> Axes:
@@ -100,9 +102,9 @@ def draw_overlap(ax: Axes, study: StepDependence) -> Axes:
 
 def draw_coverage(ax: Axes, study: StepDependence) -> Axes:
     """Draw how much of each step's image mass its own critical set, the prefill's and a random one hold."""
-    figures.draw_curve(ax, study.steps, study.own_coverage, "own")
+    figures.draw_curve(ax, study.steps, study.own_coverage, "the step's own")
     figures.draw_curve(ax, study.steps, study.prefill_coverage, "prefill's")
-    _level(ax, study.steps, study.null_coverage, "random")
+    _level(ax, study.steps, study.null_coverage, "random sets")
     ax.set(xlabel="step", ylabel=f"image mass in top {100 * study.fraction:g} %")
     ax.set_ylim(0, None)
     return ax
@@ -114,7 +116,9 @@ def draw_object_share(ax: Axes, truth: ObjectAttention) -> Axes:
     if truth.other:  # else no scene holds a second object
         other = [truth.other[kind].value if kind in truth.other else 0.0 for kind in truth.share]
         bars = {"null_low": [0.0] * len(other), "null_high": other, "null_label": "an object not named"}
-    figures.draw_estimates(ax, truth.share, xlabel="share of image mass", reference=truth.chance, **bars)
+    figures.draw_estimates(
+        ax, truth.share, xlabel="share of image mass", reference=truth.chance, reference_label="spread evenly", **bars
+    )
     ax.set_xlim(0, None)
     return ax
 
@@ -151,13 +155,18 @@ def draw_words(ax: Axes, study: StepDependence, most: int) -> Axes:
         return ax
     names = names if len(names) <= most else [*names[: most // 2], *names[-most // 2 :]]
     chosen = {figures.token_label(name): study.words[name] for name in names}
-    return figures.draw_estimates(ax, chosen, xlabel="visual attention mass", reference=study.text_below)
+    return _draw_masses(ax, chosen, study.text_below)
 
 
 def draw_kinds(ax: Axes, truth: ObjectAttention, text_below: float) -> Axes:
     """Draw the image mass of the steps by the kind of token they produce."""
     by_mass = dict(sorted(truth.mass.items(), key=lambda item: -item[1].value))
-    return figures.draw_estimates(ax, by_mass, xlabel="visual attention mass", reference=text_below)
+    return _draw_masses(ax, by_mass, text_below)
+
+
+def _draw_masses(ax: Axes, masses: Mapping[str, Estimate], text_below: float) -> Axes:
+    level = {"reference": text_below, "reference_label": "text-dominated below"}
+    return figures.draw_estimates(ax, masses, xlabel="visual attention mass", **level)
 
 
 @dataclass(frozen=True)
@@ -188,12 +197,11 @@ def _answer_objects(ax: Axes, found: Findings) -> None:
         draw_object_share(ax, found.truth)
 
 
-# The panels below the example, three in a row, each with the place of its letter in points from the left edge of the
-# Axes: names of rows need more room than numbers. One more panel of the figure is one more line here.
-ANSWERS: list[tuple[Callable[[Axes, Findings], None], float]] = [
-    (_answer_overlap, -24),
-    (_answer_sets, -24),
-    (_answer_objects, -34),
+# The panels below the example, three in a row. One more panel of the figure is one more line here.
+ANSWERS: list[Callable[[Axes, Findings], None]] = [
+    _answer_overlap,
+    _answer_sets,
+    _answer_objects,
 ]
 
 
@@ -206,32 +214,21 @@ def headline(
 ) -> Figure:
     """Make the page of the question: one trace's pictures and mass curve, and the answers over all samples."""
     steps = steps_to_show(trace, sample, study.layer)
-    height, width = picture_of(trace).shape[:2]
-    rows = -(-len(ANSWERS) // 3)
-    fig, (top, middle, bottom) = figures.new_page(DOUBLE, [1.05 * height / width + 0.85, 2.5, 2.3 * rows])
+    rows, height = -(-len(ANSWERS) // 3), figures.picture_height(picture_of(trace).shape, 1.05, 2.5)
+    fig, (top, middle, bottom) = figures.new_page(DOUBLE, [height + 0.85, 2.5, 2.3 * rows])
     first = draw_example(top, trace, sample, study.layer, steps)[0]
     with figures.style():
         curve, grid = middle.subplots(), bottom.subplots(rows, 3, squeeze=False).ravel()
     draw_mass(curve, trace, study.layer, steps, study.text_below)
     answers = list(grid[: len(ANSWERS)])
-    for ax, (draw, _) in zip(answers, ANSWERS, strict=True):
+    for ax, draw in zip(answers, ANSWERS, strict=True):
         draw(ax, Findings(study, truth, fixed))
     for ax in grid[len(ANSWERS) :]:
         ax.set_axis_off()
-    for ax in (curve, *answers):
+    for ax in answers:
         _legend(ax)
-    places = [0, -24, *(x for _, x in ANSWERS)]
-    for letter, ax, x in zip(ascii_lowercase, (first, curve, *answers), places, strict=False):
-        # Beside the legends, which begin at the left edge of the Axes.
-        ax.annotate(
-            letter,
-            (0, 1),
-            (x, 5),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            fontsize=10,
-            fontweight="bold",
-        )
+    figures.draw_letters([first, curve, *answers])
+    figures.draw_caption(fig, "a, b: one trace.", marks="bars and bands")
     return fig
 
 
@@ -240,6 +237,7 @@ def single(draw: Callable[..., Any], *args: Any, height: float = 2.2, **options:
     fig, ax = figures.new_figure(SINGLE, height)
     draw(ax, *args, **options)
     _legend(ax)
+    figures.draw_caption(fig, marks="bars or bands")
     return fig
 
 

@@ -184,6 +184,8 @@ def sets_page(study: FixedSets) -> Figure:
             ax, _percent({name: one for name, one in values.items() if one is not None}), xlabel=label
         )
         ax.set_xlim(0, 104)
+    figures.draw_letters(np.atleast_1d(axes))
+    figures.draw_caption(fig)
     return fig
 
 

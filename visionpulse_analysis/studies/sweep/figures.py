@@ -30,7 +30,13 @@ def pruners_page(results: Mapping[str, ArmResult], dense: str = DENSE) -> Figure
     fig, axes = figures.new_figure(DOUBLE, 0.26 * len(results) + 0.7, 1, len(panels), sharey=True)
     for ax, (label, intervals) in zip(np.atleast_1d(axes), panels.items(), strict=True):
         reference = intervals[dense].value if dense in intervals else None
-        figures.draw_estimates(ax, intervals, reference=reference, xlabel=label)
+        named = {"reference_label": dense, "xlabel": label, "methods": True}
+        figures.draw_estimates(ax, intervals, reference=reference, **named)
+    shown = np.atleast_1d(axes)
+    if shown[0].get_legend_handles_labels()[1]:
+        figures.draw_legend(shown)
+    figures.draw_letters(shown)
+    figures.draw_caption(fig)
     return fig
 
 
@@ -38,8 +44,12 @@ def steps_page(panels: Mapping[str, Mapping[str, tuple[np.ndarray, list[Estimate
     """Draw curves over the steps, one line per pruner, one panel per y label."""
     fig, axes = figures.new_figure(DOUBLE, 2.6, 1, len(panels), sharex=True)
     for ax, (label, curves) in zip(np.atleast_1d(axes), panels.items(), strict=True):
-        for name, (steps, intervals) in curves.items():
-            figures.draw_curve(ax, steps.tolist(), intervals, label=name)
+        for place, (name, (steps, intervals)) in enumerate(curves.items()):
+            # Each curve has its markers at other steps: where two run together, both are seen.
+            every = place, max(len(curves), len(steps) // 8)
+            figures.draw_curve(ax, steps.tolist(), intervals, name, colour=figures.look(name).colour, markevery=every)
         ax.set(xlabel="step", ylabel=label, ylim=(0, None))
     figures.draw_legend(axes)
+    figures.draw_letters(np.atleast_1d(axes))
+    figures.draw_caption(fig, marks="bands")
     return fig

@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from visionpulse_analysis import figures
-from visionpulse_analysis.figures.style import GREY
 from visionpulse_analysis.studies.three_stages.measure import PLACES, ThreeStages
 from visionpulse_analysis.studies.three_stages.report import WITHDRAWN
 
@@ -24,9 +23,9 @@ def stages_page(stages: ThreeStages, threshold: float = WITHDRAWN) -> Figure:
     draw_divergence(axes[1, 0], stages, "window", f"first of {stages.width} layers that skip the image")
     draw_divergence(axes[1, 1], stages, "withdrawn", "image withdrawn from layer", threshold)
     draw_divergence(axes[1, 2], stages, "frozen", "patches frozen in layer")
-    for letter, ax in zip("abcdef", axes.flat, strict=True):
-        ax.set_title(letter, loc="left", fontweight="bold")
     figures.draw_legend(axes)
+    figures.draw_letters(axes.flat)
+    figures.draw_caption(fig, marks="bands")
     return fig
 
 
@@ -40,7 +39,7 @@ def draw_lens(ax: Axes, stages: ThreeStages) -> Axes:
 def draw_sinks(ax: Axes, stages: ThreeStages) -> Axes:
     """Draw the value norm of the most attended patches over that of all."""
     _draw_places(ax, stages, "sink_ratio")
-    ax.axhline(1, color=GREY, linewidth=0.8, linestyle="--", zorder=0)
+    figures.draw_reference(ax, 1, "as all patches (b)")
     ax.set(xlabel="layer", ylabel="value norm of sinks / of all")
     return ax
 
@@ -48,7 +47,7 @@ def draw_sinks(ax: Axes, stages: ThreeStages) -> Axes:
 def draw_cosines(ax: Axes, stages: ThreeStages, threshold: float = 0.995) -> Axes:
     """Draw how far the most influential patch turns the attention output; dashed: VisiPruner's test of a layer."""
     _draw_places(ax, stages, "cosine")
-    ax.axhline(threshold, color=GREY, linewidth=0.8, linestyle="--", zorder=0)
+    figures.draw_reference(ax, threshold, "VisiPruner's test (c)")
     ax.set(xlabel="layer", ylabel="least cosine")
     return ax
 
@@ -60,7 +59,7 @@ def draw_divergence(ax: Axes, stages: ThreeStages, name: str, xlabel: str, thres
     most = np.nanmax([threshold or LEAST, *(end for one in curves for end in (one.value, one.high))])
     top = max(100 * LEAST, 10.0 ** np.ceil(np.log10(most)))
     if threshold is not None:
-        ax.axhline(threshold, color=GREY, linewidth=0.8, linestyle="--", zorder=0)
+        figures.draw_reference(ax, threshold, "VTW's bound (e)")
     ax.set_yscale("log", nonpositive="clip")
     ax.yaxis.set_major_locator(LogLocator(numticks=5))
     ax.yaxis.set_minor_locator(NullLocator())

@@ -97,6 +97,8 @@ def choices_figure(chosen: Sequence[Chosen]) -> Figure:
         step = -(-(n + 1) // 12)
         ax.set_xticks([*range(0, n, step), n], [*map(str, range(0, n, step)), "none"])
     figures.draw_legend(axes)
+    figures.draw_letters(axes)
+    figures.draw_caption(fig, f"n = {len(chosen[0].filter_layer):,} samples at each place.")
     return fig
 
 

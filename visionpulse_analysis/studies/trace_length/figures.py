@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from visionpulse_analysis import figures
 from visionpulse_analysis.figures import DOUBLE
@@ -35,8 +36,15 @@ def headline(changes: Changes) -> Figure:
         panels["cut off (points)"] = {n: rows[n].cut_off.change for n in names}
     fig, axes = figures.new_figure(DOUBLE, 0.22 * len(names) + 0.6, 1, len(panels), sharey=True)
     for ax, (label, values) in zip(np.atleast_1d(axes), panels.items(), strict=True):
-        figures.draw_estimates(ax, _percent(values), reference=0, xlabel=label)
+        figures.draw_estimates(ax, _percent(values), reference=0, reference_label=DENSE, xlabel=label, methods=True)
+    _finish(fig, np.atleast_1d(axes), "Change against dense decoding of the same sample.")
     return fig
+
+
+def _finish(fig: Figure, panels: np.ndarray, note: str = "") -> None:
+    figures.draw_legend(panels)
+    figures.draw_letters(panels)
+    figures.draw_caption(fig, note)
 
 
 def spread(measured: Arms, arms: Sequence[str], by_group: Mapping[str, Change] | None) -> Figure:
@@ -56,18 +64,27 @@ def spread(measured: Arms, arms: Sequence[str], by_group: Mapping[str, Change] |
     if change:
         reach = max(1, *(int(np.abs(values).max()) for values in change.values()))
         bins = np.linspace(-reach - 0.5, reach + 0.5, 30)
-        figures.draw_histogram(first, change, bins, xlabel="pruned minus dense (tokens)", ylabel="pairs", reference=0)
-        first.set_yscale("symlog", linthresh=10)
-        figures.draw_legend(first)
+        level = {"reference": 0, "reference_label": DENSE}
+        figures.draw_histogram(first, change, bins, xlabel="pruned minus dense (tokens)", ylabel="pairs", **level)
+        most = max(np.histogram(values, bins)[0].max() for values in change.values())
+        if most > 10:  # else the pairs of equal length hide all others
+            first.set_yscale("symlog", linthresh=10)
+            ticks = [tick for tick in (0, 5, 10, 100, 1000, 10_000) if tick <= 2 * most]
+            first.set_yticks(ticks, map(str, ticks))
     else:
         with figures.style():
             first.set_title("no pair ended within the limit")
     if by_group is not None:
         lengths = {group: c.length for group, c in by_group.items()}
         shares = {group: c.truth.ratio for group, c in by_group.items() if c.truth is not None}
-        figures.draw_estimates(rest[0], _percent(lengths), reference=0, xlabel="change of length (%)")
-        figures.draw_estimates(rest[1], _percent(shares), reference=100, xlabel="share of dense accuracy (%)")
+        dense_at = {"reference_label": DENSE}
+        figures.draw_estimates(rest[0], _percent(lengths), reference=0, xlabel="change of length (%)", **dense_at)
+        figures.draw_estimates(
+            rest[1], _percent(shares), reference=100, xlabel="share of dense accuracy (%)", **dense_at
+        )
         rest[1].set_yticklabels([])
+    if change or by_group is not None:
+        _finish(fig, np.atleast_1d(axes))
     return fig
 
 
@@ -82,10 +99,12 @@ def reasons(changes: Mapping[str, Change]) -> Figure | None:
     fig, axes = figures.new_figure(DOUBLE, 2.4, 1, 1 + len(scored), width_ratios=[1.25] + [1.0] * len(scored))
     dense = next(iter(scored.values())).dense_detours.value
     figures.draw_estimates(
-        axes[0], {n: c.detours for n, c in scored.items()}, reference=dense, xlabel="detours per trace"
-    )
+        axes[0], {n: c.detours for n, c in scored.items()}, reference=dense, reference_label=DENSE,
+        xlabel="detours per trace", methods=True,
+    )  # fmt: skip
     for ax, (name, c) in zip(axes[1:], scored.items(), strict=True):
-        figures.draw_estimates(ax, c.words, reference=0, xlabel="tokens")
+        figures.draw_estimates(ax, c.words, reference=0, reference_label=DENSE, xlabel="tokens")
+        ax.xaxis.set_major_locator(MaxNLocator(2))
         with figures.style():
             ax.set_title(re.sub(r" (?=\S+( %)?$)", "\n", name, count=1))
         if ax is not axes[1]:
@@ -94,6 +113,7 @@ def reasons(changes: Mapping[str, Change]) -> Figure | None:
     ends = np.array([ax.get_xlim() for ax in axes[1:]])
     for ax in axes[1:]:
         ax.set_xlim(ends.min(), ends.max())
+    _finish(fig, axes)
     return fig
 
 
