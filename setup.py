@@ -15,7 +15,7 @@ class BuildWithDataAndNotebooks(build_py):
         super().run()
         if not self.editable_mode:
             for folder in ("data", "notebooks"):
-                left_out = shutil.ignore_patterns("charts", ".*", "figures", "executed")  # charts: no model yet
+                left_out = shutil.ignore_patterns(".*", "figures", "executed")
                 shutil.copytree(folder, package / "bundled" / folder, ignore=left_out)
 
 

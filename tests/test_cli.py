@@ -178,7 +178,7 @@ def test_train_and_evaluate(call, tmp_path, monkeypatch):
     monkeypatch.setattr(worlds, "VISION_STEPS", 2)
     monkeypatch.setattr(evaluation, "UNTRAINED_SIZES", {5: 2})
     monkeypatch.setattr(evaluation, "LIMIT", 12)  # a model of two steps never ends a trace
-    monkeypatch.setattr(publishing, "ANCHOR_SCENES", 2)
+    monkeypatch.setattr(publishing, "ANCHOR_PICTURES", 2)
     tiny = (plan.Stage("read", 2, {4: 1.0}, {"describe": 1.0}, 2, 1, (1e-3, 1e-3)),)
     monkeypatch.setattr(worlds.Scenes, "plan", tiny)
     state = json.loads(call("train", "--folder", tmp_path / "run", "--publish", tmp_path / "model", "--json").stdout)

@@ -60,9 +60,7 @@ def test_an_installed_package_holds_what_it_needs_and_no_more(installed):
     package = installed / "visionpulse_analysis"
     for folder in ("data", "notebooks"):
         there = {path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*") if path.is_file()}
-        needed = {
-            path for path in there if path.parts[0] != "charts" and not any(p.startswith(".") for p in path.parts)
-        }
+        needed = {path for path in there if not any(p.startswith(".") for p in path.parts)}
         inside = package / "bundled" / folder
         assert {path.relative_to(inside) for path in inside.rglob("*") if path.is_file()} == needed
     code = {path.relative_to(ROOT / "visionpulse_analysis") for path in (ROOT / "visionpulse_analysis").rglob("*.*")}
@@ -78,6 +76,8 @@ def test_an_installed_package_draws_its_figures_and_works_in_an_empty_folder(ins
     [notebook] = done["notebooks"]
     assert Path(notebook["executed"]) == here / "figures" / "fast" / "executed" / "00_quickstart.ipynb"
     assert [path.name for path in here.iterdir()] == ["figures"]  # caches lie elsewhere
+    told = "import visionpulse_analysis as vpa; print(vpa.load('charts').weights_hash)"
+    assert far_away(installed, tmp_path / "charts", "-c", told).strip() == vpa.load("charts").weights_hash
     told = "import visionpulse_analysis.cli as c; print(c.__file__); c.app(['notebooks'], standalone_mode=False)"
     printed = far_away(installed, tmp_path / "other", "-c", told).splitlines()
     assert Path(printed[0]).is_relative_to(installed)

@@ -18,12 +18,13 @@ from visionpulse_analysis.testbed.charts.chart import COLOURS, generate
 from visionpulse_analysis.testbed.charts.dense import DENSE
 from visionpulse_analysis.testbed.charts.drawing import render
 from visionpulse_analysis.testbed.charts.glyphs import GLYPHS
+from visionpulse_analysis.testbed.charts.language import LANGUAGE
 from visionpulse_analysis.testbed.charts.plan import MIX, PLAN, READING, REASONING, ChartStage
 from visionpulse_analysis.testbed.charts.questions import TASKS
 from visionpulse_analysis.testbed.charts.reasoning import FROM_IMAGE
 from visionpulse_analysis.testbed.charts.regions import Thing, patches_of_thing
 from visionpulse_analysis.testbed.charts.tower import LABELS, patch_labels
-from visionpulse_analysis.testbed.charts.world import CHARTS, LANGUAGE, converse, make_batch
+from visionpulse_analysis.testbed.charts.world import CHARTS, converse, make_batch
 from visionpulse_analysis.testbed.training.model import save_bundle
 from visionpulse_analysis.testbed.training.packing import Language, pack_images
 from visionpulse_analysis.testbed.training.scoring import hidden_states, scores
@@ -168,7 +169,7 @@ def test_what_was_noted_after_the_last_checkpoint_is_not_noted_twice(tmp_path, m
 
 def test_the_training_that_stands_in_the_repository_can_go_on(tmp_path):
     shutil.copytree(data_folder() / "charts", tmp_path / "run")
-    stored = json.loads((tmp_path / "run" / "state.json").read_text())
+    stored = json.loads((tmp_path / "run" / "training.json").read_text())
     trainer = Trainer(tmp_path / "run", world=CHARTS, seed=stored["seed"])
     assert trainer.state["step"] == stored["step"] > 0
     names = [stage["name"] for stage in stored["plan"]]
@@ -189,6 +190,23 @@ def test_training_charts_are_not_those_that_are_studied():
 def test_the_command_says_which_worlds_there_are(tmp_path):
     run = CliRunner().invoke(app, ["train", "--world", "maps", "--folder", str(tmp_path)])
     assert run.exit_code != 0 and "scenes, charts" in str(run.output) + str(run.exception)
-    asked = ["train", "--world", "charts", "--folder", str(tmp_path), "--publish", str(tmp_path / "model")]
-    run = CliRunner().invoke(app, asked)
-    assert run.exit_code != 0 and "use --keep" in str(run.output) + str(run.exception)
+
+
+def test_a_published_model_is_loaded_and_a_copy_of_its_folder_is_trained_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("visionpulse_analysis.testbed.training.publishing.ANCHOR_PICTURES", 1)
+    monkeypatch.setattr("visionpulse_analysis.testbed.training.training.REPORT_EVERY", 1)
+    monkeypatch.setattr(world.Charts, "plan", TINY[:1])
+    published, folder = tmp_path / "model", tmp_path / "run"
+    asked = ["train", "--world", "charts", "--folder", str(folder), "--publish", str(published), "--minutes"]
+    assert CliRunner().invoke(app, [*asked, "1e-9"]).exit_code == 0
+    before = {path.name: path.read_bytes() for path in published.iterdir()}
+    assert CliRunner().invoke(app, [*asked, "0"]).exit_code == 0
+    assert before == {path.name: path.read_bytes() for path in published.iterdir()}, "0 minutes train nothing"
+    vlm, run = load(str(published)), Trainer(folder, world=CHARTS)
+    assert vlm.model.dtype == torch.float32
+    for name, value in vlm.model.state_dict().items():
+        assert torch.equal(value, run.average.state_dict()[name].bfloat16().float()), name
+    assert vlm.tokenizer.get_vocab() == LANGUAGE.ids
+    copy = Trainer(shutil.copytree(published, tmp_path / "copy"), world=CHARTS)
+    assert copy.state == run.state and (tmp_path / "copy" / "curves.csv").exists()
+    assert torch.equal(copy.beside.weight, run.beside.weight.bfloat16().float())

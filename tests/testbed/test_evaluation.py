@@ -13,6 +13,7 @@ from visionpulse_analysis.pruners import Random
 from visionpulse_analysis.testbed.scenes import horizon
 from visionpulse_analysis.testbed.scenes.questions import TASKS, reason
 from visionpulse_analysis.testbed.training import evaluation
+from visionpulse_analysis.testbed.training import horizon as words
 from visionpulse_analysis.testbed.training.evaluation_set import build_items, read_items, write_items
 
 ITEMS = build_items({4: 6, 6: 5})
@@ -127,7 +128,7 @@ def test_the_random_control_is_a_cost_in_points(answering):
 
 def test_without_the_image_the_horizon_does_not_depend_on_it(vlm, monkeypatch):
     """Cut off from layer 0 on, the model computes the same whatever is in the picture; later or uncut it does not."""
-    states, hidden_states, pack = [], horizon.hidden_states, horizon.pack
+    states, hidden_states, pack = [], words.hidden_states, horizon.pack
 
     def kept(model, batch):
         states.append(hidden_states(model, batch))
@@ -138,7 +139,7 @@ def test_without_the_image_the_horizon_does_not_depend_on_it(vlm, monkeypatch):
         batch.pixels.zero_()
         return batch
 
-    monkeypatch.setattr(horizon, "hidden_states", kept)
+    monkeypatch.setattr(words, "hidden_states", kept)
     items = build_items({4: 2})
     horizon.reading_horizon(vlm, items)
     monkeypatch.setattr(horizon, "pack", blackened)

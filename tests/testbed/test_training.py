@@ -8,12 +8,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from visionpulse_analysis.testbed import worlds
-from visionpulse_analysis.testbed.scenes.horizon import reading_anchor
 from visionpulse_analysis.testbed.scenes.questions import TASKS, ask, reason
 from visionpulse_analysis.testbed.scenes.scene import COLOURS, SHAPES, generate
 from visionpulse_analysis.testbed.scenes.tokens import vocabulary
 from visionpulse_analysis.testbed.training import plan, publishing
 from visionpulse_analysis.testbed.training.batches import KINDS, READ_OFF_THE_IMAGE, make_batch, make_drill, pack
+from visionpulse_analysis.testbed.training.horizon import reading_anchor
 from visionpulse_analysis.testbed.training.model import build_image_processor, build_model
 from visionpulse_analysis.testbed.training.packing import patches_of
 from visionpulse_analysis.testbed.training.plan import MIX, Stage
@@ -207,7 +207,7 @@ def test_training_scenes_are_not_evaluation_scenes():
 def test_a_new_run_goes_on_from_a_published_model(tmp_path, short_vision, monkeypatch):
     first = Trainer(tmp_path / "first", plan=TINY, seed=3)
     first.run(minutes=1e-9, report=lambda line: None)
-    monkeypatch.setattr(publishing, "ANCHOR_SCENES", 2)
+    monkeypatch.setattr(publishing, "ANCHOR_PICTURES", 2)
     publish(first, tmp_path / "model")
     provenance = json.loads((tmp_path / "model" / "training.json").read_text())
     assert (provenance["seed"], provenance["step"]) == (3, first.state["step"])

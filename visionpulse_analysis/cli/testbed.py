@@ -12,14 +12,14 @@ from visionpulse_analysis.cli.base import Json, Load, Model, app, command, loads
 
 @command(app)
 def train(
-    world: Annotated[str, typer.Option(help="scenes, or charts (in the making).")] = "scenes",
+    world: Annotated[str, typer.Option(help="scenes or charts.")] = "scenes",
     folder: Annotated[
         Path | None,
         typer.Option(help="Checkpoints; training goes on from what is there. By default runs/ and the world's name."),
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(help="Stop after this much time, once the vision tower is trained, which comes first."),
+        typer.Option(help="Stop after this much time, once the vision tower is trained; 0: only publish."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Fixes weights and batches.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
@@ -41,8 +41,6 @@ def train(
         return
     if world not in ("scenes", "charts"):
         raise ValueError(f"unknown world {world!r}; known: scenes, charts")
-    if publish is not None and world != "scenes":
-        raise ValueError(f"--publish is for the world of scenes: the model of {world} is in the making; use --keep")
     from visionpulse_analysis.testbed.charts.world import CHARTS
     from visionpulse_analysis.testbed.training.publishing import publish as publish_model
     from visionpulse_analysis.testbed.training.training import Trainer

@@ -54,7 +54,7 @@ from visionpulse_analysis.models.processors import (
 )
 from visionpulse_analysis.models.token_text import Decoder
 
-BUNDLED = ("scenes",)
+BUNDLED = ("scenes", "charts")
 CACHE_LINE = 64  # bytes: torch puts every tensor of its own at a multiple
 WITHOUT_ROWS = {"conv", "linear_attention", "mamba", "mlp", "moe", "recurrent"}  # kinds of layers without a softmax
 
@@ -330,8 +330,9 @@ def load(
     Parameters
     ----------
     name : str, or (model, processor)
-        "scenes" (bundled), a folder in Hugging Face format, or a hub id such as "Qwen/Qwen3-VL-4B-Thinking". Or your
-        own objects, which are used as they are: they have a dtype and a device, and the other options are for names.
+        "scenes" or "charts" (bundled), a folder in Hugging Face format, or a hub id such as
+        "Qwen/Qwen3-VL-4B-Thinking". Or your own objects, which are used as they are: they have a dtype and a device,
+        and the other options are for names.
     dtype : str or torch.dtype
         "auto" keeps the checkpoint's own.
     device : optional

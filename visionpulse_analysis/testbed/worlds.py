@@ -8,13 +8,18 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from visionpulse_analysis.testbed.training.batches import ALL_TASKS, make_batch, make_drill
+from visionpulse_analysis.models.loading import VLM
+from visionpulse_analysis.testbed.scenes.horizon import reading_horizon
+from visionpulse_analysis.testbed.training.batches import ALL_TASKS, LANGUAGE, make_batch, make_drill
+from visionpulse_analysis.testbed.training.evaluation_set import VALIDATION_SEED, build_items
 from visionpulse_analysis.testbed.training.model import build_model
+from visionpulse_analysis.testbed.training.packing import Language
 from visionpulse_analysis.testbed.training.plan import FIRST_TRAINING_SEED, FIRST_VISION_SEED, PLAN, VISION_STEPS, Stage
 from visionpulse_analysis.testbed.training.scoring import scores
 from visionpulse_analysis.testbed.training.vision import pretrain_vision
 
 DRILL_ROWS = 64
+VALIDATION_CELLS = 8
 
 
 class World(Protocol):
@@ -28,6 +33,16 @@ class World(Protocol):
     @property
     def shown(self) -> tuple[str, ...]:
         """The scores that are shown while it is trained, as soon as there are any."""
+        ...
+
+    @property
+    def language(self) -> Language:
+        """The words that its model knows and how it is spoken to."""
+        ...
+
+    @property
+    def stored(self) -> torch.dtype:
+        """How the weights of a published model are stored; it computes in float32."""
         ...
 
     def build(self, seed: int) -> Any:
@@ -48,11 +63,17 @@ class World(Protocol):
         """Loss of one step, a function of (seed, step), and teacher-forced (right, total) by name."""
         ...
 
+    def horizon(self, vlm: VLM, pictures: int) -> dict[str, list[float]]:
+        """Where a published model reads, on validation pictures: by kind of word, as of ``reading_horizon``."""
+        ...
+
 
 class Scenes:
     """Coloured shapes on a grid; the vision tower is trained before the plan begins."""
 
     plan = PLAN
+    language = LANGUAGE
+    stored = torch.float32
     shown = (*ALL_TASKS, "row", "column", "verdict")
 
     def build(self, seed: int):
@@ -77,6 +98,9 @@ class Scenes:
         else:
             batch = make_batch(rng, list(range(first, first + stage.images)), cells, stage.tasks, stage.questions)
         return scores(model, batch.to(next(model.parameters()).device))
+
+    def horizon(self, vlm: VLM, pictures: int) -> dict[str, list[float]]:
+        return reading_horizon(vlm, build_items({VALIDATION_CELLS: pictures}, VALIDATION_SEED))
 
 
 SCENES = Scenes()

@@ -51,10 +51,10 @@ def reason(chart: Chart, question: Question, rng: np.random.Generator) -> list[T
         body += [*legend_entry(chart, question.series, "colour"), *_words(".")]
     body += [*_words("at a glance"), *_glances(chart, question), *_words(".")]
     body += _THINKING[question.task](chart, question, rng)
-    return answered(_told_once(body), question.answer)
+    return answered(told_once(body), question.answer)
 
 
-def _told_once(tokens: list[TokenTruth]) -> list[TokenTruth]:
+def told_once(tokens: list[TokenTruth]) -> list[TokenTruth]:
     """What was read off the picture before is text when it is said again."""
     told: set[tuple] = set()
     result = []
@@ -226,7 +226,7 @@ def _read(chart: Chart, series: int, mark: int, subject: str) -> list[TokenTruth
     ]
 
 
-def _compared(chart: Chart, series: int, a: int, b: int) -> TokenTruth:
+def compared(chart: Chart, series: int, a: int, b: int) -> TokenTruth:
     """How well two marks can be told apart: "close", or the state of the one that is less clear."""
     about = tuple(Thing("mark", mark, series) for mark in (a, b))
     gap = abs(int(chart.levels[series, a]) - int(chart.levels[series, b]))
@@ -243,7 +243,7 @@ def _versus(chart: Chart, series: int, a: int, b: int) -> list[TokenTruth]:
 
 def _look_again(chart: Chart, series: int, a: int, b: int) -> list[TokenTruth]:
     """Say how well two marks can be told apart, and read both where they cannot."""
-    tokens = [*_words("it is"), _compared(chart, series, a, b), *_words(".")]
+    tokens = [*_words("it is"), compared(chart, series, a, b), *_words(".")]
     if tokens[-2].word == "clear":
         return tokens
     tokens += _words("look again .")
@@ -255,12 +255,12 @@ def _look_again(chart: Chart, series: int, a: int, b: int) -> list[TokenTruth]:
 def _value(chart: Chart, q: Question, rng: np.random.Generator) -> list[TokenTruth]:
     (a,) = q.marks
     tokens = [*_search(chart, a, rng), *_read(chart, q.series, a, chart.labels[a]), *_words("check")]
-    beside = [(name, mark) for name, mark in (("left", a - 1), ("right", a + 1)) if 0 <= mark < chart.n_marks]
-    tokens += _joined([_beside(chart, q.series, a, mark, name) for name, mark in beside])
+    neighbours = [(name, mark) for name, mark in (("left", a - 1), ("right", a + 1)) if 0 <= mark < chart.n_marks]
+    tokens += _joined([beside(chart, q.series, a, mark, name) for name, mark in neighbours])
     return [*tokens, *_words(f". so the answer is {q.answer} .")]
 
 
-def _beside(chart: Chart, series: int, mark: int, other: int, side: str) -> list[TokenTruth]:
+def beside(chart: Chart, series: int, mark: int, other: int, side: str) -> list[TokenTruth]:
     """What stands beside a mark, and whether it is higher or lower."""
     difference = int(chart.levels[series, other]) - int(chart.levels[series, mark])
     word = "higher" if difference > 0 else "lower" if difference < 0 else "same"
@@ -320,14 +320,14 @@ def _above(chart: Chart, q: Question, rng: np.random.Generator) -> list[TokenTru
             tokens += [TokenTruth(str(count), "result"), *_words(",")]
         tokens += [TokenTruth("none", "verdict"), *_words(".")]
     else:
-        tokens += [*_halves(chart, s, q.level), *_words(",")]
+        tokens += [*halves(chart, s, q.level), *_words(",")]
         tokens += [*_words("in all"), TokenTruth(str(len(over)), "result"), *_words(".")]
     nearest = int(np.abs(chart.levels[s] - q.level).argmin())
     is_close = abs(int(chart.levels[s, nearest]) - q.level) <= CLOSE
     state = TokenTruth("close" if is_close else "clear", "state", (*tops(chart, s), tick))
     tokens += [*_words(f"nearest {limit} it is"), state, *_words(".")]
     if is_close:
-        tokens += [*_words("look again . see"), *_named(chart, nearest), *_words(".")]
+        tokens += [*_words("look again . see"), *named(chart, nearest), *_words(".")]
         tokens += _read(chart, s, nearest, chart.labels[nearest] if chart.labels else "it")
         value = chart.value(s, nearest)
         verdict = "more" if value > limit else "less" if value < limit else "same"
@@ -335,7 +335,7 @@ def _above(chart: Chart, q: Question, rng: np.random.Generator) -> list[TokenTru
     return [*tokens, *_words(f"so the answer is {q.answer} .")]
 
 
-def _halves(chart: Chart, series: int, level: int) -> list[TokenTruth]:
+def halves(chart: Chart, series: int, level: int) -> list[TokenTruth]:
     """How many points are above a level in the left half of the plot; the rest of those told before are right."""
     is_left, is_above = chart.x[series] < 0.5, chart.levels[series] > level
     about = tuple(Thing("top", int(mark), series) for mark in np.flatnonzero(is_left))
@@ -343,7 +343,7 @@ def _halves(chart: Chart, series: int, level: int) -> list[TokenTruth]:
     return [*_words("left"), TokenTruth(str(left), "glance", about), *_words("right"), TokenTruth(str(right), "result")]
 
 
-def _named(chart: Chart, mark: int) -> list[TokenTruth]:
+def named(chart: Chart, mark: int) -> list[TokenTruth]:
     """The place of a mark and, where it has one, its label."""
     about = (Thing("label", mark),) if chart.labels else tops(chart, 0)
     label = [TokenTruth(chart.labels[mark], "label", about)] if chart.labels else []
@@ -356,21 +356,21 @@ def _trend(chart: Chart, q: Question, rng: np.random.Generator) -> list[TokenTru
     is_close = chart.trend_is_close(s)
     ends = (0, chart.n_marks - 1)
     if chart.kind == "line":
-        named = [TokenTruth(chart.labels[mark], "label", (Thing("label", mark),)) for mark in ends]
-        tokens = [*_words("from"), named[0], *_words("to"), named[1]]
+        first, last = [TokenTruth(chart.labels[mark], "label", (Thing("label", mark),)) for mark in ends]
+        tokens = [*_words("from"), first, *_words("to"), last]
     else:
-        tokens = [*_halves(chart, s, PARTS * chart.intervals // 2), *_words("over half ,")]
+        tokens = [*halves(chart, s, PARTS * chart.intervals // 2), *_words("over half ,")]
     tokens += [*glance_trend(chart, s), *_words(", it is")]
     tokens += [TokenTruth("close" if is_close else "clear", "state", about), *_words(".")]
     if chart.kind == "line":
         if is_close:
             tokens += _words("look again .")
             for mark in ends:
-                tokens += [*_words("see"), *_named(chart, mark), *_words(".")]
+                tokens += [*_words("see"), *named(chart, mark), *_words(".")]
                 tokens += _read(chart, s, mark, chart.labels[mark])
             tokens += _versus(chart, s, *ends)
     elif is_close:
-        tokens += [*_words("look again ."), *_halves(chart, s, PARTS), *_words(f"over {chart.step} .")]
+        tokens += [*_words("look again ."), *halves(chart, s, PARTS), *_words(f"over {chart.step} .")]
     return [*tokens, *_words(f"so the answer is {q.answer} .")]
 
 

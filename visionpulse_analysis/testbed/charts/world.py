@@ -7,34 +7,32 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.testbed.charts.chart import Chart, generate
 from visionpulse_analysis.testbed.charts.dense import DENSE, practise
 from visionpulse_analysis.testbed.charts.drawing import render
+from visionpulse_analysis.testbed.charts.evaluation import read_words
+from visionpulse_analysis.testbed.charts.language import LANGUAGE
 from visionpulse_analysis.testbed.charts.plan import FIRST_TRAINING_SEED, MOST_IMAGES, PLAN, ChartStage
 from visionpulse_analysis.testbed.charts.questions import TASKS, Question, ask, can_ask
-from visionpulse_analysis.testbed.charts.reasoning import FROM_IMAGE, KINDS, TokenTruth, reason
+from visionpulse_analysis.testbed.charts.reasoning import TokenTruth, reason
 from visionpulse_analysis.testbed.charts.tower import PatchHeads, outputs_of, patch_labels
-from visionpulse_analysis.testbed.charts.words import SYSTEM_PROMPT, vocabulary
+from visionpulse_analysis.testbed.charts.words import vocabulary
+from visionpulse_analysis.testbed.training.horizon import reading_horizon
 from visionpulse_analysis.testbed.training.model import Size, build_model
-from visionpulse_analysis.testbed.training.packing import Batch, Language, pack_images, patches_of
+from visionpulse_analysis.testbed.training.packing import Batch, pack_images, patches_of
 from visionpulse_analysis.testbed.training.scoring import scores
 
 SIZE = Size(vision_width=96, vision_mlp=192)
-IMAGE_WEIGHT = 3.0  # in the loss: four words in five are determined by text, and are learned first
-LANGUAGE = Language(
-    tuple(vocabulary()),
-    SYSTEM_PROMPT,
-    KINDS,
-    (*TASKS, *DENSE),
-    FROM_IMAGE,
-    {kind: IMAGE_WEIGHT for kind in FROM_IMAGE if kind != "met"},
-)
+VALIDATION_SIDE, VALIDATION_SEED = 16, 500_000
 
 
 class Charts:
     """Charts, and the model that learns to read them."""
 
     plan = PLAN
+    language = LANGUAGE
+    stored = torch.bfloat16
     shown = ("see letter", "see top", "place", "label", "tick", "part", "over", "glance", *TASKS)
 
     def build(self, seed: int):
@@ -76,6 +74,10 @@ class Charts:
             hook.remove()
         tower, seen_right = beside.loss(seen, labels)
         return loss + stage.tower * tower, counts | seen_right
+
+    def horizon(self, vlm: VLM, pictures: int) -> dict[str, list[float]]:
+        """Where it reads small charts, of which true traces are fed in."""
+        return reading_horizon(read_words(vlm, pictures, VALIDATION_SIDE, VALIDATION_SEED))
 
 
 def _kinds(rng: np.random.Generator, weights: dict[str, float], count: int) -> list[str | None]:

@@ -107,8 +107,13 @@ def save_bundle(
     folder: str | Path,
     words: Sequence[str] | None = None,
     system_prompt: str = SYSTEM_PROMPT,
+    stored: torch.dtype = torch.float32,
 ) -> None:
-    """Write model, tokenizer (of ``words``, by default those of scenes) and image processor, ready for ``load``."""
-    model.save_pretrained(folder)
+    """Write model, tokenizer (of ``words``, by default those of scenes) and image processor, ready for ``load``.
+
+    The weights are stored as ``stored`` and loaded as the configuration says, in the dtype of ``model``: a CPU without
+    bfloat16 units would be slow in it.
+    """
+    model.save_pretrained(folder, state_dict={name: value.to(stored) for name, value in model.state_dict().items()})
     build_tokenizer(words, system_prompt).save_pretrained(folder)
     build_image_processor().save_pretrained(folder)

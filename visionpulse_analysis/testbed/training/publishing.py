@@ -12,30 +12,32 @@ from typing import Any
 
 from visionpulse_analysis._util.files import data_folder
 from visionpulse_analysis.models.loading import load
-from visionpulse_analysis.testbed.scenes.horizon import reading_anchor, reading_horizon
 from visionpulse_analysis.testbed.scenes.tokens import vocabulary
 from visionpulse_analysis.testbed.training.card import model_card
-from visionpulse_analysis.testbed.training.evaluation_set import VALIDATION_SEED, build_items
+from visionpulse_analysis.testbed.training.horizon import reading_anchor
 from visionpulse_analysis.testbed.training.model import save_bundle
 from visionpulse_analysis.testbed.training.training import Trainer
 
-ANCHOR_CELLS, ANCHOR_SCENES = 8, 100
+ANCHOR_PICTURES = 100
 
 
 def publish(trainer: Trainer, folder: str | Path) -> None:
-    """Write a run's averaged weights in Hugging Face format, with ``training.json`` beside them.
+    """Write a run's averaged weights in Hugging Face format, and beside them what a copy of the folder goes on with.
 
-    The default anchor is measured on validation scenes (:func:`reading_anchor`) and stated in the configuration.
+    The default anchor is measured on validation pictures (:func:`reading_anchor`) and stated in the configuration.
     """
-    folder, model = Path(folder), trainer.average
-    save_bundle(model, folder)
-    items = build_items({ANCHOR_CELLS: ANCHOR_SCENES}, VALIDATION_SEED)
-    model.config.visionpulse_anchor = reading_anchor(reading_horizon(load(str(folder), device=trainer.device), items))
-    save_bundle(model, folder)
+    folder, model, world = Path(folder), trainer.average, trainer.world
+    bundled: dict[str, Any] = {
+        "words": world.language.words, "system_prompt": world.language.system_prompt, "stored": world.stored
+    }  # fmt: skip
+    save_bundle(model, folder, **bundled)
+    horizon = world.horizon(load(str(folder), device=trainer.device), ANCHOR_PICTURES)
+    model.config.visionpulse_anchor = reading_anchor(horizon)
+    save_bundle(model, folder, **bundled)
+    trainer.keep_beside(folder)
     packages = ("torch", "transformers", "visionpulse_analysis")
     provenance = {
-        **trainer.state,
-        "seed": trainer.seed,
+        **trainer.told(),
         "device": trainer.device,
         "threads": trainer.threads,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",

@@ -21,6 +21,7 @@ from visionpulse_analysis.testbed.worlds import SCENES, World
 
 REPORT_EVERY = 50  # steps
 CURVES = "curves.csv"
+STATE, PUBLISHED = "state.json", "training.json"  # a run goes on from a copy of either
 
 
 class Trainer:
@@ -64,8 +65,8 @@ class Trainer:
             "running": {},
             "log": [],
         }
-        if (self.folder / "state.json").exists():
-            self._restore()
+        if stored := [self.folder / name for name in (STATE, PUBLISHED) if (self.folder / name).exists()]:
+            self._restore(stored[0])
         elif start is not None:
             for model in (self.model, self.average):
                 model.load_state_dict(load_file(Path(start) / "model.safetensors"))
@@ -79,9 +80,9 @@ class Trainer:
         keep: str | Path | None = None,
         report: Callable[[str], None] = print,
     ) -> None:
-        """Train until the plan ends or ``minutes`` of wall time have passed; saves every ``save_every`` steps.
+        """Train until the plan ends or ``minutes`` of wall time have passed, not at all for 0.
 
-        Where it saves, it also writes what :meth:`keep` does to the folder ``keep``.
+        Saves every ``save_every`` steps. Where it saves, it also writes what :meth:`keep` does to the folder ``keep``.
         """
         started = last = time.monotonic()
         if "vision" not in self.state:
@@ -91,7 +92,7 @@ class Trainer:
         self.model.train()
         total = sum(stage.steps for stage in self.plan)
         with tqdm(total=total, initial=self.state["step"], disable=None, desc="train") as bar:
-            while self.state["stage"] < len(self.plan):
+            while self.state["stage"] < len(self.plan) and minutes != 0:
                 stage = self.plan[self.state["stage"]]
                 loss = self._step(stage)
                 now = time.monotonic()
@@ -165,8 +166,8 @@ class Trainer:
             save_file(content, temporary, metadata={"step": str(self.state["step"])})
             temporary.replace(self.folder / f"{name}.safetensors")
         temporary = self.folder / "state.tmp"
-        temporary.write_text(self._told())
-        temporary.replace(self.folder / "state.json")
+        temporary.write_text(json.dumps(self.told(), indent=1) + "\n")
+        temporary.replace(self.folder / STATE)
 
     def keep(self, folder: str | Path) -> None:
         """Write what a later run needs to go on, small enough for a repository: weights in bfloat16, state, curves.
@@ -175,15 +176,20 @@ class Trainer:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, module in (("model", self.model), ("beside", self.beside)):
-            save_file({k: v.bfloat16() for k, v in _contiguous(module).items()}, folder / f"{name}.safetensors")
-        (folder / "state.json").write_text(self._told())
+        _save_small(self.model, folder / "model.safetensors")
+        self.keep_beside(folder)
+        (folder / STATE).write_text(json.dumps(self.told(), indent=1) + "\n")
+
+    def keep_beside(self, folder: Path) -> None:
+        """Write what was trained beside the model, and the curves, where there are any."""
+        if self.beside.state_dict():
+            _save_small(self.beside, folder / "beside.safetensors")
         if (self.folder / CURVES).exists():
             (folder / CURVES).write_text((self.folder / CURVES).read_text())
 
-    def _told(self) -> str:
-        plan = [asdict(stage) for stage in self.plan]
-        return json.dumps({**self.state, "seed": self.seed, "plan": plan}, indent=1) + "\n"
+    def told(self) -> dict[str, Any]:
+        """The state of the run, with its seed and plan, JSON-ready."""
+        return {**self.state, "seed": self.seed, "plan": [asdict(stage) for stage in self.plan]}
 
     def _note(self, stage: Any, loss: float) -> None:
         """Add a row to the curves: step, seconds, stage, loss, and the running mean of every score in long form."""
@@ -203,11 +209,10 @@ class Trainer:
             head, *rows = path.read_text().splitlines(keepends=True)
             path.write_text("".join([head, *(row for row in rows if int(row.split(",")[0]) <= step)]))
 
-    def _restore(self) -> None:
-        stored = json.loads((self.folder / "state.json").read_text())
+    def _restore(self, path: Path) -> None:
+        stored = {k: v for k, v in json.loads(path.read_text()).items() if k in {*self.state, "vision", "seed"}}
         if stored.pop("seed") != self.seed:
             raise ValueError(f"{self.folder} was trained with another seed; give that seed or another folder")
-        stored.pop("plan")
         self.state = stored
         self._forget_after(stored["step"])
         weights = load_file(self.folder / "model.safetensors")
@@ -223,6 +228,10 @@ class Trainer:
                 moments[kind].setdefault(int(index), {})[name] = value
             for kind, optimizer in self.optimizers.items():
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": moments[kind]})
+
+
+def _save_small(module: torch.nn.Module, path: Path) -> None:
+    save_file({name: value.bfloat16() for name, value in _contiguous(module).items()}, path)
 
 
 def _contiguous(model) -> dict[str, torch.Tensor]:
