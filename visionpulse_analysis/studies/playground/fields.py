@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from html import escape
 from types import NoneType
@@ -110,7 +110,7 @@ def _field(name: str, kind: Any, value: Any, meaning: str) -> Any:
         return ipywidgets.Checkbox(value=value, indent=True, **about)
     if get_origin(kind) is Literal:
         return ipywidgets.Dropdown(options=get_args(kind), value=value, **about)
-    return ipywidgets.Text(value=write_field(value), placeholder=hint(kind), **about)
+    return ipywidgets.Text(value=write_field(value), **about)
 
 
 def _meanings(kind: type) -> dict[str, str]:
@@ -123,12 +123,20 @@ def _meanings(kind: type) -> dict[str, str]:
     return said
 
 
-def with_hint(kind: type[Pruner], made: Mapping[str, Any]) -> list[ipywidgets.Widget]:
-    """The fields, and beside each that is typed into what may stand there."""
+def with_hints(kind: type[Pruner], made: Mapping[str, Any]) -> list[ipywidgets.Widget]:
+    """The fields, and below each that is typed into what may stand there."""
     kinds = get_type_hints(kind, include_extras=True)
-    return [_beside(one, hint(kinds[name])) if isinstance(one, ipywidgets.Text) else one for name, one in made.items()]
+    return [hinted(one, hint(kinds[name]) if isinstance(one, ipywidgets.Text) else "") for name, one in made.items()]
 
 
-def _beside(field: ipywidgets.Widget, told: str) -> ipywidgets.HBox:
-    note = ipywidgets.HTML(f"<span class='vp-hint'>{escape(told)}</span>")
-    return ipywidgets.HBox([field, note], layout=ipywidgets.Layout(flex_flow="row wrap"))
+def hinted(field: ipywidgets.DOMWidget, told: str) -> ipywidgets.VBox:
+    """A field as wide as its place, and words below it."""
+    field.layout.width = "auto"
+    note = ipywidgets.HTML(f"<div class='vp-hint'>{escape(told)}</div>")
+    return ipywidgets.VBox([field, note] if told else [field])
+
+
+def side_by_side(fields: Sequence[ipywidgets.Widget]) -> ipywidgets.GridBox:
+    """Fields in as many columns as there is room for."""
+    columns = "repeat(auto-fill, minmax(min(300px, 100%), 1fr))"
+    return ipywidgets.GridBox(fields, layout=ipywidgets.Layout(grid_template_columns=columns, grid_gap="0 16px"))

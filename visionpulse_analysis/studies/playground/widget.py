@@ -30,10 +30,19 @@ from visionpulse_analysis.decoding.sampling import Sample
 from visionpulse_analysis.experiments.samples import one_sample
 from visionpulse_analysis.explorer import Explorer, somebody_is_there
 from visionpulse_analysis.media.images import image_of_bytes, read_image
-from visionpulse_analysis.models.loading import VLM
+from visionpulse_analysis.models.loading import BUNDLED, VLM
 from visionpulse_analysis.pruners import Pruner, as_text, list_pruners, make_pruner
 from visionpulse_analysis.studies.playground.asking import Ask
-from visionpulse_analysis.studies.playground.fields import WIDE, make_fields, read_field, read_fields, with_hint
+from visionpulse_analysis.studies.playground.fields import (
+    WIDE,
+    hinted,
+    make_fields,
+    read_field,
+    read_fields,
+    side_by_side,
+    with_hints,
+    write_field,
+)
 from visionpulse_analysis.studies.playground.report import numbers, table_html
 from visionpulse_analysis.testbed.scenes.questions import TASKS
 from visionpulse_analysis.traces import Trace, traces_hash
@@ -51,6 +60,8 @@ THUMBNAIL = 160  # pixels
 STYLE = """<style>
 .vp-hint, .vp-table + small { color: var(--jp-ui-font-color2, #666); font-size: 12px; }
 .vp-playground { overflow: hidden; }
+.vp-playground div.vp-hint { padding-left: 138px; line-height: 1.3; margin-bottom: 4px; }
+.vp-playground .vp-pruner { border-left: 3px solid var(--jp-border-color2, #ccc); margin: 6px 0; }
 .vp-playground .widget-html-content { line-height: 1.5; overflow-x: auto; }
 .vp-table { border-collapse: collapse; }
 .vp-table th, .vp-table td { text-align: left; padding: 2px 10px 2px 0; vertical-align: top; }
@@ -126,12 +137,8 @@ class Playground(ipywidgets.VBox):
             read_image(Path(path).expanduser())
         kinds = [SCENE, FILE, UPLOAD] + [GIVEN] * bool(self._given)
         first = GIVEN if self._given else FILE if path else SCENE
-        self.picture = ipywidgets.ToggleButtons(
-            options=kinds, value=first, description="picture", style={**WIDE, "button_width": "80px"}
-        )
-        self.scene = ipywidgets.Text(
-            value=str(seed), description="scene", style=WIDE, placeholder="whole number at least 0"
-        )
+        self.picture = ipywidgets.ToggleButtons(options=kinds, value=first, style={"button_width": "80px"})
+        self.scene = ipywidgets.Text(value=str(seed), description="scene", style=WIDE)
         self.path = ipywidgets.Text(value=path, description="path", style=WIDE, continuous_update=False)
         self.upload = ipywidgets.FileUpload(
             accept="image/*", description="Choose a picture (below 10 MB)", layout={"width": "auto"}
@@ -140,22 +147,22 @@ class Playground(ipywidgets.VBox):
         self._sources = {SCENE: self.scene, FILE: self.path, UPLOAD: self.upload}
         self._source = ipywidgets.HBox()
         self._picture_box = _row(ipywidgets.VBox([self.picture, self._source]), self._thumbnail)
-        for one, trait in (
-            (self.picture, "value"),
-            (self.scene, "value"),
-            (self.path, "value"),
-            (self.upload, "value"),
-        ):
-            one.observe(lambda _: self._show_picture(), trait)
+        for one in (self.picture, *self._sources.values()):
+            one.observe(lambda _: self._show_picture(), "value")
 
     def _make_question(self, question: str) -> None:
         self.question = ipywidgets.Textarea(
-            value=question, description="question", style=WIDE, rows=2, layout={"width": "min(640px, 95%)"}
+            value=question, description="question", style=WIDE, rows=2, layout={"width": "min(640px, 100%)"}
         )
         self.task = ipywidgets.Dropdown(
             options=TASKS, description="kind", style={"description_width": "initial"}, layout={"width": "150px"}
         )
-        self._question_box = _row(self.question, self.task)
+        known = (
+            f"The bundled model has learnt the questions {', '.join(TASKS)} about such scenes; what it says of other "
+            "pictures, or when asked in other words, means nothing."
+        )
+        told = [ipywidgets.HTML(f"<div class='vp-hint'>{known}</div>")] * (self.vlm.name in BUNDLED)
+        self._question_box = ipywidgets.VBox([_row(self.question, self.task), *told])
         self.task.observe(lambda _: self._fill_question(), "value")
 
     def _make_pruner(self, pruner: str | Pruner | None) -> None:
@@ -167,11 +174,12 @@ class Playground(ipywidgets.VBox):
             description="written",
             style=WIDE,
             placeholder="fastv(budget=0.2) | visionpulse:10",
-            layout={"width": "min(640px, 95%)"},
+            layout={"width": "min(640px, 100%)"},
         )
         self.parameters: dict[str, dict[str, Any]] = {}  # fields by the chosen name: what was typed is there again
         self._parameters_box = ipywidgets.VBox()
         self._pruner_box = ipywidgets.VBox([self.pruner, self._parameters_box])
+        self._pruner_box.add_class("vp-pruner")
         made = make_pruner(pruner) if isinstance(pruner, str) else pruner
         if made is not None and not isinstance(made, Pruner):
             raise ValueError(f"pruner must be a name, a Pruner or None, got {pruner!r}")
@@ -189,11 +197,6 @@ class Playground(ipywidgets.VBox):
         self._show_parameters()
 
     def _make_settings(self, layer: int | None, heads: str, temperature: float | None, seed: int, tokens: int) -> None:
-        def text(name: str, value: Any, told: str) -> ipywidgets.Text:
-            return ipywidgets.Text(
-                value="" if value is None else str(value), description=name, style=WIDE, placeholder=told
-            )
-
         recorded = self.vlm.attention_layers
         shown = self.vlm.default_anchor if layer is None else self.vlm.chosen_layer(layer)
         if shown not in recorded:
@@ -202,10 +205,18 @@ class Playground(ipywidgets.VBox):
             raise ValueError(f"heads must be 'mean' or 'all', got {heads!r}")
         self.layer = ipywidgets.Dropdown(options=recorded, value=shown, description="layer shown", style=WIDE)
         self.heads = ipywidgets.Dropdown(options=["mean", "all"], value=heads, description="heads recorded", style=WIDE)
-        self.temperature = text("temperature", temperature, "0: greedy; empty: as the model says")
-        self.seed = text("seed", seed, "whole number at least 0")
-        self.max_new_tokens = text("max_new_tokens", tokens, "whole number at least 1")
-        self._settings_box = _row(self.layer, self.heads, self.temperature, self.seed, self.max_new_tokens)
+        typed = ("draw temperature", temperature), ("seed", seed), ("max_new_tokens", tokens)
+        self.temperature, self.seed, self.max_new_tokens = (
+            ipywidgets.Text(value=write_field(value), description=name, style=WIDE) for name, value in typed
+        )
+        told = {
+            self.layer: "all are recorded",
+            self.heads: "each needs as much memory as their mean",
+            self.temperature: "0: greedy; empty: as the model says",
+            self.seed: "of the draws, whole number at least 0",
+            self.max_new_tokens: "whole number at least 1",
+        }
+        self._settings_box = side_by_side([hinted(field, words) for field, words in told.items()])
         self.layer.observe(lambda _: self._show_layer(), "value")
 
     def _make_buttons(self) -> None:
@@ -316,7 +327,9 @@ class Playground(ipywidgets.VBox):
         kind = list_pruners()[name]
         if chosen not in self.parameters:
             self.parameters[chosen] = make_fields(kind, kind.presets[preset] if preset else {})
-        self._parameters_box.children = tuple(with_hint(kind, self.parameters[chosen]))
+        does = escape((kind.__doc__ or "").partition("\n")[0].replace("``", ""))
+        about = ipywidgets.HTML(f"<div class='vp-hint'>{does}</div>")
+        self._parameters_box.children = (about, side_by_side(with_hints(kind, self.parameters[chosen])))
 
     def _show_layer(self) -> None:
         if self.explorer is not None:
