@@ -154,12 +154,14 @@ def test_every_order_adds_the_patches_that_come_first_in_it(vlm, trace, replay, 
     """Orders sorted a second time; the number found passes, and one patch fewer does not."""
     scene, level = generate(3, 6), 1e-4
     named = [None, 0, 1, None, 2, 0, 1, 2]
-    monkeypatch.setattr(module, "named_objects", lambda *_: named)
+    cells = object_patches(scene, trace.grid)
+    nothing = np.zeros(len(trace.grid), dtype=bool)
+    shown = np.array([nothing if index is None else cells[index] for index in named])
+    monkeypatch.setattr(module, "parts_said", lambda *_: shown)
     (usage,) = causal_usage(vlm, [trace], 3, [level], [Sample("scene", scene.render(), QUESTION, scene)])
     logits = []
     replay.run(replay.steps, 3, lambda scores, rows: logits.append(scores.numpy()) or torch.ones(scores.shape) > 0)
     later = trace.attention.values[1:, 3:].astype(float).sum(axis=1)
-    cells = object_patches(scene, trace.grid)
     found = set()
     for step, anchored in enumerate(logits[0]):
         firsts = {LATER: later[step], ANCHOR: np.zeros(replay.n_patches)}

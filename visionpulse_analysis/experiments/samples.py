@@ -14,15 +14,25 @@ import numpy as np
 from visionpulse_analysis._util.files import visible_files
 from visionpulse_analysis._util.ledger import note
 from visionpulse_analysis.media.images import read_image
+from visionpulse_analysis.models.loading import VLM
+from visionpulse_analysis.testbed.charts.chart import Chart
+from visionpulse_analysis.testbed.charts.chart import generate as generate_chart
+from visionpulse_analysis.testbed.charts.drawing import render
+from visionpulse_analysis.testbed.charts.questions import TASKS as CHART_TASKS
+from visionpulse_analysis.testbed.charts.questions import ask as ask_chart
+from visionpulse_analysis.testbed.charts.questions import can_ask
+from visionpulse_analysis.testbed.charts.words import vocabulary as chart_words
 from visionpulse_analysis.testbed.scenes.questions import TASKS, Question, ask
 from visionpulse_analysis.testbed.scenes.scene import Scene, generate
+from visionpulse_analysis.testbed.truth import Asked, Picture
 
+REDRAWN = 64  # seeds of a chart that must carry a task; the rarest is carried by two charts of five
 FIRST_STUDY_SEED = 10_000_000  # neither evaluation (small) nor training (large) scenes
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one image. ``scene`` and ``truth`` are known for generated scenes only.
+    """One question about one image. ``scene`` (or chart) and ``truth`` are known for generated pictures only.
 
     image : uint8 [row_px, col_px, 3], or the path of a file.
     """
@@ -30,8 +40,8 @@ class Sample:
     id: str
     image: Any
     question: str
-    scene: Scene | None = None
-    truth: Question | None = None
+    scene: Picture | None = None
+    truth: Asked | None = None
 
 
 def scene_samples(n: int, *, seed: int = 0, cells: int = 8, tasks: tuple[str, ...] = TASKS) -> list[Sample]:
@@ -48,6 +58,29 @@ def scene_samples(n: int, *, seed: int = 0, cells: int = 8, tasks: tuple[str, ..
     return samples
 
 
+def chart_samples(n: int, *, seed: int = 0, side: int = 24, tasks: tuple[str, ...] = CHART_TASKS) -> list[Sample]:
+    """Draw ``n`` charts of ``side`` x ``side`` patches with one question each, the tasks in turn.
+
+    A chart that does not carry its task is drawn again. Raises ValueError when ``n`` is below 1 or a task is unknown.
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    samples, first = list[Sample](), FIRST_STUDY_SEED + 1_000_000 * seed
+    for index in range(n):
+        task = tasks[index % len(tasks)]
+        charts = (generate_chart(first + REDRAWN * index + again, side) for again in range(REDRAWN))
+        chart = next(one for one in charts if can_ask(one, task))
+        question = ask_chart(chart, task, np.random.default_rng([chart.seed, 5]))
+        samples.append(Sample(f"chart-{chart.seed}", render(chart), question.text, chart, question))
+    return samples
+
+
+def generated_samples(vlm: VLM, n: int, *, seed: int = 0) -> list[Sample]:
+    """Draw ``n`` pictures with questions of the world that a model was trained on: charts or, by default, scenes."""
+    speaks_of_charts = set(chart_words()) <= set(vlm.tokenizer.get_vocab())
+    return chart_samples(n, seed=seed) if speaks_of_charts else scene_samples(n, seed=seed)
+
+
 def calibration_samples(samples: Sequence[Sample], n: int, *, seed: int = 0) -> list[Sample]:
     """Samples to find parameters on: scenes that are not among those of `scene_samples` with this seed.
 
@@ -55,7 +88,7 @@ def calibration_samples(samples: Sequence[Sample], n: int, *, seed: int = 0) -> 
     """
     if any(one.scene is None for one in samples):
         return list(samples[:n])
-    return scene_samples(n, seed=seed + 1)
+    return (chart_samples if isinstance(samples[0].scene, Chart) else scene_samples)(n, seed=seed + 1)
 
 
 def study_scene(index: int, *, seed: int, cells: int, tasks: Sequence[str]) -> tuple[Scene, Question]:
@@ -121,7 +154,8 @@ def describe_samples(samples: list[Sample]) -> str:
     """Say in one sentence what is known of the samples, and so which parts of a study are left out."""
     count = len(samples)
     if all(sample.truth is not None for sample in samples):
-        return f"{count} generated scene{'s' * (count > 1)}: every object and every right answer is known."
+        drawn, things = ("chart", "part") if isinstance(samples[0].scene, Chart) else ("scene", "object")
+        return f"{count} generated {drawn}{'s' * (count > 1)}: every {things} and every right answer is known."
     if all(sample.scene is not None for sample in samples):
         return (
             f"{count} generated scene{'s' * (count > 1)} with a question of your own: the objects are known, the right "

@@ -16,7 +16,7 @@ from visionpulse_analysis.explorer.pairing import Alignment, align
 from visionpulse_analysis.figures import DOUBLE
 from visionpulse_analysis.metrics.estimate import as_json
 from visionpulse_analysis.metrics.statistics import Estimate, proportion_interval
-from visionpulse_analysis.testbed.scenes.truth import annotate
+from visionpulse_analysis.testbed.truth import kinds_said
 
 ROWS = 10  # of the tokens of a long trace
 
@@ -91,9 +91,9 @@ def first_divergences(
     apart = {number: step for number, step in enumerate(found) if step is not None}
     at_kind: dict[str, Estimate] = {}
     all_kinds: dict[str, float] = {}
-    scenes = [sample.scene for sample in samples if sample.scene is not None]
+    scenes = [(sample.scene, sample.truth) for sample in samples if sample.scene is not None]
     if apart and len(scenes) == len(samples):
-        kinds = [[truth.kind for truth in annotate(scene, list(a))] for scene, a in zip(scenes, dense, strict=True)]
+        kinds = [kinds_said(scene, question, a) for (scene, question), a in zip(scenes, dense, strict=True)]
         # A dense trace that has ended has no token there: only the pruned one goes on.
         first = [(kinds[number] + ["end"])[step] for number, step in apart.items()]
         together = [kind for of_sample in kinds for kind in of_sample]

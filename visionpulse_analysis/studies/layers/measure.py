@@ -13,11 +13,10 @@ from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.metrics.statistics import Estimate
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.studies.step_dependence.measure import mean_over_samples
-from visionpulse_analysis.studies.step_dependence.object_attention import KINDS
 from visionpulse_analysis.testbed.scenes.horizon import read_tokens
 from visionpulse_analysis.testbed.scenes.tokens import vocabulary
-from visionpulse_analysis.testbed.scenes.truth import annotate
 from visionpulse_analysis.testbed.training.evaluation_set import build_items
+from visionpulse_analysis.testbed.truth import SHOWN_KINDS, kinds_said
 from visionpulse_analysis.traces import Trace
 
 HORIZON_SEED = 20_000_000  # scenes of no other study, and none of training or evaluation
@@ -137,10 +136,10 @@ def _by_kind(
     for sample, trace, mass in zip(samples, traces, masses, strict=True):
         if sample.scene is None:
             continue
-        kinds = np.array([truth.kind for truth in annotate(sample.scene, trace.tokens)])
+        kinds = np.array(kinds_said(sample.scene, sample.truth, trace.tokens))
         for kind in np.unique(kinds):
             rows.setdefault(str(kind), []).append(mass[kinds == kind].mean(axis=0))
-    found = [kind for kind in KINDS if kind in rows]
+    found = [kind for kind in SHOWN_KINDS if kind in rows]
     return found, np.array([np.mean(rows[kind], axis=0) for kind in found])
 
 

@@ -13,8 +13,7 @@ from visionpulse_analysis.decoding.interventions.single_steps import Choose, Sin
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.top_k import float64
-from visionpulse_analysis.studies.step_dependence.object_attention import named_objects
-from visionpulse_analysis.testbed.scenes.truth import object_patches
+from visionpulse_analysis.testbed.truth import parts_said
 from visionpulse_analysis.traces import Trace
 
 ANCHOR, LATER, TRUTH = ORDERS = ("anchor's order", "later layers' order", "named object first")
@@ -126,10 +125,9 @@ def _priorities(trace: Trace, layer: int, sample: Sample | None) -> dict[str, np
         attention = attention if trace.heads is None else attention.mean(axis=2)
         found[LATER] = rankdata(attention.sum(axis=1), method="dense", axis=1)
     if sample is not None and sample.scene is not None:
-        # -1 leads to the last row: a step that names no object of the scene has no order.
-        where = np.vstack([object_patches(sample.scene, trace.grid), np.zeros(len(trace.grid))]).astype(float)
-        where[-1] = -1
-        found[TRUTH] = where[[-1 if index is None else index for index in named_objects(trace, sample)[1:]]]
+        shown = parts_said(sample.scene, sample.truth, trace.tokens, trace.grid)[1:]
+        # A step that names nothing of the picture has no order.
+        found[TRUTH] = np.where(shown.any(axis=1, keepdims=True), shown.astype(float), -1.0)
     return found
 
 

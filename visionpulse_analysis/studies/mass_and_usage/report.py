@@ -15,8 +15,7 @@ from visionpulse_analysis.metrics.statistics import Estimate
 from visionpulse_analysis.studies.mass_and_usage.causal_usage import ANCHOR, LATER, ORDERS, TRUTH
 from visionpulse_analysis.studies.mass_and_usage.measure import BLIND, SHAPES, MassUsage, Relation, needed_name
 from visionpulse_analysis.studies.shared.sentences import Finding
-from visionpulse_analysis.studies.step_dependence.object_attention import KINDS
-from visionpulse_analysis.testbed.scenes.truth import annotate
+from visionpulse_analysis.testbed.truth import SHOWN_KINDS, kinds_said
 from visionpulse_analysis.traces import Trace
 
 PAPER_PATCHES = 1280  # the least for which its thresholds were chosen
@@ -180,13 +179,13 @@ def table_by_kind(result: MassUsage, traces: Sequence[Trace], samples: Sequence[
     names = ["mass", *(name for name in (*SHAPES, BLIND, *needed) if name in result.columns)]
     kinds = np.concatenate(
         [
-            [t.kind for t in annotate(sample.scene, trace.tokens)] if sample.scene else [""] * len(trace)
+            kinds_said(sample.scene, sample.truth, trace.tokens) if sample.scene else [""] * len(trace)
             for trace, sample in zip(traces, samples, strict=True)
         ]
     )
     rows = {
         kind: {"steps": int((kinds == kind).sum()), **{n: _mean(result.columns[n][kinds == kind]) for n in names}}
-        for kind in KINDS
+        for kind in SHOWN_KINDS
         if (kinds == kind).any()
     }
     return pd.DataFrame.from_dict(rows, orient="index").round(2)

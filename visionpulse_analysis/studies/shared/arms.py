@@ -29,13 +29,16 @@ from visionpulse_analysis.metrics.statistics import (
 )
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.base import Pruner
-from visionpulse_analysis.testbed.scenes.questions import ANSWER_MARK, Question
-from visionpulse_analysis.testbed.scenes.scene import COLOURS, SHAPES, Scene
-from visionpulse_analysis.testbed.scenes.truth import OPENINGS, answer_is_right, detours, words_of
+from visionpulse_analysis.testbed.charts.chart import LABELS, Chart
+from visionpulse_analysis.testbed.scenes.questions import ANSWER_MARK
+from visionpulse_analysis.testbed.scenes.scene import COLOURS, SHAPES
+from visionpulse_analysis.testbed.scenes.truth import OPENINGS, answer_is_right, words_of
+from visionpulse_analysis.testbed.truth import Asked, Picture, detours
 
 DENSE = "dense"
 PURPOSES: tuple[str, ...] = ("objects asked for", "detours", "objects not there", "other words")
 ACCURACY, LENGTH, CUT_OFF = OUTCOMES = ("accuracy", "length", "cut off")
+LABELLED = {word for words in LABELS.values() for word in words}  # all labels of charts
 COSTS = ("flops", "kv_bytes_read", "peak_kv_bytes")
 Key = TypeVar("Key", bound=Hashable)
 Pair = Callable[[str], tuple[np.ndarray, np.ndarray]]  # a column -> its values in either arm, float [pair]
@@ -326,7 +329,7 @@ def answer_of(tokens: Sequence[str]) -> str:
     return " ".join(word for word in words if not word.startswith("<|"))
 
 
-def words_by_purpose(scene: Scene, question: Question, words: Sequence[str]) -> tuple[int, ...]:
+def words_by_purpose(scene: Picture, question: Asked, words: Sequence[str]) -> tuple[int, ...]:
     """Tokens of a trace spent on each of `PURPOSES`; they add up to its length.
 
     An inspection runs from ``see`` or ``check`` up to its full stop, the next inspection or the answer mark, and
@@ -347,7 +350,14 @@ def words_by_purpose(scene: Scene, question: Question, words: Sequence[str]) -> 
     return tuple(spent.values())
 
 
-def _purpose(scene: Scene, question: Question, named: list[str]) -> str:
+def _purpose(scene: Picture, question: Asked, named: list[str]) -> str:
+    if isinstance(scene, Chart):
+        if not named or named[0] not in LABELLED:
+            return "other words"
+        sought = [scene.labels[mark] for mark in question.marks if scene.labels]
+        if named[0] in sought:
+            return "objects asked for"
+        return "detours" if named[0] in scene.labels else "objects not there"
     if len(named) < 2 or named[0] not in COLOURS or named[1] not in SHAPES:
         return "other words"
     index = scene.index_of(*named)

@@ -19,8 +19,7 @@ from visionpulse_analysis.metrics.statistics import Claim, Estimate, judge, pair
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.studies.step_dependence.measure import mean_over_samples, rows_of, share_over_samples
 from visionpulse_analysis.studies.step_dependence.named_objects import named_patches
-from visionpulse_analysis.studies.step_dependence.object_attention import named_objects
-from visionpulse_analysis.testbed.scenes.truth import object_patches
+from visionpulse_analysis.testbed.truth import parts_said
 from visionpulse_analysis.traces import Trace
 
 OWN, BEFORE, PREFILL, HINDSIGHT = "the step's own", "the step before's", "prefill's", "hindsight"
@@ -172,7 +171,7 @@ def candidate_sets(
         AFRESH: np.array([drawn() for _ in range(shape[0])]),
     }
     if sample.scene is not None:
-        sets[NAMED] = np.broadcast_to(named_patches(sample.scene, trace.tokens, trace.grid), shape)
+        sets[NAMED] = np.broadcast_to(named_patches(sample.scene, trace.tokens, trace.grid, sample.truth), shape)
     return sets
 
 
@@ -212,8 +211,7 @@ def _shown(trace: Trace, sample: Sample) -> np.ndarray:
     """Patches of the object that each step after prefill names: bool [step, patch], none where it names none."""
     if sample.scene is None:
         return np.zeros((len(trace) - 1, len(trace.grid)), dtype=bool)
-    where = np.vstack([object_patches(sample.scene, trace.grid), np.zeros((1, len(trace.grid)), dtype=bool)])
-    return where[[-1 if index is None else index for index in named_objects(trace, sample)[1:]]]
+    return parts_said(sample.scene, sample.truth, trace.tokens, trace.grid)[1:]
 
 
 def _every(unharmed: np.ndarray) -> np.ndarray:

@@ -15,8 +15,7 @@ from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.base import Pruner, Selection
 from visionpulse_analysis.pruners.top_k import resolve_anchor
 from visionpulse_analysis.pruners.view import View
-from visionpulse_analysis.testbed.scenes.scene import Scene
-from visionpulse_analysis.testbed.scenes.truth import annotate, object_patches
+from visionpulse_analysis.testbed.truth import Asked, Picture, parts_said
 
 NAMED = "named objects"
 
@@ -55,10 +54,9 @@ class NamedObjects(Pruner):
         return run.kept if view.layer >= run.anchor else None
 
 
-def named_patches(scene: Scene, tokens: Sequence[str], grid: PatchGrid) -> np.ndarray:
-    """Patches of every object of the scene that a trace names: bool [patch]."""
-    named = {truth.object for truth in annotate(scene, list(tokens)) if truth.object is not None}
-    return object_patches(scene, grid)[sorted(named)].sum(axis=0) > 0
+def named_patches(scene: Picture, tokens: Sequence[str], grid: PatchGrid, question: Asked | None = None) -> np.ndarray:
+    """Patches of everything in a picture that a trace names: bool [patch]. Of a chart its question must be given."""
+    return parts_said(scene, question, tokens, grid).any(axis=0)
 
 
 def named_arm(
@@ -74,14 +72,14 @@ def named_arm(
     ----------
     dense : [seed][sample], outcomes of the dense arm with these `seeds` and the same sampling
     """
-    scenes = [one.scene for one in samples if one.scene is not None]
-    if len(scenes) < len(samples):
+    known = [(one.scene, one.truth) for one in samples if one.scene is not None]
+    if len(known) < len(samples):
         return {}
     grids = [vlm.prompt(one.image, one.question).grid for one in samples]
     sets = []
     for seed, run in zip(seeds, dense, strict=True):
-        for number, (scene, grid, outcome) in enumerate(zip(scenes, grids, run, strict=True)):
-            patches = np.flatnonzero(named_patches(scene, outcome.tokens, grid)).tolist()
+        for number, ((scene, question), grid, outcome) in enumerate(zip(known, grids, run, strict=True)):
+            patches = np.flatnonzero(named_patches(scene, outcome.tokens, grid, question)).tolist()
             sets.append((seed * 1_000_003 + number, *patches))
     return {NAMED: NamedObjects(tuple(sets), anchor)}
 
