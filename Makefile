@@ -7,9 +7,10 @@
 # make test-lmms-eval  run lmms-eval's own command line under watch, on tiny models and a local task (minutes)
 # make mutants         break the code in hundreds of places and see whether a test notices  (ONLY='...pruners.top_k*': one module)
 # make mutants-left    list the breaks that no test noticed
-# make family-table    run the tests of all families on the oldest and newest transformers, write their table into the README
+# make family-table    run the tests of all families on the oldest and newest transformers, write their table into docs/models.md
 # make type-table      look at every type of model on the oldest, the pinned and the newest transformers, write docs/types.md
 # make lab             open JupyterLab in notebooks/
+# make docs           build the site from executed notebooks, run first where needed: build/site/index.html   (FAST=1: small and quick)
 # make lint            ruff, pyright, import-linter
 # make clean           remove what the targets above wrote, but keep .venv
 
@@ -34,7 +35,7 @@ export HF_HUB_OFFLINE ?= 1
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadgroup \
 	--no-loadscope-reorder
 
-.PHONY: figures test test-floor test-torchvision test-triton test-trained test-lmms-eval mutants mutants-left family-table type-table lab lint clean
+.PHONY: figures test test-floor test-torchvision test-triton test-trained test-lmms-eval mutants mutants-left family-table type-table lab docs lint clean
 
 figures: $(VENV)/.installed
 	$(BIN)/visionpulse figures $(NAME) $(if $(filter-out 0,$(FAST)),--fast)
@@ -80,6 +81,9 @@ type-table: $(FLOOR)/.installed $(NEWEST)/.installed
 lab: $(VENV)/.installed
 	$(BIN)/jupyter lab notebooks
 
+docs: $(VENV)/.installed-docs
+	$(BIN)/python docs/build.py $(if $(filter-out 0,$(FAST)),--fast)
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -93,6 +97,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP_INSTALL) '.[dev]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP_INSTALL) '.[docs]'
 	touch $@
 
 $(FLOOR)/.installed: constraints-floor.txt $(VENV)/.installed

@@ -1,4 +1,4 @@
-"""The pruner that CONTRIBUTING.md writes out is one short file, and works everywhere without another edit."""
+"""The pruner that docs/add-a-pruner.md writes out is one short file, and works everywhere without another edit."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ sys.exit(pytest.main([*plainly, "tests/test_every_pruner.py", "-k", "longest_emb
 def test_the_example_is_all_that_a_new_pruner_needs(tmp_path, scenes_folder, pictures):
     from PIL import Image
 
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.S)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/add-a-pruner.md").read_text(), flags=re.S)
     [example] = [block for block in blocks if "(BeforeModel)" in block]
     assert len(example.splitlines()) <= 40
     for folder in ("visionpulse_analysis", "tests"):

@@ -81,6 +81,7 @@ def test_every_direct_dependency_is_pinned_within_its_range():
         *PROJECT["dependencies"],
         *EXTRAS["test"],
         *EXTRAS["dev"],
+        *EXTRAS["docs"],
         *PYPROJECT["build-system"]["requires"],
     ]
     for requirement in direct:
@@ -95,7 +96,7 @@ def test_every_direct_dependency_is_pinned_within_its_range():
 
 def test_the_extras_are_installed_where_the_tests_run():
     """Without one of them, its tests would be skipped and nobody would see."""
-    for extra in set(EXTRAS) - {"test", "dev"}:
+    for extra in set(EXTRAS) - {"test", "dev", "docs"}:
         assert set(EXTRAS[extra]) <= set(EXTRAS["test"]), extra
         for requirement in EXTRAS[extra]:
             assert find_spec(package(requirement)), f"{requirement} is not installed: make test"
@@ -138,7 +139,7 @@ def test_no_package_registry_is_named():
         assert not re.search(r"https?:|index-url|find-links|file:", text), name
 
 
-@pytest.mark.parametrize("target", ["figures", "test", "lab", "lint", "clean"])
+@pytest.mark.parametrize("target", ["figures", "test", "lab", "docs", "lint", "clean"])
 def test_makefile_target(target):
     assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE)
     phony = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)

@@ -104,7 +104,7 @@ def test_a_quantity_of_a_notebook_is_one_cell(vlm, pictures, monkeypatch):
     from visionpulse_analysis.traces import quantities
 
     monkeypatch.setattr(quantities, "_registered", dict(quantities._registered))
-    blocks = re.findall(r"```py\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    blocks = re.findall(r"```py\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.S)
     [cell] = [block for block in blocks if "@vpa.quantity" in block]
     assert len([line for line in cell.splitlines() if line.strip()]) <= 15
     names = {"vpa": vpa, "vlm": vlm, "image": pictures[0], "question": "where is the red circle ?"}

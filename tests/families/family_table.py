@@ -1,8 +1,8 @@
-"""What the tests of this folder showed of each family, and the README's table of it.
+"""What the tests of this folder showed of each family, and the table of it in docs/models.md.
 
 A test says with ``@pytest.mark.shows("batch")`` which column it stands for. A family has a column when every test of
 that column ran on it and passed. `shown.json` keeps this for each transformers tested; ``make family-table`` runs the
-tests on the oldest, on that with torchvision beside it, and on the newest, and writes it, and the README from it.
+tests on the oldest, on that with torchvision beside it, and on the newest, and writes it, and that page from it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from visionpulse_analysis.models.families import REFUSED
 from visionpulse_analysis.studies.shared.readme_table import between
 
 FOLDER = Path(__file__).parent
-README = FOLDER.parents[1] / "README.md"
+PAGE = FOLDER.parents[1] / "docs" / "models.md"
 STORED = FOLDER / "shown.json"
 BESIDE = " with torchvision"  # some families are in the oldest transformers for torchvision only
 BEGIN, END = "<!-- families", "<!-- end of families -->"
@@ -125,7 +125,7 @@ def _cell(shown_on: list[str], tested_on: list[str]) -> str:
 
 
 def with_table(readme: str, text: str) -> str:
-    """The README with the table between its marks; raises ValueError where a mark is missing."""
+    """The page with the table between its marks; raises ValueError where a mark is missing."""
     return between(readme, BEGIN, END, text)
 
 
@@ -134,10 +134,10 @@ def read_stored() -> dict[str, Results]:
 
 
 def write(name: str, results: Results) -> None:
-    """Keep the results of one transformers, drop those of versions no longer pinned, and rewrite the README."""
+    """Keep the results of one transformers, drop those of versions no longer pinned, and rewrite the page."""
     kept = {known: value for known, value in read_stored().items() if known in versions()} if STORED.exists() else {}
     STORED.write_text(json.dumps({**kept, name: results}, indent=1, sort_keys=True) + "\n")
-    README.write_text(with_table(README.read_text(), table(read_stored())))
+    PAGE.write_text(with_table(PAGE.read_text(), table(read_stored())))
 
 
 def versions() -> set[str]:
@@ -146,7 +146,7 @@ def versions() -> set[str]:
 
 
 def pinned(file: str) -> str:
-    (line,) = [line for line in (README.parent / file).open() if line.startswith("transformers==")]
+    (line,) = [line for line in (PAGE.parents[1] / file).open() if line.startswith("transformers==")]
     return line.partition("==")[2].strip()
 
 

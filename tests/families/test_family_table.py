@@ -1,4 +1,4 @@
-"""The README's table of families is what the tests of this folder showed."""
+"""The table of families in docs/models.md is what the tests of this folder showed."""
 
 import os
 
@@ -22,9 +22,9 @@ def test_the_stored_results_are_what_this_run_showed(request):
 
 
 @pytest.mark.last
-def test_the_readme_has_the_table_of_the_stored_results():
-    readme = family_table.README.read_text()
-    assert with_table(readme, table(read_stored())) == readme, "run `make family-table`"
+def test_the_page_has_the_table_of_the_stored_results():
+    page = family_table.PAGE.read_text()
+    assert with_table(page, table(read_stored())) == page, "run `make family-table`"
 
 
 @pytest.mark.skipif(WRITE, reason="one version after the other is being written")

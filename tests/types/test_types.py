@@ -127,7 +127,7 @@ def test_bad_input_is_one_clear_error_and_the_model_is_left_as_it_was(kind):
 def test_the_pages_have_the_table_of_what_was_seen():
     stored = type_table.read()
     assert sorted(stored) == sorted(type_table.versions()), "run `make type-table`"
-    for page, text in ((type_table.PAGE, type_table.table(stored)), (type_table.README, type_table.summary(stored))):
+    for page, text in ((type_table.PAGE, type_table.table(stored)), (type_table.MODELS, type_table.summary(stored))):
         assert type_table.between(page.read_text(), type_table.BEGIN, type_table.END, text) == page.read_text(), (
             "run `make type-table`"
         )

@@ -1,7 +1,7 @@
 """What was seen of each type of the mapping on each version of transformers, and the table of it in docs/types.md.
 
 `seen.json` keeps it; ``make type-table`` looks at all types on the oldest, the pinned and the newest transformers, and
-writes it, the page, and the sentence of the README that counts them.
+writes it, the page, and the sentence of docs/models.md that counts them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from visionpulse_analysis.studies.shared.readme_table import between
 
 FOLDER = Path(__file__).parent
 STORED, PAGE = FOLDER / "seen.json", FOLDER.parents[1] / "docs" / "types.md"
-README = FOLDER.parents[1] / "README.md"
+MODELS = FOLDER.parents[1] / "docs" / "models.md"
 BEGIN, END = "<!-- types", "<!-- end of types -->"
 LATTICE = re.compile(r"\d+ x \d+")
 NEWEST = "constraints-newest.txt"
@@ -39,7 +39,7 @@ def write(version: str, results: Results) -> None:
     """Keep what was seen on one version of transformers, drop what is no longer pinned, and rewrite the pages."""
     kept = {name: value for name, value in read().items() if name in versions()} | {version: results}
     STORED.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
-    for page, text in ((PAGE, table(kept)), (README, summary(kept))):
+    for page, text in ((PAGE, table(kept)), (MODELS, summary(kept))):
         page.write_text(between(page.read_text(), BEGIN, END, text))
 
 
@@ -50,12 +50,12 @@ def versions() -> list[str]:
 
 
 def pinned(file: str) -> str:
-    (line,) = [line for line in (README.parent / file).open() if line.startswith("transformers==")]
+    (line,) = [line for line in (MODELS.parents[1] / file).open() if line.startswith("transformers==")]
     return line.partition("==")[2].strip()
 
 
 def summary(stored: dict[str, Results]) -> str:
-    """How many types, on each version, in one sentence of the README."""
+    """How many types, on each version, in one sentence of docs/models.md."""
     parts = []
     for version in sorted(stored, key=_number):
         seen = stored[version].values()
@@ -63,7 +63,7 @@ def summary(stored: dict[str, Results]) -> str:
         parts.append(f"{rows} of the {len(seen)} types of transformers {version} ({maps} with a measured map)")
     return (
         f"On tiny random models `vpa.watch` records {', '.join(parts[:-1])} and {parts[-1]}. The rest is "
-        "refused by name, with the reason, or not built by that version: [docs/types.md](docs/types.md)."
+        "refused by name, with the reason, or not built by that version: [types.md](types.md)."
     )
 
 
