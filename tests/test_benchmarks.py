@@ -16,15 +16,8 @@ from visionpulse_analysis.attention.routing import active_interceptors
 from visionpulse_analysis.cli import app
 from visionpulse_analysis.experiments.bench import batch, decode, recording, sharing, synthetic
 from visionpulse_analysis.experiments.bench.bytes import bounds, bytes_read, step_bytes, weight_bytes
-from visionpulse_analysis.experiments.bench.synthetic import (
-    AFTER,
-    BEFORE,
-    VARIANTS,
-    Steps,
-    Way,
-    pruner_of,
-    random_language_model,
-)
+from visionpulse_analysis.experiments.bench.synthetic import AFTER, BEFORE, Steps, Way, random_language_model
+from visionpulse_analysis.experiments.bench.variants import VARIANTS, pruner_of
 
 TOKENS = 256
 PER_KEY = 2 * 16 * 4  # the tiny model: 2 key heads of 16 values, float32

@@ -95,6 +95,56 @@ def test_the_version(words):
     assert said == f"visionpulse {vpa.__version__}\n"
 
 
+def mistakes(folder: Path) -> list[list[str]]:
+    """Command lines with one thing wrong in each, which no model is needed to find."""
+    empty, broken, picture = folder / "empty", folder / "no picture.png", str(ROOT / "data" / "example.png")
+    empty.mkdir()
+    broken.write_text("words")
+    sweeps = {
+        "malformed": "out: [",
+        "unknown key": "out: x\nsamples: {scenes: {n: 3}}\nfoo: 3\n",
+        "pruner": "out: x\nsamples: {scenes: {n: 3}}\npruners: [visionplse]\n",
+        "pruner parameter": "out: x\nsamples: {scenes: {n: 3}}\npruners: [{name: fastv, budget: 2.0}]\n",
+        "sampling": "out: x\nsamples: {scenes: {n: 3}}\ndecode: {sample: {temperature: -1.0}}\n",
+        "pictures": f"out: x\nsamples: {{folder: {{path: {folder / 'none'}, question: why ?}}}}\n",
+        "model": f"out: x\nsamples: {{scenes: {{n: 3}}}}\nmodels: [{folder / 'none'}]\n",
+    }
+    for name, text in sweeps.items():
+        (folder / f"{name}.yaml").write_text(text)
+    asked, missing = ["decode", picture, "a question ?"], str(folder / "none")
+    return [
+        *(["sweep", str(folder / f"{name}.yaml")] for name in sweeps),
+        ["decode", str(broken), "a question ?"],
+        *([*asked, "--model", model] for model in (missing, str(empty), str(broken), "no/such-model")),
+        *([*asked, *words] for words in (
+            ["--pruner", "visionplse"], ["--pruner", "visionpulse", "-p", "bugdet=0.1"], ["--pruner", "visionpulse:3"],
+            ["--pruner", "visionpulse(budget=3)"], ["--pruner", "fastv | none"], ["-p", "budget=0.1"],
+            ["--layers", "none-such"], ["--heads", "1,x"], ["--execution", "quickly"], ["--temperature", "-1"],
+            ["--temperature", "1", "--top-p", "2"], ["--min-pixels", "9", "--max-pixels", "4"],
+        )),
+        ["compare", picture, "a question ?", "--pruners", "random,visionplse"],
+        ["compare", picture, "a question ?", "--pruners", "random(bugdet=0.1)"],
+        *(["compare", picture, "a question ?", "--pruners", "random", "--model", model] for model in (missing,)),
+        ["check", missing],
+        ["evaluate", "--model", missing],
+        ["train", "--start", missing],
+        ["bench", "sharing", "--model", missing],
+        ["bench", "endurance", "--model", missing],
+        ["bench", "decode", "--size", "huge"],
+        ["bench", "decode", "--variant", "fastest"],
+        ["bench", "end-to-end", "--variant", "fastest"],
+        ["figures", "00", "-p", f"model={missing}"],
+        ["figures", "00", "-p", f"image={missing}"],
+        ["figures", "-p", f"model={missing}"],
+        ["lmms-eval", "--store", missing, "--pruner", "visionplse", "--", "--model", "x"],
+        *([command, missing] for command in ("explore", "pictures", "provenance")),
+        ["explore", str(empty)],
+        ["explore", str(broken)],
+        ["export", missing, str(folder / "steps.csv")],
+        ["import", missing, "--store", str(folder / "theirs")],
+    ]  # fmt: skip
+
+
 LOOK = """
 import json, sys
 from typer.testing import CliRunner
@@ -128,6 +178,7 @@ def test_help_and_mistakes_are_answered_before_anything_heavy_is_imported(tmp_pa
         (["compare", missing, "a question ?", "--pruners", "random"], 2, HEAVY),
         (["explore", missing], 2, {"torch", "transformers", "matplotlib", "IPython"}),
     ]
+    asked += [(words, 2, {"torch", "transformers", "IPython"}) for words in mistakes(tmp_path)]
     told = json.dumps([[words, code, sorted(heavy)] for words, code, heavy in asked])
     done = subprocess.run([sys.executable, "-c", LOOK, told], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert [json.loads(line) for line in done.stdout.splitlines()] == [[words, code, []] for words, code, _ in asked]

@@ -21,6 +21,7 @@ from visionpulse_analysis.cli.base import (
     key_values,
     literals,
     loads_model,
+    recorded,
     show,
 )
 
@@ -109,6 +110,10 @@ def decode(
     import visionpulse_analysis as vpa
 
     sample = drawing(temperature, top_p, top_k, greedy)
+    if parameter and not pruner:
+        raise ValueError(f"-p {parameter[0]} is a parameter of a pruner; name it: --pruner visionpulse")
+    chosen = vpa.make_pruner(pruner, **literals(parameter)) if pruner else None
+    options = {**recorded(layers, heads, execution), "sample": sample, "seed": seed, "max_new_tokens": max_new_tokens}
     question, image = shown_and_asked(asked, video, fps, sample_fps, turns)
     kept = None if store is None else vpa.TraceStore(store, mode="a")
     dense_id = f"{id}-dense"
@@ -118,21 +123,13 @@ def decode(
         from visionpulse_analysis.explorer.page import check_folder
 
         check_folder(explore)
-    pruned = {"pruner": vpa.make_pruner(pruner, **literals(parameter)), "execution": execution} if pruner else {}
     vlm = load(model)
-    options: dict[str, Any] = {
-        "layers": indices(layers),
-        "heads": indices(heads),
-        "record": [] if record is None else [name.strip() for name in record.split(",")],
-        "sample": sample,
-        "seed": seed,
-        "max_new_tokens": max_new_tokens,
-        "store": kept,
-    }
-    trace = vpa.decode(vlm, image, question, ids=id, **pruned, **options)
+    options |= {"record": [] if record is None else [name.strip() for name in record.split(",")], "store": kept}
+    trace = vpa.decode(vlm, image, question, ids=id, pruner=chosen, **options)
     if out is not None:
         trace.save(out)
     if explore is not None:
+        options["execution"] = "masked"
         traces = [vpa.decode(vlm, image, question, ids=dense_id, **options), trace] if pruner else [trace]
         vpa.explore(*traces, store=store).save(explore, keep_traces=keep_traces)
     result = {
@@ -197,6 +194,12 @@ def compare(
     if not right and (judge != "exact" or option):
         raise ValueError("--judge and --option say how answers are judged; say --right, the right answer, too")
     import visionpulse_analysis as vpa
+    from visionpulse_analysis.pruners import parts_of
+
+    for one in parts_of(pruners):  # what is wrong is told before torch is imported
+        vpa.make_pruner(one)
+    sample = drawing(temperature, top_p, top_k, greedy)
+    shown_layers = indices(layers, "layers", "all", "anchor", "none")
     from visionpulse_analysis import figures
     from visionpulse_analysis.experiments.collect import traces_hash
     from visionpulse_analysis.experiments.judging import Reference
@@ -204,11 +207,10 @@ def compare(
     from visionpulse_analysis.studies.pruner_comparison.settings import Basis
 
     reference = Reference(judge, tuple(right), key_values(option)) if right else None
-    sample = drawing(temperature, top_p, top_k, greedy)
     vlm = load(model)
     chosen = side_by_side.named_pruners(pruners, Basis.of(vlm), budget)
     traces = side_by_side.decode_side_by_side(
-        vlm, shown, question, chosen, store=store, id=id, layers=indices(layers), seed=seed, sample=sample,
+        vlm, shown, question, chosen, store=store, id=id, layers=shown_layers, seed=seed, sample=sample,
         max_new_tokens=max_new_tokens,
     )  # fmt: skip
     rows = side_by_side.comparison(traces, reference)
@@ -336,7 +338,7 @@ def drawing(temperature: float | None, top_p: float | None, top_k: int | None, g
         if top_p is not None or top_k is not None:
             raise ValueError("--top-p and --top-k are of sampling; say --temperature too (1 is the model's own)")
         return "model"
-    from visionpulse_analysis.decoding.sampling import Sample
+    from visionpulse_analysis.models.sample import Sample
 
     return Sample(temperature, 1.0 if top_p is None else top_p, top_k)
 

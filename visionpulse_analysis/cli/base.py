@@ -112,8 +112,12 @@ def loads_model(function: Callable) -> Callable:
 
     @wraps(function)
     def run(*args: Any, **options: Any) -> None:
+        from visionpulse_analysis.models.finding import place_of
+
         chosen = {name: options.pop(name) for name in LOADING}
-        function(*args, load=partial(_load, **chosen), **options)
+        place_of(options["model"], chosen["revision"])  # what is wrong is told before torch is imported
+        asked = prompt_options(**{name: chosen.pop(name) for name in PROMPTING})
+        function(*args, load=partial(_load, prompt_options=asked, **chosen), **options)
 
     kept = [parameter for name, parameter in signature.parameters.items() if name != "load"]
     added = [
@@ -128,7 +132,6 @@ def loads_model(function: Callable) -> Callable:
 def _load(model: str, *, device_map: str | None, **options: Any) -> Any:
     import visionpulse_analysis as vpa
 
-    options["prompt_options"] = prompt_options(**{name: options.pop(name) for name in PROMPTING})
     placed: Any = device_map
     if device_map is not None and not device_map.isidentifier():
         try:
@@ -141,9 +144,14 @@ def _load(model: str, *, device_map: str | None, **options: Any) -> Any:
 
 
 def prompt_options(template: list[str] | None = None, **given: Any) -> dict[str, Any]:
-    """What was given of the fields of `PromptOptions`."""
+    """What was given of the fields of `PromptOptions`; ValueError for what it does not take."""
     given |= {"template": {key: _json_or_text(text) for key, text in key_values(template).items()} or None}
-    return {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given:
+        from visionpulse_analysis.models.asking import PromptOptions
+
+        PromptOptions.of(given)
+    return given
 
 
 def _json_or_text(text: str) -> Any:
@@ -221,9 +229,24 @@ def key_values(pairs: list[str] | None) -> dict[str, str]:
     return {pair.partition("=")[0].strip(): pair.partition("=")[2] for pair in pairs or []}
 
 
-def indices(text: str) -> Any:
-    """A word such as "all", or a list of indices."""
-    return [int(part) for part in text.split(",")] if text.replace(",", "").strip().isdigit() else text
+def indices(text: str, option: str, *words: str) -> Any:
+    """One of some words, or a list of indices; ValueError for anything else, before a model is loaded."""
+    if text in words:
+        return text
+    if not all(part.strip().isdecimal() for part in text.split(",")):
+        raise ValueError(f"{option} must be {', '.join(words)}, or indices such as 3,5, got {text!r}")
+    return [int(part) for part in text.split(",")]
+
+
+def recorded(layers: str, heads: str, execution: str) -> dict[str, Any]:
+    """What `decode` takes of these names; ValueError for what cannot be meant, before a model is loaded."""
+    if execution not in ("masked", "gathered"):
+        raise ValueError(f"execution must be 'masked' or 'gathered', got {execution!r}")
+    return {
+        "layers": indices(layers, "layers", "all", "anchor", "none"),
+        "heads": indices(heads, "heads", "mean", "all"),
+        "execution": execution,
+    }
 
 
 def literals(pairs: list[str] | None) -> dict[str, Any]:

@@ -31,6 +31,9 @@ def bench_decode(
     as_json: Json = False,
 ) -> None:
     """What one decode step costs: the library's, ours dense and pruned, and the least that memory allows."""
+    from visionpulse_analysis.experiments.bench.variants import check_names
+
+    check_names(size, variant or ())
     from visionpulse_analysis.experiments.bench import decode
 
     options: dict[str, Any] = {"size": size, "rounds": rounds, "device": device}
@@ -63,6 +66,9 @@ def bench_end_to_end(
     as_json: Json = False,
 ) -> None:
     """What a whole answer costs, prefill and all steps, at the settings of the paper's authors."""
+    from visionpulse_analysis.experiments.bench.variants import check_names
+
+    check_names(size, [name for name in variant or () if name != "block"])
     from visionpulse_analysis.experiments.bench import end_to_end
 
     result = end_to_end.bench_end_to_end(

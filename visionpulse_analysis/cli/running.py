@@ -24,9 +24,9 @@ from visionpulse_analysis.cli.base import (
     TrustRemoteCode,
     app,
     command,
-    indices,
     key_values,
     prompt_options,
+    recorded,
     show,
 )
 
@@ -109,20 +109,23 @@ def sweep(
         raise FileNotFoundError(f"no sweep file at {config}")
     if export_unjudged is not None and verdicts is not None:
         raise ValueError("give --export-unjudged or --verdicts, one at a time")
-    from visionpulse_analysis.experiments.sweeps import verdicts as judged
     from visionpulse_analysis.experiments.sweeps.config import read_config
-    from visionpulse_analysis.experiments.sweeps.running import run
 
+    asked = read_config(config)
+    if export_unjudged is not None or verdicts is not None:
+        from visionpulse_analysis.experiments.sweeps import verdicts as judged
     if export_unjudged is not None:
-        n = judged.export_unjudged(read_config(config), export_unjudged)
+        n = judged.export_unjudged(asked, export_unjudged)
         show({"exported": n}, as_json, f"{n} answers wait for a judge: {export_unjudged}")
         return
     if verdicts is not None:
-        n = judged.read_verdicts(read_config(config).out, verdicts)
+        n = judged.read_verdicts(asked.out, verdicts)
         show({"verdicts": n}, as_json, f"{n} verdicts read in")
         return
+    from visionpulse_analysis.experiments.sweeps.running import run
+
     summary = run(
-        read_config(config),
+        asked,
         scheduler=scheduler,
         workers=workers,
         retry_failed=retry_failed,
@@ -154,17 +157,16 @@ def lmms_eval(
 ) -> None:
     """Run lmms-eval with a trace of each answer, perhaps pruned: visionpulse lmms-eval --store S -- --model M ..."""
     import visionpulse_analysis as vpa
-    from visionpulse_analysis.decoding.watching.lmms_eval import in_place_of
 
     options = {
-        "layers": indices(layers),
-        "heads": indices(heads),
-        "execution": execution,
+        **recorded(layers, heads, execution),
         "seed": seed,
         "prefix": prefix,
         "overwrite": overwrite,
         "pruner": None if pruner is None else vpa.make_pruner(pruner),
     }
+    from visionpulse_analysis.decoding.watching.lmms_eval import in_place_of
+
     with ExitStack() as stack:
         if as_json:  # standard output is for one document
             stack.enter_context(redirect_stdout(sys.stderr))

@@ -155,6 +155,9 @@ def pictures(
     as_json: Json = False,
 ) -> None:
     """Draw the authors' three pictures from stored traces, without a model: correlation, similarity, activation."""
+    traces = traces_at(store)  # what is wrong is told before what draws is imported
+    if sample is not None:
+        sample_of(traces, store, sample)
     from visionpulse_analysis.metrics.attention import PAPER_THRESHOLDS
     from visionpulse_analysis.studies.authors_figures.figures import LEVELS
     from visionpulse_analysis.studies.authors_figures.report import draw_pictures

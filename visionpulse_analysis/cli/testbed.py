@@ -41,6 +41,8 @@ def train(
         return
     if world not in ("scenes", "charts"):
         raise ValueError(f"unknown world {world!r}; known: scenes, charts")
+    if start is not None and not (start / "model.safetensors").is_file():
+        raise FileNotFoundError(f"--start {start} is no published model: it has no model.safetensors")
     from visionpulse_analysis.testbed.charts.world import CHARTS
     from visionpulse_analysis.testbed.training.publishing import publish as publish_model
     from visionpulse_analysis.testbed.training.training import Trainer

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import logsumexp, xlogy
 
 from visionpulse_analysis._util.checks import attention_array, finite_array
 from visionpulse_analysis.metrics.patch_sets import (
@@ -162,6 +161,8 @@ def entropy_bits(attention: ArrayLike) -> np.ndarray:
     float64 [...], 0 (one patch) to log2 n (uniform); NaN for a row without mass.
     """
     shape = normalise(attention)
+    from scipy.special import xlogy  # half a second, for a trace that is only read
+
     return np.maximum(-xlogy(shape, shape).sum(-1) / np.log(2), 0.0)
 
 
@@ -346,6 +347,8 @@ def _log_probabilities(values: ArrayLike, name: str) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim < 1 or array.shape[-1] == 0:
         raise ValueError(f"{name} must be [..., token] with 1 or more tokens; got shape {array.shape}")
+    from scipy.special import logsumexp
+
     total = logsumexp(array, axis=-1, keepdims=True)
     if not (np.abs(total) <= 1e-2).all():
         worst = total[~(np.abs(total) <= 1e-2)][0]

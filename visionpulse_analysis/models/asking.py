@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, TemplateError, meta
-from transformers.utils import chat_template_utils
 
 from visionpulse_analysis._util.checks import plain_text, whole_number
 from visionpulse_analysis.media.images import read_image
@@ -437,6 +436,8 @@ def _check_known(tokenizer: Any, template: str | None, arguments: dict[str, Any]
 
 def argument_names(template: str) -> set[str]:
     """Names that a chat template may be given, beside those that the library gives it itself."""
+    from transformers.utils import chat_template_utils  # options are checked without it
+
     environment: Environment = chat_template_utils._compile_jinja_template(template).environment  # pyright: ignore[reportPrivateUsage]
     names = meta.find_undeclared_variables(environment.parse(template)) - set(environment.globals)
     own = {"messages", "add_generation_prompt", "bos_token", "eos_token", "pad_token", "unk_token"}

@@ -25,7 +25,6 @@ from transformers import (
     ProcessorMixin,
 )
 
-from visionpulse_analysis._util.files import data_folder
 from visionpulse_analysis._util.fingerprints.tensors import bytes_of, every_byte
 from visionpulse_analysis._util.html import facts_table
 from visionpulse_analysis._util.ledger import note, note_object
@@ -43,6 +42,7 @@ from visionpulse_analysis.models.families import (
     family_class,
 )
 from visionpulse_analysis.models.families.stock import FLOATS
+from visionpulse_analysis.models.finding import BUNDLED, no_model, place_of
 from visionpulse_analysis.models.generation_config import Generation
 from visionpulse_analysis.models.processors import (
     explain_own_code,
@@ -54,7 +54,6 @@ from visionpulse_analysis.models.processors import (
 )
 from visionpulse_analysis.models.token_text import Decoder
 
-BUNDLED = ("scenes", "charts")
 CACHE_LINE = 64  # bytes: torch puts every tensor of its own at a multiple
 WITHOUT_ROWS = {"conv", "linear_attention", "mamba", "mlp", "moe", "recurrent"}  # kinds of layers without a softmax
 
@@ -443,17 +442,12 @@ def _facts(vlm: VLM) -> dict[str, Any]:
 
 def find_model(name: str, revision: str = "main", trust_remote_code: bool = False) -> tuple[str, Any]:
     """Where a model is, and its configuration, without its weights; parameters and errors as of :func:`load`."""
-    source = str(data_folder() / name) if name in BUNDLED else name
-    if name in BUNDLED and not Path(source, "config.json").exists():
-        raise ValueError(f"the bundled model {name!r} is not at {source}; set VISIONPULSE_DATA to the data folder")
+    source = place_of(name, revision)
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         explain_own_code(name, error)
-        raise ValueError(
-            f"no model {name!r}: expected {', '.join(map(repr, BUNDLED))}, a folder with config.json, or a hub id "
-            f"that can be reached or is in the local cache ({error})"
-        ) from error
+        raise no_model(name, error) from error
     check_supported(config, name)
     return source, config
 

@@ -139,6 +139,22 @@ def parse(text: str) -> list[tuple[str, dict[str, Any]]]:
         raise ValueError(f"a pruner is written name, name(parameter=value) or a | b, got {text!r}") from error
 
 
+def parts_of(text: str) -> list[str]:
+    """Take a `text` such as ``a(x=1, y=2), b | c`` apart at the commas outside of brackets.
+
+    Raises ValueError where the text is not of that form, or names none.
+    """
+    try:  # commas inside brackets separate parameters: Python's own parser tells them apart
+        parsed = ast.parse(f"[{as_expression(text)}]", mode="eval").body
+    except (SyntaxError, ValueError):
+        parsed = None
+    if not isinstance(parsed, ast.List):
+        raise ValueError(f"expected pruners separated by commas, such as fastv,random(budget=0.1); got {text!r}")
+    if not parsed.elts:
+        raise ValueError("no pruner named; name some, separated by commas: fastv,divprune | visionpulse")
+    return [from_expression(part) for part in parsed.elts]
+
+
 def _parts(node: ast.expr) -> list[tuple[str, dict[str, Any]]]:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
         return [*_parts(node.left), *_parts(node.right)]

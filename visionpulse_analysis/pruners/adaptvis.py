@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import torch
-
 from visionpulse_analysis._util.checks import Interval
+from visionpulse_analysis._util.later import torch
 from visionpulse_analysis.pruners.base import Fraction, Pruner, Selection
 from visionpulse_analysis.pruners.view import View
 

@@ -15,10 +15,10 @@ from operator import and_
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
-import torch
 
 from visionpulse_analysis._util.checks import Interval, check_fields
 from visionpulse_analysis._util.html import facts_table
+from visionpulse_analysis._util.later import torch
 from visionpulse_analysis.pruners.top_k import budget_to_k, nearest_k, resolve_anchor, share_of_each
 from visionpulse_analysis.pruners.view import Layout, View, as_bias
 
@@ -162,7 +162,7 @@ def _take(value: Any, rows: torch.Tensor) -> Any:
     return [_take(item, rows) for item in value] if isinstance(value, list) else value
 
 
-FirstTokens = Callable[["Pruner | None"], torch.Tensor]
+FirstTokens = Callable[["Pruner | None"], "torch.Tensor"]
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
+from visionpulse_analysis._util.later import torch
 from visionpulse_analysis.pruners.base import BeforeModel, Count, FixedShare, Pruner, Selection
 from visionpulse_analysis.pruners.top_k import drawn, most_kept, nearest_k, top_k
 from visionpulse_analysis.pruners.view import Layout, View

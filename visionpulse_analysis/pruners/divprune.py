@@ -6,9 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch.nn.functional import normalize
-
+from visionpulse_analysis._util.later import functional, torch
 from visionpulse_analysis.pruners.base import BeforeModel, Share
 from visionpulse_analysis.pruners.view import Layout, View
 
@@ -35,7 +33,7 @@ class DivPrune(BeforeModel):
     budget: Share = 0.098
 
     def keep(self, view: View, layout: Layout, k: torch.Tensor) -> torch.Tensor:
-        units = normalize(view.patch_states(), dim=-1)
+        units = functional.normalize(view.patch_states(), dim=-1)
         return spread(units, farthest(units, layout.patches), k, layout.patches)
 
 

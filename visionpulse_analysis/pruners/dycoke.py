@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import torch
-from torch.nn.functional import cosine_similarity
-
 from visionpulse_analysis._util.checks import Interval
+from visionpulse_analysis._util.later import functional, torch
 from visionpulse_analysis.pruners.base import Pruner, Selection, Share
 from visionpulse_analysis.pruners.top_k import budget_to_k, check_layer, share_of_each, top_k
 from visionpulse_analysis.pruners.view import View
@@ -61,7 +59,7 @@ class DyCoke(Pruner):
         if run.before is None:
             run.kept = run.chosen = new
         else:
-            steady = (cosine_similarity(weights, run.before, dim=1) >= self.threshold)[:, None]
+            steady = (functional.cosine_similarity(weights, run.before, dim=1) >= self.threshold)[:, None]
             run.kept = torch.where(steady, layout.patches if self.unpruned_when_steady else run.chosen, new)
             run.chosen = torch.where(steady, run.chosen, new)
         run.before = weights

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
+from visionpulse_analysis._util.later import torch
 from visionpulse_analysis.pruners.base import LayerIndex, Pruner, Selection, Share
 from visionpulse_analysis.pruners.top_k import check_layer, drawn, nearest_k, top_k
 from visionpulse_analysis.pruners.view import View

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-from torch.nn.functional import normalize
-
+from visionpulse_analysis._util.later import functional, torch
 from visionpulse_analysis.pruners.base import Fraction, Pruner, Selection, Share
 from visionpulse_analysis.pruners.top_k import float64, nearest_k, top_k
 from visionpulse_analysis.pruners.view import Layout, View
@@ -85,7 +83,7 @@ def merge_cut(
     keys and values [row, kv_head, key, dim], as returned. Of equally similar positions the lower one is taken. 1024
     positions at a time, since all pairs take much memory.
     """
-    units = normalize(keys.float(), dim=-1)
+    units = functional.normalize(keys.float(), dim=-1)
     sums = [held.to(torch.float32, copy=True) for held in (keys, values)]
     counts = torch.ones_like(keys[..., :1], dtype=torch.float32)
     for columns in cut.any(dim=0).nonzero()[:, 0].split(1024):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
+from visionpulse_analysis._util.later import torch
 from visionpulse_analysis.pruners.base import Pruner, Selection, Share
 from visionpulse_analysis.pruners.top_k import budget_to_k, check_layer, share_of_each, top_k
 from visionpulse_analysis.pruners.view import View

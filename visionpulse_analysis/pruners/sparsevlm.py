@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch
-
 from visionpulse_analysis._util.checks import Interval
+from visionpulse_analysis._util.later import torch
 from visionpulse_analysis.pruners.base import Fraction, Pruner, Selection
 from visionpulse_analysis.pruners.top_k import check_layer, top_k
 from visionpulse_analysis.pruners.view import Layout, View

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from math import ceil, cos, exp, pi
 from typing import Annotated, ClassVar, Literal
 
-import torch
-
 from visionpulse_analysis._util.checks import Interval
+from visionpulse_analysis._util.later import torch
 from visionpulse_analysis.pruners.base import Count, LayerIndex, Pruner, Selection, Share
 from visionpulse_analysis.pruners.top_k import top_k
 from visionpulse_analysis.pruners.view import View

@@ -5,8 +5,8 @@ from __future__ import annotations
 from math import floor
 
 import numpy as np
-import torch
 
+from visionpulse_analysis._util.later import torch
 from visionpulse_analysis.pruners.view import Layout
 
 NO_FLOAT64 = {"mps"}  # kinds of device

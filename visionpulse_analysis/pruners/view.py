@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import inf
 from typing import Any
 
-import torch
+from visionpulse_analysis._util.later import torch
 
 
 @dataclass(frozen=True)
@@ -340,7 +341,7 @@ class View:
         key = project(attention, "k", entering, dim)
         return self._hide(newest_logits(query, key, self.mask, self.scaling).to(self.layout.device))
 
-    def at_patches(self, found: torch.Tensor, absent: float = -torch.inf) -> torch.Tensor:
+    def at_patches(self, found: torch.Tensor, absent: float = -inf) -> torch.Tensor:
         """Pick the patches out of `found` [row, head, key]: [row, head, patch], `absent` where there is no patch."""
         if self.layout.span is not None:
             first, end = self.layout.span

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch
-
 from visionpulse_analysis._util.checks import TEMPERATURES, Interval, check_temperature
+from visionpulse_analysis._util.later import torch
 from visionpulse_analysis.pruners.base import Count, LayerIndex, Pruner, Selection, Share
 from visionpulse_analysis.pruners.top_k import budget_to_k, float64, resolve_anchor, share_of_each, top_k
 from visionpulse_analysis.pruners.view import Layout, View

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-from torch.nn.functional import cosine_similarity
-
+from visionpulse_analysis._util.later import functional, torch
 from visionpulse_analysis.pruners.base import Count, LayerIndex, Pruner, Redirect, Selection
 from visionpulse_analysis.pruners.top_k import drawn
 from visionpulse_analysis.pruners.view import View
@@ -113,7 +111,7 @@ class VisiPruner(Pruner):
         """What this layer says about the patches left, bool [row, patch], from the next layer on."""
         parts, output = view.contributions()
         whole = output[:, None]
-        cosines = cosine_similarity(whole - parts, whole, dim=-1).masked_fill(~now, torch.inf)
+        cosines = functional.cosine_similarity(whole - parts, whole, dim=-1).masked_fill(~now, torch.inf)
         smallest = cosines.amin(dim=1)
         run.smallest.append(smallest)
         waiting = run.filter_layer < 0

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-import torch
-
 from visionpulse_analysis._util.checks import Interval
+from visionpulse_analysis._util.later import torch
 from visionpulse_analysis.pruners.base import FirstTokens, Pruner, Selection
 from visionpulse_analysis.pruners.top_k import check_layer, kl
 from visionpulse_analysis.pruners.view import View

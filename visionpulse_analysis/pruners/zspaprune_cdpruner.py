@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-from torch.nn.functional import normalize
-
+from visionpulse_analysis._util.later import functional, torch
 from visionpulse_analysis.pruners.base import BeforeModel, Fraction
 from visionpulse_analysis.pruners.divprune import farthest, spread
 from visionpulse_analysis.pruners.top_k import float64, nearest_k, top_k
@@ -51,8 +49,9 @@ class ZSPAPrune(BeforeModel):
     def keep(self, view: View, layout: Layout, k: torch.Tensor) -> torch.Tensor:
         states, words = prompt_states(view, layout, self.prompt)
         pooled = (states * words[..., None]).sum(dim=1) / words.sum(dim=1, keepdim=True).clamp(min=1)
-        units = normalize(view.patch_states(), dim=-1)
-        like = (units @ normalize(pooled, dim=-1)[..., None])[..., 0].masked_fill(~layout.patches, -torch.inf)
+        units = functional.normalize(view.patch_states(), dim=-1)
+        like = (units @ functional.normalize(pooled, dim=-1)[..., None])[..., 0]
+        like = like.masked_fill(~layout.patches, -torch.inf)
         size = torch.round(self.core * float64(k)).long().to(k.device)
         core = torch.where((size > 0)[:, None], top_k(like, size), farthest(units, layout.patches))
         return spread(units, core, k, layout.patches, total=self.similarity == "sum")
@@ -88,8 +87,9 @@ class CDPruner(BeforeModel):
     def keep(self, view: View, layout: Layout, k: torch.Tensor) -> torch.Tensor:
         states, words = prompt_states(view, layout, self.prompt)
         # The mean of cosines with unit vectors is the product with their mean.
-        pooled = (normalize(states, dim=-1) * words[..., None]).sum(dim=1) / words.sum(1, keepdim=True).clamp(min=1)
-        units = normalize(view.patch_states(), dim=-1)
+        summed = (functional.normalize(states, dim=-1) * words[..., None]).sum(dim=1)
+        pooled = summed / words.sum(1, keepdim=True).clamp(min=1)
+        units = functional.normalize(view.patch_states(), dim=-1)
         relevance = (units @ pooled[..., None])[..., 0] * (-1 if self.flip else 1)
         low = relevance.masked_fill(~layout.patches, torch.inf).amin(dim=1, keepdim=True)
         high = relevance.masked_fill(~layout.patches, -torch.inf).amax(dim=1, keepdim=True)

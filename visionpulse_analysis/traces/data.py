@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import xarray as xr
 
 from visionpulse_analysis._util.checks import plain_text
+from visionpulse_analysis._util.later import xr
 from visionpulse_analysis.media.patch_grid import PatchGrid
 from visionpulse_analysis.traces.quantities import ALWAYS, BUILT_IN, Quantity
 

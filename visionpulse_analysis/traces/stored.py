@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 from xarray.backends.common import BackendArray
 from xarray.core import indexing
 
 from visionpulse_analysis._util.files import is_foreign
+from visionpulse_analysis._util.later import zarr
+from visionpulse_analysis.traces.zarr_group import metadata_sha256, version_of
 
 CODECS = {"bytes", "zstd"}
-
-
-def version_of(path: Path) -> tuple[int, int]:
-    """What changes when another trace takes the place of this one."""
-    status = path.stat()
-    return status.st_ino, status.st_mtime_ns
-
-
-def metadata_sha256(folder: Path) -> str:
-    return hashlib.sha256((folder / "zarr.json").read_bytes()).hexdigest()
 
 
 class StoredArray(BackendArray):

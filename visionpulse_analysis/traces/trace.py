@@ -11,8 +11,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import xarray as xr
 
+from visionpulse_analysis._util.later import xr
 from visionpulse_analysis.media.images import read_image
 from visionpulse_analysis.media.patch_grid import PatchGrid
 from visionpulse_analysis.metrics.attention import layer_cosines, mean_over_steps

@@ -14,13 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xarray as xr
-import zarr
-from xarray.core import indexing
-from zarr.codecs import ZstdCodec
 
 from visionpulse_analysis._util.files import disk_error
-from visionpulse_analysis.traces.stored import StoredArray, metadata_sha256, version_of
+from visionpulse_analysis._util.later import xr, zarr
 
 FORMAT_VERSION = 1
 KIND = "visionpulse trace"
@@ -88,6 +84,8 @@ def write_group(path: Path, arrays: Mapping[str, np.ndarray], attributes: dict[s
 
 
 def _write_array(group: zarr.Group, name: str, array: np.ndarray) -> None:
+    from zarr.codecs import ZstdCodec
+
     per_row = max(1, array[:1].nbytes)
     rows = max(1, min(len(array), _CHUNK_BYTES // per_row))
     stored = group.create_array(
@@ -130,6 +128,16 @@ def _exchange(one: Path, other: Path) -> bool:
         return False
 
 
+def version_of(path: Path) -> tuple[int, int]:
+    """What changes when another trace takes the place of this one."""
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
+
+
+def metadata_sha256(folder: Path) -> str:
+    return hashlib.sha256((folder / "zarr.json").read_bytes()).hexdigest()
+
+
 def read_group(path: Path) -> tuple[dict[str, xr.Variable], dict[str, Any]]:
     """Open a group that `write_group` made: lazily read variables (dims unnamed) and the attributes.
 
@@ -144,6 +152,10 @@ def read_group(path: Path) -> tuple[dict[str, xr.Variable], dict[str, Any]]:
     """
     if not path.exists():
         raise FileNotFoundError(f"no trace at {path}")
+    from xarray.core import indexing
+
+    from visionpulse_analysis.traces.stored import StoredArray  # a class of xarray's, which takes half a second
+
     version = version_of(path)
     attributes = _read_attributes(path)
     check_format(attributes, KIND, path)

@@ -19,6 +19,7 @@ from visionpulse_analysis._util.ledger import NOTEBOOK
 from visionpulse_analysis._util.processes import available_cores, call_each
 from visionpulse_analysis.cli.notebooks import NotebookError
 from visionpulse_analysis.cli.notebooks.parameters import check_parameters, read_parameters
+from visionpulse_analysis.models.finding import place_of
 
 __all__ = ["Executed", "NotebookError", "copy_to", "find", "list_notebooks", "run", "run_all"]
 
@@ -246,9 +247,20 @@ def _plan(
         # Relative where possible: figures carry their parameters and shall be equal on every machine.
         place = {"out": folder.relative_to(cwd) if folder.is_relative_to(cwd) else folder} if "out" in known else {}
         values = check_parameters(known, {**quick, **place, **parameters})
+        _check_places(values, cwd)
     except ValueError as error:
         raise ValueError(f"{source.name}: {error}") from error
     return _Plan(source, folder / "executed" / source.name, values, cwd, settings.get("minutes", 0))
+
+
+def _check_places(values: Mapping[str, Any], cwd: Path) -> None:
+    """Raise ValueError for a model or a file that is not there, before a kernel is started for it."""
+    if "model" in values:
+        given = str(values["model"])
+        place_of(str(cwd / given) if (cwd / given).is_dir() else given)
+    for name in ("image", "images", "traces"):
+        if values.get(name) and not (cwd / values[name]).exists():
+            raise ValueError(f"parameter {name!r}: there is nothing at {values[name]}, seen from {cwd}")
 
 
 def _execute(plan: _Plan) -> Executed:

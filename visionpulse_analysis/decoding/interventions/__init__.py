@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import xarray as xr
 
 from visionpulse_analysis._util.checks import whole_number
+from visionpulse_analysis._util.later import xr
 from visionpulse_analysis.decoding.batch import Batch
 from visionpulse_analysis.decoding.interventions.kinds import (
     AblateHeads,

@@ -9,7 +9,8 @@ import torch
 
 from visionpulse_analysis._util.checks import whole_number
 from visionpulse_analysis.decoding import Batch
-from visionpulse_analysis.experiments.bench.synthetic import AFTER, BEFORE, SIZES, pruner_of, random_language_model
+from visionpulse_analysis.experiments.bench.synthetic import AFTER, BEFORE, random_language_model
+from visionpulse_analysis.experiments.bench.variants import check_names, pruner_of
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners import VisionPulse
 from visionpulse_analysis.pruners.top_k import budget_to_k
@@ -86,8 +87,7 @@ def bounds(
     ValueError
         For a size or a name that is not known, a variant that reads everything, or numbers below 1.
     """
-    if size not in SIZES:
-        raise ValueError(f"no size {size!r}; known: {', '.join(SIZES)}")
+    check_names(size)
     for name, values in {"visual_tokens": visual_tokens, "rows": [rows]}.items():
         for value in values:
             whole_number(value, name, least=1)

@@ -17,14 +17,8 @@ from visionpulse_analysis.attention import autotune as fastest
 from visionpulse_analysis.decoding import Batch
 from visionpulse_analysis.experiments.bench.bytes import bytes_read, cache_bytes
 from visionpulse_analysis.experiments.bench.machine import about_machine, free_memory, spread
-from visionpulse_analysis.experiments.bench.synthetic import (
-    SIZES,
-    VARIANTS,
-    Steps,
-    Way,
-    pruner_of,
-    random_language_model,
-)
+from visionpulse_analysis.experiments.bench.synthetic import Steps, Way, random_language_model
+from visionpulse_analysis.experiments.bench.variants import VARIANTS, check_names, pruner_of
 from visionpulse_analysis.models.loading import VLM, usable_device
 from visionpulse_analysis.pruners.view import View
 
@@ -85,8 +79,7 @@ def bench_decode(
     variants = variants or (*VARIANTS, *(("flash",) if device == "cuda" else ()))
     if "stock" not in variants:
         raise ValueError(f"variants must include stock, which the others are compared with; got {', '.join(variants)}")
-    if size not in SIZES:
-        raise ValueError(f"no size {size!r}; known: {', '.join(SIZES)}")
+    check_names(size)
     ways = {name: pruner_of(name) for name in variants}
     fastest.measured.clear()
     vlm = random_language_model(size, device, torch.bfloat16 if device == "cuda" else torch.float32)

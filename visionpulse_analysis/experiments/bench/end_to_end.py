@@ -17,7 +17,8 @@ from visionpulse_analysis.attention.routing import intercept
 from visionpulse_analysis.decoding import Batch, Options
 from visionpulse_analysis.experiments.bench.decode import bytes_at_once, seconds
 from visionpulse_analysis.experiments.bench.machine import about_machine, free_memory, spread
-from visionpulse_analysis.experiments.bench.synthetic import SIZES, pruner_of, random_language_model, synthetic_record
+from visionpulse_analysis.experiments.bench.synthetic import random_language_model, synthetic_record
+from visionpulse_analysis.experiments.bench.variants import check_names, pruner_of
 from visionpulse_analysis.models.loading import VLM, usable_device
 from visionpulse_analysis.pruners import Pruner, make_pruner
 
@@ -102,8 +103,7 @@ def bench_end_to_end(
     wrong = [one for one in variants if one in ("eager", "flash")]
     if "dense" not in variants or wrong:
         raise ValueError(f"variants must include dense, and neither eager nor flash; got {', '.join(variants)}")
-    if size not in SIZES:
-        raise ValueError(f"no size {size!r}; known: {', '.join(SIZES)}")
+    check_names(size)
     block = make_pruner("visionpulse:block", block_size=block_size)
     ways = {name: (block, "gathered") if name == "block" else pruner_of(name) for name in variants}
     vlm = random_language_model(size, device, torch.bfloat16 if device == "cuda" else torch.float32)

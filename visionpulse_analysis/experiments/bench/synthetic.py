@@ -4,61 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Cache, DynamicCache, Qwen3VLForConditionalGeneration
 
-from visionpulse_analysis.attention import Execution
 from visionpulse_analysis.attention.routing import intercept
 from visionpulse_analysis.decoding import Batch, Options
 from visionpulse_analysis.decoding.trace_builder import Record
+from visionpulse_analysis.experiments.bench.variants import SIZES, WORDS, pruner_of
 from visionpulse_analysis.media.patch_grid import PatchGrid
 from visionpulse_analysis.models.families import Prompt
 from visionpulse_analysis.models.loading import VLM
-from visionpulse_analysis.pruners import Pruner, VisionPulse
 from visionpulse_analysis.testbed.scenes.tokens import build_tokenizer
 from visionpulse_analysis.testbed.training.model import Size, build_config, build_image_processor
 
-SIZES = {
-    "tiny": Size(layers=4, width=64, heads=4, kv_heads=2, head_dim=16, mlp=96),
-    "small": Size(layers=12, width=512, heads=8, kv_heads=4, head_dim=64, mlp=1536),
-    "qwen3-vl-4b": Size(layers=36, width=2560, heads=32, kv_heads=8, head_dim=128, mlp=9728),
-}
-WORDS = {"qwen3-vl-4b": 151_936}  # of the vocabulary; that of the bundled model for the others
-PRUNERS: dict[str, tuple[Pruner, Execution]] = {
-    "masked_5": (VisionPulse.five_percent(), "masked"),
-    "gathered_5": (VisionPulse.five_percent(), "gathered"),
-    "gathered_10": (VisionPulse.ten_percent(), "gathered"),
-    "reuse_5": (replace(VisionPulse.five_percent(), reuse_previous=True), "gathered"),
-}
-VARIANTS = ("stock", "eager", "dense", *PRUNERS)
-UNPRUNED = ("stock", "eager", "dense", "flash")  # flash: our dense step, with PyTorch's flash kernel or none
 BEFORE, AFTER = 16, 32  # tokens of text before and after the image
-
-
-def pruner_of(variant: str) -> tuple[Pruner | None, Execution]:
-    """The pruner and execution of a variant; ``gathered_25`` keeps 25 % at every step, whatever the number.
-
-    Raises ValueError for a name that is no variant.
-    """
-    if variant in UNPRUNED:
-        return None, "masked"
-    if variant in PRUNERS:
-        return PRUNERS[variant]
-    execution, _, percent = variant.partition("_")
-    if execution not in ("masked", "gathered") or not percent.isdecimal() or not 1 <= int(percent) <= 100:
-        raise ValueError(
-            f"no variant {variant!r}: expected {', '.join(VARIANTS)}, flash, or masked_ or gathered_ with a percentage"
-        )
-    return VisionPulse(budget=int(percent) / 100), "masked" if execution == "masked" else "gathered"
 
 
 def random_language_model(size: str, device: str, dtype: torch.dtype) -> VLM:
     """A random model of the given size with the smallest of vision towers, which is never run."""
-    config = build_config(SIZES[size])
+    config = build_config(Size(**SIZES[size]))
     text = config.get_text_config()
     text.vocab_size = WORDS.get(size, text.vocab_size)
     before = torch.get_default_dtype()

@@ -10,9 +10,10 @@ from threading import Event, Thread
 from typing import Any
 
 import dask.config
-import torch
 from distributed import Client, Nanny, Scheduler, SpecCluster, Worker
 from distributed.utils import silence_logging_cmgr
+
+from visionpulse_analysis._util.later import torch
 
 # dask keeps the latest 1,000 messages, events and profiles of every process, with the rows that came back: 30 MB a
 # thousand samples, for longer than most sweeps last.

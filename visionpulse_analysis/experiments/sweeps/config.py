@@ -17,10 +17,10 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 
 from visionpulse_analysis._util.checks import NAMES, did_you_mean, expected, fits
-from visionpulse_analysis.decoding.sampling import Sample as Sampling
 from visionpulse_analysis.experiments.sweeps.benchmarks import Benchmark
-from visionpulse_analysis.models.families import PromptOptions
-from visionpulse_analysis.models.loading import BUNDLED
+from visionpulse_analysis.models.asking import PromptOptions
+from visionpulse_analysis.models.finding import BUNDLED, is_path
+from visionpulse_analysis.models.sample import Sample as Sampling
 from visionpulse_analysis.pruners import list_pruners, make_pruner
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.testbed.scenes.questions import TASKS
@@ -177,7 +177,7 @@ class SweepConfig:
         if model.name in BUNDLED:
             return model.name
         place = self.folder / Path(model.name).expanduser()
-        return str(place.resolve()) if place.is_dir() or _is_path(model.name) else model.name
+        return str(place.resolve()) if place.is_dir() or is_path(model.name) else model.name
 
     def recipe(self, model: Model, arm: Arm) -> dict[str, Any]:
         """Everything but sample and seed that decides what a trace holds, JSON-ready."""
@@ -243,11 +243,6 @@ def import_modules(modules: Sequence[str], folder: Path, where: str) -> None:
             importlib.import_module(module)
         except Exception as error:  # it is somebody's code
             raise ValueError(f"{where}: modules: {module!r} cannot be imported ({error!r})") from error
-
-
-def _is_path(name: str) -> bool:
-    """Whether a model's name can only be meant as a folder; a hub id is ``owner/name`` or ``name``."""
-    return name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name
 
 
 def _arm(given: Any, where: str) -> Arm:

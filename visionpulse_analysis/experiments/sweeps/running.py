@@ -13,18 +13,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from distributed import Future, KilledWorker, as_completed
 from tqdm.auto import tqdm
 
-from visionpulse_analysis.experiments.sweeps.cluster import connect, watched
 from visionpulse_analysis.experiments.sweeps.config import SweepConfig
 from visionpulse_analysis.experiments.sweeps.folder import SweepFolder
 from visionpulse_analysis.experiments.sweeps.plan import Job, batches, plan
 from visionpulse_analysis.experiments.sweeps.tables import LiveTable, State, check_table
 from visionpulse_analysis.experiments.sweeps.worker import SweepError, run_batch
-from visionpulse_analysis.models.loading import find_model
+from visionpulse_analysis.models.finding import place_of
+
+if TYPE_CHECKING:
+    from distributed import Future
 
 logger = logging.getLogger("visionpulse_analysis.experiments.sweeps")
 
@@ -124,6 +125,8 @@ def run(
         try:
             if state.closed < len(jobs):
                 _find_models(config, {job.model.label for job in jobs if state.is_open(job)}, scheduler)
+                from visionpulse_analysis.experiments.sweeps.cluster import connect, watched  # imports torch and dask
+
                 with connect(scheduler, workers) as client:
                     report(f"dask dashboard: {'none' if workers == 0 else client.dashboard_link}")
                     going = _Run(client, config, folder, state, table, report)
@@ -148,6 +151,9 @@ def _find_models(config: SweepConfig, labels: Collection[str], scheduler: str | 
         source = config.source(model)
         if model.label in labels and (scheduler is None or Path(source).is_dir()):
             try:
+                place_of(source, model.revision)
+                from visionpulse_analysis.models.loading import find_model  # imports torch
+
                 find_model(source, model.revision, model.trust_remote_code)
             except ValueError as error:
                 raise SweepError(f"the model {source!r} cannot be loaded: {type(error).__name__}: {error}") from error
@@ -182,6 +188,8 @@ class _Run:
 
         dask suspects every task that waited at a worker when it died; alone, only the guilty one is hit again.
         """
+        from distributed import KilledWorker, as_completed
+
         suspects: list[Job] = []
         waiting, again = self._tasks(jobs), deque[list[Job]]()
         running: dict[Future, list[list[Job]]] = {}
@@ -211,6 +219,8 @@ class _Run:
                 self._alone(job)
 
     def _alone(self, job: Job) -> None:
+        from distributed import KilledWorker
+
         try:
             self._take(self._submit([[job]]))
         except KilledWorker as killed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping
 from functools import reduce
 from operator import or_
@@ -19,7 +18,7 @@ from visionpulse_analysis.experiments.judging import RIGHT_FROM, Reference
 from visionpulse_analysis.explorer.pairing import align
 from visionpulse_analysis.metrics.flops import costs_of
 from visionpulse_analysis.models.loading import VLM
-from visionpulse_analysis.pruners import as_expression, from_expression, make_pruner, parse
+from visionpulse_analysis.pruners import make_pruner, parse, parts_of
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.studies.pruner_comparison.figures import kept_page, kept_share, shown_steps
 from visionpulse_analysis.studies.pruner_comparison.measure import OWN, all_rivals, arm_name, matched_pruner
@@ -56,16 +55,8 @@ def named_pruners(text: str, basis: Basis, budget: float | None = None) -> dict[
     ValueError
         No pruner is named, one is unknown or named twice, or a parameter is wrong.
     """
-    try:  # commas inside brackets separate parameters: Python's own parser tells them apart
-        parsed = ast.parse(f"[{as_expression(text)}]", mode="eval").body
-    except (SyntaxError, ValueError):
-        parsed = None
-    if not isinstance(parsed, ast.List):
-        raise ValueError(f"expected pruners separated by commas, such as fastv,random(budget=0.1); got {text!r}")
-    if not parsed.elts:
-        raise ValueError("no pruner named; name some, separated by commas: fastv,divprune | visionpulse")
     found: dict[str, Pruner] = {}
-    for part in map(from_expression, parsed.elts):
+    for part in parts_of(text):
         pruner, name = _pruner_at(part, basis, budget)
         twice = next((other for other, known in found.items() if known == pruner), None)
         if twice is not None:
