@@ -259,5 +259,5 @@ def test_how_tokens_are_drawn_is_said_together(call, picture):
     assert drawing(0.7, None, None) == vpa.Sample(0.7)
     assert drawing(0.7, 0.8, 20) == vpa.Sample(0.7, 0.8, 20)
     for command in (("decode",), ("compare", "--pruners", "visionpulse:10")):
-        failed = call(*command, picture, "where ?", "--model", "none", "--top-k", 20, code=2)
+        failed = call(*command, picture, "where ?", "--model", "scenes", "--top-k", 20, code=2)
         assert "--top-p and --top-k are of sampling; say --temperature too" in failed.stderr
