@@ -12,8 +12,9 @@ import torch
 import visionpulse_analysis as vpa
 from visionpulse_analysis._util.files import data_folder
 from visionpulse_analysis.experiments.cache import part_of_key
-from visionpulse_analysis.pruners.covipal import Scorer
-from visionpulse_analysis.pruners.heads import TRAINING, Head, load_head, read_training, save_head
+from visionpulse_analysis.pruners.heads import TRAINING, read_training
+from visionpulse_analysis.pruners.networks import Head, load_head, save_head
+from visionpulse_analysis.pruners.networks.scorer import Scorer
 from visionpulse_analysis.testbed.heads import catalogue, selection
 from visionpulse_analysis.testbed.heads.catalogue import HEADS, score_scorer, train_head
 from visionpulse_analysis.testbed.heads.fitting import fit

@@ -46,7 +46,8 @@ __all__ = [
 ]
 
 for module in iter_modules(__path__):
-    import_module(f"{__name__}.{module.name}")
+    if not module.ispkg:  # `networks` are of torch
+        import_module(f"{__name__}.{module.name}")
 
 
 def list_pruners() -> dict[str, type[Pruner]]:

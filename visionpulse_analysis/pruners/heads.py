@@ -1,46 +1,22 @@
-"""Small modules that are trained beside a frozen model, each for one model, and the files that their weights lie in."""
+"""Pruners that ask a small module trained beside a frozen model (`networks`), and where its files lie."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import nn
-
-from visionpulse_analysis._util.files import data_folder, write_whole
+from visionpulse_analysis._util.files import data_folder
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.pruners.view import Layout
 
+if TYPE_CHECKING:
+    from visionpulse_analysis.pruners.networks import Head
+
 UNTRAINED = "untrained"
 WEIGHTS, TRAINING = "head.safetensors", "training.json"
-
-
-class Head(nn.Module):
-    """A module that knows the numbers it was built from, so that its weights can be loaded again.
-
-    Parameters
-    ----------
-    **shape : int
-        What a subclass is built from.
-    """
-
-    def __init__(self, **shape: int):
-        super().__init__()
-        self.shape = shape
-
-    @classmethod
-    def untrained(cls, *, seed: int = 0, **shape: int) -> Self:
-        """A head of a `shape` with random weights, which `seed` fixes; the global generator stays where it is."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return cls(**shape).eval()
 
 
 def head_folder(name: str) -> Path:
@@ -61,63 +37,10 @@ def read_training(name: str) -> dict[str, Any]:
         ) from error
 
 
-def load_head(kind: type[Head], name: str, model: str) -> Head:
-    """Load a trained head for the model that it was trained beside.
-
-    Parameters
-    ----------
-    kind : type
-        Its class.
-    name : str
-        As in `head_folder`.
-    model : str
-        `VLM.weights_hash` of the model that it shall serve.
-
-    Returns
-    -------
-    Head, in evaluation mode
-
-    Raises
-    ------
-    ValueError
-        There is no such head, it is of another kind, it belongs to another model, or its weights do not fit its shape.
-    """
-    training = read_training(name)
-    if training["kind"] != kind.__name__:
-        raise ValueError(f"the head {name!r} is a {training['kind']}, and a {kind.__name__} is asked for")
-    if training["model"] != model:
-        raise ValueError(
-            f"the head {name!r} was trained beside the model whose weights have the hash {training['model']}, and this "
-            f"one's have {model}: it means nothing here, also where only the dtype differs; train one for this model "
-            f"(`visionpulse train --head`), or take head={UNTRAINED!r} as a control"
-        )
-    head = kind(**training["shape"])
-    try:
-        head.load_state_dict({key: value.float() for key, value in load_file(head_folder(name) / WEIGHTS).items()})
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise ValueError(
-            f"the weights of the head {name!r} cannot be read, or are of another shape: {error}"
-        ) from error
-    return head.eval().requires_grad_(False)
-
-
-def save_head(head: Head, folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write a `head` as `load_head` reads it, weights in float16, into a `folder`; `facts` of its training, JSON-ready.
-
-    `facts` holds at least ``model``, the hash of the model that it belongs to.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.detach().half().contiguous() for name, value in head.state_dict().items()}
-    write_whole(folder / WEIGHTS, save(weights))
-    told = {"kind": type(head).__name__, "shape": head.shape, **facts}
-    write_whole(folder / TRAINING, (json.dumps(told, indent=1) + "\n").encode())
-
-
 @dataclass(frozen=True)
 class Learned(Pruner):
-    """Base of pruners that ask a trained head; a subclass states its ``head`` and what `Head` that is, ``kind``."""
+    """Base of pruners that ask a trained head; a subclass states its ``head`` and which `Head` that is, ``network``."""
 
-    kind: ClassVar[type[Head]]
     prompt: ClassVar[str] = "question"  # whose words are asked for
 
     head: str
@@ -128,6 +51,11 @@ class Learned(Pruner):
         path = head_folder(self.head) / WEIGHTS
         held = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
         object.__setattr__(self, "_weights", held)
+
+    @staticmethod
+    def network() -> type[Head]:
+        """The class of the head, imported when it is asked for: with torch."""
+        raise NotImplementedError
 
     def serves(self, model: str) -> bool:
         """Whether there is such a head, and it belongs to the `model` with this `VLM.weights_hash`."""
@@ -152,4 +80,6 @@ class Learned(Pruner):
                 )
         if layout.model is None:
             raise ValueError(f"{self.name} needs to know the model that its head belongs to: use it through decode")
-        return load_head(self.kind, self.head, layout.model()).to(layout.device)
+        from visionpulse_analysis.pruners.networks import load_head
+
+        return load_head(self.network(), self.head, layout.model()).to(layout.device)

@@ -15,9 +15,10 @@ import torch
 
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners import make_pruner
-from visionpulse_analysis.pruners.covipal import Scorer
-from visionpulse_analysis.pruners.heads import UNTRAINED, load_head, read_training, save_head
-from visionpulse_analysis.pruners.relevance_cnn import Compressor
+from visionpulse_analysis.pruners.heads import UNTRAINED, read_training
+from visionpulse_analysis.pruners.networks import load_head, save_head
+from visionpulse_analysis.pruners.networks.compressor import Compressor
+from visionpulse_analysis.pruners.networks.scorer import Scorer
 from visionpulse_analysis.pruners.top_k import top_k
 from visionpulse_analysis.testbed.heads import relevance, selection
 from visionpulse_analysis.testbed.heads.pairs import FIRST_CHECK_SEED, Pairs, make_pairs

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 
 from visionpulse_analysis._util.files import write_whole
 from visionpulse_analysis.decoding.patch_gradients import relevance
-from visionpulse_analysis.pruners.relevance_cnn import Compressor
+from visionpulse_analysis.pruners.networks.compressor import Compressor
 from visionpulse_analysis.testbed.heads.fitting import fit, state_folder
 from visionpulse_analysis.testbed.heads.pairs import FIRST_HEAD_SEED, make_pairs, questions_of, straight_answer
 from visionpulse_analysis.testbed.scenes.scene import generate

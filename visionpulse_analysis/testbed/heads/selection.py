@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from visionpulse_analysis._util.files import write_whole
 from visionpulse_analysis.attention.routing import Call, intercept, watch_layers
-from visionpulse_analysis.pruners.covipal import Scorer
+from visionpulse_analysis.pruners.networks.scorer import Scorer
 from visionpulse_analysis.testbed.heads.fitting import fit, state_folder
 from visionpulse_analysis.testbed.heads.pairs import (
     FIRST_HEAD_SEED,
