@@ -8,9 +8,10 @@ author = "The visionpulse_analysis contributors"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "numpydoc"]
 
 html_theme = "furo"
-html_title = project
+html_title = "visionpulse analysis"
 html_show_sphinx = False
 html_copy_source = False
+html_show_search_summary = False  # fetched from each page found, which no browser does for a file
 html_css_files = ["site.css"]
 html_static_path = ["static"]
 exclude_patterns = []
