@@ -20,6 +20,7 @@ PRUNERS = {
 # The setting at which a pruner leaves everything as it is, where that is not budget=1.
 EVERYTHING = {
     "adaptvis": {"sharp": 1.0, "smooth": 1.0},
+    "dyvte": {"first_layer": 8},
     "keep_all": {},
     "lookm": {"heavy": 1.0},
     "mvw": {"tokens": 10_000},

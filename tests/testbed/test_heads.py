@@ -14,9 +14,11 @@ from visionpulse_analysis._util.files import data_folder
 from visionpulse_analysis.experiments.cache import part_of_key
 from visionpulse_analysis.pruners.heads import TRAINING, read_training
 from visionpulse_analysis.pruners.networks import Head, load_head, save_head
+from visionpulse_analysis.pruners.networks.compressor import Compressor
+from visionpulse_analysis.pruners.networks.gates import Gates
 from visionpulse_analysis.pruners.networks.scorer import Scorer
-from visionpulse_analysis.testbed.heads import catalogue, selection
-from visionpulse_analysis.testbed.heads.catalogue import HEADS, score_scorer, train_head
+from visionpulse_analysis.testbed.heads import catalogue, exits, relevance, selection
+from visionpulse_analysis.testbed.heads.catalogue import HEADS, score_compressor, score_gates, score_scorer, train_head
 from visionpulse_analysis.testbed.heads.fitting import fit
 from visionpulse_analysis.testbed.heads.pairs import FIRST_CHECK_SEED, make_pairs, questions_of, straight_answer
 from visionpulse_analysis.testbed.scenes.scene import generate
@@ -251,3 +253,112 @@ class TestCoViPAL:
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0]) and again.is_dir()
         with pytest.raises(ValueError, match="unknown head 'none'; known: covipal"):
             train_head(scenes, "none", tmp_path)
+
+
+class TestRelevanceCNN:
+    def test_it_keeps_the_highest_of_a_network_written_out_slowly(self, scenes):
+        """Attention of the library's eager function; convolutions as sums over neighbours, in float64."""
+        text, picture = "where is the red circle ?", generate(3, 4).render()
+        prompt, model = scenes.prompt(picture, text), scenes.model
+        model.set_attn_implementation({"text_config": "eager"})
+        try:
+            with torch.no_grad():
+                attention = model(**scenes.family.batch([prompt], 0), output_attentions=True).attentions[0][0]
+        finally:
+            model.set_attn_implementation({"text_config": "sdpa"})
+        end = len(prompt.ids) - 4
+        seen = attention[:, end - len(text.split()) : end][..., prompt.grid.position].mean(dim=(0, 1)).double().numpy()
+        for head in ("relevance", "untrained"):
+            network = (
+                Compressor.untrained() if head == "untrained" else load_head(Compressor, head, scenes.weights_hash)
+            )
+            weights = {name: value.double().numpy() for name, value in network.state_dict().items()}
+            x = np.log(seen / seen.mean() + 1e-3)[None]
+            for n in range(5):
+                padded = np.pad(x, ((0, 0), (1, 1)))
+                taps, bias = weights[f"depth.{n}.weight"][:, 0], weights[f"depth.{n}.bias"]
+                x = sum(taps[:, k : k + 1] * padded[:, k : k + 64] for k in range(3)) + bias[:, None]
+                x = np.maximum(weights[f"point.{n}.weight"][..., 0] @ x + weights[f"point.{n}.bias"][:, None], 0)
+            found = (weights["last.weight"][0, :, 0] @ x) + weights["last.bias"]
+            pruner = vpa.make_pruner("relevance_cnn", budget=0.25, head=head)
+            # Beside a longer prompt, which pads this one.
+            trace = vpa.decode(scenes, [picture] * 2, [text, "how many red shapes ?"], pruner=pruner, max_new_tokens=1)[
+                0
+            ]
+            assert set(np.flatnonzero(trace.kept.values[0])) == set(np.argsort(-found)[:16])
+        raw = vpa.make_pruner("relevance_cnn", budget=0.25, head="raw")
+        trace = vpa.decode(scenes, picture, text, pruner=raw, max_new_tokens=1)
+        assert set(np.flatnonzero(trace.kept.values[0])) == set(np.argsort(-seen)[:16])
+
+    def test_its_target_is_the_upper_half_and_its_loss_is_least_there(self):
+        found = torch.rand(4, 10, generator=torch.Generator().manual_seed(0))
+        wanted = relevance.target(found)
+        assert ((wanted > 0).sum(dim=1) == 5).all()
+        torch.testing.assert_close(wanted.sum(dim=1), torch.ones(4))
+        assert relevance.divergence(wanted.clamp(min=1e-12).log(), wanted).abs().max() < 1e-5
+        assert (relevance.divergence(torch.full((4, 10), 0.1).log(), wanted) > 0).all()
+
+    def test_stored_scores_are_those_of_the_weights(self, scenes):
+        stored, found = read_training("relevance")["scores"], score_compressor(scenes, "relevance")
+        for share in found["recall"]:
+            assert found["recall"][share] == pytest.approx(stored["recall"][share], abs=0.03)
+            assert found["raw recall"][share] == pytest.approx(stored["raw recall"][share], abs=0.03)
+
+
+class TestDyVTE:
+    @pytest.mark.parametrize("head", ["exits", "untrained"])
+    def test_the_image_leaves_after_the_first_gate_that_says_so(self, scenes, head):
+        """Every layer's states taken by a hook, of each prompt alone."""
+        texts = ["where is the red circle ?", "how many red shapes ?", "is the red circle left of the blue star ?"]
+        pictures = [generate(seed, 4).render() for seed in range(3)]
+        traces = vpa.decode(
+            scenes, pictures, texts, pruner=vpa.make_pruner("dyvte", head=head), layers="none", max_new_tokens=2
+        )
+        gates = (
+            Gates.untrained(width=128, gates=7) if head == "untrained" else load_head(Gates, head, scenes.weights_hash)
+        )
+        layers = scenes.model.get_decoder().layers
+        for picture, text, trace in zip(pictures, texts, traces, strict=True):
+            prompt, states = scenes.prompt(picture, text), []
+            hooks = [one.register_forward_pre_hook(lambda _, args, at=states: at.append(args[0][0])) for one in layers]
+            try:
+                with torch.no_grad():
+                    scenes.model(**scenes.family.batch([prompt], 0))
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            after = max(prompt.grid.position) + 1
+            expected = 8
+            for layer in range(7, 0, -1):
+                feature = torch.cat([states[layer][after:-1].mean(dim=0), states[layer][-1]])
+                hidden = torch.nn.functional.gelu(gates.up[layer - 1] @ feature)
+                stay, leave = gates.down[layer - 1] @ hidden
+                expected = layer if leave > stay else expected
+            assert trace.k_per_layer.values[0].tolist() == [64] * expected + [0] * (8 - expected)
+
+    def test_an_exit_is_free_where_withdrawal_changes_no_word_of_the_answer(self, scenes):
+        scene = generate(FIRST_CHECK_SEED, 4)
+        asked = questions_of(scene, 3)
+        found = exits.exits(scenes, [(scene, asked)], floor=1e9)  # words alone decide
+        strict = exits.exits(scenes, [(scene, asked)], floor=exits.Recipe().floor)
+        assert not (strict.free & ~found.free).any() and len(found.free.unique()) == 2
+        straight = [[one.word for one in straight_answer(scene, question)] for question in asked]
+        for gate in range(7):
+            traces = vpa.decode(
+                scenes,
+                [scene.render()] * 3,
+                [one.text for one in asked],
+                pruner=vpa.VTW(gate + 1),
+                layers="none",
+                max_new_tokens=max(map(len, straight)),
+            )
+            same = [
+                [token.strip() for token in trace.tokens] == words
+                for trace, words in zip(traces, straight, strict=True)
+            ]
+            assert found.free[:, gate].tolist() == same
+
+    def test_stored_scores_are_those_of_the_weights(self, scenes):
+        stored, found = read_training("exits")["scores"], score_gates(scenes, "exits")
+        assert found["free"] == pytest.approx(stored["free"], abs=0.03)
+        assert found["left"] == pytest.approx(stored["left"], abs=0.05)

@@ -8,7 +8,13 @@ from contextlib import contextmanager
 from threading import current_thread, local, main_thread
 
 _pressed = False
-_of_thread = local()  # `asked`: what says that this thread shall stop
+
+
+class PerThread(local):
+    """What each thread has of its own: who asks it to stop, and no part of what it computes."""
+
+
+_of_thread = PerThread()  # `asked`: what says that this thread shall stop
 
 
 @contextmanager

@@ -31,6 +31,7 @@ import torch
 from visionpulse_analysis._util.fingerprints.code import digest_of, is_users, names_of, reached
 from visionpulse_analysis._util.fingerprints.libraries import MOCKS, OWN, is_foreign, is_library, replaced, root_of
 from visionpulse_analysis._util.fingerprints.tensors import bytes_of
+from visionpulse_analysis._util.interrupts import PerThread
 
 
 class Unknown(TypeError):
@@ -95,7 +96,7 @@ PLAIN = (PurePath, re.Pattern, range, slice, date, datetime, time_of_day, timede
 # They say who may run or what is told, not what is computed.
 STATELESS = (type(threading.Lock()), type(threading.RLock()), threading.Event, threading.Condition, logging.Logger,
              weakref.ref, weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet,
-             Remembered)  # fmt: skip
+             Remembered, PerThread)  # fmt: skip
 BUILT_IN = (types.BuiltinFunctionType, types.WrapperDescriptorType, types.MethodWrapperType, types.MethodDescriptorType,
             types.ClassMethodDescriptorType, types.GetSetDescriptorType,
             types.MemberDescriptorType, np.ufunc)  # fmt: skip

@@ -334,7 +334,8 @@ class Generation:
         unknown = torch.zeros(rows, prompts.length, dtype=torch.bool, device=device)
         seeds = [seed for seed in self.seeds for _ in range(share)]
         sizes = self.vlm.n_layers, self.vlm.default_anchor
-        return Layout(present, places, starts, *sizes, seeds, unknown, others=other, other_places=other_places)
+        known = {"others": other, "other_places": other_places, "model": lambda: self.vlm.weights_hash}
+        return Layout(present, places, starts, *sizes, seeds, unknown, **known)
 
     # What becomes of all of them.
 

@@ -72,6 +72,7 @@ RIVALS = {
     "VisiPruner": Rival(
         "visipruner", AT_ONCE, True, to.visipruner, {"relative_threshold": 0.1}, to.visipruner_acts_from
     ),
+    "DyVTE": Rival("dyvte", AT_ONCE, True, None, {}, first=lambda n: 0),
     "MVW": Rival("mvw", AT_ONCE, False, to.mvw, {}),
     "random": Rival("random", REFERENCE, False, to.budget),
     "uniform": Rival("uniform", REFERENCE, True, to.budget),

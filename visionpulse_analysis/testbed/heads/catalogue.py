@@ -14,15 +14,17 @@ from typing import Any
 import torch
 
 from visionpulse_analysis.models.loading import VLM
-from visionpulse_analysis.pruners import make_pruner
+from visionpulse_analysis.pruners import Pruner, make_pruner
 from visionpulse_analysis.pruners.heads import UNTRAINED, read_training
 from visionpulse_analysis.pruners.networks import load_head, save_head
 from visionpulse_analysis.pruners.networks.compressor import Compressor
+from visionpulse_analysis.pruners.networks.gates import Gates
 from visionpulse_analysis.pruners.networks.scorer import Scorer
 from visionpulse_analysis.pruners.top_k import top_k
-from visionpulse_analysis.testbed.heads import relevance, selection
-from visionpulse_analysis.testbed.heads.pairs import FIRST_CHECK_SEED, Pairs, make_pairs
+from visionpulse_analysis.testbed.heads import exits, relevance, selection
+from visionpulse_analysis.testbed.heads.pairs import FIRST_CHECK_SEED, Pairs, make_pairs, questions_of
 from visionpulse_analysis.testbed.scenes.questions import TASKS
+from visionpulse_analysis.testbed.scenes.scene import generate
 from visionpulse_analysis.testbed.training.evaluation import ask_all, right_answers
 from visionpulse_analysis.testbed.training.evaluation_set import build_items
 
@@ -40,7 +42,8 @@ RELEVANCE = {
     "relevance-layer4": relevance.Recipe(layer=4),
     "relevance-shuffled": relevance.Recipe(shuffled=True),
 }
-HEADS = (*COVIPAL, *RELEVANCE)
+EXITS = {"exits": exits.Recipe(), "exits-shuffled": exits.Recipe(shuffled=True)}
+HEADS = (*COVIPAL, *RELEVANCE, *EXITS)
 
 
 def train_head(
@@ -82,16 +85,16 @@ def train_head(
         raise ValueError(f"unknown head {name!r}; known: {', '.join(HEADS)}")
     if threads is not None:
         torch.set_num_threads(threads)
-    recipe = (COVIPAL | RELEVANCE)[name]
-    if isinstance(recipe, selection.Recipe):
-        head, stages = selection.train_scorer(vlm, folder / "state", recipe, seed, report)
-        score = score_scorer
+    if name in COVIPAL:
+        train, score, recipe = selection.train_scorer, score_scorer, COVIPAL[name]
+    elif name in RELEVANCE:
+        train, score, recipe = relevance.train_compressor, score_compressor, RELEVANCE[name]
     else:
-        head, stages = relevance.train_compressor(vlm, folder / "state", recipe, seed, report)
-        score = score_compressor
+        train, score, recipe = exits.train_gates, score_gates, EXITS[name]
+    head, stages = train(vlm, folder / "state", recipe, seed, report)  # pyright: ignore[reportArgumentType]
     facts = {
         "model": vlm.weights_hash,
-        "layer": recipe.layer,
+        "layer": getattr(recipe, "layer", None),
         "seed": seed,
         "parameters": sum(parameter.numel() for parameter in head.parameters()),
         "stages": stages,
@@ -136,7 +139,8 @@ def score_scorer(vlm: VLM, name: str) -> dict[str, Any]:
     pairs = make_pairs(vlm, FIRST_CHECK_SEED, PICTURES, 8, layer=layer, each=len(TASKS))
     with torch.no_grad():
         found = selection.scored(scorer, pairs, torch.arange(len(pairs)))
-    return {**recalls(found, pairs), **_right(vlm, "covipal", name, layer)}
+    pruner = make_pruner("covipal", budget=SHARES[0], head=name, layer=layer)
+    return {**recalls(found, pairs), **_right(vlm, pruner)}
 
 
 def score_compressor(vlm: VLM, name: str) -> dict[str, Any]:
@@ -161,7 +165,48 @@ def score_compressor(vlm: VLM, name: str) -> dict[str, Any]:
     with torch.no_grad():
         found = network(seen, torch.ones(seen.shape, dtype=torch.bool))
     raw = recalls(seen, pairs)["recall"]
-    return {**recalls(found, pairs), "raw recall": raw, **_right(vlm, "relevance_cnn", name, layer)}
+    pruner = make_pruner("relevance_cnn", budget=SHARES[0], head=name, layer=layer)
+    return {**recalls(found, pairs), "raw recall": raw, **_right(vlm, pruner)}
+
+
+def score_gates(vlm: VLM, name: str) -> dict[str, Any]:
+    """Scores of DyVTE's gates on validation scenes of 256 patches.
+
+    Parameters
+    ----------
+    vlm : VLM
+    name : str
+        A bundled head, the folder of one, or "untrained".
+
+    Returns
+    -------
+    dict
+        ``free`` : for each gate, the share of questions for which the image may leave there. ``balanced accuracy`` :
+        of each gate, None where all questions are of one kind. ``left`` : share of the questions in which any gate
+        lets the image leave. ``find`` : share of right answers.
+    """
+    width, count = vlm.model.config.get_text_config().hidden_size, vlm.n_layers - 1
+    untrained = name == UNTRAINED
+    gates = Gates.untrained(width=width, gates=count) if untrained else load_head(Gates, name, vlm.weights_hash)
+    scenes = [generate(FIRST_CHECK_SEED + number, 8) for number in range(PICTURES)]
+    rows = [(scene, questions_of(scene, len(TASKS))) for scene in scenes]
+    parts = [exits.exits(vlm, rows[start : start + 8], exits.Recipe().floor) for start in range(0, PICTURES, 8)]
+    free = torch.cat([part.free for part in parts])
+    with torch.no_grad():
+        leaves = exits.leaving(gates, torch.cat([part.text for part in parts]))
+    return {
+        "free": free.float().mean(dim=0).tolist(),
+        "balanced accuracy": [balanced(leaves[:, n], free[:, n]) for n in range(count)],
+        "left": float(leaves.any(dim=1).float().mean()),
+        **_right(vlm, make_pruner("dyvte", head=name)),
+    }
+
+
+def balanced(said: torch.Tensor, true: torch.Tensor) -> float | None:
+    """Mean of the shares of both kinds that are told right; ``said`` and ``true`` bool [pair]; None without both."""
+    if true.all() or not true.any():
+        return None
+    return round(float((said[true].float().mean() + (~said[~true]).float().mean()) / 2), 4)
 
 
 def recalls(scores: torch.Tensor, pairs: Pairs) -> dict[str, Any]:
@@ -169,11 +214,10 @@ def recalls(scores: torch.Tensor, pairs: Pairs) -> dict[str, Any]:
     return {"recall": {f"{share:g}": recall(scores, pairs, share) for share in SHARES}}
 
 
-def _right(vlm: VLM, pruner: str, head: str, layer: int) -> dict[str, float]:
-    """Share of right answers to *find* at the first of `SHARES`."""
+def _right(vlm: VLM, pruner: Pruner) -> dict[str, float]:
+    """Share of right answers to *find*."""
     items = build_items({8: ANSWERED}, FIRST_CHECK_SEED + PICTURES)
-    made = make_pruner(pruner, budget=SHARES[0], head=head, layer=layer)
-    answers = ask_all(vlm, items, "find", pruner=made, max_new_tokens=40)  # a straight one has about twenty
+    answers = ask_all(vlm, items, "find", pruner=pruner, max_new_tokens=40)  # a straight one has about twenty
     return {"find": float(right_answers(items, "find", answers).mean())}
 
 
