@@ -92,7 +92,7 @@ def measure_exits(vlm: VLM, samples: Sequence[Sample], images: int, *, seed: int
         with torch.no_grad():
             told[label] = exits.leaving(gates, text).numpy()  # pyright: ignore[reportArgumentType]
     pruners = {label: make_pruner("dyvte", head=name) for label, name in HEADS.items()}
-    pruners |= {f"VTW {layer}": make_pruner("vtw", layer=layer) for layer in range(4, vlm.n_layers)}
+    pruners |= {f"VTW {layer}": make_pruner("vtw", layer=layer) for layer in range(5, vlm.n_layers)}
     free = torch.cat([part.free for part in parts]).numpy()
     number = np.arange(len(free))
     return Exits(
