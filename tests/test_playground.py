@@ -15,7 +15,9 @@ from visionpulse_analysis._util.interrupts import check_interrupt, stopped_by
 from visionpulse_analysis.experiments.samples import one_sample
 from visionpulse_analysis.explorer import Explorer
 from visionpulse_analysis.studies.playground.fields import make_fields, read_field, read_fields, write_field
+from visionpulse_analysis.studies.playground.generated import world_of
 from visionpulse_analysis.studies.playground.report import rows
+from visionpulse_analysis.testbed.charts import questions as of_charts
 
 SHARE = Annotated[float, Interval(gt=0, le=1, what="a share of the patches")]
 
@@ -131,6 +133,13 @@ def test_another_scene_brings_its_question_and_ones_own_words_stay(play):
     play.question.value = "what is here ?"
     play.scene.value = "6"
     assert play.question.value == "what is here ?" and np.array_equal(play.pictures()[0], one_sample(seed=6).image)
+
+
+def test_a_model_of_charts_is_asked_about_charts():
+    for task in of_charts.TASKS:
+        picture, question = world_of("charts").make(3, task)
+        assert picture.dtype == np.uint8 and question.split()[-1] == "?"
+        assert np.array_equal(picture, world_of("charts").make(3, task)[0])
 
 
 def test_a_stopped_run_loses_nothing_and_the_next_one_goes_on(vlm, play):

@@ -27,7 +27,6 @@ from visionpulse_analysis import figures
 from visionpulse_analysis._util.checks import Interval, checked
 from visionpulse_analysis._util.interrupts import stopped_by
 from visionpulse_analysis.decoding.sampling import Sample
-from visionpulse_analysis.experiments.samples import one_sample
 from visionpulse_analysis.explorer import Explorer, somebody_is_there
 from visionpulse_analysis.media.images import image_of_bytes, read_image
 from visionpulse_analysis.models.loading import BUNDLED, VLM
@@ -43,11 +42,11 @@ from visionpulse_analysis.studies.playground.fields import (
     with_hints,
     write_field,
 )
+from visionpulse_analysis.studies.playground.generated import world_of
 from visionpulse_analysis.studies.playground.report import numbers, table_html
-from visionpulse_analysis.testbed.scenes.questions import TASKS
 from visionpulse_analysis.traces import Trace, traces_hash
 
-SCENE, FILE, UPLOAD, GIVEN = "Scene", "File", "Upload", "Given"
+GENERATED, FILE, UPLOAD, GIVEN = "Generated", "File", "Upload", "Given"
 NONE, WRITTEN = "none (dense alone)", "as text"
 KINDS: dict[str, Any] = {
     "scene": Annotated[int, Interval(ge=0)],
@@ -103,7 +102,7 @@ class Playground(ipywidgets.VBox):
         self, vlm: VLM, image: Any, question: str, *, own_model: bool, pruner: str | Pruner | None, layer: int | None,
         heads: str, temperature: float | None, seed: int, max_new_tokens: int, out: str | Path,
     ) -> None:  # fmt: skip
-        self.vlm, self.own_model, self.out = vlm, own_model, Path(out)
+        self.vlm, self.own_model, self.out, self.world = vlm, own_model, Path(out), world_of(vlm.name)
         self.traces: list[Trace] = []
         self.explorer: Explorer | None = None
         self.asked: Ask | None = None  # what the traces are of
@@ -135,16 +134,16 @@ class Playground(ipywidgets.VBox):
         self._given = () if image is None or path else _pictures_of(image)
         if path:
             read_image(Path(path).expanduser())
-        kinds = [SCENE, FILE, UPLOAD] + [GIVEN] * bool(self._given)
-        first = GIVEN if self._given else FILE if path else SCENE
-        self.picture = ipywidgets.ToggleButtons(options=kinds, value=first, style={"button_width": "80px"})
-        self.scene = ipywidgets.Text(value=str(seed), description="scene", style=WIDE)
+        kinds = [GENERATED, FILE, UPLOAD] + [GIVEN] * bool(self._given)
+        first = GIVEN if self._given else FILE if path else GENERATED
+        self.picture = ipywidgets.ToggleButtons(options=kinds, value=first, style={"button_width": "90px"})
+        self.scene = ipywidgets.Text(value=str(seed), description=self.world.name, style=WIDE)
         self.path = ipywidgets.Text(value=path, description="path", style=WIDE, continuous_update=False)
         self.upload = ipywidgets.FileUpload(
             accept="image/*", description="Choose a picture (below 10 MB)", layout={"width": "auto"}
         )
         self._thumbnail = ipywidgets.Image(format="png", layout={"max_height": f"{THUMBNAIL}px", "width": "auto"})
-        self._sources = {SCENE: self.scene, FILE: self.path, UPLOAD: self.upload}
+        self._sources = {GENERATED: self.scene, FILE: self.path, UPLOAD: self.upload}
         self._source = ipywidgets.HBox()
         self._picture_box = _row(ipywidgets.VBox([self.picture, self._source]), self._thumbnail)
         for one in (self.picture, *self._sources.values()):
@@ -155,15 +154,18 @@ class Playground(ipywidgets.VBox):
             value=question, description="question", style=WIDE, rows=2, layout={"width": "min(640px, 100%)"}
         )
         self.task = ipywidgets.Dropdown(
-            options=TASKS, description="kind", style={"description_width": "initial"}, layout={"width": "150px"}
+            options=self.world.tasks,
+            description="kind",
+            style={"description_width": "initial"},
+            layout={"width": "150px"},
         )
         known = (
-            f"The bundled model has learnt the questions {', '.join(TASKS)} about such scenes; what it says of other "
-            "pictures, or when asked in other words, means nothing."
+            f"The bundled model has learnt these kinds of question about such a {self.world.name}; what it says "
+            "of other pictures, or when asked in other words, means nothing."
         )
         told = [ipywidgets.HTML(f"<div class='vp-hint'>{known}</div>")] * (self.vlm.name in BUNDLED)
         self._question_box = ipywidgets.VBox([_row(self.question, self.task), *told])
-        self.task.observe(lambda _: self._fill_question(), "value")
+        self.task.observe(lambda _: self._show_picture(), "value")
 
     def _make_pruner(self, pruner: str | Pruner | None) -> None:
         presets = [f"{name}:{preset}" for name, kind in list_pruners().items() for preset in kind.presets]
@@ -238,8 +240,8 @@ class Playground(ipywidgets.VBox):
         kind = self.picture.value
         if kind == GIVEN:
             return self._given
-        if kind == SCENE:
-            return (one_sample(seed=self._number("scene"), task=self.task.value).image,)
+        if kind == GENERATED:
+            return (self.world.make(self._number("scene"), self.task.value)[0],)
         if kind == FILE:
             return (read_image(Path(self.path.value.strip()).expanduser() if self.path.value.strip() else ""),)
         if not self.upload.value:
@@ -269,8 +271,8 @@ class Playground(ipywidgets.VBox):
         return {
             "model": self.vlm.name,
             "prompt_options": self.vlm.prompt_options.to_dict(),
-            "image": self.path.value if kind == FILE else "" if kind == SCENE else kind.lower(),
-            **({"scene": self._number("scene")} if kind == SCENE else {}),
+            "image": self.path.value if kind == FILE else "" if kind == GENERATED else kind.lower(),
+            **({"scene": self._number("scene")} if kind == GENERATED else {}),
             "question": asked.question,
             "pruner": "" if asked.pruner is None else as_text(asked.pruner),
             "layer": self.layer.value,
@@ -295,7 +297,7 @@ class Playground(ipywidgets.VBox):
     def _show_picture(self) -> None:
         source = self._sources.get(self.picture.value)
         self._source.children = () if source is None else (source,)
-        self.task.layout.display = "" if self.picture.value == SCENE else "none"
+        self.task.layout.display = "" if self.picture.value == GENERATED else "none"
         self._say("")
         try:
             self._thumbnail.value = _png(self.pictures()[0], THUMBNAIL)
@@ -311,8 +313,8 @@ class Playground(ipywidgets.VBox):
         if self._own_words and self.question.value.strip() not in ("", self._suggested):
             return
         self._suggested = ""
-        if self.picture.value == SCENE:
-            self._suggested = one_sample(seed=self._number("scene"), task=self.task.value).question
+        if self.picture.value == GENERATED:
+            self._suggested = self.world.make(self._number("scene"), self.task.value)[1]
         self._own_words = True
         self.question.value = self._suggested
 
