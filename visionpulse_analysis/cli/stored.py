@@ -31,6 +31,9 @@ def explore(
     view: Annotated[str, typer.Option(help='A link of the explorer, such as "step=12&layer=3".')] = "",
     figure: Annotated[Path | None, typer.Option(help="Draw the view as a paper figure instead.")] = None,
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("explorer.html"),
+    max_bytes: Annotated[
+        int, typer.Option(min=1, help="Aimed size of the page; beyond it heads are averaged and layers left out.")
+    ] = 3_000_000,
     as_json: Json = False,
 ) -> None:
     """Write the explorer page of stored traces: one file that works with the network off."""
@@ -53,7 +56,7 @@ def explore(
         )
         show({"figures": [str(path) for path in written]}, as_json, "\n".join(f"wrote {path}" for path in written))
         return
-    path = vpa.explore(first, *others, view=view, store=store).save(out)
+    path = vpa.explore(first, *others, view=view, store=store, max_bytes=max_bytes).save(out)
     show({"page": str(path), "bytes": Path(path).stat().st_size}, as_json, f"wrote {path}")
 
 

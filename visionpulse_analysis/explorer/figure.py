@@ -100,6 +100,7 @@ class _Shown:
     curves: Curves
     kept: np.ndarray | None
     kept_title: str
+    maps: tuple[np.ndarray, list, list] | None  # [layer, head, patch] of the step, layers, heads: the overview
 
 
 def _look_up(traces: list, asked: View) -> _Shown:
@@ -149,6 +150,11 @@ def _look_up(traces: list, asked: View) -> _Shown:
     keeper = next((t for t in (shown, 1 - shown) if t < len(traces) and traces[t].kept is not None), None)
     step = None if keeper is None or not asked.kept else steps[keeper]
     kept, kept_title = (None, "") if step is None or keeper is None else _kept(traces[keeper], step, layer)
+    maps = None
+    if asked.overview:
+        first, *second = (0, 1) if difference else (shown,)
+        at = [_every_map(t.data[over.name].sel(layer=layers), step or 0) for t, step in zip(traces, steps, strict=True)]
+        maps = at[second[0]] - at[first] if second else at[first], layers, traces[shown].heads or ["mean"]
     return _Shown(
         tokens=traces[shown].tokens,
         step=steps[shown] or 0,
@@ -160,7 +166,14 @@ def _look_up(traces: list, asked: View) -> _Shown:
         curves=lay_out(traces, dict(zip(lines, series, strict=True)), columns, column, measured),
         kept=kept,
         kept_title=kept_title + ("" if keeper in (None, shown) else f" ({called[1 - shown].lower()})"),
+        maps=maps,
     )
+
+
+def _every_map(values, step: int) -> np.ndarray:
+    """A quantity of one step, float64 [layer, head, patch]; one head where they were averaged."""
+    found = values[step].values.astype(float)
+    return found if "head" in values.dims else found[:, None]
 
 
 def _kept(trace, step: int, layer: int | str) -> tuple[np.ndarray, str]:
@@ -179,9 +192,15 @@ def _compose(trace, picture: np.ndarray | None, asked: View, shown: _Shown) -> F
     image, frame = grid.frames[asked.panel, :2].tolist()
     here = (grid.image == image) & (grid.frame == frame)
     boxes = grid.box[here]
-    if picture is None:
+    if picture is None or asked.bare:
         picture = np.full((*grid.image_size[image], 3), BARE, np.uint8)
-    fig, axes, curve = _page(1 if shown.kept is None else 2)
+    fig, axes, curve, above = _page(1 if shown.kept is None else 2, _overview_height(shown, grid.frames[asked.panel]))
+    if shown.maps is not None and above is not None:
+        maps, layers, heads = shown.maps
+        maps = [[grid.to_map(one, image, frame) for one in layer] for layer in maps]
+        figures.draw_map_grid(
+            above, np.array(maps), layers, heads, signed=shown.signed, cmap="berlin" if shown.signed else asked.map
+        )
     scale: dict[str, Any] = {
         "vmin": -shown.limit if shown.signed else 0.0,
         "vmax": shown.limit,
@@ -191,6 +210,8 @@ def _compose(trace, picture: np.ndarray | None, asked: View, shown: _Shown) -> F
     veil = colours(shown.values[here], **scale)
 
     def opacity(values: np.ndarray) -> np.ndarray:
+        if asked.bare:
+            return np.ones(np.shape(values))
         share = np.minimum(1, np.nan_to_num(np.abs(values)) / shown.limit)
         strength = np.sqrt(np.round(255 * share) / 255)  # in the 256 colours of the page
         return asked.opacity / 100 * (VEIL + (1 - VEIL) * strength)
@@ -216,15 +237,26 @@ def _compose(trace, picture: np.ndarray | None, asked: View, shown: _Shown) -> F
     return fig
 
 
-def _page(pictures: int) -> tuple[Figure, list[Axes], Axes]:
-    """One picture beside the curve, or two above it."""
+def _overview_height(shown: _Shown, frame: np.ndarray) -> float | None:
+    """Inches of the band of small maps, None without it."""
+    if shown.maps is None:
+        return None
+    count_layers, count_heads, _ = shown.maps[0].shape
+    across = min(0.8, (figures.DOUBLE - 1.5) / count_heads)
+    return 0.5 + min(8.0, count_layers * across * float(frame[2] / frame[3]))
+
+
+def _page(pictures: int, above: float | None) -> tuple[Figure, list[Axes], Axes, Axes | None]:
+    """One picture beside the curve, or two above it; and above both, of so many inches, room for the small maps."""
+    bands = [] if above is None else [above]
     if pictures == 1:
-        fig, (row,) = figures.new_page(figures.DOUBLE, [2.6])
+        fig, (*top, row) = figures.new_page(figures.DOUBLE, [*bands, 2.6])
         left, right = row.subfigures(1, 2, width_ratios=[1, 1.3], squeeze=False)[0]
     else:
-        fig, (left, right) = figures.new_page(figures.DOUBLE, [2.7, 1.7])
+        fig, (*top, left, right) = figures.new_page(figures.DOUBLE, [*bands, 2.7, 1.7])
     with figures.style():
-        return fig, list(left.subplots(1, pictures, squeeze=False)[0]), right.subplots()
+        pages = list(left.subplots(1, pictures, squeeze=False)[0]), right.subplots()
+        return fig, *pages, top[0].subplots() if top else None
 
 
 def _draw_patches(ax: Axes, picture: np.ndarray, boxes: np.ndarray, **colouring) -> None:

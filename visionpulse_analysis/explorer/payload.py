@@ -28,7 +28,7 @@ from visionpulse_analysis.traces import frame_labels, frame_pictures
 from visionpulse_analysis.traces.quantities import Quantity
 from visionpulse_analysis.traces.text import end_of_thinking
 
-CODE_BYTES = 100_000  # JavaScript, CSS and markup of the offline page
+CODE_BYTES = 110_000  # JavaScript, CSS and markup of the offline page
 LARGEST_PICTURE = 1024  # pixels on the longer side
 PICTURE_BYTES = 400_000  # for all pictures of a page together
 MEAN = "mean"
@@ -84,7 +84,7 @@ def pack(trace, *pruned, max_bytes: int = 3_000_000, layer: int | None = None, s
         "store": store,
     }
     payload |= regenerate(payload["traces"], store)
-    about, each = _recorded(traces, layers, first, max_bytes - CODE_BYTES - _size(payload))
+    about, each = _recorded(traces, layers, first, CODE_BYTES + _size(payload), max_bytes)
     shown = [layer for layer in about["stored"] if layer != MEAN]
     for header, one, recorded in zip(payload["traces"], traces, each, strict=True):
         header |= {"recorded": recorded, "visible": _visible(one, shown)}
@@ -195,8 +195,10 @@ def _size(value: Any) -> int:
 # What was recorded, and which layers and heads of it go into the page.
 
 
-def _recorded(traces: list, layers: list[int], first: int, room: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Pack as much as fits into `room` bytes: every layer, else `first`, the mean and layers evenly between.
+def _recorded(
+    traces: list, layers: list[int], first: int, spent: int, max_bytes: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Pack as much as fits beside what is `spent`: every layer, else `first`, the mean and layers evenly between.
 
     Heads are averaged before layers are left out. `first` is kept whatever it takes. What is left goes to further
     quantities, at the same layers and heads.
@@ -210,7 +212,8 @@ def _recorded(traces: list, layers: list[int], first: int, room: int) -> tuple[d
         Of each trace, by name: a *plane* [step, patch] for each layer and head, of the quantity divided by
         ``scale``; or ``values`` float32 [step, stored, head] of a quantity without patches.
     """
-    heads, notes = _heads(traces, layers, first, room)
+    room = max_bytes - spent
+    heads, notes, of_layer = _heads(traces, layers, first, room)
     packed: dict[int | str, list[list[str]]] = {}  # layer -> [trace][head]
 
     def take(wanted: Sequence[int | str]) -> list[int | str]:
@@ -229,21 +232,26 @@ def _recorded(traces: list, layers: list[int], first: int, room: int) -> tuple[d
     if len(stored) < len(layers):
         stored = take([first, MEAN, *_spread(layers, first)[1:]])
         notes.insert(0, _left_out(stored, layers))
+    left_out = len(set(stored) - {MEAN}) < len(layers) or of_layer > 0
+    of_layer = of_layer or max(map(_size, packed.values()))  # with each head
     stored = sorted(layer for layer in stored if layer != MEAN) + [MEAN] * (MEAN in stored)
     each: list[dict[str, Any]] = [
         {"attention": {"planes": [packed[layer][t] for layer in stored], "scale": 1}} for t in range(len(traces))
     ]
-    room, shown = room - _size([one["attention"] for one in each]), []
+    room, shown, wanted = room - _size([one["attention"] for one in each]), [], spent + of_layer * len(layers)
     for name, row in shared_quantities(traces).items():
         if name != "attention":
             made = [_further(trace, row, layers, stored, heads) for trace in traces]
             if "patch" in row.axes and _size(made) > room:
-                notes.append(f"The {row.label} is left out to keep this page small; raise max_bytes.")
+                notes.append(f"The {row.label} is left out to keep this page small.")
+                left_out, wanted = True, wanted + _size(made)
                 continue
             room -= _size(made)
             for one, entry in zip(each, made, strict=True):
                 one[name] = entry
         shown.append(_about_quantity(row, traces))
+    if left_out:
+        notes.append(_how_to_keep(wanted))
     return {"stored": stored, "heads": heads, "quantities": shown, "notes": notes}, each
 
 
@@ -273,17 +281,26 @@ def _further(
     return {"planes": [_planes(trace, row.name, layers, layer, heads, scale) for layer in stored], "scale": scale}
 
 
-def _heads(traces: list, layers: list[int], first: int, room: int) -> tuple[list[int] | None, list[str]]:
-    """Heads that all traces share and for which there is room, with what to say when they are averaged."""
+def _heads(traces: list, layers: list[int], first: int, room: int) -> tuple[list[int] | None, list[str], int]:
+    """Heads that all traces share and for which there is room; of those averaged for want of it, what to say and bytes
+    of a layer with each."""
     recorded = [t.heads for t in traces]
     heads = recorded[0]
     if any(other != heads for other in recorded):
-        return None, ["The traces hold different heads, so heads are averaged (rounded to float16)."]
+        return None, ["The traces hold different heads, so heads are averaged (rounded to float16)."], 0
     if heads is None or len(heads) == 1:
-        return heads, []
-    if _size([_planes(t, "attention", layers, first, heads) for t in traces]) <= room:
-        return heads, []
-    return None, [f"Heads are averaged (all {len(heads)} of them, rounded to float16) to keep this page small."]
+        return heads, [], 0
+    size = _size([_planes(t, "attention", layers, first, heads) for t in traces])
+    if size <= room:
+        return heads, [], 0
+    return None, [f"Heads are averaged (all {len(heads)} of them, rounded to float16) to keep this page small."], size
+
+
+def _how_to_keep(wanted: int) -> str:
+    """Which option keeps everything: how well a layer that is left out compresses is only guessed from those kept."""
+    step = 10 ** (len(str(wanted)) - 2)
+    enough = (wanted * 11 // 10 // step + 1) * step
+    return f"To keep all, say max_bytes={enough:_} in vpa.explore, or --max-bytes {enough} to visionpulse explore."
 
 
 def _left_out(stored: list, layers: list[int]) -> str:

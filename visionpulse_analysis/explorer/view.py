@@ -17,6 +17,7 @@ MODES = ("dense", "pruned", "difference")
 _KNOWN = (
     *("step", "pruned_step", "layer", "head", "trace", "scale", "sinks"),
     *("panel", "opacity", "map", "kept", "rows", "cols", "beside", "shown", "curve"),
+    *("picture", "overview"),
 )
 
 
@@ -39,6 +40,8 @@ class View:
     beside: int = 1  # which of the other traces stands beside the first, counted from 1
     shown: str = "attention"  # the quantity over the picture
     curve: str = "mass"  # that of the curve, and of the tokens' shades
+    bare: bool = False  # the values alone, without the picture
+    overview: bool = False  # the maps of all layers and heads, too
 
 
 def read_view(link: str) -> View:
@@ -73,6 +76,8 @@ def read_view(link: str) -> View:
         beside=_whole(parts, "beside", 1, least=1),
         shown=parts.get("shown", "attention"),
         curve=parts.get("curve", "mass"),
+        bare=parts.get("picture") == "hidden",
+        overview=parts.get("overview") == "shown",
     )
 
 
@@ -101,7 +106,7 @@ def check_view(link: str, payload: dict) -> None:
         if choice not in (None, "mean", *choices):
             raise ValueError(f"{axis} {choice} is not in the page; it has {choices or 'the mean only'}")
     if view.layer == "mean" and "mean" not in payload["stored"] and len(payload["layers"]) < payload["recorded_layers"]:
-        raise ValueError("the mean of the layers is not in the page: there was no room for it; raise max_bytes")
+        raise ValueError("the mean of the layers is not in the page: no room for it; raise max_bytes (--max-bytes)")
     if view.panel >= len(panels):
         raise ValueError(f"panel {view.panel} is out of range: there are {len(panels)} images or frames, from 0")
     if view.region is not None:

@@ -11,7 +11,7 @@ True
 
 from .curves import draw_mass_curve, draw_step_curves
 from .methods import METHODS, Look, look
-from .overlays import draw_blackout, draw_boxes, draw_kept, draw_overlay, overlay_strip
+from .overlays import draw_blackout, draw_boxes, draw_kept, draw_map_grid, draw_overlay, overlay_strip
 from .page import draw_caption, draw_legend, draw_letters, new_figure, new_page, note_estimates, picture_height
 from .plots import (
     draw_curve,
@@ -49,6 +49,7 @@ __all__ = [
     "draw_legend",
     "draw_letters",
     "draw_line_band",
+    "draw_map_grid",
     "draw_mass_curve",
     "draw_matrix",
     "draw_overlay",

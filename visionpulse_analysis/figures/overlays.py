@@ -63,6 +63,67 @@ def draw_overlay(
 
 
 @style()
+def draw_map_grid(
+    ax: Axes,
+    maps: np.ndarray,
+    layers: Sequence[int],
+    heads: Sequence[int | str],
+    *,
+    signed: bool = False,
+    cmap: str = HEAT_CMAP,
+) -> Axes:
+    """Draw the maps of all layers and heads at one step side by side, small, each on its own scale.
+
+    Of a head that gives the image little attention one sees where it goes, too; how much it is, the maps do not say.
+
+    Parameters
+    ----------
+    ax : Axes
+    maps : float [layer, head, row, col]
+        NaN where there is no patch.
+    layers : sequence of int [layer]
+    heads : sequence of int or str [head]
+        One, such as "mean", where heads were averaged.
+    signed : bool
+        Values have a sign: each map from minus its largest absolute value to that, else from 0 to its largest value.
+    cmap : str
+        Name of a matplotlib colour map.
+
+    Returns
+    -------
+    ax : Axes
+
+    Raises
+    ------
+    ValueError
+        On a wrong shape, infinite values, a wrong number of names, or values below 0 that are not said to be signed.
+    """
+    maps = np.array(maps, dtype=float)
+    if maps.ndim != 4 or not maps.size or np.isinf(maps).any():
+        raise ValueError(f"maps have shape {maps.shape}, expected finite numbers [layer, head, row, col] or NaN")
+    check_count(layers, "layers", len(maps))
+    check_count(heads, "heads", maps.shape[1])
+    if not signed and (maps < 0).any():
+        raise ValueError("maps hold values below 0; say signed=True where they may have a sign")
+    most = np.nanmax(np.abs(maps), axis=(2, 3), keepdims=True, initial=0)
+    shares = maps / np.where(most > 0, most, 1)
+    _, _, rows, cols = maps.shape
+    gap = max(1, round(max(rows, cols) / 10))
+    padded = np.pad(shares, ((0, 0), (0, 0), (0, gap), (0, gap)), constant_values=np.nan)
+    mosaic = padded.transpose(0, 2, 1, 3).reshape(len(maps) * (rows + gap), -1)[:-gap, :-gap]
+    low = -1.0 if signed else 0.0
+    ax.imshow(mosaic, vmin=low, vmax=1, cmap=cmap, interpolation="nearest", rasterized=True)
+    for axis, names, size in ((ax.xaxis, heads, cols), (ax.yaxis, layers, rows)):
+        every = -(-len(names) // 16)  # of many only every n-th is named
+        axis.set_ticks(((size + gap) * np.arange(len(names)) + (size - 1) / 2)[::every], list(map(str, names))[::every])
+        axis.set_tick_params(length=0)
+    ax.set(xlabel="head", ylabel="layer")
+    ax.spines[:].set_visible(False)
+    draw_colour_bar(ax, vmin=low, vmax=1, cmap=cmap, label="share of each map's\nlargest value")
+    return ax
+
+
+@style()
 def draw_blackout(ax: Axes, image: np.ndarray, heat_map: np.ndarray, percentile: float) -> Axes:
     """Black out every patch whose value is at or below a percentile of the map.
 

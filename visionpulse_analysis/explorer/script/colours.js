@@ -24,13 +24,18 @@ const VEILED = Object.fromEntries(Object.entries(RAMPS).map(([name, colours]) =>
   return `rgba(${colour},${VEIL + (1 - VEIL) * Math.sqrt(strength)})`;
 })]));
 
-/** The 256 opaque colours of a map, for the colour bar. */
-export const opaque = (palette) => RAMPS[palette].map((colour) => `rgb(${colour})`);
+const OPAQUE = Object.fromEntries(Object.entries(RAMPS).map(([name, colours]) => [name, colours.map((colour) => `rgb(${colour})`)]));
 
-/** Colour of a value on the picture: 0 to `limit`, or -`limit` to `limit` in the palette of differences. */
-export function veiled(palette, value, limit) {
+/** The 256 colours of a map, as they lie over a picture or, `bare`, without one. */
+export const colours = (palette, bare) => (bare ? OPAQUE : VEILED)[palette];
+
+/** Red, green and blue of those. */
+export const rgbs = (palette) => RAMPS[palette];
+
+/** Which of the 256 a value has: 0 to `limit`, or -`limit` to `limit` in the palette of differences. */
+export function place(palette, value, limit) {
   const t = limit > 0 ? Math.max(-1, Math.min(1, value / limit)) : 0;
-  return VEILED[palette][palette === "difference" ? Math.round(127.5 + 127.5 * t) : Math.round(255 * t)];
+  return palette === "difference" ? Math.round(127.5 + 127.5 * t) : Math.round(255 * t);
 }
 
 function luminance(rgb) {

@@ -37,6 +37,7 @@ export class Data {
     this.mapChoices = this.quantities.filter((row) => row.map).map((row) => row.name);
     this.curveChoices = this.quantities.filter((row) => !row.map).map((row) => row.name);
     this.headChoices = this.heads?.length > 1 ? [...this.heads, "mean"] : this.heads ?? ["mean"];
+    this.maps = this.layers.length * (this.heads?.length ?? 1); // of one step: what the overview shows
     this.planes = new Map();
   }
 

@@ -11,6 +11,7 @@ import { listenToKeys } from "./keys.js";
 import { viewFromText, viewToText } from "./link.js";
 import { Margins } from "./margins.js";
 import { MARKUP } from "./markup.js";
+import { Overview } from "./overview.js";
 import { Readout } from "./readout.js";
 import { Region } from "./region.js";
 import { Stage } from "./stage.js";
@@ -51,7 +52,7 @@ export class Explorer {
     this.view = viewFromText(this.data, link);
     this.data.show(this.view.beside);
     // The tokens come first: they read the layout before anyone writes, so that a step costs one layout.
-    this.parts = [Tokens, Curve, Steps, Stage, Thumbs, Readout, Region, Toolbar, Margins].map((Part) => new Part(this));
+    this.parts = [Tokens, Curve, Steps, Stage, Thumbs, Readout, Region, Toolbar, Overview, Margins].map((Part) => new Part(this));
     this.tell("pair");
     listenToKeys(this);
     this.listen();
@@ -136,6 +137,8 @@ export class Explorer {
     if (name === "scale") this.set({ scale: view.scale === "absolute" ? "step" : "absolute" });
     if (name === "sinks") this.set({ sinks: view.sinks === "shown" ? "masked" : "shown" });
     if (name === "kept" && data.pruned) this.set({ kept: !view.kept });
+    if (name === "picture") this.set({ picture: view.picture === "shown" ? "hidden" : "shown" });
+    if (name === "overview" && data.maps > 1) this.set({ overview: !view.overview });
   }
 
   /** Go to a token; that of the other trace brings this trace into view, unless the difference exists there. */
@@ -164,6 +167,9 @@ export class Explorer {
   get quantity() { return this.data.table[this.view.shown]; }
   get signed() { return this.view.mode === 2 || this.quantity.signed; }
   get palette() { return this.signed ? "difference" : this.view.map; }
+  /** Whether the values stand alone, opaque, without the picture; else how opaque the map is over it. */
+  get bare() { return this.view.picture === "hidden"; }
+  get alpha() { return this.bare ? 1 : this.view.opacity / 100; }
   get regionPatches() { return this.data.inside(this.view.panel, this.view.region); }
 
   get regionName() {

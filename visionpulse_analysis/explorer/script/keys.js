@@ -16,6 +16,8 @@ const ACTIONS = {
   a: (explorer) => explorer.toggle("scale"),
   s: (explorer) => explorer.toggle("sinks"),
   k: (explorer) => explorer.toggle("kept"),
+  v: (explorer) => explorer.toggle("picture"),
+  o: (explorer) => explorer.toggle("overview"),
   escape: (explorer) => explorer.set({ region: null }),
   "?": (explorer) => explorer.ref.help.showModal(),
 };
@@ -25,7 +27,8 @@ export const HELP = [
   ["↑ ↓", "layer above or below; the last choice is the mean"], ["[ ]", "head before or after"],
   ["Space", "play or pause"], ["D", "first trace, second trace, difference"],
   ["P", "the next of several pruned traces; with Shift the one before"], ["A", "a colour scale per step, or one for all steps"],
-  ["S", "sinks shown or masked"], ["K", "show which patches were kept and dropped"], ["Esc", "clear the region"], ["?", "this help"],
+  ["S", "sinks shown or masked"], ["K", "show which patches were kept and dropped"], ["V", "the values alone, without the picture"],
+  ["O", "all layers and heads of this step; click one to enlarge it"], ["Esc", "clear the region"], ["?", "this help"],
 ];
 
 export function listenToKeys(explorer) {

@@ -1,16 +1,17 @@
 // The view as a link, such as "step=12&layer=3": what is not said there is at its default. view.py reads the same links.
 
 const MODES = ["dense", "pruned", "difference"]; // first trace, second trace, second minus first
-const DEFAULTS = { mode: 0, scale: "step", sinks: "shown", kept: false, region: null, panel: 0, opacity: 70, map: "magma", beside: 1, shown: "attention", curve: "mass" };
+const DEFAULTS = { mode: 0, scale: "step", sinks: "shown", kept: false, region: null, panel: 0, opacity: 70, map: "magma", picture: "shown", overview: false, beside: 1, shown: "attention", curve: "mass" };
 
 export function viewToText(data, view) {
   const first = data.columns[0][view.column], parts = [];
   parts.push(first >= 0 ? `step=${first}` : `pruned_step=${data.columns[1][view.column]}`, `layer=${view.layer}`);
   if (data.heads) parts.push(`head=${view.head}`);
   if (view.mode) parts.push(`trace=${MODES[view.mode]}`);
-  for (const name of ["beside", "shown", "curve", "scale", "sinks", "panel", "opacity", "map"])
+  for (const name of ["beside", "shown", "curve", "scale", "sinks", "panel", "opacity", "map", "picture"])
     if (view[name] !== DEFAULTS[name]) parts.push(`${name}=${view[name]}`);
   if (view.kept) parts.push("kept=shown");
+  if (view.overview) parts.push("overview=shown");
   if (view.region) parts.push(`rows=${view.region[0]}-${view.region[2]}`, `cols=${view.region[1]}-${view.region[3]}`);
   return parts.join("&");
 }
@@ -33,6 +34,8 @@ export function viewFromText(data, text) {
   view.scale = pick("scale", ["absolute", "step"], DEFAULTS.scale);
   view.sinks = pick("sinks", ["shown", "masked"], DEFAULTS.sinks);
   view.map = pick("map", ["cividis", "magma"], DEFAULTS.map);
+  view.picture = pick("picture", ["hidden", "shown"], DEFAULTS.picture);
+  view.overview = asked.get("overview") === "shown" && data.maps > 1;
   view.opacity = whole("opacity", 0, 100, DEFAULTS.opacity);
   view.panel = whole("panel", 0, data.panels.length - 1, 0);
   view.kept = asked.get("kept") === "shown" && data.pruned;

@@ -18,17 +18,19 @@ export const MARKUP = `
     <button type="button"></button><button type="button"></button><button type="button">Difference</button>
   </div>
   <label data-ref="besideLabel" class="vp-beside" hidden><select data-ref="beside"></select></label>
-  <label data-ref="shownLabel" hidden>Show <select data-ref="shown"></select></label>
   <label>Layer <select data-ref="layer"></select></label>
   <label data-ref="headLabel">Head <select data-ref="head"></select></label>
   <label>Scale <select data-ref="scale">
     <option value="step">each step</option><option value="absolute">all steps</option>
   </select></label>
-  <label>Colours <select data-ref="map"><option>magma</option><option>cividis</option></select></label>
-  <label>Opacity <input type="range" min="0" max="100" data-ref="opacity"></label>
   <button type="button" aria-pressed="false" data-ref="sinks">Mask sinks</button>
   <button type="button" aria-pressed="false" data-ref="kept">Mark dropped</button>
+  <button type="button" aria-pressed="false" data-ref="openOverview">All maps</button>
 </div>
+<section class="vp-overview" aria-label="All layers and heads" data-ref="overview" hidden>
+  <p class="vp-muted" data-ref="overviewTold"></p>
+  <div class="vp-maps" role="group" aria-label="Maps" data-ref="maps"></div>
+</section>
 <div class="vp-main">
   <section aria-label="Image" class="vp-image">
     <p class="vp-value" data-ref="value"></p>
@@ -36,8 +38,14 @@ export const MARKUP = `
       <canvas data-ref="photo" role="img"></canvas><canvas data-ref="heat" aria-hidden="true"></canvas><canvas data-ref="marks" aria-hidden="true"></canvas>
       <p class="vp-veil" data-ref="veil" hidden></p>
     </div>
-    <div class="vp-bar"><span data-ref="low"></span><canvas data-ref="bar" aria-hidden="true" width="256" height="1"></canvas><span data-ref="high"></span></div>
+    <div class="vp-bar"><span data-ref="low"></span><canvas data-ref="bar" aria-hidden="true" width="256" height="2"></canvas><span data-ref="high"></span></div>
     <p class="vp-muted" role="status" data-ref="unit"></p>
+    <div class="vp-toolbar vp-colours" role="group" aria-label="Colours">
+      <label data-ref="shownLabel" hidden>Show <select data-ref="shown"></select></label>
+      <label>Colours <select data-ref="map"><option>magma</option><option>cividis</option></select></label>
+      <label>Opacity <input type="range" min="0" max="100" data-ref="opacity"></label>
+      <button type="button" aria-pressed="false" data-ref="bare">Values only</button>
+    </div>
     <div class="vp-thumbs" role="group" aria-label="Images and frames" data-ref="thumbs" hidden></div>
     <p class="vp-note" data-ref="sinkNote" hidden></p>
     <fieldset class="vp-region">

@@ -1,7 +1,7 @@
 // What is painted over an image: the same on the screen, on thumbnails and in the saved picture.
 // `rects` are [patch, x, y, width, height]; `unit` is the width of a thin line.
 
-import { veiled } from "./colours.js";
+import { colours, place } from "./colours.js";
 
 export function paintPhoto(context, picture, width, height) {
   context.imageSmoothingEnabled = !picture || width < 3 * picture.naturalWidth; // tiny pictures stay crisp
@@ -10,12 +10,16 @@ export function paintPhoto(context, picture, width, height) {
   else context.fillRect(0, 0, width, height);
 }
 
-export function paintPatches(context, rects, values, limit, masked, palette) {
+/** The map that the explorer shows, with its opacity. */
+export function paintPatches(context, rects, { values, limit, masked, palette, bare }, alpha = 1) {
+  const shades = colours(palette, bare);
+  context.globalAlpha = alpha;
   for (const [p, x, y, w, h] of rects) {
     if ((masked && masked[p]) || Number.isNaN(values[p])) continue;
-    context.fillStyle = veiled(palette, values[p], limit);
+    context.fillStyle = shades[place(palette, values[p], limit)];
     context.fillRect(x, y, w, h);
   }
+  context.globalAlpha = 1;
 }
 
 /** Darken and hatch the patches that were dropped. */

@@ -51,7 +51,9 @@ function paintView(explorer, link) {
   });
 
   paintImage(context, explorer, wide, tall);
+  context.imageSmoothingEnabled = false; // the two halves of the bar stay apart
   context.drawImage(ref.bar, MARGIN, tall + 156, wide, 16);
+  context.imageSmoothingEnabled = true;
   write(`${ref.low.textContent} to ${ref.high.textContent} ${ref.unit.textContent}`, MARGIN, tall + 200, 22, "--vp-muted");
 
   const left = wide + 2 * MARGIN, area = { left: left + 70, right: canvas.width - MARGIN, top: 200, bottom: 520 };
@@ -67,16 +69,14 @@ function paintView(explorer, link) {
 }
 
 function paintImage(context, explorer, wide, tall) {
-  const { data, view, pictures, values, limit, palette, masked } = explorer, rects = data.rects(view.panel, wide, tall);
+  const { data, view, pictures, values } = explorer, rects = data.rects(view.panel, wide, tall);
   context.save();
   context.translate(MARGIN, 140);
   context.beginPath();
   context.rect(0, 0, wide, tall);
   context.clip();
-  paintPhoto(context, pictures[data.panels[view.panel].picture], wide, tall);
-  context.globalAlpha = view.opacity / 100;
-  if (values) paintPatches(context, rects, values, limit, masked, palette);
-  context.globalAlpha = 1;
+  paintPhoto(context, explorer.bare ? null : pictures[data.panels[view.panel].picture], wide, tall);
+  if (values) paintPatches(context, rects, explorer, explorer.alpha);
   paintMarks(context, explorer, rects, wide / 520);
   context.restore();
 }

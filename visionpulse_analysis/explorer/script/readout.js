@@ -1,6 +1,6 @@
 // What the colours mean and the value under the pointer, in words and numbers.
 
-import { opaque } from "./colours.js";
+import { colours } from "./colours.js";
 import { quoted } from "./markup.js";
 import { capital, number, signed } from "./numbers.js";
 
@@ -21,13 +21,17 @@ export class Readout {
   }
 
   draw() {
-    const { ref, data, view, palette } = this.explorer, bar = ref.bar.getContext("2d");
-    opaque(palette).forEach((style, i) => { bar.fillStyle = style; bar.fillRect(i, 0, 1, 1); });
+    const { ref, data, view, palette, bare, alpha } = this.explorer, bar = ref.bar.getContext("2d");
+    // What lies on the picture depends on what is below: the bar has it over white and, lower half, over black.
+    bar.globalAlpha = 1;
+    ["#fff", "#000"].forEach((ground, row) => { bar.fillStyle = ground; bar.fillRect(0, row, 256, 1); });
+    bar.globalAlpha = alpha;
+    colours(palette, bare).forEach((style, i) => { bar.fillStyle = style; bar.fillRect(i, 0, 1, 2); });
     const scale = view.scale === "step" ? "this step's own scale" : "one scale for all steps";
     const layer = view.layer === "mean" ? `mean of ${data.recorded_layers} layers` : `layer ${view.layer}`;
     const head = !data.heads ? "" : view.head === "mean" ? `, mean of ${data.heads.length} heads` : `, head ${view.head}`;
     const { label, unit } = this.explorer.quantity;
-    const told = `${this.difference ? `${this.minus} ` : ""}${label}, ${unit}; ${layer}${head}; ${scale}`;
+    const told = `${this.difference ? `${this.minus} ` : ""}${label}, ${unit}; ${layer}${head}; ${scale}${bare ? "; picture hidden" : "; the bar shows the colours over white and over black"}`;
     if (ref.unit.textContent !== told) ref.unit.textContent = told; // it is read aloud when it changes
   }
 

@@ -24,21 +24,21 @@ export class Stage {
     ref.stage.style.aspectRatio = `${panel.width} / ${panel.height}`;
     this.explorer.root.style.setProperty("--vp-stuck", `${(across * panel.height) / panel.width}px`);
     const width = Math.round(across * pixel), height = Math.round((width * panel.height) / panel.width);
-    const key = `${view.panel}/${width}/${view.shown}`;
+    const key = `${view.panel}/${width}/${view.shown}/${view.picture}`;
     if (key !== this.drawn && width > 0) {
       this.drawn = key;
       for (const name of ["photo", "heat", "marks"]) Object.assign(ref[name], { width, height });
-      paintPhoto(ref.photo.getContext("2d"), pictures[panel.picture], width, height);
+      paintPhoto(ref.photo.getContext("2d"), this.explorer.bare ? null : pictures[panel.picture], width, height);
       ref.photo.setAttribute("aria-label", `${panel.label} with ${this.explorer.quantity.label} per patch, ${panel.rows} rows of ${panel.cols}`);
       this.rects = data.rects(view.panel, width, height);
     }
-    ref.heat.style.opacity = view.opacity / 100;
+    ref.heat.style.opacity = this.explorer.alpha;
   }
 
   heat() {
-    const { explorer } = this, { ref, values, limit, masked, palette } = explorer, context = ref.heat.getContext("2d");
+    const { explorer } = this, { ref, values } = explorer, context = ref.heat.getContext("2d");
     context.clearRect(0, 0, ref.heat.width, ref.heat.height);
-    if (values && this.rects) paintPatches(context, this.rects, values, limit, masked, palette);
+    if (values && this.rects) paintPatches(context, this.rects, explorer);
     ref.veil.hidden = Boolean(values);
     ref.veil.textContent = values ? "" : "No token of the other trace is aligned with this one, so there is no difference here.";
     this.point();

@@ -31,13 +31,11 @@ export class Thumbs {
   }
 
   heat() {
-    const { data, view, pictures, values, limit, masked, palette } = this.explorer;
+    const { explorer } = this, { data, view, pictures, values } = explorer;
     this.thumbs.forEach(({ canvas, share, rects }, i) => {
       const context = canvas.getContext("2d");
-      paintPhoto(context, pictures[data.panels[i].picture], canvas.width, canvas.height);
-      context.globalAlpha = view.opacity / 100;
-      if (values) paintPatches(context, rects, values, limit, masked, palette);
-      context.globalAlpha = 1;
+      paintPhoto(context, explorer.bare ? null : pictures[data.panels[i].picture], canvas.width, canvas.height);
+      if (values) paintPatches(context, rects, explorer, explorer.alpha);
       const mass = values && data.patchesOf[i].reduce((sum, p) => sum + values[p], 0);
       share.textContent = values ? `${view.shown === "attention" ? "mass" : "sum"} ${view.mode === 2 ? signed(mass) : number(mass)}` : "—";
     });

@@ -4,6 +4,7 @@ import { shader } from "./colours.js";
 import { make, readable } from "./markup.js";
 import { number } from "./numbers.js";
 
+const RIGHT = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]/g, LEFT = /[A-Za-z\u00c0-\u024f\u0370-\u052f\u0900-\u1fff\u3040-\ud7ff]/g;
 let strips = 0; // in this document, for unique ids
 
 export class Tokens {
@@ -41,6 +42,10 @@ export class Tokens {
       if (column === data.divergence) element.classList.add("vp-diverges");
       return element;
     });
+    // Tokens written from the right run on from each other as the text does: boxes would stand in the order of steps.
+    const text = trace.tokens.join(""), count = (letters) => text.match(letters)?.length ?? 0, right = count(RIGHT);
+    box.classList.toggle("vp-runs", right > 0);
+    box.dir = right > count(LEFT) ? "rtl" : "ltr";
     box.replaceChildren(...strip.tokens);
   }
 

@@ -16,6 +16,7 @@ export class Toolbar {
       label.hidden = choices.length < 2;
     }
     ref.headLabel.hidden = !data.heads;
+    ref.openOverview.hidden = data.maps < 2;
     ref.modes.hidden = !data.pair;
     ref.besideLabel.hidden = data.all.length < 3;
     ref.besideLabel.prepend(`${data.all.at(-1).name} trace `);
@@ -41,6 +42,8 @@ export class Toolbar {
     explorer.on(ref.opacity, "input", () => explorer.set({ opacity: Number(ref.opacity.value) }));
     explorer.on(ref.sinks, "click", () => explorer.toggle("sinks"));
     explorer.on(ref.kept, "click", () => explorer.toggle("kept"));
+    explorer.on(ref.bare, "click", () => explorer.toggle("picture"));
+    explorer.on(ref.openOverview, "click", () => explorer.toggle("overview"));
     [...ref.modes.children].forEach((button, mode) => explorer.on(button, "click", () => explorer.set({ mode })));
   }
 
@@ -50,6 +53,9 @@ export class Toolbar {
     ref.curveChoice.value = view.curve;
     ref.map.disabled = this.explorer.signed; // what has a sign has a palette of its own
     ref.sinks.setAttribute("aria-pressed", String(view.sinks === "masked"));
+    ref.opacity.disabled = this.explorer.bare;
+    ref.bare.setAttribute("aria-pressed", String(this.explorer.bare));
+    ref.openOverview.setAttribute("aria-pressed", String(view.overview));
     ref.kept.setAttribute("aria-pressed", String(view.kept));
     [...ref.modes.children].forEach((button, i) => button.setAttribute("aria-pressed", String(i === view.mode)));
   }
