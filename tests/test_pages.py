@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from transformers import ProcessorMixin, Qwen3VLProcessor
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import visionpulse_analysis as vpa
@@ -91,6 +92,23 @@ def test_the_code_of_a_page_runs_as_it_stands(name, beside_the_data):
         done = CliRunner().invoke(app, [*shlex.split(line), *(["--workers", "0"] if line.startswith("sweep") else [])])
         assert done.exit_code == 0, f"{line}\n{done.output}"
     assert RUN[name](made)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_of_a_page_exists_with_its_options(page):
+    text = page.read_text().replace("\\\n", " ")
+    for line in re.findall(r"^\$ (visionpulse .*)$", text, re.M) + re.findall(r"`(visionpulse [^`]+)`", text):
+        words, command = (
+            re.sub(r"\$\(.*\)", "", line).partition(" -- ")[0].partition(" #")[0].split()[1:],
+            get_command(app),
+        )
+        while words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]
+        unknown = hasattr(command, "commands") and words and words[0] not in ("COMMAND", "...", "--traceback")
+        assert not unknown, f"{line}: no such command"
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        for word in words:
+            assert not re.match(r"--?[a-z]", word) or word in known, f"{line}: {word}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
