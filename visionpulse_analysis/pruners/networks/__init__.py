@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -42,7 +42,10 @@ class Head(nn.Module):
             return cls(**shape).eval()
 
 
-def load_head(kind: type[Head], name: str, model: str) -> Head:
+HeadKind = TypeVar("HeadKind", bound=Head)
+
+
+def load_head(kind: type[HeadKind], name: str, model: str) -> HeadKind:
     """Load a trained head for the model that it was trained beside.
 
     Parameters
@@ -72,7 +75,7 @@ def load_head(kind: type[Head], name: str, model: str) -> Head:
             f"one's have {model}: it means nothing here, also where only the dtype differs; train one for this model "
             f"(`visionpulse train --head`), or take head={UNTRAINED!r} as a control"
         )
-    head = kind(**training["shape"])
+    head = kind.untrained(**training["shape"])  # which draws from no generator of the process
     try:
         head.load_state_dict({key: value.float() for key, value in load_file(head_folder(name) / WEIGHTS).items()})
     except (OSError, RuntimeError, SafetensorError) as error:

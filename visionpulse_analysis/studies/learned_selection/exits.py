@@ -102,7 +102,7 @@ def measure_exits(vlm: VLM, samples: Sequence[Sample], images: int, *, seed: int
 
 def page(study: Exits) -> Figure:
     """Draw how often an exit is free, how well gates tell, and the accuracy under them."""
-    fig, axes = figures.new_figure(figures.DOUBLE, 2.8, 1, 3)
+    fig, axes = figures.new_figure(figures.DOUBLE, 3.4, 1, 3)
     often, well, right = np.ravel(axes)
     gates = list(range(study.free.shape[1]))
     for task, (name, colour) in enumerate(zip(TASKS, ("#E69F00", "#009E73", "#CC79A7"), strict=True)):

@@ -29,11 +29,13 @@ from visionpulse_analysis.studies.learned_selection.measure import (
 )
 from visionpulse_analysis.studies.shared.arms import DENSE
 
-COLOURS = {
-    **{COVIPAL: "#D55E00", GUIDE: "#0072B2", "FastV": "#009E73", "DivPrune": "#CC79A7"},
-    **{"random": GREY, ORACLE: "#000000", TRUTH: "#E69F00"},
+COLOURS = {GUIDE: "#0072B2", TRUTH: "#56B4E9"}  # the others are methods, drawn as everywhere
+OF_SIZES = {
+    "raw attention, layer 0": "#E69F00",
+    "CNN, layer 0": "#D55E00",
+    "raw attention, layer 4": "#56B4E9",
+    "CNN, layer 4": "#0072B2",
 }
-OF_SIZES = ("#D55E00", "#E69F00", "#0072B2", "#56B4E9", "#000000")
 
 
 def headline(study: Learned) -> Figure:
@@ -44,16 +46,18 @@ def headline(study: Learned) -> Figure:
         for label in EVERYWHERE:
             curve = [value(at_budget(label, budget)) for budget in study.budgets]
             dashed = label in (GUIDE, ORACLE, TRUTH)  # which know what comes later
-            figures.draw_curve(ax, [100 * b for b in study.budgets], curve, label, colour=COLOURS[label], dashed=dashed)
+            figures.draw_curve(
+                ax, [100 * b for b in study.budgets], curve, label, colour=COLOURS.get(label), dashed=dashed
+            )
         ax.set(xlabel="patches kept (%)", ylim=(-0.02, 1.04))
     accuracy.axhline(study.accuracy(DENSE).value, color=GREY, linewidth=0.8, linestyle=":", label="dense")
     accuracy.set_ylabel("accuracy")
-    held.set_ylabel("held of what is asked about")
+    held.set_ylabel("share held of what is asked")
     figures.draw_legend([accuracy, held])
     kept = f"{100 * study.compared:g} % kept"
     for ax, labels, title in (
-        (parts, (COVIPAL, *STAGES, NO_QUESTION, OTHER_QUESTION), f"CoViPAL without a part, {kept}"),
-        (networks, tuple(CNN), f"network from attention to relevance, {kept}"),
+        (parts, (COVIPAL, *STAGES, NO_QUESTION, OTHER_QUESTION), f"CoViPAL, {kept}"),
+        (networks, tuple(CNN), f"network on attention, {kept}"),
     ):
         figures.draw_estimates(ax, {label: study.accuracy(at_budget(label, study.compared)) for label in labels})
         ax.axvline(study.accuracy(at_budget("random", study.compared)).value, color=GREY, linewidth=0.8, linestyle="--")
@@ -64,7 +68,7 @@ def headline(study: Learned) -> Figure:
 
 def layers_page(found: Layers, guidance: int, sizes: Mapping[str, Mapping[int, Estimate]]) -> Figure:
     """Draw what each layer's attention holds, how it ranks patches, and what is held on pictures of other sizes."""
-    fig, axes = figures.new_figure(figures.DOUBLE, 2.6, 1, 3)
+    fig, axes = figures.new_figure(figures.DOUBLE, 3.4, 1, 3)
     held, rank, size = np.ravel(axes)
     at = list(range(len(found.words)))
     for label, curve, colour in (
@@ -75,17 +79,19 @@ def layers_page(found: Layers, guidance: int, sizes: Mapping[str, Mapping[int, E
         figures.draw_curve(held, at, curve, label, colour=colour)
     held.axhline(found.chance, color=GREY, linewidth=0.8, linestyle="--", label="random")
     held.axvline(guidance, color=GREY, linewidth=0.8, linestyle=":")
-    held.set(xlabel="layer", ylabel="held of what is asked about", ylim=(-0.02, 1.04))
+    held.set(xlabel="layer", ylabel="share held of what is asked", ylim=(-0.02, 1.04))
     figures.draw_curve(rank, at, found.rank, "attention of the words", colour="#0072B2")
     for layer, one in found.cnn.items():
         error = [[one.value - one.low], [one.high - one.value]]
         label = "after the network" if layer == min(found.cnn) else None
-        rank.errorbar([layer], [one.value], yerr=error, marker="s", color="#D55E00", linestyle="", label=label)
+        rank.errorbar(
+            [layer], [one.value], yerr=error, marker="s", markersize=4, color="#D55E00", linestyle="", label=label
+        )
     rank.axhline(0, color=GREY, linewidth=0.8, linestyle="--")
-    rank.set(xlabel="layer", ylabel="rank correlation with relevance")
-    for (label, curve), colour in zip(sizes.items(), OF_SIZES, strict=False):
-        figures.draw_curve(size, list(curve), list(curve.values()), label, colour=colour)
-    size.set(xlabel="patches of a picture", ylabel="held of what is asked about", ylim=(-0.02, 1.04))
+    rank.set(xlabel="layer", ylabel="rank correlation, relevance")
+    for label, curve in sizes.items():
+        figures.draw_curve(size, list(curve), list(curve.values()), label, colour=OF_SIZES.get(label))
+    size.set(xlabel="patches of a picture", ylabel="share held of what is asked", ylim=(-0.02, 1.04))
     for ax in (held, rank, size):
         _legend(ax)
     return fig

@@ -24,6 +24,7 @@ _TEXT = """# Data
 | `scenes/evaluation.json` | its scores | `visionpulse evaluate --card`, which also writes this page | Apache-2.0 |
 | `evaluation/scenes.jsonl` | the fixed evaluation set, sha256 `{sha256}` | generated; seeds disjoint from training | Apache-2.0 |
 | `charts/` | where the training of the next world, charts, stands (`visionpulse train --world charts --keep data/charts`); what was learned by trying is in its `README.md` | trained on generated charts, not finished | Apache-2.0 |
+| `heads/` | small modules trained beside `scenes/`, each with its losses, seed, seconds and scores in `training.json` | `visionpulse train --head NAME`, on generated scenes of seeds of their own | Apache-2.0 |
 | `example.png` | a scene for the README's examples | generated: that of notebook 00 | Apache-2.0 |
 | `benchmarks/` | results of `visionpulse bench ... --save`, each with command, machine, versions and date | measured | Apache-2.0 |
 
