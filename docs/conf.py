@@ -4,7 +4,8 @@ from visionpulse_analysis import __version__
 
 project = "visionpulse_analysis"
 release = __version__
-author = "The visionpulse_analysis contributors"
+author = "the visionpulse_analysis contributors"
+copyright = f"{author}, Apache-2.0"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "numpydoc"]
 
 html_theme = "furo"
