@@ -9,11 +9,16 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+DONE, FAILED, TOLD = "done", "failed", "told"
 
-def call_each(function: Callable[[Any], Any], items: Sequence[Any], jobs: int) -> Iterator[tuple[int, Any]]:
+
+def call_each(
+    function: Callable[..., Any], items: Sequence[Any], jobs: int, told: Callable[[int, Any], object] | None = None
+) -> Iterator[tuple[int, Any]]:
     """Yield (index, ``function(item)``) as the calls finish, at most ``jobs`` at a time, started in order.
 
     The cores are shared out: each process computes with its part of the threads, unless ``OMP_NUM_THREADS`` is set.
+    With ``told`` the calls are ``function(item, tell)``, and what one tells arrives here as ``told(index, what)``.
 
     Raises
     ------
@@ -31,13 +36,23 @@ def call_each(function: Callable[[Any], Any], items: Sequence[Any], jobs: int) -
                 while waiting and len(running) < jobs:
                     index, item = waiting.pop()
                     answer, sender = context.Pipe(duplex=False)
-                    process = context.Process(target=_answer, args=(sender, function, item), daemon=False)
+                    process = context.Process(
+                        target=_answer, args=(sender, function, item, told is not None), daemon=False
+                    )
                     process.start()
                     sender.close()
                     running[answer] = index, process
                 for answer in wait(list(running)):
-                    index, process = running.pop(answer)
-                    yield index, _result(answer, process)
+                    index, process = running[answer]
+                    kind, value = _received(answer, process)
+                    if kind == TOLD and told is not None:
+                        told(index, value)
+                        continue
+                    del running[answer]
+                    process.join()
+                    if kind == FAILED:
+                        raise value
+                    yield index, value
         finally:
             for _, process in running.values():
                 process.terminate()
@@ -50,25 +65,21 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _result(answer: Any, process: Any) -> Any:
+def _received(answer: Any, process: Any) -> tuple[str, Any]:
     try:
-        good, value = answer.recv()
+        return answer.recv()
     except EOFError:
         process.join()
         raise RuntimeError(
             f"a process died with exit code {process.exitcode}, most often because memory ran out: use fewer jobs"
         ) from None
-    process.join()
-    if not good:
-        raise value
-    return value
 
 
-def _answer(sender: Connection, function: Callable[[Any], Any], item: Any) -> None:
+def _answer(sender: Connection, function: Callable[..., Any], item: Any, tells: bool) -> None:
     try:
-        sender.send((True, function(item)))
+        sender.send((DONE, function(item, lambda what: sender.send((TOLD, what))) if tells else function(item)))
     except Exception as error:
-        sender.send((False, error))
+        sender.send((FAILED, error))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 from visionpulse_analysis._util.checks import plain_text, whole_number
+from visionpulse_analysis._util.progress import bar
 from visionpulse_analysis.attention import Execution
 from visionpulse_analysis.attention.prefill import check_one_dimensional
 from visionpulse_analysis.attention.routing import check_kernel
@@ -61,6 +62,7 @@ def decode(
     ids: str | Sequence[str] | None = None,
     overwrite: bool = False,
     prompt_options: PromptOptions | Mapping[str, Any] | Sequence[Any] | None = None,
+    progress: bool | None = None,
 ) -> Any:
     """Let the model reason about an image and record where it looks at every step.
 
@@ -122,6 +124,9 @@ def decode(
         Limits of pictures, system prompt, prefix of the answer, arguments of the chat template; they go before those
         that the model was loaded with. A list has one for each question. Kept in ``meta["prompt_options"]``, turns in
         ``meta["turns"]``.
+    progress : bool, optional
+        Show a bar of what is decoded, after two seconds; without it where somebody looks, in a terminal or a notebook,
+        unless ``VISIONPULSE_PROGRESS=0`` is set.
 
     Returns
     -------
@@ -144,7 +149,7 @@ def decode(
     given = decode_each(
         vlm, image, question, layers=layers, heads=heads, record=record, pruner=pruner, execution=execution, seed=seed,
         sample=sample, max_new_tokens=max_new_tokens, batch_size=batch_size, store=store, ids=ids, overwrite=overwrite,
-        prompt_options=prompt_options,
+        prompt_options=prompt_options, progress=progress,
     )  # fmt: skip
     made = list(given)
     return made if isinstance(pruner, list | tuple) else made[0]
@@ -168,6 +173,7 @@ def decode_each(
     overwrite: bool = False,
     prompt_options: Any = None,
     record: Any = (),
+    progress: bool | None = None,
 ) -> Iterator[Any]:
     """What :func:`decode` gives, one pruner after the other: the traces of each are made when they are asked for."""
     if not isinstance(vlm, VLM):
@@ -212,10 +218,13 @@ def decode_each(
         ])
         for options, seeds, names in asked
     ]  # fmt: skip
+    count = len(arms) * len(questions)
+    of = (count, "trace") if count > 1 else (max_new_tokens - 1, "step")
     try:
-        for records in run_together(vlm, runs, batch_size) if several else _run(vlm, *runs[0], batch_size):
-            yield records[0].trace if single else [record.trace for record in records]
-            records.clear()  # what was made is not held until the last pruner is done
+        with bar(of[0], "decode", of[1], progress):
+            for records in run_together(vlm, runs, batch_size) if several else _run(vlm, *runs[0], batch_size):
+                yield records[0].trace if single else [record.trace for record in records]
+                records.clear()  # what was made is not held until the last pruner is done
     finally:
         for _, records in runs:
             for record in records:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from visionpulse_analysis._util.progress import advance
 from visionpulse_analysis.attention.cache import grows_in_place
 from visionpulse_analysis.attention.routing import Call, intercept
 from visionpulse_analysis.decoding.batch import Batch
@@ -56,6 +57,7 @@ class Run:
             while (batch := self._fill(batch)) is not None:
                 self.current = batch
                 self._choose(batch, batch.step())
+                advance("step")
             self._note(0)
 
     def prefill(self, records: Sequence[Record]) -> tuple[Batch, torch.Tensor]:
@@ -130,3 +132,4 @@ class Run:
         record.add(token, logprob, values, row, choice, last)
         if last:
             record.end()
+            advance("trace")

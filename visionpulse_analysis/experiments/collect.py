@@ -11,6 +11,7 @@ from typing import Any
 from visionpulse_analysis import decoding
 from visionpulse_analysis._util.files import cache_folder
 from visionpulse_analysis._util.ledger import note
+from visionpulse_analysis._util.progress import bar
 from visionpulse_analysis.attention import Execution
 from visionpulse_analysis.decoding import decode, end_ids
 from visionpulse_analysis.decoding.sampling import Sample as Sampling
@@ -49,6 +50,7 @@ def collect(
     batch_size: int = 32,
     prompt_options: PromptOptions | Mapping[str, Any] | None = None,
     record: Sequence[str] = (),
+    progress: bool | None = None,
 ) -> list[Trace]:
     """Decode every sample, or read the traces of an earlier run with the same inputs.
 
@@ -65,6 +67,8 @@ def collect(
         Over those that the model was loaded with, as in `decode`.
     record : sequence of str
         Further quantities, as in `decode`.
+    progress : bool, optional
+        As in `decode`.
 
     Returns
     -------
@@ -99,7 +103,10 @@ def collect(
         drawn_before = generators()
         folder.parent.mkdir(parents=True, exist_ok=True)
         # The folder gets its name when it is whole: what a killed run leaves is never found.
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unfinished-") as unfinished:
+        with (
+            tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unfinished-") as unfinished,
+            bar(len(samples), "decode", "trace", progress),
+        ):
             store = TraceStore(Path(unfinished) / "traces", mode="a")
             # In parts, so that not all traces are in memory at once.
             for start in range(0, len(samples), 8 * batch_size):

@@ -14,6 +14,7 @@ import numpy as np
 
 from visionpulse_analysis._util.files import cache_folder
 from visionpulse_analysis._util.ledger import note
+from visionpulse_analysis._util.progress import bar
 from visionpulse_analysis.decoding.sampling import Sample as Sampling
 from visionpulse_analysis.experiments.cache import (
     CHANGED,
@@ -69,6 +70,7 @@ def decode_arms(
     sample: Sampling | None = None,
     max_new_tokens: int = 160,
     batch_size: int = 32,
+    progress: bool | None = None,
 ) -> dict[str, list[list[Outcome]]]:
     """Decode every sample once per arm and seed, or read the outcomes of an earlier run with the same inputs.
 
@@ -79,6 +81,8 @@ def decode_arms(
         Sample ``i`` is decoded with ``seed * 1_000_003 + i`` in every arm, as in :func:`collect`: arms share draws.
     sample : Sample of `sampling`, optional
         Greedy without one; then one seed says all.
+    progress : bool, optional
+        As in `decode`.
 
     Returns
     -------
@@ -101,14 +105,15 @@ def decode_arms(
     missing = [job for job, outcomes in found.items() if outcomes is None]
     fresh: dict[tuple[str, int], list[Any]] = {job: [] for job in missing}
     moved, at = set(), generators()  # jobs that draw from what the process shares
-    for start in range(0, len(samples) if missing else 0, batch_size):
-        part = samples[start : start + batch_size]
-        trunk = Trunk(vlm, part, max_new_tokens)
-        for arm, seed in missing:
-            row_seeds = [seed * 1_000_003 + start + i for i in range(len(part))]
-            fresh[arm, seed] += [asdict(outcome_of(trace)) for trace in trunk.decode(arms[arm], sample, row_seeds)]
-            if at != (at := generators()):
-                moved.add((arm, seed))
+    with bar(len(missing) * len(samples), "decode", "trace", progress):
+        for start in range(0, len(samples) if missing else 0, batch_size):
+            part = samples[start : start + batch_size]
+            trunk = Trunk(vlm, part, max_new_tokens)
+            for arm, seed in missing:
+                row_seeds = [seed * 1_000_003 + start + i for i in range(len(part))]
+                fresh[arm, seed] += [asdict(outcome_of(trace)) for trace in trunk.decode(arms[arm], sample, row_seeds)]
+                if at != (at := generators()):
+                    moved.add((arm, seed))
     same = bool(missing) and base is not None and state_of(vlm, *ran) == state
     now = _files(base, arms, seeds) if same else {}
     for (arm, seed), outcomes in fresh.items():

@@ -100,6 +100,8 @@ STATELESS = (type(threading.Lock()), type(threading.RLock()), threading.Event, t
 BUILT_IN = (types.BuiltinFunctionType, types.WrapperDescriptorType, types.MethodWrapperType, types.MethodDescriptorType,
             types.ClassMethodDescriptorType, types.GetSetDescriptorType,
             types.MemberDescriptorType, np.ufunc)  # fmt: skip
+# Bars and stop buttons: what they hold, such as a lock of this thread, changes no result.
+BESIDE = {"visionpulse_analysis._util.interrupts", "visionpulse_analysis._util.progress"}
 NOT_STATE = {"_original_object_hash"}  # of GenerationConfig: Python's own hash, another one in every process
 # A user's code that takes from outside of this process what no hash of the process can tell: by what it calls,
 OUTSIDE = {called: why for why, several in {
@@ -200,6 +202,8 @@ class _Walk:
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
         if any(value is one for one in (os.environ, sys.modules, sys.path, sys.stdout, sys.stderr)):
             self.put("of the process")  # what code takes from it is found by name, and what it says changes nothing
+        elif isinstance(value, types.FunctionType) and value.__module__ in BESIDE:
+            self.put("beside the result", value.__qualname__)
         elif isinstance(value, types.FunctionType):
             self.function(value, where)
         elif isinstance(value, type):

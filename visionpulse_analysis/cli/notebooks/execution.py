@@ -3,8 +3,7 @@
 import contextlib
 import logging
 import os
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,23 @@ from nbformat.sign import NotebookNotary
 from papermill.exceptions import PapermillExecutionError
 from traitlets import default
 
+from visionpulse_analysis._util.progress import SWITCH
 from visionpulse_analysis.cli.notebooks import NotebookError
 from visionpulse_analysis.cli.notebooks.parameters import parameters_cell
 
 
 def execute(
-    source: Path, target: Path, parameters: Mapping[str, Any], cwd: Path, environment: Mapping[str, str] | None = None
+    source: Path,
+    target: Path,
+    parameters: Mapping[str, Any],
+    cwd: Path,
+    environment: Mapping[str, str] | None = None,
+    tell: Callable[[int], object] = lambda done: None,
 ) -> None:
     """Run ``source`` with ``parameters`` and keep the executed copy as ``target``.
 
-    ``environment`` : variables that the kernel has beside those of this process.
+    ``environment`` : variables that the kernel has beside those of this process. ``tell`` is told after each cell how
+    many are done, markdown included.
 
     Raises
     ------
@@ -37,7 +43,7 @@ def execute(
     partial = target.with_suffix(".failed.ipynb")
     partial.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _only_our_own_name_check(), _with_environment(environment or {}):
+        with _only_our_own_name_check(), _with_environment({SWITCH: "0", **(environment or {})}):
             papermill.execute_notebook(
                 _as_template(source),
                 _as_template(partial),
@@ -46,7 +52,8 @@ def execute(
                 kernel_name="python3",
                 language="python",
                 kernel_manager_class=_RunningPython,
-                progress_bar=sys.stderr.isatty(),
+                progress_bar=False,
+                on_cell_complete=lambda cell_index, **_: tell(cell_index + 1),
                 start_timeout=300,  # a busy machine starts a kernel slowly
             )
     except PapermillExecutionError as error:

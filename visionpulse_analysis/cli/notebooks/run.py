@@ -4,15 +4,20 @@
 >>> run("01_step_dependence", {"n_samples": 50, "seed": 1}, fast=True)  # doctest: +SKIP
 """
 
+from __future__ import annotations
+
 import json
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from visionpulse_analysis._util import progress
 from visionpulse_analysis._util.checks import did_you_mean
 from visionpulse_analysis._util.files import all_or_none, bundled, data_folder, working_folder, write_whole
 from visionpulse_analysis._util.ledger import NOTEBOOK
@@ -167,7 +172,9 @@ def run(
     NotebookError
         A cell failed or the kernel died. The copy up to there is ``out/executed/NN_name.failed.ipynb``.
     """
-    return _execute(_plan(find(name, folder), parameters or {}, out, fast, Path(cwd)))
+    plan = _plan(find(name, folder), parameters or {}, out, fast, Path(cwd))
+    with _Bars([plan]) as bars:
+        return _execute(plan, lambda done: bars.move(0, done))
 
 
 def run_all(
@@ -214,10 +221,13 @@ def run_all(
     results = {}
     if jobs > 1:
         plans[1:] = sorted(plans[1:], key=lambda plan: -plan.minutes)  # else a core idles while the last one runs
-    done = enumerate(map(_execute, plans)) if jobs == 1 else call_each(_execute, plans, jobs)
-    for _, result in done:
-        results[result.name] = result
-        report(f"{result.name}: {result.seconds:.1f} s")
+    with _Bars(plans) as bars:
+        alone = ((i, _execute(plan, partial(bars.move, i))) for i, plan in enumerate(plans))
+        for index, result in alone if jobs == 1 else call_each(_execute, plans, jobs, bars.move):
+            results[result.name] = result
+            bars.close(index)
+            with bars.out_of_the_way():
+                report(f"{result.name}: {result.seconds:.1f} s")
     report(f"all {len(results)} notebooks: {time.perf_counter() - start:.1f} s")
     return [results[name] for name in sorted(results)]
 
@@ -231,6 +241,7 @@ class _Plan:
     parameters: dict[str, Any]
     cwd: Path
     minutes: float
+    cells: int
 
 
 def _plan(
@@ -250,7 +261,8 @@ def _plan(
         _check_places(values, cwd)
     except ValueError as error:
         raise ValueError(f"{source.name}: {error}") from error
-    return _Plan(source, folder / "executed" / source.name, values, cwd, settings.get("minutes", 0))
+    cells = len(notebook["cells"]) + bool(values)  # papermill puts one in
+    return _Plan(source, folder / "executed" / source.name, values, cwd, settings.get("minutes", 0), cells)
 
 
 def _check_places(values: Mapping[str, Any], cwd: Path) -> None:
@@ -263,12 +275,52 @@ def _check_places(values: Mapping[str, Any], cwd: Path) -> None:
             raise ValueError(f"parameter {name!r}: there is nothing at {values[name]}, seen from {cwd}")
 
 
-def _execute(plan: _Plan) -> Executed:
+class _Bars:
+    """A line for each notebook that runs, with its cells, where somebody looks."""
+
+    def __init__(self, plans: Sequence[_Plan]):
+        self.plans, self.shown = plans, progress.shown()
+        self.open: dict[int, Any] = {}
+
+    def __enter__(self) -> _Bars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for index in list(self.open):
+            self.close(index)
+
+    def move(self, index: int, done: int) -> None:
+        """So many cells of a notebook are done."""
+        if not self.shown:
+            return
+        if index not in self.open:
+            from tqdm.auto import tqdm
+
+            plan = self.plans[index]
+            self.open[index] = tqdm(total=plan.cells, desc=plan.source.stem, unit="cell", leave=False, miniters=0)
+        self.open[index].update(done - self.open[index].n)
+
+    def close(self, index: int) -> None:
+        """A notebook has ended."""
+        if index in self.open:
+            self.open.pop(index).close()
+
+    def out_of_the_way(self) -> AbstractContextManager[Any]:
+        """Inside, something else may be written."""
+        if not self.open:
+            return nullcontext()
+        from tqdm.auto import tqdm
+
+        return tqdm.external_write_mode()
+
+
+def _execute(plan: _Plan, tell: Callable[[int], None]) -> Executed:
     from visionpulse_analysis.cli.notebooks.execution import execute  # papermill: mistakes are told without it
 
     start = time.perf_counter()
     # Figures say which notebook drew them, with which parameters; where they are written changes nothing in them.
     told = {name: value for name, value in plan.parameters.items() if name != "out"}
     running = json.dumps({"notebook": plan.source.stem, "parameters": told}, default=str)
-    execute(plan.source, plan.target, plan.parameters, plan.cwd, {NOTEBOOK: running})
+    tell(0)
+    execute(plan.source, plan.target, plan.parameters, plan.cwd, {NOTEBOOK: running}, tell)
     return Executed(plan.source.stem, plan.target, plan.parameters, time.perf_counter() - start)

@@ -10,6 +10,7 @@ import torch
 
 from visionpulse_analysis._util.checks import whole_number
 from visionpulse_analysis._util.later import xr
+from visionpulse_analysis._util.progress import advance, bar
 from visionpulse_analysis.decoding.batch import Batch
 from visionpulse_analysis.decoding.interventions.kinds import (
     AblateHeads,
@@ -52,6 +53,7 @@ def intervene(
     heads: Literal["mean", "all"] | Sequence[int] = "mean",
     states: int | Sequence[int] = (),
     batch_size: int = 16,
+    progress: bool | None = None,
 ) -> xr.Dataset:
     """Read an answer, or decode one, while something is done to the model, and see what becomes of it.
 
@@ -81,6 +83,9 @@ def intervene(
         Layers whose entering hidden states to return: 0 for the embeddings, ``n_layers`` for what leaves the last.
     batch_size : int, at least 1
         Rows that go through the model together.
+
+    progress : bool, optional
+        As in :func:`decode`.
 
     Returns
     -------
@@ -151,17 +156,19 @@ def intervene(
     special = {vlm.family.image_id, vlm.family.video_id, *own}
     written = any(special.intersection(ids.tolist()) for ids in answers)
     parts: list[dict[str, Any]] = []
-    for start in range(0, len(rows), 1 if alone else batch_size):
-        part = slice(start, start + (1 if alone else batch_size))
-        own = [one.for_rows(part, patches) for one in acts]
-        if alone:
-            found = _alone(vlm, prompts[start], answers[start], targets[start], own, options, kept)
-        elif max_new_tokens is not None or pruners or written:
-            fixed = None if max_new_tokens is not None else targets[part]
-            found = _step_by_step(vlm, prompts[part], fixed, seeds[part], own, options, kept)
-        else:
-            found = _in_one_pass(vlm, prompts[part], answers[part], targets[part], own, options, kept)
-        parts += found
+    with bar(len(rows), "intervene", "row", progress):
+        for start in range(0, len(rows), 1 if alone else batch_size):
+            part = slice(start, start + (1 if alone else batch_size))
+            own = [one.for_rows(part, patches) for one in acts]
+            if alone:
+                found = _alone(vlm, prompts[start], answers[start], targets[start], own, options, kept)
+            elif max_new_tokens is not None or pruners or written:
+                fixed = None if max_new_tokens is not None else targets[part]
+                found = _step_by_step(vlm, prompts[part], fixed, seeds[part], own, options, kept)
+            else:
+                found = _in_one_pass(vlm, prompts[part], answers[part], targets[part], own, options, kept)
+            parts += found
+            advance("row", len(found))
     return _dataset(parts, recorded, per_head, kept, 1 if alone else 0)
 
 

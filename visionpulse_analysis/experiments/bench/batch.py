@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import numpy as np
 
+from visionpulse_analysis._util.progress import advance, bar
 from visionpulse_analysis.decoding import Batch, Run, decode
 from visionpulse_analysis.decoding.trace_builder import Record
 from visionpulse_analysis.experiments.bench.machine import about_machine, spread
@@ -82,24 +83,26 @@ def bench_batch(
     vlm = load("scenes")
     vlm.weights_hash  # noqa: B018  hashed once, outside any timed run
     rows: list[dict[str, Any]] = []
-    for size in cells:
-        asked, tokens = questions(samples, size), (2 * size) ** 2
-        ways = [(batch, recorded) for recorded in (False, True) for batch in batches]
-        runs: dict[tuple[int, bool], list[Timed]] = {way: [] for way in ways}
-        for turn in range(rounds):
-            for batch, recorded in ways[turn % len(ways) :] + ways[: turn % len(ways)]:
-                part = asked if batch == batches[0] else asked * repeats
-                timed = _timed(vlm, part, batch, recorded, max_new_tokens)
-                runs[batch, recorded].append(timed)
-                report(
-                    f"{tokens} visual tokens, round {turn + 1} of {rounds}: batch {batch}, "
-                    f"{timed.rate:.1f} samples a second"
-                )
-        rows += [
-            {"visual_tokens": tokens, "batch": batch, "recorded": recorded}
-            | _row(runs[batches[0], recorded], runs[batch, recorded], batch / batches[0])
-            for batch, recorded in ways
-        ]
+    with bar(len(cells) * rounds * 2 * len(batches), "bench", "measurement"):
+        for size in cells:
+            asked, tokens = questions(samples, size), (2 * size) ** 2
+            ways = [(batch, recorded) for recorded in (False, True) for batch in batches]
+            runs: dict[tuple[int, bool], list[Timed]] = {way: [] for way in ways}
+            for turn in range(rounds):
+                for batch, recorded in ways[turn % len(ways) :] + ways[: turn % len(ways)]:
+                    part = asked if batch == batches[0] else asked * repeats
+                    timed = _timed(vlm, part, batch, recorded, max_new_tokens)
+                    runs[batch, recorded].append(timed)
+                    advance("measurement")
+                    report(
+                        f"{tokens} visual tokens, round {turn + 1} of {rounds}: batch {batch}, "
+                        f"{timed.rate:.1f} samples a second"
+                    )
+            rows += [
+                {"visual_tokens": tokens, "batch": batch, "recorded": recorded}
+                | _row(runs[batches[0], recorded], runs[batch, recorded], batch / batches[0])
+                for batch, recorded in ways
+            ]
     return {"rows": rows, "samples": samples, "repeats": repeats, "rounds": rounds, "machine": about_machine()}
 
 

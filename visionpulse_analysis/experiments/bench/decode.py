@@ -12,6 +12,7 @@ from unittest.mock import patch
 import torch
 
 from visionpulse_analysis._util.checks import whole_number
+from visionpulse_analysis._util.progress import advance, bar
 from visionpulse_analysis.attention import Group
 from visionpulse_analysis.attention import autotune as fastest
 from visionpulse_analysis.decoding import Batch
@@ -86,14 +87,16 @@ def bench_decode(
     buffer = torch.ones(READ // 4, device=device)  # written: memory never written to is not read from memory
     rows: list[dict[str, Any]] = []
     left_out = []
-    for count in visual_tokens:
-        for batch in batches:
-            if bytes_at_once(vlm, count, batch) > free_memory(device):
-                left_out.append({"visual_tokens": count, "batch": batch})
-                continue
-            report(f"{count:,} visual tokens, batch {batch}")
-            rows += _measure(Steps(vlm, count, batch), ways, rounds, buffer)
-            gc.collect()  # batches hold one another, and the next context needs their memory
+    with bar(len(visual_tokens) * len(batches), "bench", "measurement"):
+        for count in visual_tokens:
+            for batch in batches:
+                advance("measurement")
+                if bytes_at_once(vlm, count, batch) > free_memory(device):
+                    left_out.append({"visual_tokens": count, "batch": batch})
+                    continue
+                report(f"{count:,} visual tokens, batch {batch}")
+                rows += _measure(Steps(vlm, count, batch), ways, rounds, buffer)
+                gc.collect()  # batches hold one another, and the next context needs their memory
     if not rows:
         raise ValueError(f"nothing fits into the free memory of {free_memory(device) / 1e9:.1f} GB; ask for less")
     text = vlm.model.config.get_text_config()

@@ -13,6 +13,7 @@ import torch
 from transformers import DynamicCache
 
 from visionpulse_analysis._util.checks import whole_number
+from visionpulse_analysis._util.progress import advance, bar
 from visionpulse_analysis.attention.routing import intercept
 from visionpulse_analysis.decoding import Batch, Options
 from visionpulse_analysis.experiments.bench.decode import bytes_at_once, seconds
@@ -109,14 +110,16 @@ def bench_end_to_end(
     vlm = random_language_model(size, device, torch.bfloat16 if device == "cuda" else torch.float32)
     rows: list[dict[str, Any]] = []
     left_out = []
-    for visual in visual_tokens:
-        lengths = Lengths(visual, text_tokens, steps, prefill_chunk or visual + text_tokens)
-        for batch in batches:
-            if bytes_at_once(vlm, visual + text_tokens + steps, batch) > free_memory(device):
-                left_out.append({"visual_tokens": visual, "batch": batch})
-                continue
-            report(f"{visual:,} visual tokens, batch {batch}")
-            rows += _measure(vlm, lengths, batch, ways, rounds)
+    with bar(len(visual_tokens) * len(batches), "bench", "measurement"):
+        for visual in visual_tokens:
+            lengths = Lengths(visual, text_tokens, steps, prefill_chunk or visual + text_tokens)
+            for batch in batches:
+                advance("measurement")
+                if bytes_at_once(vlm, visual + text_tokens + steps, batch) > free_memory(device):
+                    left_out.append({"visual_tokens": visual, "batch": batch})
+                    continue
+                report(f"{visual:,} visual tokens, batch {batch}")
+                rows += _measure(vlm, lengths, batch, ways, rounds)
     if not rows:
         raise ValueError(f"nothing fits into the free memory of {free_memory(device) / 1e9:.1f} GB; ask for less")
     settings = {"text_tokens": text_tokens, "steps": steps, "block_size": block_size, "prefill_chunk": prefill_chunk}

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from visionpulse_analysis._util.checks import whole_number
+from visionpulse_analysis._util.progress import advance, bar
 from visionpulse_analysis.decoding import decode
 from visionpulse_analysis.decoding.watching import watch
 from visionpulse_analysis.experiments.bench.machine import about_machine, spread
@@ -111,26 +112,30 @@ def bench_recording(
     images = {count: noise_image(count) for count in visual_tokens}
     vlm, rows = random_vlm(), []
     decode(vlm, noise_image(64), QUESTION, max_new_tokens=1)  # hashes the weights once, outside any timed run
-    for count, image in images.items():
-        runners = {variant: runner(variant, vlm, image, steps) for variant in VARIANTS}
-        runners["plain"]()
-        ratios: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-        ours = [variant for variant in VARIANTS if variant != "eager"]
-        for turn in range(rounds):
-            seconds = {}
-            last = ["eager"] if turn < 3 else []
-            for variant in [*ours[turn % len(ours) :], *ours[: turn % len(ours)], *last]:
-                started = time.perf_counter()
-                runners[variant]()
-                seconds[variant] = time.perf_counter() - started
-            if last:
-                runners["plain"]()
-            for variant, taken in seconds.items():
-                ratios[variant].append(taken / seconds[PLAIN_OF[variant]])
-        for variant, values in ratios.items():
-            peak = peak_memory(variant, count, steps) if memory else None
-            ratio = spread(values)
-            rows.append({"visual_tokens": count, "variant": variant, "ratio_to_plain": ratio, "peak_memory_mb": peak})
+    with bar(len(images) * rounds, "bench", "measurement"):
+        for count, image in images.items():
+            runners = {variant: runner(variant, vlm, image, steps) for variant in VARIANTS}
+            runners["plain"]()
+            ratios: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+            ours = [variant for variant in VARIANTS if variant != "eager"]
+            for turn in range(rounds):
+                seconds = {}
+                last = ["eager"] if turn < 3 else []
+                for variant in [*ours[turn % len(ours) :], *ours[: turn % len(ours)], *last]:
+                    started = time.perf_counter()
+                    runners[variant]()
+                    seconds[variant] = time.perf_counter() - started
+                advance("measurement")
+                if last:
+                    runners["plain"]()
+                for variant, taken in seconds.items():
+                    ratios[variant].append(taken / seconds[PLAIN_OF[variant]])
+            for variant, values in ratios.items():
+                peak = peak_memory(variant, count, steps) if memory else None
+                ratio = spread(values)
+                rows.append(
+                    {"visual_tokens": count, "variant": variant, "ratio_to_plain": ratio, "peak_memory_mb": peak}
+                )
     return {
         "rows": rows,
         "model": asdict(MODEL),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from visionpulse_analysis._util import progress
 from visionpulse_analysis.decoding.interventions.single_steps import SingleSteps, keep_exactly
 from visionpulse_analysis.metrics.estimate import as_json
 from visionpulse_analysis.metrics.nulls import permutation_test
@@ -166,7 +167,9 @@ def measure_heads(
             f"n_chosen {n_chosen} of {len(every)} heads, most_steps {most_steps}, fraction {fraction}, level {level}: "
             "expected at least 1 of each, a fraction in (0, 1], a level above 0"
         )
-    looked = [_look(SingleSteps.of(vlm, trace), trace, fraction, level, most_steps) for trace in traces]
+    looked = progress.over(
+        lambda trace: _look(SingleSteps.of(vlm, trace), trace, fraction, level, most_steps), traces, "heads", "trace"
+    )
     # Which half chooses is drawn over those that read at all, so that both halves have as many.
     reading = [number for number, one in enumerate(looked) if len(one.steps)]
     if len(reading) < 2:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 
+from visionpulse_analysis._util.progress import over
 from visionpulse_analysis.decoding.interventions.single_steps import Choose, SingleSteps, keep_exactly, keep_top
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.models.loading import VLM
@@ -71,16 +72,12 @@ def causal_usage(
             f"{len(levels)} levels, {len(traces)} traces and {len(samples)} samples: expected a level or more, and one "
             "sample per trace or none"
         )
-    return [
-        _usage(
-            SingleSteps.of(vlm, trace),
-            trace,
-            layer,
-            tuple(map(float, levels)),
-            samples[number] if len(samples) else None,
-        )
-        for number, trace in enumerate(traces)
-    ]
+
+    def of_trace(number: int) -> CausalUsage:
+        trace, sample = traces[number], samples[number] if len(samples) else None
+        return _usage(SingleSteps.of(vlm, trace), trace, layer, tuple(map(float, levels)), sample)
+
+    return over(of_trace, range(len(traces)), "causal usage", "trace")
 
 
 def _usage(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from visionpulse_analysis._util.progress import over
 from visionpulse_analysis.decoding.interventions.single_steps import SingleSteps, keep_exactly
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.metrics.attention import coverage, top_set
@@ -117,10 +118,10 @@ def fixed_sets(
     if not level > 0:
         raise ValueError(f"level is a KL divergence in nats above 0, got {level}")
     replayed = vlm if vlm is not None and not vlm.windowed_layers else None
-    found = [
-        _of_trace(trace, sample, layer, replayed, fraction, level, [seed, number])
-        for number, (trace, sample) in enumerate(zip(traces, samples, strict=True))
-    ]
+    found = over(
+        lambda number: _of_trace(traces[number], samples[number], layer, replayed, fraction, level, [seed, number]),
+        range(len(traces)), "fixed sets", "trace",
+    )  # fmt: skip
     names = [
         name for name in (OWN, BEFORE, PREFILL, HINDSIGHT, NAMED, AFRESH, ONCE) if any(name in one for one in found)
     ]

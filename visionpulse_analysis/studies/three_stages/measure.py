@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from visionpulse_analysis._util.progress import over
 from visionpulse_analysis.decoding import decode
 from visionpulse_analysis.decoding.interventions.kinds import HidePatches, Intervention, SkipImage, UnderSelection
 from visionpulse_analysis.decoding.interventions.passes import TeacherForced
@@ -185,9 +186,10 @@ def three_stages(
             f"{len(asked)} samples, width {width}, fraction {fraction}: expected samples, a width of 1 to {n} layers "
             "and a fraction above 0 and up to 1"
         )
-    parts = [
-        _examine(vlm, asked[start : start + batch_size], width, fraction) for start in range(0, len(asked), batch_size)
-    ]
+    starts = range(0, len(asked), batch_size)
+    parts = over(
+        lambda start: _examine(vlm, asked[start : start + batch_size], width, fraction), starts, "three stages", "batch"
+    )
     joined = {name: np.concatenate([part[name] for part in parts], axis=-1) for name in parts[0]}
     return ThreeStages(n_layers=n, width=width, n_shallow=shallow_layers(n), asked=list(asked), **joined)
 
