@@ -117,3 +117,18 @@ def test_the_sentences_of_the_card_follow_its_scores():
     assert wilson(0.5, 200, 0.95)[0] > wilson(0.36, 200, 0.95)[1]
     assert "these in no task; in no task" in card.from_image(near)
     assert "On none of them" in card.about_sizes(near) and "is not shown" in card.above_anchor(near)
+
+
+def test_the_scores_of_charts_are_of_their_weights_and_on_the_card(tmp_path):
+    from visionpulse_analysis.testbed.charts.card import charts_card
+    from visionpulse_analysis.testbed.training.publishing import write_charts_card
+
+    of_charts, training = (
+        json.loads((data_folder() / "charts" / f"{name}.json").read_text()) for name in ("evaluation", "training")
+    )
+    assert of_charts["weights"] == vpa.load("charts").weights_hash
+    assert charts_card(of_charts, training) in (data_folder() / "README.md").read_text()
+    with pytest.raises(ValueError, match="these are scores of weights 0"):
+        write_charts_card({**of_charts, "weights": "0"}, tmp_path)
+    ended = charts_card(of_charts, {**training, "stage": len(training["plan"])})
+    assert "its plan ended" in ended

@@ -86,18 +86,26 @@ def evaluate(
     load: Load,
     as_json: Json = False,
 ) -> None:
-    """Score a model on the evaluation set that ships with the project."""
-    if card and (model != "scenes" or limit is not None):
+    """Score a model on the evaluation set that ships with the project, or on charts if these are its world."""
+    if card and (model not in ("scenes", "charts") or limit is not None):
         raise ValueError(
-            "--card stores the bundled model's scores on the whole evaluation set; drop --model and --limit"
+            "--card stores the scores of a bundled model on the whole evaluation set; drop --model and --limit"
         )
+    from visionpulse_analysis.testbed.charts import evaluation as charts
     from visionpulse_analysis.testbed.training import evaluation, publishing
+
+    vlm = load(model)
+    if charts.speaks_of_charts(vlm):
+        scores = charts.evaluate(vlm, limit or charts.EACH)
+        if card:
+            publishing.write_charts_card(scores)
+        show(scores, as_json, charts.format_report(scores))
+        return
 
     items = evaluation.evaluation_items()
     if limit is not None:
         sizes = sorted({item.scene.cells for item in items})
         items = [i for size in sizes for i in [x for x in items if x.scene.cells == size][:limit]]
-    vlm = load(model)
     result = evaluation.evaluate(vlm, items, cells=cells, controls=controls)
     if card:
         publishing.write_card(result)

@@ -18,10 +18,10 @@ from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.testbed.charts.chart import Chart
 from visionpulse_analysis.testbed.charts.chart import generate as generate_chart
 from visionpulse_analysis.testbed.charts.drawing import render
+from visionpulse_analysis.testbed.charts.evaluation import speaks_of_charts
 from visionpulse_analysis.testbed.charts.questions import TASKS as CHART_TASKS
 from visionpulse_analysis.testbed.charts.questions import ask as ask_chart
 from visionpulse_analysis.testbed.charts.questions import can_ask
-from visionpulse_analysis.testbed.charts.words import vocabulary as chart_words
 from visionpulse_analysis.testbed.scenes.questions import TASKS, Question, ask
 from visionpulse_analysis.testbed.scenes.scene import Scene, generate
 from visionpulse_analysis.testbed.truth import Asked, Picture
@@ -77,8 +77,7 @@ def chart_samples(n: int, *, seed: int = 0, side: int = 24, tasks: tuple[str, ..
 
 def generated_samples(vlm: VLM, n: int, *, seed: int = 0) -> list[Sample]:
     """Draw ``n`` pictures with questions of the world that a model was trained on: charts or, by default, scenes."""
-    speaks_of_charts = set(chart_words()) <= set(vlm.tokenizer.get_vocab())
-    return chart_samples(n, seed=seed) if speaks_of_charts else scene_samples(n, seed=seed)
+    return chart_samples(n, seed=seed) if speaks_of_charts(vlm) else scene_samples(n, seed=seed)
 
 
 def calibration_samples(samples: Sequence[Sample], n: int, *, seed: int = 0) -> list[Sample]:

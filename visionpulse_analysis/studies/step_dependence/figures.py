@@ -21,6 +21,7 @@ from visionpulse_analysis.studies.step_dependence.fixed_sets import FixedSets
 from visionpulse_analysis.studies.step_dependence.measure import StepDependence, masses_of, rows_of
 from visionpulse_analysis.studies.step_dependence.object_attention import ObjectAttention, named_objects
 from visionpulse_analysis.testbed.scenes.scene import CELL, Scene
+from visionpulse_analysis.testbed.truth import Picture
 from visionpulse_analysis.traces import Trace, without_map
 
 
@@ -49,9 +50,9 @@ def steps_to_show(trace: Trace, sample: Sample, layer: int, count: int = 6) -> l
     return sorted(best)
 
 
-def cell_boxes(scene: Scene | None, objects: list[int]) -> np.ndarray:
+def cell_boxes(scene: Picture | None, objects: list[int]) -> np.ndarray:
     """Cells of objects in pixels, left, top, right, bottom: float64 [object, 4]."""
-    places = [] if scene is None else [scene.objects[index] for index in objects]
+    places = [scene.objects[index] for index in objects] if isinstance(scene, Scene) else []
     corners = [(CELL * o.col, CELL * o.row) for o in places]
     return np.array([(x, y, x + CELL, y + CELL) for x, y in corners], dtype=float).reshape(-1, 4)
 

@@ -12,10 +12,10 @@ from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.metrics.attention import coverage, relevance_hit
 from visionpulse_analysis.metrics.statistics import Estimate
 from visionpulse_analysis.studies.step_dependence.measure import masses_of, mean_over_samples, rows_of
+from visionpulse_analysis.testbed.scenes.scene import Scene
 from visionpulse_analysis.testbed.scenes.truth import annotate, object_patches
+from visionpulse_analysis.testbed.truth import SHOWN_KINDS, kinds_said, parts_said
 from visionpulse_analysis.traces import Trace
-
-KINDS = ("colour", "shape", "row", "column", "verdict", "number", "template", "answer")
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ def object_attention(
 
     for one in known:
         one["text"] = (one["mass"] < text_below).astype(float)
-    all_kinds = [kind for kind in KINDS if occurs(kind, "mass")]
-    naming = [kind for kind in KINDS if occurs(kind, "share")]
+    all_kinds = [kind for kind in SHOWN_KINDS if occurs(kind, "mass")]
+    naming = [kind for kind in SHOWN_KINDS if occurs(kind, "share")]
     beside_others = [kind for kind in naming if occurs(kind, "other")]
     wide = {column: by_kind(column, beside_others, 2 * len(beside_others)) for column in ("share", "other")}
     layers = traces[0].layers
@@ -145,8 +145,8 @@ def object_attention(
 
 
 def named_objects(trace: Trace, sample: Sample) -> list[int | None]:
-    """Index of the scene's object that each step names, or None; all None without a scene."""
-    if sample.scene is None:
+    """Index of the scene's object that each step names, or None; all None where a picture has no numbered objects."""
+    if not isinstance(sample.scene, Scene):
         return [None] * len(trace)
     return [truth.object for truth in annotate(sample.scene, trace.tokens)]
 
@@ -156,16 +156,14 @@ def _known(trace: Trace, sample: Sample, layer: int) -> dict[str, np.ndarray]:
     scene = sample.scene
     if scene is None:
         raise ValueError(f"sample {sample.id!r} has no scene, so no truth")
-    truths = annotate(scene, trace.tokens)
-    kind = np.array([truth.kind for truth in truths])
-    # -1 leads to a row of False: a step without an object has no patches to meet.
-    place = np.array([-1 if truth.object is None else truth.object for truth in truths])
-    where = np.vstack([object_patches(scene, trace.grid), np.zeros((1, len(trace.grid)), dtype=bool)])
-    target, named = where[place], place >= 0
-    rows = rows_of(trace, layer)
+    kind = np.array(kinds_said(scene, sample.truth, trace.tokens))
+    target = parts_said(scene, sample.truth, trace.tokens, trace.grid)
+    named, rows = target.any(axis=1), rows_of(trace, layer)
     relevance = relevance_hit(rows, target)
-    n_others = len(scene.objects) - 1
-    on_objects = coverage(rows[:, None], where[None, :-1]).sum(axis=1) if n_others else np.full(len(rows), np.nan)
+    # What stands on a chart overlaps, so that others cannot be told from what is named.
+    where = object_patches(scene, trace.grid) if isinstance(scene, Scene) else target[:0]
+    n_others = max(0, len(where) - 1)
+    on_objects = coverage(rows[:, None], where[None]).sum(axis=1) if n_others else np.full(len(rows), np.nan)
     # All layers at once: a stored trace is read from disk again at every access.
     attention = trace.attention.values
     attention = attention if trace.heads is None else attention.astype(np.float32).mean(axis=2)

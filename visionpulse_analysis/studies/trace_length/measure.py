@@ -18,7 +18,8 @@ from visionpulse_analysis.pruners import VisionPulse, make_pruner
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.studies.shared.arms import DENSE, Arms, Change, compare, judge_changes, outcome_row
 from visionpulse_analysis.studies.step_dependence.named_objects import named_arm
-from visionpulse_analysis.testbed.scenes.questions import TASKS
+from visionpulse_analysis.testbed.charts.questions import TASKS as CHART_TASKS
+from visionpulse_analysis.testbed.scenes.questions import TASKS, Question
 from visionpulse_analysis.traces import Trace
 
 MANY = 4
@@ -183,7 +184,7 @@ def question_groups(samples: Sequence[Sample]) -> list[str] | None:
     asked = [one.truth for one in samples if one.truth is not None]
     if len(asked) < len(samples):
         return None
-    return [q.task if q.task != "count" else _count(len(q.targets)) for q in asked]
+    return [_count(len(q.targets)) if isinstance(q, Question) and q.task == "count" else q.task for q in asked]
 
 
 def _count(members: int) -> str:
@@ -191,8 +192,9 @@ def _count(members: int) -> str:
 
 
 def compare_groups(measured: Arms, groups: Sequence[str], name: str) -> dict[str, Change]:
-    """Compare one arm with the dense one, group by group, in the order of ``TASKS``."""
-    order = sorted(set(groups), key=lambda group: (TASKS.index(group.split(",")[0]), group))
+    """Compare one arm with the dense one, group by group, in the order of the world's tasks."""
+    tasks = (*TASKS, *CHART_TASKS)
+    order = sorted(set(groups), key=lambda group: (tasks.index(group.split(",")[0]), group))
     rows = [measured.rows(arm) for arm in (DENSE, name)]
     return {
         group: compare(*(arm[np.array(groups)[arm["sample"]] == group] for arm in rows), together=len(order))

@@ -22,6 +22,7 @@ from visionpulse_analysis.testbed.training import horizon
 from visionpulse_analysis.testbed.training.evaluation import length_told
 from visionpulse_analysis.testbed.training.packing import pack_images
 
+EACH = 20  # charts of every task and side
 SIDES = (12, 16, 24)  # patches a side
 READ = ("place", "label", "tick", "part", "glance", "state")  # the kinds that the reading horizon is measured on
 CLEAR, UNREAD = "none of these", "no word misread"
@@ -55,6 +56,11 @@ def build_items(task: str, side: int, n: int, first_seed: int = 0) -> list[Item]
     return items
 
 
+def speaks_of_charts(vlm: VLM) -> bool:
+    """Whether a model knows all words that charts are asked about and thought about in."""
+    return set(LANGUAGE.words) <= set(vlm.tokenizer.get_vocab())
+
+
 def answer_is_right(question: Question, words: Sequence[str]) -> bool:
     """Whether what a trace says after the answer mark is the exact answer."""
     said = [word.strip() for word in words]
@@ -64,7 +70,7 @@ def answer_is_right(question: Question, words: Sequence[str]) -> bool:
 
 def evaluate(
     vlm: VLM,
-    n: int = 20,
+    n: int = EACH,
     *,
     sides: Sequence[int] = SIDES,
     tasks: Sequence[str] = TASKS,

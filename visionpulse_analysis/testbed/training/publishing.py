@@ -12,6 +12,7 @@ from typing import Any
 
 from visionpulse_analysis._util.files import data_folder
 from visionpulse_analysis.models.loading import load
+from visionpulse_analysis.testbed.charts.card import charts_card
 from visionpulse_analysis.testbed.scenes.tokens import vocabulary
 from visionpulse_analysis.testbed.training.card import model_card
 from visionpulse_analysis.testbed.training.horizon import reading_anchor
@@ -67,5 +68,25 @@ def write_card(evaluation: dict[str, Any], folder: Path | None = None) -> Path:
         "parameters": sum(p.numel() for p in load("scenes").model.parameters()),
     }
     card = folder / "README.md"
-    card.write_text(model_card(evaluation, facts))
+    card.write_text(model_card(evaluation, facts) + _charts_section(folder))
     return card
+
+
+def write_charts_card(evaluation: dict[str, Any], folder: Path | None = None) -> Path:
+    """Store the scores of the model of charts and write its part of the card.
+
+    Raises ValueError where the scores are not those of the bundled weights.
+    """
+    folder = data_folder() if folder is None else folder
+    weights = load("charts").weights_hash
+    if evaluation["weights"] != weights:
+        raise ValueError(f"these are scores of weights {evaluation['weights']}, the bundled ones are {weights}")
+    (folder / "charts" / "evaluation.json").write_text(json.dumps(evaluation, indent=1) + "\n")
+    return write_card(json.loads((folder / "scenes" / "evaluation.json").read_text()), folder)
+
+
+def _charts_section(folder: Path) -> str:
+    scores, training = (
+        json.loads((folder / "charts" / f"{name}.json").read_text()) for name in ("evaluation", "training")
+    )
+    return "\n" + charts_card(scores, training)

@@ -1,0 +1,1 @@
+"""Do the findings hold in a world that is read, thought about and got wrong?"""

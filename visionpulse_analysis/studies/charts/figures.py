@@ -1,0 +1,80 @@
+"""The figures of the charts, drawn through `visionpulse_analysis.figures`."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from visionpulse_analysis import figures
+from visionpulse_analysis.studies.charts.measure import ASKED, Charts
+from visionpulse_analysis.studies.mass_and_usage.causal_usage import LATER
+from visionpulse_analysis.studies.shared.arms import DENSE
+
+MOST_KINDS = 9
+
+
+def charts_page(study: Charts) -> Figure:
+    """Make the headline: what the world has of what a fair one needs, and accuracy and length of every arm."""
+    fig, axes = figures.new_figure(figures.DOUBLE, 5.6, 2, 2, height_ratios=[1.15, 1])
+    shares = {name: claim for name, claim in study.properties.items() if ASKED[name][0] <= 1}
+    figures.draw_estimates(
+        axes[0, 0], {f"{name}\n(asked: {told(name)})": one.estimate for name, one in shares.items()}, xlabel="share"
+    )
+    axes[0, 0].set_xlim(-0.02, 1.02)
+    draw_horizon(axes[0, 1], study)
+    draw_needed(axes[1, 0], study)
+    draw_arms(axes[1, 1], study)
+    for ax in (axes[0, 1], axes[1, 1]):
+        figures.draw_legend(ax)
+    figures.draw_letters(axes.flat)
+    figures.draw_caption(fig)
+    return fig
+
+
+def told(name: str) -> str:
+    """What a fair world has of a property: "at least 40 %", "at least 4"."""
+    level, side = ASKED[name]
+    return f"at {'least' if side == '>' else 'most'} " + (f"{100 * level:g} %" if level <= 1 else f"{level:g}")
+
+
+def draw_horizon(ax: Axes, study: Charts) -> Axes:
+    """Draw the accuracy of words by the layer from which text does not see the image; bands would hide one another."""
+    for kind, curve in study.horizon.items():
+        figures.draw_line_band(ax, range(len(curve)), [one.value for one in curve], label=kind)
+    ax.set(xlabel="image cut off from layer", ylabel="words predicted right", ylim=(0, 1.02))
+    layers = len(next(iter(study.horizon.values())))
+    ax.set_xticks(range(layers), [*map(str, range(layers - 1)), "un-\ncut"])
+    return ax
+
+
+def draw_needed(ax: Axes, study: Charts) -> Axes:
+    """Draw the quartiles of the patches needed by kind of word, the later layers' order, steps that need the image."""
+    order = LATER if LATER in study.needed else next(iter(study.needed), "")
+    kinds = list(study.needed.get(order, {}).items())[:MOST_KINDS]
+    if not kinds:
+        ax.text(0.5, 0.5, "no step needs the image", ha="center", va="center", transform=ax.transAxes)
+        return ax
+    quartiles = np.array([np.quantile(k, [0.25, 0.5, 0.75]) for _, k in kinds])
+    names = [f"{kind} ({len(k)})" for kind, k in kinds]
+    figures.draw_interval(ax, names, quartiles[:, 1], quartiles[:, 0], quartiles[:, 2])
+    ax.set_xscale("log")
+    most = max(4.0, quartiles.max())
+    ticks = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024) if k <= 1.5 * most]
+    ax.set_xticks(ticks, [str(k) for k in ticks])
+    ax.set_xticks([], minor=True)
+    ax.set(xlabel=f"patches needed at most, {order}\n(quartiles; steps in brackets)", xlim=(0.9, 1.5 * most))
+    return ax
+
+
+def draw_arms(ax: Axes, study: Charts) -> Axes:
+    """Draw the accuracy of every arm of the charts, with the share of patches it keeps; dense is a line."""
+    changes = study.findings[0].arms.changes
+    known = {name: one for name, one in changes.items() if one.truth is not None and name != DENSE}
+    named = {f"{name} (kept {100 * one.retention:.1f} %)": one.truth.accuracy for name, one in known.items()}
+    dense = changes[DENSE].truth
+    figures.draw_estimates(
+        ax, named, reference=dense.accuracy.value, reference_label="dense", xlabel="accuracy of generated answers"
+    )
+    ax.set_xlim(-0.02, 1.02)
+    return ax
