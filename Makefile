@@ -28,6 +28,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constr
 INTO := $(BIN)/python -m pip install --disable-pip-version-check --no-deps --target
 
 # Everything bundled works without network; say HF_HUB_OFFLINE=0 to load a model from the hub.
+ASKED_OFFLINE := $(HF_HUB_OFFLINE)
 export HF_HUB_OFFLINE ?= 1
 
 # Tests run in as many processes as there are cores, at most four, each of which computes with one thread; which of them
@@ -78,6 +79,9 @@ type-table: $(FLOOR)/.installed $(NEWEST)/.installed
 	PYTHONPATH=$(NEWEST) TYPE_TABLE=write $(BIN)/python -m pytest tests/types
 	TYPE_TABLE=write $(BIN)/python -m pytest tests/types
 
+# Somebody sits there, and may load any model; figures go where `make figures` writes them, not beside the notebooks.
+lab: export HF_HUB_OFFLINE = $(or $(ASKED_OFFLINE),0)
+lab: export VISIONPULSE_FOLDER = $(CURDIR)
 lab: $(VENV)/.installed
 	$(BIN)/jupyter lab notebooks
 

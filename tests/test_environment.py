@@ -1,7 +1,10 @@
 """What gets installed: pyproject, constraints, environment.yml, Makefile and commit hooks agree."""
 
 import ast
+import os
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
 from functools import cache
@@ -166,3 +169,28 @@ def test_torchvision_is_not_needed():
     assert not any("torchvision" in (ROOT / name).read_text() for name in ("constraints.txt", "environment.yml"))
     assert "torchvision" not in str(PROJECT["dependencies"]) + str(EXTRAS)
     assert "torchvision" not in imported()
+
+
+def test_make_lab_loads_hub_models_and_writes_where_make_figures_does(tmp_path):
+    """What the recipe is given, by a jupyter of our own; an answer of the user's stands."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for name in ("pyproject.toml", "constraints.txt", ".venv/bin/python", ".venv/.installed"):
+        (tmp_path / name).touch()
+    jupyter = tmp_path / ".venv" / "bin" / "jupyter"
+    jupyter.write_text("#!/bin/sh\necho $HF_HUB_OFFLINE $VISIONPULSE_FOLDER $*\n")
+    jupyter.chmod(0o755)
+    free = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    for environment, offline in ((free, "0"), ({**free, "HF_HUB_OFFLINE": "1"}, "1")):
+        made = subprocess.run(
+            ["make", "-s", "lab"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        )
+        assert made.stdout == f"{offline} {tmp_path} lab notebooks\n"
+
+
+def test_figures_go_into_the_folder_of_the_project(tmp_path, monkeypatch):
+    from visionpulse_analysis.figures import new_figure, save
+
+    monkeypatch.setenv("VISIONPULSE_FOLDER", str(tmp_path))
+    [path, *_] = save(new_figure()[0], "a", folder="figures", parameters={}, seed=0)
+    assert path.parent == tmp_path / "figures"

@@ -1,5 +1,6 @@
 """The only place where figures become files."""
 
+import os
 import re
 from collections.abc import Mapping
 from io import BytesIO
@@ -43,7 +44,7 @@ def save(
     name : str
         Letters, digits, ``-``, ``_`` and ``.``; no folder, no ending.
     folder : str or Path
-        Made if it does not exist.
+        Made if it does not exist. A relative one counts from ``VISIONPULSE_FOLDER``, where that is set (`make lab`).
     parameters : mapping, optional
         What the notebook or command was called with.
     seed : int, optional
@@ -69,7 +70,7 @@ def save(
     if name.lower().endswith((".png", ".pdf", ".svg")):
         raise ValueError(f"figure name {name!r} has an ending: leave it out, all three formats are written")
     describe(name, parameters, seed, data_hash, numbers)  # raises before anything is drawn
-    folder = Path(folder)
+    folder = Path(os.environ.get("VISIONPULSE_FOLDER", ""), folder)
     contents: dict[Path, bytes] = {}
     with style():
         engine = fig.get_layout_engine()
