@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import build
+from transformers import ProcessorMixin
 from typer.testing import CliRunner
 
 import visionpulse_analysis as vpa
@@ -17,7 +18,8 @@ from visionpulse_analysis.attention.gathered import Gathered
 from visionpulse_analysis.cli import app
 from visionpulse_analysis.decoding import Batch
 from visionpulse_analysis.decoding.exactness import checks, rounding, vision
-from visionpulse_analysis.models.families.cells import Cells
+from visionpulse_analysis.models.families import Family
+from visionpulse_analysis.models.layouts import Cells
 
 
 @pytest.mark.shows("still", "recorded", "pruned")
@@ -26,13 +28,14 @@ def test_all_checks_hold(family, dtype):
     vlm = family.vlm if dtype == "float32" else replace(family.vlm, model=deepcopy(family.vlm.model))
     vlm.model.to(getattr(torch, dtype))
     report = vpa.check(vlm)
-    stock = vlm.processor is not None
+    stock = isinstance(vlm.processor, ProcessorMixin) and vlm.tokenizer.chat_template is not None
     assert report.passed and len(report.findings) == 8 + stock and f"{dtype} on cpu" in str(report), str(report)
 
 
 @pytest.mark.parametrize("family", ["llava"], indirect=True)
-def test_a_stock_processor_that_writes_another_prompt(family, monkeypatch):
-    monkeypatch.setattr(family.vlm.processor, "patch_size", 8)
+def test_a_prompt_that_is_not_the_stock_processors(family, monkeypatch):
+    right = Family.asked
+    monkeypatch.setattr(Family, "asked", lambda self, turns: right(self, turns) + " ")
     assert failed(family.vlm) == ["prompts are the stock processor's"]
 
 
@@ -175,7 +178,7 @@ def test_an_exception_is_one_failed_line(small, monkeypatch):
     monkeypatch.setattr(checks, "_padding", broken)
     report = vpa.check(small)
     assert not report and "RuntimeError: no such <kernel>" in str(report)
-    assert "1 of 8 checks fail" in str(report) and "do not trust" in str(report)
+    assert "1 of 9 checks fail" in str(report) and "do not trust" in str(report)
     html = report._repr_html_()
     assert "no such &lt;kernel&gt;" in html and html.count("✗") == 1
 
@@ -183,7 +186,7 @@ def test_an_exception_is_one_failed_line(small, monkeypatch):
 @pytest.mark.alike
 def test_the_command(scenes_folder, monkeypatch):
     run = CliRunner().invoke(app, ["check", str(scenes_folder)])
-    assert run.exit_code == 0 and "All 8 checks hold" in run.stdout
+    assert run.exit_code == 0 and "All 9 checks hold" in run.stdout
     monkeypatch.setattr(checks, "_padding", lambda vlm: checks.Finding("", False, 0.5, 0.1))
     run = CliRunner().invoke(app, ["check", str(scenes_folder), "--json"])
     report = json.loads(run.stdout)

@@ -16,8 +16,7 @@ from transformers.utils.import_utils import is_torchvision_available
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.decoding.exactness.vision import brighten, changes
-from visionpulse_analysis.models.families import frames
-from visionpulse_analysis.models.families.smolvlm import in_words
+from visionpulse_analysis.models.videos import CLIP, HALVES, LANCZOS_IN_TORCH, in_words, pixels_of, settings_of
 from visionpulse_analysis.traces import frame_labels
 from visionpulse_analysis.traces.exchange import patch_boxes
 
@@ -115,9 +114,9 @@ def test_video_frames_hold_the_pixels_of_stills(family):
         read, expected = of_video["pixel_values_videos"], torch.cat(of_stills)
         read, expected = (one.reshape(len(one), 3, -1).movedim(1, -1) for one in (read, expected))
     halves = family.name.startswith("qwen3")
-    defaults = frames.HALVES if halves else frames.CLIP
+    defaults = HALVES if halves else CLIP
     mine = read * torch.tensor(defaults["image_std"]) + torch.tensor(defaults["image_mean"])
-    theirs = expected * torch.tensor(frames.CLIP["image_std"]) + torch.tensor(frames.CLIP["image_mean"])
+    theirs = expected * torch.tensor(CLIP["image_std"]) + torch.tensor(CLIP["image_mean"])
     assert (mine - theirs).abs().max() < 1e-6
 
 
@@ -125,10 +124,10 @@ def test_video_frames_hold_the_pixels_of_stills(family):
 def test_video_frames_are_resized_as_pillow_does(film, how):
     """The library resizes the frames of videos with torch, stills with Pillow: one rule, rounded at other places."""
     clip = vpa.Video(film[0]).read()
-    settings = frames.settings_of({}, **frames.HALVES, size={"height": 24, "width": 56}, resample=how.value)
-    read = ((frames.pixels(clip, 24, 56, settings) / 2 + 0.5) * 255).round().permute(0, 2, 3, 1).numpy()
+    settings = settings_of({}, **HALVES, size={"height": 24, "width": 56}, resample=how.value)
+    read = ((pixels_of(clip, [(24, 56)], settings) / 2 + 0.5) * 255).round().permute(0, 2, 3, 1).numpy()
     pillow = [np.asarray(Image.fromarray(one).resize((56, 24), how)) for one in film[0]]
-    exact = how == Image.Resampling.BICUBIC or frames.LANCZOS_IN_TORCH
+    exact = how == Image.Resampling.BICUBIC or LANCZOS_IN_TORCH
     assert not exact or np.abs(read - np.stack(pillow).astype(float)).max() <= 1
 
 

@@ -22,7 +22,7 @@ from visionpulse_analysis.decoding.prompt_text import question_tokens
 from visionpulse_analysis.decoding.sampling import Chooser
 from visionpulse_analysis.decoding.tokens import end_ids, pad_id
 from visionpulse_analysis.decoding.trace_builder import Record
-from visionpulse_analysis.models.families import Prompt, Stock, in_columns
+from visionpulse_analysis.models.families import Prompt, in_columns
 from visionpulse_analysis.models.generation_config import Rules
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.view import Layout
@@ -73,8 +73,7 @@ class Batch:
         self.tokens = self.position = torch.zeros(0, dtype=torch.int64)
         self.logprobs: torch.Tensor | None = None  # float32 [row, word] of the step before, where a pruner may ask
         # A known model whose layers all see the whole past takes the mask as it is; others make one per kind of layer.
-        known = not isinstance(vlm.family, Stock)
-        self.takes_mask = grows_in_place(self.cache) and vlm.sees_everything and known
+        self.takes_mask = grows_in_place(self.cache) and vlm.sees_everything and vlm.family.known
         self.real: torch.Tensor | None = None
         self.newest_alone = newest_logits_only(vlm.model, 1)
 

@@ -13,13 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
-    AutoTokenizer,
     DynamicCache,
     PreTrainedModel,
     ProcessorMixin,
@@ -33,24 +31,22 @@ from visionpulse_analysis.media.images import ImageLike
 from visionpulse_analysis.media.videos import Video
 from visionpulse_analysis.models.checkpoint import check_arrived
 from visionpulse_analysis.models.families import (
+    FLOATS,
     Family,
     Prompt,
     PromptOptions,
-    Stock,
     attention_of,
     check_supported,
-    family_class,
 )
-from visionpulse_analysis.models.families.stock import FLOATS
 from visionpulse_analysis.models.finding import BUNDLED, no_model, place_of
 from visionpulse_analysis.models.generation_config import Generation
 from visionpulse_analysis.models.processors import (
     explain_own_code,
-    load_image_processor,
     load_stills,
     load_stock,
     load_video_settings,
     quiet,
+    stills_of,
 )
 from visionpulse_analysis.models.token_text import Decoder
 
@@ -69,8 +65,8 @@ class VLM:
         Those of transformers; `settings` is what the model's processor file says beside them.
     revision : str, optional, the commit of a hub model
     settings : dict
-    processor : the stock one (``AutoProcessor``), whose parts the two above are; None where it does not load. It builds
-        the prompts of a model of whose family nothing is known here.
+    processor : the stock one (``AutoProcessor``, or without torchvision its half for stills), whose parts the two above
+        are; it builds the prompts. None for a model of the user's that is given without.
     prompt_options : PromptOptions, how the model is asked unless a decode says otherwise; see :meth:`asking`
     """
 
@@ -87,11 +83,10 @@ class VLM:
     @property
     def family(self) -> Family:
         """How this kind of model reads pictures."""
-        config = self.model.config
-        known = family_class(config)
-        if known is None:
-            return Stock(self.model, self.tokenizer, self.processor, self.settings, self.prompt_options)
-        return known(config, self.tokenizer, self.image_processor, self.settings, self.prompt_options)
+        processor = self.processor
+        if processor is None and self.image_processor is not None:
+            processor = stills_of(self.model.config, self.image_processor, self.tokenizer, self.settings)
+        return Family(self.model, self.tokenizer, processor, self.settings, self.prompt_options)
 
     def asking(self, options: PromptOptions | Mapping[str, Any] | None) -> VLM:
         """The same model, with the same weights, asked with exactly these options.
@@ -227,26 +222,6 @@ class VLM:
         """
         return self.family.prompt(images, question)
 
-    def stock_inputs(self, images: Sequence[np.ndarray], text: str) -> Mapping[str, torch.Tensor] | None:
-        """What the stock processor makes of a prompt, within the limits asked for; None where it does not load.
-
-        Parameters
-        ----------
-        images : pictures of one size, uint8 [row_px, col_px, 3] each
-        text : str, with one placeholder for each of them
-
-        Returns
-        -------
-        mapping of str to tensor, or None
-        """
-        if self.processor is None:
-            return None
-        family, processor = self.family, copy.copy(self.processor)
-        processor.image_processor = family.image_processor
-        # As its own chat template hands them over, with the first token where the template writes none.
-        options = {"add_special_tokens": not family.begun(text), **family.for_size(*images[0].shape[:2])}
-        return processor(images=[list(images)], text=text, return_tensors="pt", **options)
-
     def to_device(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Model `inputs` by name, axes as given [...], on the model's device, pictures in its dtype, not times."""
         device, dtype = self.model.device, self.model.dtype
@@ -285,8 +260,9 @@ class VLM:
         settings["video_processor"] = None if video is None else video.to_dict()
         name, revision = model.config._name_or_path or type(model).__name__, getattr(model.config, "_commit_hash", None)
         tokenizer = _Numbers() if tokenizer is None else tokenizer
-        whole = processor if isinstance(processor, ProcessorMixin) else None
-        return cls(name, model, tokenizer, getattr(processor, "image_processor", None), revision, settings, whole)
+        pictures = getattr(processor, "image_processor", None)
+        whole = processor if pictures is not None and callable(processor) else None
+        return cls(name, model, tokenizer, pictures, revision, settings, whole)
 
     def _repr_html_(self) -> str:
         text = self.model.config.get_text_config()
@@ -390,10 +366,8 @@ def load(
             loaded: Any = AutoModelForImageTextToText.from_pretrained(source, **options, **how, **found)
         model: Any = loaded[0]
         processor = load_stock(source, **options)
-        if processor is None and family_class(config) is None:
-            processor = load_stills(source, config, **options)
-        tokenizer: Any = AutoTokenizer.from_pretrained(source, **options) if processor is None else processor.tokenizer
-        pictures: Any = load_image_processor(source, **options) if processor is None else processor.image_processor
+        processor = load_stills(source, config, **options) if processor is None else processor
+        tokenizer: Any = processor.tokenizer
         settings, _ = ProcessorMixin.get_processor_dict(source, revision=revision)
         settings.setdefault("video_processor", load_video_settings(source, revision))
     except torch.OutOfMemoryError:
@@ -410,7 +384,12 @@ def load(
     elif any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError(f"{name!r} does not fit on its devices ({model.hf_device_map}): use more, or another dtype")
     _lay_out(model)
-    parts = {"model": model.eval(), "tokenizer": tokenizer, "image_processor": pictures, "settings": settings}
+    parts = {
+        "model": model.eval(),
+        "tokenizer": tokenizer,
+        "image_processor": processor.image_processor,
+        "settings": settings,
+    }
     vlm = VLM(name, **parts, revision=getattr(config, "_commit_hash", None), processor=processor)
     vlm = vlm.asking(prompt_options)
     note_object("models", vlm, _facts)

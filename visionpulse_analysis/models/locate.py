@@ -10,11 +10,9 @@ import numpy as np
 from visionpulse_analysis._util.torch_settings import own_settings
 from visionpulse_analysis.media.images import ImageLike, read_image
 from visionpulse_analysis.media.patch_grid import PatchGrid
-from visionpulse_analysis.models.families import Stock
-from visionpulse_analysis.models.families.stock import QUESTION
+from visionpulse_analysis.models.families import Family
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.models.locating import Located, NoMapError
-from visionpulse_analysis.models.locating.keeping import measured
 from visionpulse_analysis.traces.frames import NO_MAP
 
 __all__ = ["Located", "MeasuredMaps", "NoMapError", "locate"]
@@ -59,24 +57,13 @@ def locate(model: Any, processor: Any = None, images: ImageLike | Sequence[Image
     """
     vlm = model if isinstance(model, VLM) else VLM.of(model, processor)
     listed = list(images) if isinstance(images, list | tuple) else [images]
-    own = None
-    if not isinstance(model, VLM) or processor is not None:
-        own = Stock(vlm.model, VLM.of(vlm.model, processor).tokenizer, processor, vlm.settings, called_with=options)
-    elif isinstance(vlm.family, Stock):
-        own = vlm.family
     if not listed:
         raise ValueError("no image given; pass the pictures of the prompt, locate(model, processor, images)")
     sizes = [read_image(image).shape[:2] for image in listed]
-    if own is not None:
-        return own.locate(sizes)
-
-    def of_family(pictures: Sequence[np.ndarray]) -> dict[str, Any]:
-        inputs = vlm.to_device(vlm.family.batch([vlm.prompt(list(pictures), QUESTION)], padding=0))
-        return {**inputs, "position_ids": vlm.family.positions(vlm.model, inputs)}
-
-    asked = repr(vlm.prompt_options)
-    settings = [vlm.image_processor.to_json_string(), repr(sorted(vlm.settings.items(), key=str)), asked, "family"]
-    return measured(vlm.model, of_family, sizes, settings)
+    if isinstance(model, VLM) and processor is None:
+        return vlm.family.locate(sizes)
+    own = Family(vlm.model, VLM.of(vlm.model, processor).tokenizer, processor, vlm.settings, called_with=options)
+    return own.locate(sizes)
 
 
 class MeasuredMaps:
@@ -95,7 +82,7 @@ class MeasuredMaps:
 
     def __init__(self, vlm: VLM, processor: Any, images: Any):
         self.vlm, self.processor, self.images = vlm, processor, images
-        Stock(vlm.model, vlm.tokenizer, processor, {})  # raises where it cannot be measured
+        Family(vlm.model, vlm.tokenizer, processor, {})  # raises where it cannot be measured
 
     def __call__(self, model: Any, inputs: Mapping[str, Any]) -> list[PatchGrid | str]:
         """One PatchGrid for each prompt of the inputs of `generate`, or why it has none; raises as `Located.on`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +10,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.models.smolvlm import processing_smolvlm
 from transformers.utils import logging as hf_logging
 from transformers.utils.hub import cached_file
 
@@ -72,29 +75,78 @@ def load_image_processor(source: str, revision: str, trust_remote_code: bool = F
 
 
 def load_stills(source: str, config: Any, revision: str, trust_remote_code: bool = False) -> Any:
+    """As `stills_of`, of the files of a folder or a hub model; raises OSError as well if these cannot be read."""
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    settings, _ = ProcessorMixin.get_processor_dict(source, revision=revision)
+    tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    return stills_of(config, load_image_processor(source, **options), tokenizer, settings)
+
+
+def stills_of(config: Any, image_processor: Any, tokenizer: Any, settings: dict[str, Any]) -> Any:
     """The stock processor of a model of this configuration without its video half, which needs torchvision.
 
     Raises
     ------
-    OSError, ValueError
-        If its files cannot be read, or there is none of picture and text alone.
+    ValueError
+        There is none of picture and text alone.
     """
-    settings, _ = ProcessorMixin.get_processor_dict(source, revision=revision)
-    whole: Any = getattr(transformers, settings.get("processor_class") or "", None)
+    name, tower = settings.get("processor_class"), getattr(config, "vision_config", None)
+    if "pixtral" in (str(name).lower().removesuffix("processor"), getattr(tower, "model_type", None)):
+        return PixtralStills(image_processor, tokenizer, config)
+    whole: Any = getattr(transformers, name or "", None)
     whole = whole or (PROCESSOR_MAPPING[type(config)] if type(config) in PROCESSOR_MAPPING else None)
     parts = set() if whole is None else {*whole.get_attributes()} - {"video_processor"}
     if whole is None or parts != {"image_processor", "tokenizer"}:
         raise ValueError(
-            f"AutoProcessor.from_pretrained loads no processor of pictures and text for {config.model_type!r}, "
-            "whose family is not known here: install what it asks for (torchvision), or load((model, processor))"
+            f"AutoProcessor.from_pretrained loads no processor of pictures and text for {config.model_type!r}: install "
+            "what it asks for (torchvision), or load((model, processor))"
         )
-    options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    loaded = {
-        "image_processor": load_image_processor(source, **options),
-        "tokenizer": AutoTokenizer.from_pretrained(source, **options),
-    }
-    args = [loaded.get(name) for name in whole.get_attributes()]
-    return without_videos(whole).from_args_and_dict(args, settings)
+    given = {"image_processor": image_processor, "tokenizer": tokenizer}
+    args = [given.get(part) for part in whole.get_attributes()]
+    # SmolVLM's will not be made without a package that it writes numbers of frames with, which stills have none of.
+    module: Any = processing_smolvlm
+    own, module.num2words = module.num2words, module.num2words or str
+    try:
+        made = without_videos(whole).from_args_and_dict(args, settings)
+    finally:
+        module.num2words = own
+    made.__class__ = whole  # so that it can be told apart, kept and pickled as the library's own
+    return made
+
+
+def completed(processor: Any, config: Any) -> Any:
+    """The processor, or a copy with what older checkpoints state in the model's configuration alone."""
+    vision: Any = getattr(config, "vision_config", None)
+    if getattr(processor, "patch_size", 0) is not None or getattr(vision, "patch_size", None) is None:
+        return processor
+    processor = copy.copy(processor)
+    processor.patch_size = vision.patch_size
+    if hasattr(processor, "num_additional_image_tokens"):  # a class token, before some are left out by the strategy
+        processor.num_additional_image_tokens = int(vision.model_type == "clip_vision_model")
+    strategy = getattr(config, "vision_feature_select_strategy", None)
+    processor.vision_feature_select_strategy = strategy
+    return processor
+
+
+class PixtralStills:
+    """Stands in for ``PixtralProcessor``, which without torchvision cannot even be imported, for stills and text."""
+
+    image_token = "[IMG]"
+
+    def __init__(self, image_processor: Any, tokenizer: Any, config: Any):
+        self.image_processor, self.tokenizer = image_processor, tokenizer
+        self.side = config.vision_config.patch_size * getattr(config, "spatial_merge_size", 1)  # pixels of a token
+
+    def __call__(self, images: Any, text: str, **options: Any) -> dict[str, Any]:
+        """Pixel values and tokens: a break after each row of a picture but the last, and an end after that."""
+        listed = images[0] if isinstance(images[0], list) else images
+        side = {"height": self.side, "width": self.side}
+        features = self.image_processor(images=listed, patch_size=side, return_tensors="pt")
+        sizes = torch.as_tensor(features["image_sizes"])
+        first, *rest = text.split(self.image_token)
+        for (rows, cols), words in zip((sizes // self.side).tolist(), rest, strict=True):
+            first += "[IMG_BREAK]".join([self.image_token * cols] * rows) + "[IMG_END]" + words
+        return {**self.tokenizer(first, **options), "pixel_values": features["pixel_values"], "image_sizes": sizes}
 
 
 def without_videos(whole: type) -> Any:

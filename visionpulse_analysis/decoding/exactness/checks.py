@@ -12,6 +12,7 @@ from typing import get_args
 
 import numpy as np
 import torch
+from PIL import Image
 
 from visionpulse_analysis.attention import Execution
 from visionpulse_analysis.attention.routing import active_interceptors
@@ -96,7 +97,7 @@ def check(vlm: VLM) -> Report:
         "a bright cell reaches its patch": _geometry,
         "left padding changes nothing": _padding,
     }
-    if vlm.processor is not None:
+    if vlm.family.spoken and hasattr(vlm.processor, "apply_chat_template"):
         checks["prompts are the stock processor's"] = _stock
     findings = [_run(name, one, subject) for name, one in checks.items()]
     findings.append(Finding("the model is as it was", _state(vlm) == before))
@@ -238,11 +239,19 @@ def _grey(vlm: VLM) -> tuple[np.ndarray, Prompt]:
 
 
 def _stock(subject: _Subject) -> Finding:
-    vlm, picture = subject.vlm, _noise()
+    """The library's own way from messages to inputs, by the model's own chat template."""
+    vlm, family, options, picture = subject.vlm, subject.vlm.family, subject.vlm.prompt_options, _noise()
     prompt = vlm.prompt(picture, QUESTION)
-    made = vlm.stock_inputs([picture], vlm.family.asked(vlm.family.read(picture, QUESTION)))
-    if made is None:
-        raise ValueError("the stock processor does not load")
+    asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
+    system = [{"role": "system", "content": [{"type": "text", "text": options.system}]}] if options.system else []
+    text = vlm.tokenizer.apply_chat_template(
+        [*system, *asked], add_generation_prompt=True, tokenize=False, **options.template
+    ) + (options.prefix or "")
+    made = family.processor(
+        images=[[Image.fromarray(picture)]], text=text, return_tensors="pt",
+        add_special_tokens=not text.startswith(vlm.tokenizer.bos_token or text),
+        **family.called_for([picture.shape[:2]]),
+    )  # fmt: skip
     ids, pixels = made["input_ids"][0], torch.as_tensor(made["pixel_values"])
     if not torch.equal(ids, prompt.ids):
         return Finding("", False, note=f"{len(prompt.ids)} tokens, the processor writes {len(ids)} or others")

@@ -31,7 +31,7 @@ from visionpulse_analysis.decoding.options import Options, heads_of, layers_of, 
 from visionpulse_analysis.decoding.sampling import Sample
 from visionpulse_analysis.decoding.tokens import end_ids, pad_id
 from visionpulse_analysis.decoding.trace_builder import Record
-from visionpulse_analysis.models.families import Prompt, Stock
+from visionpulse_analysis.models.families import Prompt
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.traces import Trace
@@ -152,7 +152,7 @@ def intervene(
         raise ValueError("steps are read alone of an answer that is known, of two tokens or more, and without a pruner")
     seeds = seeds_of(seed, len(rows))
     # A token of pictures that the model wrote itself stands for none, which only a cache can tell apart.
-    own = vlm.tokenizer.added_tokens_decoder if isinstance(vlm.family, Stock) else vlm.family.marks
+    own = vlm.tokenizer.added_tokens_decoder if not vlm.family.known else vlm.family.marks
     special = {vlm.family.image_id, vlm.family.video_id, *own}
     written = any(special.intersection(ids.tolist()) for ids in answers)
     parts: list[dict[str, Any]] = []

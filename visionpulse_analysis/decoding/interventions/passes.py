@@ -22,8 +22,8 @@ from visionpulse_analysis.decoding.interventions.kinds import (
 )
 from visionpulse_analysis.decoding.tokens import pad_id
 from visionpulse_analysis.models.families import Prompt, in_columns
-from visionpulse_analysis.models.families.base import ANSWER
 from visionpulse_analysis.models.loading import VLM
+from visionpulse_analysis.models.prompts import ANSWER
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.pruners.top_k import float64
 from visionpulse_analysis.pruners.view import Layout

@@ -25,13 +25,13 @@ from visionpulse_analysis.decoding import Options, heads_of, layers_of, provenan
 from visionpulse_analysis.decoding.trace_builder import Record
 from visionpulse_analysis.decoding.watching.generation import Generation
 from visionpulse_analysis.decoding.watching.hooks import tell
-from visionpulse_analysis.decoding.watching.prompts import Locate, Prompts, marks_of
+from visionpulse_analysis.decoding.watching.prompts import Locate, Prompts
 from visionpulse_analysis.media.images import ImageLike
 from visionpulse_analysis.media.patch_grid import PatchGrid
-from visionpulse_analysis.models.families import Prompt, UnsupportedModelError
-from visionpulse_analysis.models.families.prompts import IMAGE, TEXT, VIDEO
+from visionpulse_analysis.models.families import Prompt, UnsupportedModelError, marks_of
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.models.locate import MeasuredMaps
+from visionpulse_analysis.models.prompts import IMAGE, TEXT, VIDEO
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.traces import Trace
 from visionpulse_analysis.traces.quantities import Quantity, quantities_of
@@ -435,7 +435,9 @@ def _prompt(vlm: VLM, prompts: Prompts, number: int, grid: PatchGrid) -> Prompt:
     image, video, ids = (array[number, start:] for array in (prompts.image, prompts.video, prompts.ids))
     kinds = np.where(video, VIDEO, np.where(image, IMAGE, TEXT))
     words = vlm.tokenizer.decode(ids[~image].tolist(), skip_special_tokens=True).strip()
-    others = np.setdiff1d(np.flatnonzero(image | np.isin(ids, marks_of(vlm))), grid.position)
+    others = np.setdiff1d(
+        np.flatnonzero(image | np.isin(ids, marks_of(vlm.model.config, vlm.tokenizer))), grid.position
+    )
     return Prompt(words, torch.from_numpy(ids.copy()), torch.from_numpy(kinds), grid, {}, [], others=others)
 
 

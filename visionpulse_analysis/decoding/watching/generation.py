@@ -23,10 +23,10 @@ from visionpulse_analysis.decoding import Options
 from visionpulse_analysis.decoding.trace_builder import Choice, Record, choice_of
 from visionpulse_analysis.decoding.transfer import Arriving
 from visionpulse_analysis.decoding.watching.crossing import Crossing
-from visionpulse_analysis.decoding.watching.prompts import Prompts, Scatters, marks_of
+from visionpulse_analysis.decoding.watching.prompts import Prompts, Scatters
 from visionpulse_analysis.decoding.watching.pruning import MaskedPruning
 from visionpulse_analysis.media.patch_grid import PatchGrid
-from visionpulse_analysis.models.families import in_rows
+from visionpulse_analysis.models.families import in_rows, marks_of
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.view import Layout
 
@@ -325,7 +325,8 @@ class Generation:
         share, self.grids = rows // len(prompts.ids), [prompts.grid(prompt) for prompt in range(len(prompts.ids))]
         own = [grid.position + start for grid, start in zip(self.grids, prompts.starts, strict=True)]
         # Tokens of pictures that the map gives no place: line breaks and the like.
-        of_pictures = prompts.image if prompts.crossed else prompts.image | np.isin(prompts.ids, marks_of(self.vlm))
+        marks = marks_of(self.vlm.model.config, self.vlm.tokenizer)
+        of_pictures = prompts.image if prompts.crossed else prompts.image | np.isin(prompts.ids, marks)
         others = [np.setdiff1d(np.flatnonzero(image), at) for image, at in zip(of_pictures, own, strict=True)]
         present, places, other, other_places, starts = (
             values.repeat_interleave(share, dim=0).to(device)

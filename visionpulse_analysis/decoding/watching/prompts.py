@@ -11,8 +11,6 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from visionpulse_analysis.media.patch_grid import PatchGrid
-from visionpulse_analysis.models.families import FAMILIES
-from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.models.locating import IMAGE_IDS, ids_of, line
 
 VIDEOS = ("video_token_id", "video_token_index")
@@ -174,8 +172,3 @@ class Prompts:
 
 def _is_mask(index: Any) -> bool:
     return torch.is_tensor(index) and index.dtype == torch.bool and index.ndim == 2
-
-
-def marks_of(vlm: VLM) -> list[int]:
-    """`Family.marks` of a model whose family is known; none for others."""
-    return vlm.family.marks if vlm.model.config.model_type in FAMILIES else []

@@ -1,4 +1,4 @@
-"""A prompt, and what the model is given beside its tokens."""
+"""A prompt, ready for the model: its tokens, which of them are patches of which picture, and the other inputs."""
 
 from __future__ import annotations
 
@@ -13,24 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from visionpulse_analysis.media.patch_grid import PatchGrid
 from visionpulse_analysis.models.asking import PromptOptions
-from visionpulse_analysis.models.families.cells import Cells
 
 TEXT, IMAGE, VIDEO, ANSWER = range(4)
-
-
-@dataclass
-class Shown:
-    """One picture or video as the model reads it.
-
-    text : what stands for it in the prompt; cells : what its image tokens are; inputs : tensors for the model, whose
-    first axis counts pictures, tiles or patches, so that those of several pictures are concatenated along it;
-    merged : how many frames of a video are one for the model.
-    """
-
-    text: str
-    cells: Cells
-    inputs: dict[str, torch.Tensor]
-    merged: int = 1
 
 
 @dataclass
@@ -38,13 +22,14 @@ class Prompt:
     """One question about one picture or more, ready for the model.
 
     ids int64 [token]; kinds int64 [token], 0 text, 1 image, 2 video, 3 answer, as the model is told; grid : which
-    tokens are image patches; others : int64 [other], positions of the other tokens of pictures, which are no patches;
+    tokens are image patches; inputs : what the model takes beside the tokens, by name: their first axis counts
+    pictures, tiles or patches, so that those of several prompts are concatenated along it; images : the original
+    pictures and frames, uint8; videos : for the images that are videos their number, and of what the frames are: rate
+    and numbers in the source; others : int64 [other], positions of the other tokens of pictures, which are no patches;
     pieces : int64 [patch], which picture, tile or frame (what the vision tower reads by itself) each patch is of;
-    inputs : what the model takes beside the tokens, as in `Shown`; images : the original pictures and frames, uint8;
-    videos : for the images that are videos their number, and of what the frames are: rate and numbers in the source;
     turns : the messages where it was asked in several, JSON-ready; options : how the model was asked.
     of_tokens : inputs with one number per token, int64 [token] each; map : how it is known where the patches are, empty
-    where the family computes it.
+    where the layout of the type is known.
     """
 
     question: str
