@@ -78,6 +78,7 @@ def tokens() -> Any:
 GALLERY: dict[str, Callable[[], Any]] = {
     "overlay": overlay,
     "blackout": lambda: panel(figures.draw_blackout, IMAGE, HEAT, 50),
+    "maps": lambda: panel(figures.draw_map_grid, [[HEAT, HEAT**2, HEAT]] * 2, [3, 8], [0, 1, 5]),
     "kept": lambda: panel(figures.draw_kept, IMAGE, HEAT > 0.05),
     "mass": mass,
     "strip": strip,

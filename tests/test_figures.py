@@ -252,3 +252,20 @@ def test_a_user_s_own_settings_do_not_change_a_figure(tmp_path):
     plain = save(GALLERY["mass"](), "a", folder=tmp_path / "plain")[0].read_bytes()
     with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red", "lines.linewidth": 9}):
         assert save(GALLERY["mass"](), "a", folder=tmp_path / "own")[0].read_bytes() == plain
+
+
+def test_each_small_map_has_its_own_scale_and_its_place(rng):
+    maps = rng.random((2, 3, 4, 5)) * np.array([[1, 10, 0.01], [5, 1e-6, 0]])[..., None, None]
+    _, ax = figures.new_figure()
+    shown = np.asarray(figures.draw_map_grid(ax, maps, [2, 7], [0, 1, 5]).images[0].get_array(), float)
+    assert shown.shape == (2 * 5 - 1, 3 * 6 - 1)
+    for layer, head in np.ndindex(2, 3):
+        part = shown[5 * layer : 5 * layer + 4, 6 * head : 6 * head + 5]
+        most = maps[layer, head].max()
+        assert np.allclose(part, maps[layer, head] / most if most else 0)
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["2", "7"]
+    for wrong in (maps[0], maps - 1, np.full((2, 3, 4, 5), np.inf)):
+        with pytest.raises(ValueError, match="maps"):
+            figures.draw_map_grid(ax, wrong, [2, 7], [0, 1, 5])
+    with pytest.raises(ValueError, match="heads"):
+        figures.draw_map_grid(ax, maps, [2, 7], [0, 1])

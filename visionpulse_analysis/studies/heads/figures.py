@@ -12,6 +12,7 @@ from visionpulse_analysis import figures
 from visionpulse_analysis.figures.methods import Look, known_look
 from visionpulse_analysis.metrics.statistics import Estimate
 from visionpulse_analysis.studies.heads.measure import ARMS, CRITERIA, Head, Heads
+from visionpulse_analysis.traces import Trace
 
 SIGNED = "RdBu_r"
 
@@ -69,6 +70,21 @@ def draw_pruned(ax: Axes, study: Heads) -> Axes:
     ax.set_xticks(x, [f"layer {layer}\nhead {head}" for layer, head in study.chosen], fontsize=7)
     ax.set(ylim=(-0.02, 1.02), ylabel=f"steps within {study.level:g} nats (share)")
     return ax
+
+
+def maps_page(trace: Trace) -> Figure:
+    """Draw what every head of every layer looks at, at the step of a trace with the most image mass."""
+    step = int(trace.mass.mean(("layer", "head")).values.argmax())
+    attention = trace.attention[step].values
+    frame = trace.grid.frames[0, :2].tolist()
+    maps = np.array([[trace.grid.to_map(head, *frame) for head in layer] for layer in attention])
+    across = min(0.8, (figures.DOUBLE - 1.5) / maps.shape[1])
+    height = min(8.0, 0.9 + len(maps) * across * maps.shape[2] / maps.shape[3])
+    width = min(figures.DOUBLE, max(figures.SINGLE, 1.5 + across * maps.shape[1]))
+    fig, ax = figures.new_figure(width, height)
+    figures.draw_map_grid(ax, maps, trace.layers, trace.heads or [])
+    ax.set_title(f"step {step}: {figures.token_label(trace.tokens[step])}", loc="left", parse_math=False)
+    return fig
 
 
 def criteria_page(study: Heads) -> Figure:
