@@ -56,7 +56,7 @@ class Ask:
         return decode_each(
             vlm, pictures, self.question, layers="all", heads=self.heads, pruner=arms, execution="masked",
             seed=self.seed, sample=self.sample, max_new_tokens=self.max_new_tokens, batch_size=1,
-            ids=["dense", "pruned"][not dense :][: len(arms)],
+            ids=["dense", "pruned"][not dense :][: len(arms)], progress=False,  # the form has its own bar
         )  # fmt: skip
 
     def code(self, vlm: VLM, own_model: bool, paths: Sequence[Path], view: str) -> str:
