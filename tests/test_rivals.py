@@ -136,7 +136,9 @@ def test_the_kept_sets_are_shown_at_four_steps_under_their_retention(vlm, sample
     steps = draw.shown_steps(traces)
     assert len(steps) == 4 and (steps[0], steps[-1]) == (1, last) and max(np.diff(steps)) - min(np.diff(steps)) <= 1
     page = draw.kept_page(traces, steps)
-    assert [ax.get_ylabel() for ax in page.axes if ax.get_ylabel()] == [f"step {step}" for step in steps]
+    # What is settled at prefill is shown once.
+    rows = [ax.get_ylabel() for ax in page.axes if ax.get_ylabel()]
+    assert rows == [*(f"step {step}" for step in steps), "all steps"]
     titles = [ax.get_title() for ax in page.axes if ax.get_title()]
-    assert "what the last layer sees" in page.subfigs[-1].get_supxlabel()
-    assert titles == ["VisionPulse\n50.0 % kept", "VTW\n50.0 % kept", "random\n50.0 % kept"]
+    assert "what the last layer sees" in " ".join(page.get_supxlabel().split())
+    assert titles == ["VisionPulse\n50.0 % kept", "random\n50.0 % kept", "VTW\n50.0 % kept"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visionpulse_analysis.experiments.samples import Sample, describe_samples, one_sample, scene_samples
+from visionpulse_analysis.experiments.samples import Sample, another_sample, describe_samples, one_sample, scene_samples
 from visionpulse_analysis.testbed.scenes.scene import generate
 
 
@@ -54,3 +54,16 @@ def test_one_sample_is_a_scene_or_ones_own_image(tmp_path):
     assert np.array_equal(own.image, samples[0].image)
     with pytest.raises(ValueError, match="without a question"):
         one_sample(str(tmp_path / "x.png"))
+
+
+def test_another_question_is_another(tmp_path):
+    Image.fromarray(scene_samples(1, cells=4)[0].image).save(tmp_path / "x.png")
+    path = str(tmp_path / "x.png")
+    own = one_sample(path, "what is this ?")
+    assert another_sample(own, path) is None and another_sample(own, path, " what  is this ?\n") is None
+    other = another_sample(own, path, "where is it ?")
+    assert other and other.question == "where is it ?" and np.array_equal(other.image, own.image)
+    for first in (one_sample(seed=2), one_sample(seed=2, task="compare"), one_sample(question="what ?", seed=2)):
+        for given in ("", first.question):
+            other = another_sample(first, "", given, seed=2)
+            assert other and other.question != first.question and np.array_equal(other.image, first.image)

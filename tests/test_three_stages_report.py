@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from paper_page import check_page
 
 from visionpulse_analysis.experiments.samples import scene_samples
 from visionpulse_analysis.metrics.statistics import Estimate
@@ -93,8 +94,16 @@ def test_the_layers_in_the_table(stages):
 
 def test_the_page_draws_the_means(stages):
     page = three_stages_figures.stages_page(stages)
-    lines = page.axes[4].lines[1].get_ydata()
-    assert np.allclose(lines, stages.withdrawn[1].mean(axis=1))
+    [line] = [line for line in page.axes[4].lines if line.get_label() == "most visual step"]
+    least = three_stages_figures.LEAST
+    means = stages.withdrawn[1].mean(axis=1)
+    assert np.allclose(line.get_ydata(), np.maximum(means, least))
+    check_page(page, letters=6)
+    # What is smaller than the floor is on it, and the legend says so.
+    below = three_stages_figures.stages_page(replace(stages, frozen=stages.frozen * 0 + 1e-9))
+    floor = [one for one in below.axes[5].lines if one.get_marker() == "v" and len(one.get_xdata())]
+    assert [set(one.get_ydata()) for one in floor] == [{least}] * 2
+    assert "below 1e-7 nats" in [text.get_text() for text in below.legends[0].get_texts()]
     assert len(page.axes[0].lines[0].get_ydata()) == 9
     numbers = stages.numbers()["most visual step"]
     assert numbers["cosine"][3]["estimate"] == pytest.approx(stages.cosine[1, 3].mean())

@@ -149,6 +149,22 @@ def one_sample(image: str = "", question: str = "", *, seed: int = 0, task: str 
     return Sample(f"scene-{scene_seed}-{task}", scene.render(), asked.text, scene, asked)
 
 
+def another_sample(sample: Sample, image: str = "", question: str = "", *, seed: int = 0) -> Sample | None:
+    """A second question about the picture of `sample`, which `one_sample` made of the same ``image`` and ``seed``.
+
+    An empty ``question`` becomes one about the scene. None where that would be the question again: about a picture of
+    one's own only its owner can ask something else.
+    """
+    asked = question if question.split() != sample.question.split() else ""
+    if image and not asked.strip():
+        return None
+    for task in ("find", *TASKS):
+        other = one_sample(image, asked, seed=seed, task=task)
+        if other.question.split() != sample.question.split():
+            return other
+    return None
+
+
 def describe_samples(samples: list[Sample]) -> str:
     """Say in one sentence what is known of the samples, and so which parts of a study are left out."""
     count = len(samples)

@@ -77,6 +77,8 @@ class Curves:
     label : str
     moments : dict of int
         Where the answer begins and where the traces part, as in the page.
+    by_step : bool
+        Whether a column is a step of each trace: two traces that part early share too few tokens for common columns.
     """
 
     lines: dict[str, np.ndarray]
@@ -84,6 +86,7 @@ class Curves:
     cursor: int
     label: str
     moments: dict[str, int]
+    by_step: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,8 @@ class _Shown:
     kept: np.ndarray | None
     kept_title: str
     maps: tuple[np.ndarray, list, list] | None  # [layer, head, patch] of the step, layers, heads: the overview
+    methods: list[str]  # of the traces
+    of: int  # which of the traces is shown
 
 
 def _look_up(traces: list, asked: View) -> _Shown:
@@ -163,10 +168,12 @@ def _look_up(traces: list, asked: View) -> _Shown:
         limit=float(np.nanmax(np.abs(values if asked.own_scale else every), initial=0.0)) or 1.0,
         signed=difference or (over.may_be_negative and bool((np.concatenate(attention) < 0).any())),
         unit=(f"{called[1]} - {called[0]} ".lower() if difference else "") + measure,
-        curves=lay_out(traces, dict(zip(lines, series, strict=True)), columns, column, measured),
+        curves=lay_out(traces, dict(zip(lines, series, strict=True)), columns, column, measured, shown),
         kept=kept,
         kept_title=kept_title + ("" if keeper in (None, shown) else f" ({called[1 - shown].lower()})"),
         maps=maps,
+        methods=[(t.meta.get("pruner") or {}).get("name", "dense") for t in traces],
+        of=shown,
     )
 
 
@@ -218,10 +225,11 @@ def _compose(trace, picture: np.ndarray | None, asked: View, shown: _Shown) -> F
 
     veil[:, 3] *= opacity(shown.values[here])
     _draw_patches(axes[0], picture, boxes, facecolors=veil)
-    figures.draw_colour_bar(axes[0], label=shown.unit, opacity=opacity, **scale)
+    figures.draw_colour_bar(axes[0], label=shown.unit, opacity=opacity, ground=picture, **scale)
     panel = f", {frame_labels(trace)[asked.panel].lower()}" if len(grid.frames) > 1 or without_map(trace) else ""
     title = f"step {shown.step}: {figures.token_label(shown.tokens[shown.step])}\n{shown.where}{panel}"
-    axes[0].set_title(title, loc="left", parse_math=False)
+    with figures.style():
+        axes[0].set_title(title, loc="left", parse_math=False)
     if asked.region is not None:
         box = grid.box[_inside(grid, asked.panel, asked.region)]
         figures.draw_boxes(axes[0], np.concatenate([box[:, :2].min(0), box[:, 2:].max(0)])[None])
@@ -229,11 +237,14 @@ def _compose(trace, picture: np.ndarray | None, asked: View, shown: _Shown) -> F
         visible = shown.kept[here]
         _draw_patches(axes[1], picture, boxes[~visible], facecolors=[DROPPED])
         _draw_patches(axes[1], picture, boxes[visible], facecolors="none", edgecolors=KEPT, linewidths=0.9)
-        axes[1].set_title(shown.kept_title, loc="left")
+        with figures.style():
+            axes[1].set_title(shown.kept_title, loc="left")
     drawn = shown.curves
-    figures.draw_step_curves(
-        curve, drawn.lines, drawn.tokens, label=drawn.label, cursor=drawn.cursor, moments=drawn.moments
-    )
+    given = {"label": drawn.label, "cursor": drawn.cursor, "moments": drawn.moments, "methods": shown.methods}
+    figures.draw_step_curves(curve, drawn.lines, drawn.tokens, **given)
+    if len(drawn.lines) > 1 and drawn.by_step:
+        curve.set_xlabel(f"step; the traces share too few tokens to be aligned (tokens: {list(drawn.lines)[shown.of]})")
+    figures.draw_letters([*axes, curve])
     return fig
 
 
@@ -303,22 +314,39 @@ def _inside(grid, panel: int, region: tuple[int, int, int, int]) -> np.ndarray:
 
 
 def lay_out(
-    traces: list, series: dict[str, np.ndarray], columns: list[tuple[int, ...]], cursor: int, label: str
+    traces: list,
+    series: dict[str, np.ndarray],
+    columns: list[tuple[int, ...]],
+    cursor: int,
+    label: str,
+    shown: int = 0,
 ) -> Curves:
-    """Put the `series` [step] of each trace into the columns that the traces share."""
+    """Put the `series` [step] of each trace into the columns that the traces share.
+
+    Of traces that share fewer than half of the shorter one's tokens, common columns would be one trace after the other:
+    their columns are the steps, with the tokens of the trace `shown`.
+    """
+    parted = [c for c, column in enumerate(columns) if -1 in column]
+    lengths = [len(trace.tokens) for trace in traces]
+    by_step = len(columns) - len(parted) < min(lengths) / 2
+    if by_step:
+        cursor = max(columns[cursor][shown], 0)
+        columns = [tuple(t if t < length else -1 for length in lengths) for t in range(max(lengths))]
+        order = [shown, *(t for t in range(len(traces)) if t != shown)]
+    else:
+        order = list(range(len(traces)))
     lines = {
         name: np.array([values[column[t]] if column[t] >= 0 else np.nan for column in columns])
         for t, (name, values) in enumerate(series.items())
     }
-    tokens = [next(traces[t].tokens[step] for t, step in enumerate(column) if step >= 0) for column in columns]
+    tokens = [next(traces[t].tokens[column[t]] for t in order if column[t] >= 0) for column in columns]
     moments = {}
     answer = first_of_answer(traces[0])
     if answer is not None:
         moments["answer"] = next(c for c, column in enumerate(columns) if column[0] == answer)
-    parted = [c for c, column in enumerate(columns) if -1 in column]
     if parted:
-        moments["diverges"] = parted[0]
-    return Curves(lines, tokens, cursor, label, moments)
+        moments["diverges"] = parted[0]  # before it every column holds a token of each, so it is their step, too
+    return Curves(lines, tokens, cursor, label, moments, by_step)
 
 
 def region_name(region: tuple[int, int, int, int]) -> str:

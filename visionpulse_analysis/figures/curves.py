@@ -8,9 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.patches import Rectangle
+from matplotlib.transforms import offset_copy
 
 from .checks import check_count, check_vector
-from .methods import known_look
+from .methods import known_look, look
 from .page import draw_legend
 from .style import ACCENT, GREY, INK, LIGHT_GREY, TOKEN_CMAP, laid_out_points, style
 from .tokens import check_steps, label_width, write_tokens
@@ -80,7 +81,8 @@ def draw_mass_curve(
         _draw_rug(ax, mass if visual is None else visual)
     elif visual is not None:
         _shade(ax, visual)
-    ax.plot(marked, mass[marked], "o", color=ACCENT, markersize=4.5, clip_on=False, zorder=4)
+    if marked:  # an empty line would lie in the corner of the page, and the layout make room for it there
+        ax.plot(marked, mass[marked], "o", color=ACCENT, markersize=4.5, clip_on=False, zorder=4)
     _number_steps(ax, mass, marked, slot)
     write_tokens(ax, tokens, marked, slot)
     return ax
@@ -95,6 +97,7 @@ def draw_step_curves(
     label: str,
     cursor: int,
     moments: Mapping[str, int] | None = None,
+    methods: Sequence[str] = (),
 ) -> Axes:
     """Draw what one trace, or several over one row of aligned tokens, gave to something at each step.
 
@@ -110,6 +113,8 @@ def draw_step_curves(
         The column shown elsewhere as a picture.
     moments : dict of int, optional
         Columns marked with a word.
+    methods : sequence of str, optional
+        By which method each curve came about, for its colour; by default its name says so.
 
     Returns
     -------
@@ -127,7 +132,8 @@ def draw_step_curves(
     slot = laid_out_points(ax)[0] / count
     for place, (name, values) in enumerate(curves.items()):
         check_count(list(values), name, count)
-        colour = look.colour if (look := known_look(name)) else f"C{place}"
+        method = look(methods[place]) if methods else known_look(name)
+        colour = method.colour if method else f"C{place}"
         dashes = "--" if place else "-"
         _draw_line(ax, np.asarray(values, float), slot, label=name, color=colour, linestyle=dashes)
     ax.axvline(cursor, color=INK, linewidth=1.0, zorder=0, label="step shown")
@@ -202,8 +208,8 @@ def _number_steps(ax: Axes, mass: np.ndarray, marked: list[int], slot: float) ->
         ax.annotate(
             str(step),
             (step, mass[step]),
-            xytext=(x * len(mass) - 0.5, 1.03),
-            textcoords="data",
+            xytext=(x * len(mass) - 0.5, 1),
+            textcoords=offset_copy(ax.transData, ax.get_figure(root=True), y=4, units="points"),  # above a dot at 1
             ha="center",
             va="bottom",
             color=ACCENT,

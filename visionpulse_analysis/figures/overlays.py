@@ -323,7 +323,7 @@ def overlay_strip(
         width = DOUBLE if cols > 2 else SINGLE
         panel = width / cols - 0.08  # inches
         lines = 1 + max(title.count("\n") for title in titles)
-        height = rows * (panel * max(under.shape[0] / under.shape[1] for under in images) + 0.14 * lines + 0.14) + 0.55
+        height = rows * (panel * max(under.shape[0] / under.shape[1] for under in images) + 0.14 * lines + 0.14) + 0.68
         fig = PaperFigure(figsize=(width, height))
     grid = fig.subplots(rows, cols, squeeze=False).ravel()
     for ax in grid[len(checked) :]:
@@ -339,7 +339,7 @@ def overlay_strip(
         vmax, label = 1.0, "attention (share of the step's largest)"
     else:
         vmax, label = limits[0][1], ATTENTION_UNIT
-    draw_colour_bar(grid, vmin=0.0, vmax=vmax, cmap=cmap, alpha=alpha, label=label, location="bottom")
+    draw_colour_bar(grid, vmin=0.0, vmax=vmax, cmap=cmap, alpha=alpha, label=label, location="bottom", ground=images)
     return axes
 
 

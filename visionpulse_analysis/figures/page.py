@@ -147,12 +147,23 @@ def draw_letters(panels: Sequence[Axes | Sequence[Axes]] | np.ndarray) -> None:
     root = first[0].get_figure(root=True)
     lay_out(root)
     for letter, ax in zip(ascii_lowercase, first, strict=False):
-        left = (ax.get_tightbbox().x0 - ax.bbox.x0) / root.dpi * 72
-        named = any(map(ax.get_title, ("left", "center"))) or ax.get_legend() is not None
+        ax.apply_aspect()  # a tall picture is narrower than its place
+        beside = ax.yaxis.get_tightbbox() if ax.axison else None
+        inner: Any = ax._left_title  # pyright: ignore[reportAttributeAccessIssue]
+        inner.set_x(
+            11 * root.dpi / 72 / ax.bbox.width
+        )  # makes room for the letter, so that what is below keeps its own
+        above = [*([ax.title] if ax.get_title() else []), *filter(None, [ax.get_legend()])]
+        # Over the labels of the y axis, and left of a title or legend; a title in the middle is measured from there,
+        # because the layout makes the axes narrower for the letter.
+        lefts = [(beside.x0 if beside else ax.bbox.x0, 0.0)]
+        lefts += [(one.get_window_extent().x0 - 11 * root.dpi / 72, 0.5 if one is ax.title else 0.0) for one in above]
+        left, share = min(lefts)
+        offset = (left - ax.bbox.x0 - share * ax.bbox.width) / root.dpi * 72
         ax.annotate(
             letter,
-            (0, 1),
-            (min(left, -11.0) if named else left, 4),  # beside a legend or a title, not under it
+            (share, 1),
+            (offset, 4),
             xycoords="axes fraction",
             textcoords="offset points",
             fontsize=10,
@@ -184,7 +195,7 @@ def draw_caption(fig: Figure, note: str = "", *, marks: str = "bars") -> None:
     if not told:
         return
     width, height = fig.get_size_inches()
-    lines = fit_text(told, (width - 0.1) * 72, size=_CAPTION).split("\n")
+    lines = fit_text(told, (width - 0.25) * 72, size=_CAPTION).split("\n")
     fig.set_size_inches(width, height + len(lines) * _CAPTION * 1.2 / 72 + 0.04)
     fig.supxlabel("\n".join(lines), x=0.04 / width, ha="left", fontsize=_CAPTION, parse_math=False, gid="caption")
 

@@ -216,6 +216,7 @@ def draw_interval(
     ax.use_sticky_edges = False  # else the null bars end at the frame
     ax.set_yticks(row, [one.label for one in looks], parse_math=False)
     ax.set(ylim=(len(estimate) - 0.4, -0.6), xlabel=xlabel)
+    ax.xaxis.set_major_locator(MaxNLocator(int(np.clip(axes_points(ax)[0] / 42, 2, 6))))  # points a number needs
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     return ax
@@ -280,8 +281,9 @@ def draw_frontier(
     smallest = min(x.min() for x, *_ in lines.values())
     ticks = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1]
     smallest *= 1 - APART * len(lines) / 2
-    ax.set(xscale="log", xlim=(smallest * 0.9, 1.3), xlabel="patches kept (mean over steps, %)", ylabel=ylabel)
-    ax.set_xticks([tick for tick in ticks if tick >= smallest * 0.9])
+    largest = max(x.max() for x, *_ in lines.values()) * (1 + APART * len(lines) / 2)
+    ax.set(xscale="log", xlim=(smallest * 0.9, largest * 1.1), xlabel="patches kept (%)", ylabel=ylabel)
+    ax.set_xticks([tick for tick in ticks if smallest * 0.9 <= tick <= largest * 1.1])
     ax.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}"))
     ax.xaxis.set_minor_locator(NullLocator())
     if ylim is not None:
@@ -348,7 +350,7 @@ def draw_histogram(
     below = np.zeros(len(edges) - 1, int)  # dots of the sets before, in each pile
     for index, (name, data) in enumerate(checked.items()):
         one = known_look(name) or Look(name, f"C{index}", "o")
-        shown = {"color": one.colour, "label": one.label or None, "ax": ax}
+        shown = {"color": one.colour, "label": one.label or None, "ax": ax, "legend": False}
         if len(together) > FEW:
             seaborn.histplot(x=data, bins=edges.tolist(), element="step", alpha=0.35, linewidth=1, **shown)
             continue

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from .checks import check_limits, check_map
 from .style import HEAT_CMAP, style
 
+ON_PICTURE = "each value on the picture's dark to light colours"
 ATTENTION_UNIT = "attention (share of the step's total)"
 
 
@@ -63,6 +64,7 @@ def draw_colour_bar(
     opacity: Callable[[np.ndarray], np.ndarray] | None = None,
     label: str = ATTENTION_UNIT,
     location: str = "right",
+    ground: np.ndarray | Sequence[np.ndarray] | None = None,
 ) -> Colorbar:
     """Draw the colour bar of one Axes or of several that share it; give it what their draw function got.
 
@@ -80,6 +82,9 @@ def draw_colour_bar(
         What is drawn, with its unit.
     location : {"right", "bottom"}
         "bottom" for rows of panels that are lower than the label is long.
+    ground : uint8 [row_px, col_px, 3], or several, optional
+        What a translucent overlay lies on: across the bar every value is shown on the pictures' colours, from the dark
+        to the light ones, because it looks different on each. By default on white.
 
     Returns
     -------
@@ -97,7 +102,9 @@ def draw_colour_bar(
     if opacity is not None:
         shades[:, 3] *= opacity(values)
     # Blended here, because a bar of translucent cells shows seams.
-    flat = shades[:, :3] * shades[:, 3:] + (1 - shades[:, 3:])
+    grounds = np.ones((1, 3)) if ground is None else _grounds(ground)
+    blended = shades[None, :, :3] * shades[None, :, 3:] + grounds[:, None] * (1 - shades[None, :, 3:])
+    flat = blended[-1]
     several = [axes] if isinstance(axes, Axes) else list(np.asarray(axes, dtype=object).ravel())
     mappable = ScalarMappable(Normalize(vmin, vmax), ListedColormap(flat))
     size = {"right": {"aspect": 18, "pad": 0.02}, "bottom": {"aspect": 32, "pad": 0.04, "shrink": 0.5}}[location]
@@ -106,8 +113,26 @@ def draw_colour_bar(
     bar.locator = MaxNLocator(int(np.clip(inches / 0.4, 2, 5)))  # a number with its gap is 0.4 inches wide
     bar.update_ticks()
     bar.set_label(label)
+    if ground is not None:
+        # The bar itself can only be one colour per value; the picture over it has all of them.
+        x = (
+            {"extent": (vmin, vmax, 0, 1), "origin": "lower"}
+            if location == "bottom"
+            else {"extent": (0, 1, vmin, vmax)}
+        )
+        across = blended if location == "bottom" else blended.transpose(1, 0, 2)[::-1]
+        bar.ax.imshow(across, aspect="auto", interpolation="nearest", zorder=0.5, **x)
+        bar.set_label(f"{label}\n{ON_PICTURE}")
     bar.outline.set_linewidth(0.4)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
     return bar
+
+
+def _grounds(pictures: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+    """Mean colours of sixteen parts of the pictures' pixels, from dark to light: float [part, 3], 0..1."""
+    several = [pictures] if isinstance(pictures, np.ndarray) and pictures.ndim == 3 else list(pictures)
+    pixels = np.concatenate([np.asarray(one).reshape(-1, 3)[:: max(1, one.size // 30_000)] for one in several]) / 255
+    by_light = pixels[np.argsort(pixels @ [0.2126, 0.7152, 0.0722], kind="stable")]
+    return np.array([part.mean(axis=0) for part in np.array_split(by_light, min(16, len(by_light)))])
 
 
 def colours(values: np.ndarray, vmin: float, vmax: float, alpha: tuple[float, float], cmap: str) -> np.ndarray:

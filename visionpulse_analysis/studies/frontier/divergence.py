@@ -149,6 +149,7 @@ def divergence_figure(found: Divergences) -> Figure:
         first.set(xlabel="first step that differs", ylabel="samples", xticks=[], yticks=[])
         with figures.style():
             first.set_title("no pruned trace differs from its dense one")
+        figures.draw_caption(fig, f"n = {found.equal.n_values} pruned traces.")
         return fig
     # One bin per step as long as that can be read.
     edges = np.arange(-0.5, found.steps.max() + 1.5, max(1, found.steps.max() // 30))
@@ -163,5 +164,5 @@ def divergence_figure(found: Divergences) -> Figure:
         figures.draw_estimates(ax, found.at_kind, xlabel="share of first differences", **by_chance)
         figures.draw_legend(ax)
     figures.draw_letters(np.atleast_1d(axes))
-    figures.draw_caption(fig, f"{len(found.steps)} of {found.equal.n_values} pruned traces differ.")
+    figures.draw_caption(fig, f"n = {found.equal.n_values} pruned traces, {len(found.steps)} of which differ.")
     return fig

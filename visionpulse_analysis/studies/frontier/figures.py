@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from visionpulse_analysis import figures
 from visionpulse_analysis.experiments.stored_traces import picture_of
@@ -18,6 +19,7 @@ from visionpulse_analysis.studies.frontier.divergence import Comparison, draw_st
 from visionpulse_analysis.studies.shared.arms import DENSE, Arms, Change
 from visionpulse_analysis.traces import Trace
 
+NOTE = "Lengths: change against dense, of pairs that both ended. Arms at one share are moved apart."
 Value = Callable[[Any], Any]  # of a Change, an Estimate; for accuracy only where answers are known
 
 
@@ -59,7 +61,7 @@ def step_page(pruned: Trace, comparison: Comparison, steps: list[int]) -> Figure
     """Draw one sample: kept patches of some steps, mass and budget over all, dense over pruned tokens."""
     kept, seen = kept_of(pruned), mass_of(pruned)
     picture = figures.picture_height(picture_of(pruned).shape, DOUBLE / len(steps) - 0.08, 2.5) + 0.45
-    fig, (top, middle, *strips) = figures.new_page(DOUBLE, [picture, 2.5, *strips_height(comparison)])
+    fig, (top, middle, *strips) = figures.new_page(DOUBLE, [picture, 2.8, *strips_height(comparison)])
     with figures.style():
         panels = np.atleast_1d(top.subplots(1, len(steps)))
         budget, curve = middle.subplots(2, 1, sharex=True, height_ratios=[0.6, 1])
@@ -70,7 +72,7 @@ def step_page(pruned: Trace, comparison: Comparison, steps: list[int]) -> Figure
     figures.draw_line_band(budget, np.arange(1, len(kept)), 100 * kept[1:].mean(axis=1))
     budget.set(ylim=(0, 115 * kept[1:].mean(axis=1).max()), ylabel="kept (%)")
     figures.draw_mass_curve(curve, seen, pruned.tokens, marked_steps=steps)
-    curve.set_ylabel("mass at anchor")
+    curve.set_ylabel("mass at\nanchor")
     words = draw_strips(strips, comparison)
     if curve.get_legend_handles_labels()[1]:
         figures.draw_legend(curve)
@@ -86,7 +88,7 @@ def frontier_page(measured: Arms, groups: Mapping[str, Mapping[str, Pruner]]) ->
     """
     dense = measured.changes[DENSE]
     panels: dict[str, tuple[Value, float, tuple[float, float] | None]] = {
-        "change of length, both ended (%)": (lambda c: 100 * c.length, 0.0, None),
+        "length (%)": (lambda c: 100 * c.length, 0.0, None),
         "traces cut off": (lambda c: c.cut_off.arm, dense.cut_off.dense.value, None),
     }
     if dense.truth is not None:
@@ -107,7 +109,7 @@ def frontier_page(measured: Arms, groups: Mapping[str, Mapping[str, Pruner]]) ->
             ax.set_ylim(-0.02 * ax.get_ylim()[1], None)
     figures.draw_legend(list(panels_drawn))
     figures.draw_letters(panels_drawn)
-    figures.draw_caption(fig, "Arms at one share are moved apart sideways.")
+    figures.draw_caption(fig, NOTE)
     return fig
 
 
@@ -140,6 +142,7 @@ def anchor_figure(measured: Arms, anchors: Mapping[str, Mapping[int, tuple[str, 
             figures.draw_reference(ax, dense, DENSE)
         ax.axvline(default, color=GREY, linewidth=0.6, label="default anchor")
         ax.set(xlabel="pruned from this layer on", ylabel=ylabel)
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         ax.set_ylim(0, None if ylabel.startswith("tokens") else 1.02)
     figures.draw_legend(list(np.atleast_1d(axes)))
     figures.draw_letters(np.atleast_1d(axes))
@@ -151,13 +154,13 @@ def knob_figure(measured: Arms, plain: str, knobs: Mapping[str, Pruner]) -> Figu
     """Draw the knobs and the plain pruner at the same budget against dense: accuracy, length, and what was cut off."""
     changes = {f"plain, {plain.rsplit(' ', 2)[-2]} %": measured.changes[plain]}
     changes |= {name: measured.changes[name] for name in knobs}
-    values: dict[str, Value] = {"length, both ended (%)": lambda c: c.length}
+    values: dict[str, Value] = {"length (%)": lambda c: c.length}
     values |= {"accuracy (points)": lambda c: c.truth.change} if measured.known else {}
     values |= {"cut off (points)": lambda c: c.cut_off.change}
     panels = {label: {name: 100 * value(c) for name, c in changes.items()} for label, value in values.items()}
     # Rows are shared: a panel in which a row has no value, because no pair ended, is left out.
     panels = {label: row for label, row in panels.items() if all(np.isfinite(one.value) for one in row.values())}
-    fig, axes = figures.new_figure(DOUBLE, 0.24 * len(changes) + 0.6, 1, len(panels), sharey=True)
+    fig, axes = figures.new_figure(DOUBLE, 0.24 * len(changes) + 1.0, 1, len(panels), sharey=True)
     for ax, (label, intervals) in zip(np.atleast_1d(axes), panels.items(), strict=True):
         named = {f"VisionPulse, {name}": one for name, one in intervals.items()}
         figures.draw_estimates(ax, named, reference=0, reference_label=DENSE, xlabel=f"change: {label}")

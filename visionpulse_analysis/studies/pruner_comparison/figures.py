@@ -34,13 +34,15 @@ from visionpulse_analysis.studies.pruner_comparison.measure import (
 from visionpulse_analysis.studies.shared.arms import DENSE
 from visionpulse_analysis.traces import Trace, frame_labels, frame_pictures
 
-ACCURACY, LENGTH, CUT_OFF = "accuracy (%)", "length, both ended (%)", "cut off (%)"
+ACCURACY, LENGTH, CUT_OFF = "accuracy (%)", "length (%)", "cut off (%)"
 Value = Callable[[Any], Any]  # of a Change, an Estimate; for accuracy only where answers are known
 FAMILIES = (*dict.fromkeys(rival.family for rival in RIVALS.values() if rival.family != PULSE), ADDED)
 COLUMNS, HEIGHT = 3, 1.4  # panels beside one another; inches of each
 APART = 0.08  # how far the methods of a panel are moved apart, as a share of what they keep
 NAME_SIZE = 7  # points
-FEWEST, MOST = 3, 7  # kept sets beside one another
+FEWEST, MOST = 3, 8  # kept sets beside one another
+PAGE = 8.3  # inches that kept sets may be high
+NOTE = "Lengths: change against dense, of pairs that both ended. Methods at one share are moved apart sideways."
 STEPS = 4  # rows of kept sets, at most
 KEY = "Bright: what the last layer sees at that step. % kept: mean over the steps and the layers that a method acts on."
 
@@ -78,7 +80,7 @@ def frontier_figure(compared: Comparison) -> Figure:
     for ax in by_family[: len(families)].flat:
         _spread_names(ax)
     figures.draw_letters([ax for part in np.reshape(axes, (bands, len(values), COLUMNS)) for ax in part.flat])
-    figures.draw_caption(fig, "Methods at one share are moved apart sideways; VisionPulse is behind every panel.")
+    figures.draw_caption(fig, NOTE)
     return fig
 
 
@@ -112,6 +114,8 @@ def _draw_panel(ax: Axes, compared: Comparison, family: str, value: Value) -> No
             if at is not None and (not hollow or not matched):
                 last = int(np.argmax(x))
                 _name(ax, label, look.colour, (x[last], y[last]))
+    if not ax.containers:
+        ax.text(0.5, 0.5, "no pair ended", ha="center", va="center", transform=ax.transAxes, color=GREY, fontsize=7)
     # Linear near zero, because a pruner may leave nothing.
     lowest = min(100 * kept for kept in compared.kept.values())
     ax.set_xscale("symlog", linthresh=2, linscale=0.3)
@@ -123,9 +127,11 @@ def _draw_panel(ax: Axes, compared: Comparison, family: str, value: Value) -> No
 
 def _name(ax: Axes, label: str, colour: str, point: tuple[float, float]) -> None:
     """Write a name at the right of the panel, with a line to its last point."""
+    unlike = "" if label in figures.METHODS or all_rivals()[label].at_prefill else " (steps)"  # no triangle says so
+    words = (label + unlike).replace(" | ", " |\n").replace(", ", ",\n")
     with style():
         ax.annotate(
-            label.replace(" | ", " |\n").replace(", ", ",\n"), point, (1.06, 0.5), textcoords="axes fraction",
+            words, point, (1.06, 0.5), textcoords="axes fraction",
             color=colour, fontsize=NAME_SIZE, va="center", parse_math=False, annotation_clip=False, linespacing=0.9,
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.6, "shrinkA": 1, "shrinkB": 2,
                         "relpos": (0, 0.5)},
@@ -189,41 +195,53 @@ def kept_share(trace: Trace) -> float | None:
 def kept_page(traces: Mapping[str, Trace], steps: Sequence[int], panel: int = 0) -> Figure:
     """Draw what every pruner keeps at some steps: pruners side by side, steps below one another.
 
-    Each is titled with the share that its trace keeps. Nothing is drawn where a trace has ended before that step. Of
-    several images or frames, ``panel`` is shown.
+    Those whose set is the same at all of the steps have one picture. Each is titled with the share that its trace
+    keeps. Nothing is drawn where a trace has ended before that step. Of several images or frames, ``panel`` is shown.
+    Of more steps than fit a page, the first ones are drawn.
     """
-    labels = list(traces)
-    columns = min(MOST, max(FEWEST, len(labels)))
-    groups = [labels[start : start + columns] for start in range(0, len(labels), columns)]
-    shown = traces[labels[0]]
+    shown = next(iter(traces.values()))
     frames = np.asarray(shown.grid.frames)
     pictures, note = frame_pictures(shown)
     picture, (image, frame) = pictures[panel], frames[panel, :2].tolist()
     if picture is None:
         raise ValueError(f"the traces cannot be drawn over the picture that was asked about: {note}")
-    tall, wide = picture.shape[:2]
-    height = (figures.DOUBLE / columns * tall / wide + 0.08) * len(steps) + 0.3
-    fig, parts = figures.new_page(figures.DOUBLE, [height] * (len(groups) - 1) + [height + 0.15])
-    for part, group in zip(parts, groups, strict=True):
+    sets = {label: kept_of(trace)[[step for step in steps if step < len(trace)]] for label, trace in traces.items()}
+    still = [label for label, kept in sets.items() if len(kept) > 1 and (kept == kept[0]).all()]
+    moving = [label for label in traces if label not in still]
+    columns = min(MOST, max(FEWEST, len(moving), len(still)))
+    groups = [part[start : start + columns] for part in (moving, still) for start in range(0, len(part), columns)]
+    tall = figures.picture_height(picture.shape, figures.DOUBLE / columns - 0.1, 2) + 0.08
+    bands = -(-len(moving) // columns)  # of those, how many have a row for each step
+    fitting = int((PAGE - 0.45 * len(groups) - tall * (len(groups) - bands)) / (tall * max(1, bands)))
+    steps = list(steps)[: max(1, fitting)]
+    heights = [tall * (len(steps) if number < bands else 1) + 0.45 for number in range(len(groups))]
+    fig, parts = figures.new_page(figures.DOUBLE, heights)
+    lettered = []
+    for number, (part, group) in enumerate(zip(parts, groups, strict=True)):
+        rows = steps if number < bands else steps[:1]
         with figures.style():
-            panels = part.subplots(len(steps), columns, squeeze=False)
-            for column in range(len(group), columns):
-                for ax in panels[:, column]:
-                    ax.set_axis_off()
-            for ax, label in zip(panels[0], group, strict=False):
-                name, share = label.replace(" | ", " |\n").replace(", ", ",\n"), kept_share(traces[label])
-                ax.set_title(name if share is None else f"{name}\n{100 * share:.1f} % kept", parse_math=False)
-        for row, step in enumerate(steps):
+            panels = part.subplots(len(rows), columns, squeeze=False)
+        for ax in panels[:, len(group) :].flat:
+            ax.set_axis_off()
+        for row, step in enumerate(rows):
             for ax, label in zip(panels[row], group, strict=False):
-                trace = traces[label]
-                if step >= len(trace):
-                    ax.text(0.5, 0.5, "ended", ha="center", va="center", transform=ax.transAxes)
+                if step < len(traces[label]):
+                    kept = kept_of(traces[label])[step]
+                    figures.draw_kept(ax, picture, traces[label].grid.to_map(kept, image, frame))
+                else:
+                    ax.text(0.5, 0.5, "ended", ha="center", va="center", transform=ax.transAxes, fontsize=NAME_SIZE)
                     ax.set(xticks=[], yticks=[])
                     ax.spines[:].set_visible(False)
-                    continue
-                figures.draw_kept(ax, picture, trace.grid.to_map(kept_of(trace)[step], image, frame))
             where = f"{frame_labels(shown)[panel].lower()}, " if len(frames) > 1 else ""
-            panels[row, 0].set_ylabel(f"{where}step {step}", fontsize=8)
-    with figures.style():
-        parts[-1].supxlabel(KEY, fontsize=7)
+            when = f"step {step}" if number < bands else "all steps"
+            panels[row, 0].set_ylabel(f"{where}{when}", fontsize=NAME_SIZE)
+        for ax, label in zip(panels[0], group, strict=False):
+            name, share = label.replace(" | ", " |\n").replace(", ", ",\n"), kept_share(traces[label])
+            told = name if share is None else f"{name}\n{100 * share:.1f} % kept"
+            ax.set_title(told, parse_math=False, fontsize=NAME_SIZE)
+        if number in (0, bands):
+            lettered.append(panels[0, 0])
+    figures.draw_letters(lettered)
+    about = "b: the same set at all steps shown. " if moving and still else ""
+    figures.draw_caption(fig, f"n = 1 sample. {about}{KEY}")
     return fig

@@ -42,7 +42,8 @@ def headline(changes: Changes) -> Figure:
 
 
 def _finish(fig: Figure, panels: np.ndarray, note: str = "") -> None:
-    figures.draw_legend(panels)
+    if any(ax.get_legend_handles_labels()[1] for ax in panels):
+        figures.draw_legend(panels)
     figures.draw_letters(panels)
     figures.draw_caption(fig, note)
 
@@ -63,7 +64,8 @@ def spread(measured: Arms, arms: Sequence[str], by_group: Mapping[str, Change] |
     change = {name: values for name, values in change.items() if len(values)}
     if change:
         reach = max(1, *(int(np.abs(values).max()) for values in change.values()))
-        bins = np.linspace(-reach - 0.5, reach + 0.5, 30)
+        bins = np.arange(-reach - 0.5, reach + 1, max(1, -(-2 * reach // 30)))  # whole tokens
+        bins = np.append(bins, reach + 0.5) if bins[-1] < reach else bins
         level = {"reference": 0, "reference_label": DENSE}
         figures.draw_histogram(first, change, bins, xlabel="pruned minus dense (tokens)", ylabel="pairs", **level)
         most = max(np.histogram(values, bins)[0].max() for values in change.values())
@@ -84,7 +86,8 @@ def spread(measured: Arms, arms: Sequence[str], by_group: Mapping[str, Change] |
         )
         rest[1].set_yticklabels([])
     if change or by_group is not None:
-        _finish(fig, np.atleast_1d(axes))
+        n = " and ".join(dict.fromkeys(f"{len(values):,}" for values in change.values()))
+        _finish(fig, np.atleast_1d(axes), f"Changes of n = {n} pairs that both ended.")
     return fig
 
 
