@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from .checks import check_limits, check_map
 from .style import HEAT_CMAP, style
 
-ON_PICTURE = "each value on the picture's dark to light colours"
+ON_PICTURE = "shown on dark to light ground"
 ATTENTION_UNIT = "attention (share of the step's total)"
 
 
@@ -112,7 +112,7 @@ def draw_colour_bar(
     inches = several[0].figure.bbox.width / several[0].figure.dpi * 0.5 if location == "bottom" else np.inf
     bar.locator = MaxNLocator(int(np.clip(inches / 0.4, 2, 5)))  # a number with its gap is 0.4 inches wide
     bar.update_ticks()
-    bar.set_label(label)
+    bar.set_label(label, fontsize=7 if location == "bottom" else 8)
     if ground is not None:
         # The bar itself can only be one colour per value; the picture over it has all of them.
         x = (
@@ -122,7 +122,7 @@ def draw_colour_bar(
         )
         across = blended if location == "bottom" else blended.transpose(1, 0, 2)[::-1]
         bar.ax.imshow(across, aspect="auto", interpolation="nearest", zorder=0.5, **x)
-        bar.set_label(f"{label}\n{ON_PICTURE}")
+        bar.set_label(f"{label}\n{ON_PICTURE}", fontsize=7 if location == "bottom" else 8)
     bar.outline.set_linewidth(0.4)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
     return bar
 

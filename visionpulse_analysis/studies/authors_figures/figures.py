@@ -54,7 +54,7 @@ def activation_page(
         raise ValueError(f"expected one step and one level at least, got steps {chosen} and levels {list(levels)}")
     image, rows = picture_of(trace), rows_of(trace, layer)
     shown = figures.picture_height(image.shape, 1.08 * DOUBLE / max(3, len(chosen)), 3.5)
-    fig, (top, *bands) = figures.new_page(DOUBLE, [1.9, *(shown + 0.3 for _ in levels)])
+    fig, (top, *bands) = figures.new_page(DOUBLE, [2.4, *(shown + 0.3 for _ in levels)])
     with figures.style():
         curve = top.subplots()
         panels = [band.subplots(1, max(3, len(chosen)), squeeze=False)[0] for band in bands]

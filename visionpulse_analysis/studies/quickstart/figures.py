@@ -31,7 +31,7 @@ def strongest_step(trace: Trace, sample: Sample, layer: int) -> int:
 def step_page(trace: Trace, sample: Sample, layer: int, step: int) -> Figure:
     """Draw one step twice: as a heat map, and with all but the most attended half and tenth of the patches black."""
     image = picture_of(trace)
-    fig, (band,) = figures.new_page(DOUBLE, [figures.picture_height(image.shape, DOUBLE / 3, 4) + 0.75])
+    fig, (band,) = figures.new_page(DOUBLE, [figures.picture_height(image.shape, DOUBLE / 3, 4) + 0.9])
     with figures.style():
         left, right = band.subfigures(1, 2, width_ratios=[1, 2], squeeze=False)[0]
         panels = right.subplots(1, len(PERCENTILES))
@@ -77,7 +77,7 @@ def quickstart_page(trace: Trace, sample: Sample, layer: int, *, text_below: flo
     shape, half = picture_of(trace).shape, DOUBLE / 2.45  # inches for the picture
     answer = trace.answer or ("none" if trace.meta.get("finished") else "none within the limit of tokens")
     asked, answered = (
-        figures.fit_text(text, 72 * half, most_lines=3) for text in (trace.question, f"answer: {answer}")
+        figures.fit_text(text, 72 * half - 26, most_lines=3) for text in (trace.question, f"answer: {answer}")
     )
     title = f"{asked}\n{answered}"
     strip = figures.token_strip_height(trace.tokens, DOUBLE - 0.1, steps, ROWS)
