@@ -225,7 +225,7 @@ def _compose(trace, picture: np.ndarray | None, asked: View, shown: _Shown) -> F
 
     veil[:, 3] *= opacity(shown.values[here])
     _draw_patches(axes[0], picture, boxes, facecolors=veil)
-    figures.draw_colour_bar(axes[0], label=shown.unit, opacity=opacity, ground=picture, **scale)
+    figures.draw_colour_bar(axes[0], label=shown.unit, opacity=opacity, ground=None if asked.bare else picture, **scale)
     panel = f", {frame_labels(trace)[asked.panel].lower()}" if len(grid.frames) > 1 or without_map(trace) else ""
     title = f"step {shown.step}: {figures.token_label(shown.tokens[shown.step])}\n{shown.where}{panel}"
     with figures.style():

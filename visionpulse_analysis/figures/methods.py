@@ -54,7 +54,7 @@ METHODS: dict[str, Look] = {
         Look("ZSPAPrune", _ORANGE, "D"),
         Look("CoViPAL", _PINK, "s"),
         Look("relevance CNN", _SKY, "D"),
-        Look("DyVTE", _PINK, "h"),
+        Look("DyVTE", _ORANGE, "h"),
         Look("VTW", _AMBER, "X"),
         Look("ShortV", _SKY, "p"),
         Look("VisiPruner", _GREEN, "h"),
