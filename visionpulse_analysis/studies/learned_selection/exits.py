@@ -37,7 +37,7 @@ class Exits:
     """Gates and free exits of scenes of their own, and answers of the samples.
 
     free : bool [pair, gate], whether text could do without the image after that layer. told : label -> bool [pair,
-    gate], what gates say. image, task : int [pair]. arms : of decoding, VTW at each layer among them.
+    gate], what gates say. image, task : int [pair]. arms : of decoding, VTW among them.
     """
 
     free: np.ndarray
@@ -92,7 +92,7 @@ def measure_exits(vlm: VLM, samples: Sequence[Sample], images: int, *, seed: int
         with torch.no_grad():
             told[label] = exits.leaving(gates, text).numpy()  # pyright: ignore[reportArgumentType]
     pruners = {label: make_pruner("dyvte", head=name) for label, name in HEADS.items()}
-    pruners |= {f"VTW {layer}": make_pruner("vtw", layer=layer) for layer in range(5, vlm.n_layers)}
+    pruners["VTW"] = make_pruner("vtw", layer=vlm.n_layers - 2)
     free = torch.cat([part.free for part in parts]).numpy()
     number = np.arange(len(free))
     return Exits(
@@ -137,7 +137,7 @@ def verdicts(study: Exits) -> str:
     lines.append(
         f"Of {len(best)} gates with questions of both kinds, {len(above)} have an interval of balanced accuracy above "
         f"one half (each interval by itself); by the last gate {100 * study.left(TRAINED)[-1]:.0f} % of the images "
-        "have left. A gate in prefill reads what the prompt knows; which rows and columns an answer will need is read "
-        "at the steps that name them."
+        "have left. Whether an exit is free shows at the words that are read off the image, and these come after all "
+        "that a gate in prefill reads."
     )
     return "\n".join(f"- {line[0].upper()}{line[1:]}" for line in lines)

@@ -47,7 +47,7 @@ CNN = {
     "raw attention, layer 0": "relevance_cnn(head='raw')",
     "raw attention, layer 4": "relevance_cnn(head='raw', layer=4)",
 }
-ORACLE_TOKENS = 16  # of the dense answer, whose relevance the oracle follows
+ORACLE_TOKENS = 8  # of the dense answer, whose relevance the oracle follows
 FIRST_SIZE_SEED = 20_000_000  # scenes of other sizes: no other study's, and none that anything was trained on
 EVERYWHERE = (*ANYWHERE, GUIDE, ORACLE, TRUTH)  # what is decoded at every budget
 
@@ -108,15 +108,15 @@ class Learned:
 
     @property
     def judged(self) -> dict[tuple[str, str], Claim]:
-        """Differences in accuracy that sentences speak of, adjusted as one family: (arm, over)."""
+        """Differences in accuracy that sentences speak of, those of each system adjusted as one family: (arm, over)."""
         here = [at_budget(COVIPAL, self.compared)]
         others = ["random", "FastV", "DivPrune", GUIDE, ORACLE, TRUTH, *STAGES, NO_QUESTION, OTHER_QUESTION]
         pairs = [(here[0], other) for other in self.at_compared(others)]
         first, fourth = self.at_compared(["CNN, layer 0", "CNN, layer 4"])
         raw, raw_fourth = self.at_compared(["raw attention, layer 0", "raw attention, layer 4"])
         against = self.at_compared(["random", "CNN, untrained", "CNN, shuffled labels", ORACLE])
-        pairs += [(first, other) for other in (raw, *against)] + [(fourth, raw_fourth), (fourth, first)]
-        return self.arms.judge_accuracy(pairs)
+        networks = [(first, other) for other in (raw, *against)] + [(fourth, raw_fourth), (fourth, first)]
+        return self.arms.judge_accuracy(pairs) | self.arms.judge_accuracy(networks)
 
     def numbers(self) -> dict[str, Any]:
         """Every arm, with what it holds, and what is judged, JSON-ready."""
@@ -293,7 +293,7 @@ def by_size(
             scores[COVIPAL] = scored(scorer, pairs, torch.arange(len(pairs)))
         k = torch.full((len(pairs),), max(1, round(share * pairs.named.shape[1])))
         for label, one in scores.items():
-            held = cluster_bootstrap(*_known(recall(top_k(one, k), pairs), pairs.image.numpy()), method="studentized")
+            held = cluster_bootstrap(*_known(recall(top_k(one, k), pairs), pairs.image.numpy()))
             found.setdefault(label, {})[pairs.named.shape[1]] = held
     return found
 
@@ -317,4 +317,4 @@ def _known(values: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _mean(values: np.ndarray) -> Estimate:
-    return cluster_bootstrap(*_known(values, np.arange(len(values))), method="studentized")
+    return cluster_bootstrap(*_known(values, np.arange(len(values))))
