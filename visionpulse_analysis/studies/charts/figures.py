@@ -42,9 +42,9 @@ def draw_horizon(ax: Axes, study: Charts) -> Axes:
     """Draw the accuracy of words by the layer from which text does not see the image; bands would hide one another."""
     for kind, curve in study.horizon.items():
         figures.draw_line_band(ax, range(len(curve)), [one.value for one in curve], label=kind)
-    ax.set(xlabel="image cut off from layer", ylabel="words predicted right", ylim=(0, 1.02))
+    ax.set(xlabel="cut off from layer", ylabel="words predicted right", ylim=(0, 1.02))
     layers = len(next(iter(study.horizon.values())))
-    ax.set_xticks(range(layers), [*map(str, range(layers - 1)), "un-\ncut"])
+    ax.set_xticks(range(layers), [*map(str, range(layers - 1)), "all"])
     return ax
 
 
@@ -73,8 +73,6 @@ def draw_arms(ax: Axes, study: Charts) -> Axes:
     known = {name: one for name, one in changes.items() if one.truth is not None and name != DENSE}
     named = {f"{name} (kept {100 * one.retention:.1f} %)": one.truth.accuracy for name, one in known.items()}
     dense = changes[DENSE].truth
-    figures.draw_estimates(
-        ax, named, reference=dense.accuracy.value, reference_label="dense", xlabel="accuracy of generated answers"
-    )
+    figures.draw_estimates(ax, named, reference=dense.accuracy.value, reference_label="dense", xlabel="accuracy")
     ax.set_xlim(-0.02, 1.02)
     return ax
