@@ -136,6 +136,6 @@ def test_without_known_answers_lengths_and_what_was_cut_off_are_drawn(vlm, tmp_p
     for ended in (True, False):
         fig = rivals_frontier.frontier_figure(ending(found, [ended, ended]))
         panels = [ax for ax in fig.axes if ax.axison]
-        assert len(panels) == 2 * len(SHOWN) and panels[0].get_ylabel() == "length, both ended (%)"
+        assert len(panels) == 2 * len(SHOWN) and panels[0].get_ylabel() == "length (%)"
         lengths, cut = (drawn(panel(fig, rivals.STALE, row, measures=2), "last step only") for row in (0, 1))
         assert len(lengths) == (2 if ended else 0) and [y for _, y, *_ in cut] == [0 if ended else 100] * 2

@@ -16,9 +16,15 @@ _AMBER, _SKY, _BLACK, _GREY = "#E69F00", "#56B4E9", "#000000", "#6e6e6e"
 
 @dataclass(frozen=True)
 class Look:
-    """What a method is called and drawn with: `colour` and `marker` as matplotlib takes them.
+    """What a method is called and drawn with.
 
-    `hollow` markers are of a method's own, or published, setting beside the same budget as others.
+    Parameters
+    ----------
+    label : str
+    colour, marker : str
+        As matplotlib takes them.
+    hollow : bool
+        Whether markers are empty: a method's published setting, beside the budgets of others.
     """
 
     label: str

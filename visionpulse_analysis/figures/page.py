@@ -127,6 +127,17 @@ def picture_height(shape: Sequence[int], width: float, most: float = 3.0) -> flo
     """Inches of height for a picture of `shape` (row_px, col_px, ...) in so many inches of width: no hair and no tower.
 
     A picture is drawn in its own shape; a tall one is narrower than its place.
+
+    Parameters
+    ----------
+    shape : sequence of int
+    width, most : float
+        Inches of the place, and the greatest height.
+
+    Returns
+    -------
+    float
+        Inches, at least 0.3.
     """
     return float(np.clip(width * shape[0] / shape[1], 0.3, most))
 
@@ -174,7 +185,13 @@ def draw_letters(panels: Sequence[Axes | Sequence[Axes]] | np.ndarray) -> None:
 
 
 def note_estimates(ax: Axes, estimates: Iterable[Estimate]) -> None:
-    """Remember what was drawn with its interval: `draw_caption` tells of it."""
+    """Remember what was drawn with its interval: `draw_caption` tells of it.
+
+    Parameters
+    ----------
+    ax : Axes
+    estimates : iterable of Estimate
+    """
     _drawn.setdefault(ax, []).extend(estimates)
 
 

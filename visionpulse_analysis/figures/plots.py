@@ -292,7 +292,17 @@ def draw_frontier(
 
 
 def draw_reference(ax: Axes, value: float, label: str, *, upright: bool = False) -> None:
-    """Draw a dashed grey line across the Axes at a value, and name it for `draw_legend`."""
+    """Draw a dashed grey line across the Axes, and name it for `draw_legend`.
+
+    Parameters
+    ----------
+    ax : Axes
+    value : float
+        Where it lies, in the unit of its axis.
+    label : str
+    upright : bool
+        At a value of x, not of y.
+    """
     line = {"color": GREY, "linewidth": 0.8, "linestyle": "--", "zorder": 1, "label": label}
     (ax.axvline if upright else ax.axhline)(value, **line)
 

@@ -173,6 +173,20 @@ def fit_text(text: str, width: float, *, size: float = 8, most_lines: int | None
     Space and line breaks of the text become single spaces; a word longer than a line, as in languages without spaces,
     is broken anywhere.
 
+    Parameters
+    ----------
+    text : str
+    width : float
+        Points, 1/72 inch.
+    size : float
+        Of the letters, in points.
+    most_lines : int, optional
+        At least 1; by default as many as it takes.
+
+    Returns
+    -------
+    str
+
     Examples
     --------
     >>> fit_text("a question\\n\\nof the user", 60, most_lines=2)
