@@ -208,7 +208,10 @@ class TestCoViPAL:
                 hidden = scenes.model(**scenes.family.batch([prompt], 0), output_hidden_states=True).hidden_states[0][0]
             end = len(prompt.ids) - 4
             words = hidden[end - len(text.split()) : end]
-            found = slow_scores(load_head(Scorer, "covipal", scenes.weights_hash), hidden[prompt.grid.position], words)
+            scorer, patches = load_head(Scorer, "covipal", scenes.weights_hash), hidden[prompt.grid.position]
+            found = slow_scores(scorer, patches, words)
+            there = torch.ones(1, len(patches), dtype=torch.bool), torch.ones(1, len(words), dtype=torch.bool)
+            assert scorer(patches[None], words[None], *there)[0].numpy() == pytest.approx(found, rel=1e-3, abs=1e-3)
             assert set(np.flatnonzero(trace.kept.values[0])) == set(np.argsort(-found)[: round(0.2 * 64)])
 
     def test_stored_scores_are_those_of_the_weights_and_untrained_ones_are_far_from_them(self, scenes):

@@ -27,7 +27,8 @@ from visionpulse_analysis.studies.shared.arms import Arms, measure_arms
 from visionpulse_analysis.studies.step_dependence.named_objects import NamedObjects
 from visionpulse_analysis.testbed.heads.pairs import Pairs, joined, make_pairs, questions_of, see
 from visionpulse_analysis.testbed.heads.selection import scored
-from visionpulse_analysis.testbed.scenes.questions import TASKS
+from visionpulse_analysis.testbed.scenes.questions import TASKS, Question
+from visionpulse_analysis.testbed.scenes.scene import Scene
 
 COVIPAL, GUIDE, TRUTH, ORACLE = "CoViPAL", "question's attention, guidance layer", "truth", "oracle"
 ANYWHERE = {COVIPAL: "covipal", "FastV": "fastv", "DivPrune": "divprune", "random": "fastv(layer=0)"}
@@ -176,7 +177,9 @@ def pairs_of_samples(vlm: VLM, samples: Sequence[Sample], at_once: int = 8) -> P
 
     Raises ValueError where a sample has no scene with a known answer, or sizes differ.
     """
-    known = [(one.scene, [one.truth]) for one in samples if one.scene is not None and one.truth is not None]
+    known = [
+        (one.scene, [one.truth]) for one in samples if isinstance(one.scene, Scene) and isinstance(one.truth, Question)
+    ]
     if len(known) < len(samples) or len({scene.cells for scene, _ in known}) > 1:
         raise ValueError("expected samples that are scenes of one size with known answers; take those of scene_samples")
     return joined([see(vlm, known[start : start + at_once], 0) for start in range(0, len(known), at_once)])
@@ -251,7 +254,7 @@ def by_layer(vlm: VLM, study: Learned) -> Layers:
 
 def correlation(scores: torch.Tensor, relevance: np.ndarray) -> np.ndarray:
     """Spearman's rank correlation of two values of each patch: float [pair], NaN where one is constant."""
-    return np.array([spearmanr(a, b).statistic for a, b in zip(scores.numpy(), relevance, strict=True)])
+    return np.array([spearmanr(a, b)[0] for a, b in zip(scores.numpy(), relevance, strict=True)])
 
 
 def cnn_scores(vlm: VLM, name: str, pairs: Pairs) -> torch.Tensor:
@@ -300,7 +303,7 @@ def by_size(
 
 def kept_by_question(vlm: VLM, sample: Sample, share: float) -> dict[str, np.ndarray]:
     """What CoViPAL keeps of a sample's scene for a question of each task: text -> bool [patch]."""
-    if sample.scene is None:
+    if not isinstance(sample.scene, Scene):
         raise ValueError(f"sample {sample.id!r} is no scene")
     asked = questions_of(sample.scene, len(TASKS))
     pairs = see(vlm, [(sample.scene, asked)], 0)

@@ -136,11 +136,8 @@ def rival_arms(budgets: Sequence[float], basis: Basis) -> dict[str, dict[str, Pr
     arms: dict[str, dict[str, Pruner]] = {}
     for label, rival in all_rivals().items():
         kind = list_pruners().get(rival.name)
-        if (
-            kind is not None
-            and issubclass(kind, Learned)
-            and (basis.vlm is None or not kind().serves(basis.vlm.weights_hash))
-        ):  # pyright: ignore[reportCallIssue]
+        asked = make_pruner(rival.name) if kind is not None and issubclass(kind, Learned) else None
+        if isinstance(asked, Learned) and (basis.vlm is None or not asked.serves(basis.vlm.weights_hash)):
             continue
         found = {arm_name(label, budget): matched_pruner(rival, budget, basis) for budget in budgets}
         arms[label] = {name: pruner for name, pruner in found.items() if pruner is not None}
