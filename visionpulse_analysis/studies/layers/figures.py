@@ -54,7 +54,7 @@ def _mean_of(maps: LayerMaps) -> str:
 
 def anchors_page(anchors: Anchors, horizon: dict[str, list[Estimate]] | None = None) -> Figure:
     """Make the headline: what pruning at each layer does, what it is worth, and where the image is read."""
-    fig, axes = figures.new_figure(figures.DOUBLE, 4.4, 2, 2)
+    fig, axes = figures.new_figure(figures.DOUBLE, 5.2, 2, 2)
     draw_changes(axes[0, 0], anchors)
     draw_needed(axes[0, 1], anchors)
     draw_overlap(axes[1, 0], anchors)
@@ -82,7 +82,7 @@ def draw_changes(ax: Axes, anchors: Anchors) -> Axes:
 def draw_needed(ax: Axes, anchors: Anchors) -> Axes:
     """Draw the smallest share of the patches that leaves the next-token distribution as it was."""
     figures.draw_curve(ax, anchors.layers, anchors.needed, f"within {anchors.level:g} nats of dense")
-    ax.set(xlabel="pruned from layer", ylabel="patches needed (mean share)", ylim=(0, 1))
+    ax.set(xlabel="pruned from layer", ylabel="patches needed (share)", ylim=(0, 1))
     return ax
 
 
