@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 SWITCH = "VISIONPULSE_PROGRESS"  # 0: no bar anywhere; 1: also where nobody seems to look
 DELAY = 2.0  # seconds: what is over before never shows a bar
 DRAWN_ANEW = ("trace",)  # a measurement is not disturbed by drawing
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 _open: list[tuple[Any, str]] = []  # the bar that is shown, and what it counts
 
 

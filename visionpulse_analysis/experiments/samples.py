@@ -7,24 +7,25 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from visionpulse_analysis._util.files import visible_files
 from visionpulse_analysis._util.ledger import note
 from visionpulse_analysis.media.images import read_image
-from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.testbed.charts.chart import Chart
 from visionpulse_analysis.testbed.charts.chart import generate as generate_chart
 from visionpulse_analysis.testbed.charts.drawing import render
-from visionpulse_analysis.testbed.charts.evaluation import speaks_of_charts
 from visionpulse_analysis.testbed.charts.questions import TASKS as CHART_TASKS
 from visionpulse_analysis.testbed.charts.questions import ask as ask_chart
 from visionpulse_analysis.testbed.charts.questions import can_ask
 from visionpulse_analysis.testbed.scenes.questions import TASKS, Question, ask
 from visionpulse_analysis.testbed.scenes.scene import Scene, generate
 from visionpulse_analysis.testbed.truth import Asked, Picture
+
+if TYPE_CHECKING:
+    from visionpulse_analysis.models.loading import VLM
 
 REDRAWN = 64  # seeds of a chart that must carry a task; the rarest is carried by two charts of five
 FIRST_STUDY_SEED = 10_000_000  # neither evaluation (small) nor training (large) scenes
@@ -77,6 +78,8 @@ def chart_samples(n: int, *, seed: int = 0, side: int = 24, tasks: tuple[str, ..
 
 def generated_samples(vlm: VLM, n: int, *, seed: int = 0) -> list[Sample]:
     """Draw ``n`` pictures with questions of the world that a model was trained on: charts or, by default, scenes."""
+    from visionpulse_analysis.testbed.charts.evaluation import speaks_of_charts  # imports torch
+
     return chart_samples(n, seed=seed) if speaks_of_charts(vlm) else scene_samples(n, seed=seed)
 
 

@@ -16,7 +16,8 @@ from functools import cached_property
 from typing import Protocol
 
 import numpy as np
-import torch
+
+from visionpulse_analysis._util.later import torch
 
 PATCH = 8  # pixels per patch side, in every world
 
