@@ -144,7 +144,7 @@ def decode(
         "meta": trace.meta,
         "page": None if explore is None else str(explore),
     }
-    show(result, as_json, f"{trace.thinking}\n{trace.answer}")
+    show(result, as_json, f"{trace.thinking}\n{trace.answer}\n{trace.meta.get('unlike_training', '')}".rstrip("\n"))
 
 
 @command(app)

@@ -278,6 +278,7 @@ def _meta(
         **({"prompt_options": prompt.options.to_dict()} if prompt.options.to_dict() else {}),
         **({"videos": prompt.videos} if prompt.videos else {}),
         **({"map": prompt.map} if prompt.map else {}),
+        **({"unlike_training": unlike} if (unlike := vlm.unlike_training(prompt.images)) else {}),
         **provenance(vlm, options, seed, options.max_new_tokens, weights),
         **({"generation": applied} if applied else {}),
         **({"generation_left_out": left_out} if left_out else {}),

@@ -243,8 +243,9 @@ def _compose(trace, picture: np.ndarray | None, asked: View, shown: _Shown) -> F
     given = {"label": drawn.label, "cursor": drawn.cursor, "moments": drawn.moments, "methods": shown.methods}
     figures.draw_step_curves(curve, drawn.lines, drawn.tokens, **given)
     if len(drawn.lines) > 1 and drawn.by_step:
-        curve.set_xlabel(f"step; the traces share too few tokens to be aligned (tokens: {list(drawn.lines)[shown.of]})")
+        curve.set_xlabel(f"step, tokens of {list(drawn.lines)[shown.of]}\n(the traces share too few to be aligned)")
     figures.draw_letters([*axes, curve])
+    figures.draw_caption(fig, trace.meta.get("unlike_training", ""))
     return fig
 
 

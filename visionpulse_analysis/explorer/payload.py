@@ -88,7 +88,7 @@ def pack(trace, *pruned, max_bytes: int = 3_000_000, layer: int | None = None, s
     shown = [layer for layer in about["stored"] if layer != MEAN]
     for header, one, recorded in zip(payload["traces"], traces, each, strict=True):
         header |= {"recorded": recorded, "visible": _visible(one, shown)}
-    notes = [note for note in (*about["notes"], *picture_notes) if note]
+    notes = [note for note in (trace.meta.get("unlike_training"), *about["notes"], *picture_notes) if note]
     payload |= {**about, "layers": shown, "recorded_layers": len(layers), "notes": notes}
     return payload
 

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import (
@@ -40,6 +41,7 @@ from visionpulse_analysis.models.families import (
 )
 from visionpulse_analysis.models.finding import BUNDLED, no_model, place_of
 from visionpulse_analysis.models.generation_config import Generation
+from visionpulse_analysis.models.picture_kind import unlike_training
 from visionpulse_analysis.models.processors import (
     explain_own_code,
     load_stills,
@@ -185,6 +187,10 @@ class VLM:
     def decoder(self) -> Decoder:
         """Turns tokens into the pieces of a text."""
         return Decoder(self.tokenizer)
+
+    def unlike_training(self, images: Sequence[np.ndarray]) -> str | None:
+        """Say that such pictures are not what the model was trained on; see :func:`unlike_training`."""
+        return unlike_training(getattr(self.model.config, "visionpulse_pictures", None), images)
 
     @property
     def weights_hash(self) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.testbed.scenes.horizon import reading_horizon
+from visionpulse_analysis.testbed.scenes.scene import COLOURS
 from visionpulse_analysis.testbed.training.batches import ALL_TASKS, LANGUAGE, make_batch, make_drill
 from visionpulse_analysis.testbed.training.evaluation_set import VALIDATION_SEED, build_items
 from visionpulse_analysis.testbed.training.model import build_model
@@ -45,6 +46,11 @@ class World(Protocol):
         """How the weights of a published model are stored; it computes in float32."""
         ...
 
+    @property
+    def pictures(self) -> dict[str, Any]:
+        """What its pictures are made of, as the configuration of its model states it (`unlike_training`)."""
+        ...
+
     def build(self, seed: int) -> Any:
         """A freshly initialised model."""
         ...
@@ -75,6 +81,11 @@ class Scenes:
     language = LANGUAGE
     stored = torch.float32
     shown = (*ALL_TASKS, "row", "column", "verdict")
+    pictures: ClassVar = {
+        "what": "generated scenes of coloured shapes",
+        "paper": [217, 247],
+        "colours": [list(colour) for colour in COLOURS.values()],
+    }
 
     def build(self, seed: int):
         return build_model(seed)

@@ -314,7 +314,7 @@ class Trace:
             "model": str(self.meta.get("model", "unknown")),
             "pruner": pruner_text(self.meta.get("pruner")),
             **{name: str(self.meta.get(name, "unknown")) for name in ("finished", "complete")},
-            **({"map": str(self.meta["map"])} if "map" in self.meta else {}),
+            **{name: str(self.meta[name]) for name in ("map", "unlike_training") if name in self.meta},
         }
         image = self.images[0] if self.images else None
         mass = self.mass.mean([dim for dim in self.mass.dims if dim != "step"]).values.tolist()

@@ -64,7 +64,8 @@ def questions_page(traces: Sequence[Trace], samples: Sequence[Sample], layer: in
 
 
 def _about(trace: Trace, layer: int) -> str:
-    return f"n = 1 trace of {len(trace):,} steps, attention in layer {layer}."
+    said = f"n = 1 trace of {len(trace):,} steps, attention in layer {layer}. "
+    return said + trace.meta.get("unlike_training", "")
 
 
 def quickstart_page(trace: Trace, sample: Sample, layer: int, *, text_below: float = 0.5) -> Figure:

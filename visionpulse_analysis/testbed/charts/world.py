@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from visionpulse_analysis.models.loading import VLM
-from visionpulse_analysis.testbed.charts.chart import Chart, generate
+from visionpulse_analysis.testbed.charts.chart import COLOURS, Chart, generate
 from visionpulse_analysis.testbed.charts.dense import DENSE, practise
-from visionpulse_analysis.testbed.charts.drawing import render
+from visionpulse_analysis.testbed.charts.drawing import INK, render
 from visionpulse_analysis.testbed.charts.evaluation import read_words
 from visionpulse_analysis.testbed.charts.language import LANGUAGE
 from visionpulse_analysis.testbed.charts.plan import FIRST_TRAINING_SEED, MOST_IMAGES, PLAN, ChartStage
@@ -34,6 +35,11 @@ class Charts:
     language = LANGUAGE
     stored = torch.bfloat16
     shown = ("see letter", "see top", "place", "label", "tick", "part", "over", "glance", *TASKS)
+    pictures: ClassVar = {
+        "what": "generated charts",
+        "paper": [222, 255],
+        "colours": [list(colour) for colour in (*COLOURS.values(), INK)],
+    }
 
     def build(self, seed: int):
         """A freshly initialised model."""

@@ -34,6 +34,7 @@ def publish(trainer: Trainer, folder: str | Path) -> None:
     save_bundle(model, folder, **bundled)
     horizon = world.horizon(load(str(folder), device=trainer.device), ANCHOR_PICTURES)
     model.config.visionpulse_anchor = reading_anchor(horizon)
+    model.config.visionpulse_pictures = world.pictures
     save_bundle(model, folder, **bundled)
     trainer.keep_beside(folder)
     packages = ("torch", "transformers", "visionpulse_analysis")
