@@ -37,9 +37,8 @@ def check_page(fig: Figure, *, letters: int | None = None) -> None:
 
 def _is_reference(line: Line2D) -> bool:
     """Whether a line runs across its axes, as axhline and axvline do."""
-    return ([*line.get_xdata()] == [0, 1] and line.get_transform() != line.axes.transData) or (
-        [*line.get_ydata()] == [0, 1] and line.get_transform() != line.axes.transData
-    )
+    ends = [np.asarray(of_axis).tolist() for of_axis in line.get_data()]
+    return line.axes is not None and [0, 1] in ends and line.get_transform() != line.axes.transData
 
 
 def _check_method(line: Line2D) -> None:
@@ -58,7 +57,7 @@ def _check_boxes(fig: Figure, panels: list[Axes]) -> None:
 
     def add(text: Text) -> None:
         if text.get_text().strip() and text.get_visible():
-            assert text.get_fontsize() >= SMALLEST, (text.get_text(), text.get_fontsize())
+            assert float(text.get_fontsize()) >= SMALLEST, (text.get_text(), text.get_fontsize())
             boxes.append((text.get_text(), Text.get_window_extent(text)))
 
     for ax in panels:

@@ -21,7 +21,7 @@ from visionpulse_analysis.studies.shared.readme_table import BEGIN, END, between
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "docs"))  # how the site is built
-import build  # noqa: E402
+import build  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")] + sorted((ROOT / "docs").glob("*.md"))
 # What each page's blocks of Python, then its commands, have made; prompts.md and the pruner have tests of their own.

@@ -68,12 +68,12 @@ def test_their_own_pictures_are_known_also_as_jpeg_and_at_other_sizes(world):
     ],
 )
 def test_other_pictures_are_told(world, image):
-    assert "not of the kind" in unlike_training(KINDS[world], [image])
+    assert "not of the kind" in (unlike_training(KINDS[world], [image]) or "")
 
 
 def test_of_several_pictures_the_strange_ones_are_named_and_other_models_say_nothing():
     own = drawn("scenes", 1)
-    assert "number 2, 3 is" in unlike_training(KINDS["scenes"], [own, photograph(), photograph(1)])
+    assert "number 2, 3 is" in (unlike_training(KINDS["scenes"], [own, photograph(), photograph(1)]) or "")
     assert unlike_training(None, [photograph()]) is None
 
 

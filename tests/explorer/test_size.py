@@ -65,7 +65,9 @@ def test_what_is_left_out_names_the_option_that_keeps_it(nine_layers):
     heads = make_trace(steps=120, rows=16, cols=16, layers=(0, 1), heads=tuple(range(8)))
     for trace, asked in ((nine_layers, 420_000), (nine_layers, 1), (heads, 350_000)):
         small = pack(trace, max_bytes=asked)
-        enough = int(re.search(r"max_bytes=([\d_]+) in vpa.explore, or --max-bytes", small["notes"][-1])[1])
+        told = re.search(r"max_bytes=([\d_]+) in vpa.explore, or --max-bytes", small["notes"][-1])
+        assert told is not None
+        enough = int(told[1])
         whole = pack(trace, max_bytes=enough)
         assert whole["notes"] == [] and whole["layers"] == trace.layers and whole["heads"] == trace.heads
     with pytest.raises(ValueError, match="mean of the layers is not in the page"):

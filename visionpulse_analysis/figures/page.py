@@ -155,7 +155,7 @@ def draw_letters(panels: Sequence[Axes | Sequence[Axes]] | np.ndarray) -> None:
     first = [ax for ax in first if ax.get_visible() and (ax.axison or ax.has_data() or ax.texts)]
     if len(first) < 2:
         return
-    root = first[0].get_figure(root=True)
+    root: Any = first[0].get_figure(root=True)
     lay_out(root)
     for letter, ax in zip(ascii_lowercase, first, strict=False):
         ax.apply_aspect()  # a tall picture is narrower than its place

@@ -76,7 +76,7 @@ def draw_line_band(
     look = look or Look(label or "", colour or "", "o")  # no colour: the next of the palette
     # Points get markers while they can be told apart.
     marker = look.marker if (len(x) <= 40 or markevery) and not dashed else ""
-    name = {"label": look.label or None, "color": colour or look.colour or None}
+    name: dict[str, Any] = {"label": look.label or None, "color": colour or look.colour or None}
     (line,) = ax.plot(x, y, marker=marker, markersize=3, markevery=markevery, linestyle="--" if dashed else "-", **name)
     if ends is not None:
         ax.fill_between(x, *ends, color=line.get_color(), alpha=0.2, linewidth=0)
@@ -272,7 +272,7 @@ def draw_frontier(
     for place, (name, (x, y, low, high)) in enumerate(lines.items()):
         one, bars = look(name), [y - low, high - y]
         moved = x * (1 + APART * (place - (len(lines) - 1) / 2))
-        hollow = {"markerfacecolor": "white"} if one.hollow else {}
+        hollow: dict[str, Any] = {"markerfacecolor": "white"} if one.hollow else {}
         drawn = ax.errorbar(
             moved, y, yerr=bars, label=one.label, color=one.colour, marker=one.marker, linewidth=1, elinewidth=0.7,
             capsize=0, clip_on=False, **hollow,

@@ -1,6 +1,7 @@
 """From values to colours: limits, colours with opacity, the colour bar."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -115,13 +116,13 @@ def draw_colour_bar(
     bar.set_label(label, fontsize=7 if location == "bottom" else 8)
     if ground is not None:
         # The bar itself can only be one colour per value; the picture over it has all of them.
-        x = (
+        place: dict[str, Any] = (
             {"extent": (vmin, vmax, 0, 1), "origin": "lower"}
             if location == "bottom"
             else {"extent": (0, 1, vmin, vmax)}
         )
         across = blended if location == "bottom" else blended.transpose(1, 0, 2)[::-1]
-        bar.ax.imshow(across, aspect="auto", interpolation="nearest", zorder=0.5, **x)
+        bar.ax.imshow(across, aspect="auto", interpolation="nearest", zorder=0.5, **place)
         bar.set_label(f"{label}\n{ON_PICTURE}", fontsize=7 if location == "bottom" else 8)
     bar.outline.set_linewidth(0.4)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
     return bar

@@ -249,7 +249,7 @@ def _pieces(tokens: Sequence[str], width: float, marked: Collection[int], most_r
 
     def near(reach: int) -> list[Piece]:
         centres = np.array([0, len(tokens) - 1, *marked])
-        shown = (np.abs(np.arange(len(tokens))[:, None] - centres) <= reach).any(axis=1)
+        shown = np.abs(np.arange(len(tokens))[:, None] - centres).min(axis=1) <= reach
         pieces: list[Piece] = []
         for step, token in enumerate(tokens):
             if shown[step]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -48,16 +49,28 @@ def parts_said(picture: Picture, question: Asked | None, tokens: Sequence[str], 
 def detours(picture: Picture, question: Asked, words: Sequence[str]) -> int:
     """How many inspections of a trace went to things of the picture that the question is not about."""
     if isinstance(picture, Chart):
-        sought = {picture.labels[mark] for mark in question.marks} if picture.labels else set()
+        sought = {picture.labels[mark] for mark in asked_of_chart(question).marks} if picture.labels else set()
         said = scenes.words_of(words)
         seen = [label for see, label in pairwise(said) if see == "see" and label in picture.labels]
         return sum(label not in sought for label in seen)
-    return scenes.detours(picture, question, words)
+    return scenes.detours(picture, asked_of_scene(question), list(words))
 
 
-def _annotated(picture: Picture, question: Asked | None, tokens: Sequence[str]):
+def asked_of_chart(question: Asked | None) -> of_charts.Question:
+    """The same question, of a chart; ValueError where it is none."""
+    if not isinstance(question, of_charts.Question):
+        raise ValueError(f"what a trace about a chart says is known for its own questions, got {question!r}")
+    return question
+
+
+def asked_of_scene(question: Asked | None) -> of_scenes.Question:
+    """The same question, of a scene; ValueError where it is none."""
+    if not isinstance(question, of_scenes.Question):
+        raise ValueError(f"what a trace about a scene says is known for its own questions, got {question!r}")
+    return question
+
+
+def _annotated(picture: Picture, question: Asked | None, tokens: Sequence[str]) -> list[Any]:
     if isinstance(picture, Chart):
-        if not isinstance(question, of_charts.Question):
-            raise ValueError(f"what a trace about a chart says is known for its own questions, got {question!r}")
-        return charts.annotate(picture, question, tokens)
+        return charts.annotate(picture, asked_of_chart(question), tokens)
     return scenes.annotate(picture, list(tokens))

@@ -46,10 +46,8 @@ class World(Protocol):
         """How the weights of a published model are stored; it computes in float32."""
         ...
 
-    @property
-    def pictures(self) -> dict[str, Any]:
-        """What its pictures are made of, as the configuration of its model states it (`unlike_training`)."""
-        ...
+    pictures: ClassVar[dict[str, Any]]
+    """What its pictures are made of, as the configuration of its model states it (`unlike_training`)."""
 
     def build(self, seed: int) -> Any:
         """A freshly initialised model."""
@@ -81,7 +79,7 @@ class Scenes:
     language = LANGUAGE
     stored = torch.float32
     shown = (*ALL_TASKS, "row", "column", "verdict")
-    pictures: ClassVar = {
+    pictures: ClassVar[dict[str, Any]] = {
         "what": "generated scenes of coloured shapes",
         "paper": [217, 247],
         "colours": [list(colour) for colour in COLOURS.values()],

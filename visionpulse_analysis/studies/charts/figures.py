@@ -70,9 +70,13 @@ def draw_needed(ax: Axes, study: Charts) -> Axes:
 def draw_arms(ax: Axes, study: Charts) -> Axes:
     """Draw the accuracy of every arm of the charts, with the share of patches it keeps; dense is a line."""
     changes = study.findings[0].arms.changes
-    known = {name: one for name, one in changes.items() if one.truth is not None and name != DENSE}
-    named = {f"{name} (kept {100 * one.retention:.1f} %)": one.truth.accuracy for name, one in known.items()}
+    named = {
+        f"{name} (kept {100 * one.retention:.1f} %)": one.truth.accuracy
+        for name, one in changes.items()
+        if one.truth is not None and name != DENSE
+    }
     dense = changes[DENSE].truth
-    figures.draw_estimates(ax, named, reference=dense.accuracy.value, reference_label="dense", xlabel="accuracy")
+    level = np.nan if dense is None else dense.accuracy.value
+    figures.draw_estimates(ax, named, reference=level, reference_label="dense", xlabel="accuracy")
     ax.set_xlim(-0.02, 1.02)
     return ax

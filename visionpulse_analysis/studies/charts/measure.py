@@ -173,7 +173,8 @@ def measure_charts(
     """
     traces, dense = findings.arms.rows(DENSE), findings.arms
     said = [list(tokens) for tokens in traces["text"]]
-    kinds = [np.array(kinds_said(one.scene, one.truth, tokens)) for one, tokens in zip(samples, said, strict=True)]
+    charts = [(one.scene, one.truth) for one in samples if one.scene is not None]
+    kinds = [np.array(kinds_said(*of, tokens)) for of, tokens in zip(charts, said, strict=True)]
     from_text = [~np.isin(kind, FROM_IMAGE) for kind in kinds]
     needed = _needed(kinds, usage)
     right = read_words(vlm, n_horizon, side, HORIZON_SEED + 1000 * seed)
@@ -225,7 +226,8 @@ def paper_claims(found: Findings) -> dict[str, dict[str, Any]]:
     needs = found.usage.numbers()["needs"]
     if needs:
         grade = grade_of(needs)
-        shown = {"predicts": REPRODUCED, "sign only": NOT, "divided": NOT, "reversed": NOT}.get(grade, OPEN)
+        known: dict[str, Verdict] = {"predicts": REPRODUCED, "sign only": NOT, "divided": NOT, "reversed": NOT}
+        shown = known.get(grade, OPEN)
         r = [need["needing"]["estimate"] for need in needs if need["needing"]["estimate"] is not None]
         told = f"r {min(r):.2f} to {max(r):.2f} over steps that need the image ({grade})" if r else "no step needs it"
         rows["of steps that need the image, those with more mass need more patches"] = ("r 0.82 to 0.95", told, shown)

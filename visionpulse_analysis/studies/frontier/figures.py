@@ -76,7 +76,7 @@ def step_page(pruned: Trace, comparison: Comparison, steps: list[int]) -> Figure
     words = draw_strips(strips, comparison)
     if curve.get_legend_handles_labels()[1]:
         figures.draw_legend(curve)
-    figures.draw_letters([panels, budget, curve, *words])
+    figures.draw_letters([list(panels), budget, curve, *words])
     figures.draw_caption(fig, f"n = 1 sample, {len(pruned):,} steps pruned.")
     return fig
 

@@ -76,7 +76,7 @@ def maps_page(trace: Trace) -> Figure:
     """Draw what every head of every layer looks at, at the step of a trace with the most image mass."""
     step = int(trace.mass.mean(("layer", "head")).values.argmax())
     attention = trace.attention[step].values
-    frame = trace.grid.frames[0, :2].tolist()
+    frame = np.asarray(trace.grid.frames)[0, :2].tolist()
     maps = np.array([[trace.grid.to_map(head, *frame) for head in layer] for layer in attention])
     across = min(0.8, (figures.DOUBLE - 1.5) / maps.shape[1])
     height = min(8.0, 0.9 + len(maps) * across * maps.shape[2] / maps.shape[3])

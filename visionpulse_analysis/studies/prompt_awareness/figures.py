@@ -45,7 +45,7 @@ def headline(study: PromptAwareness) -> Figure:
             ax.set(xlabel="r: share chosen by relevance", ylim=(0, 1.04))
             ax.set_title(f"{100 * budget:g} % kept", loc="left", fontsize=8)
     figures.draw_legend(panels)
-    figures.draw_letters(panels.flat)
+    figures.draw_letters(panels.ravel())
     figures.draw_caption(fig, marks="bands")
     return fig
 

@@ -95,7 +95,7 @@ def _draw_panel(ax: Axes, compared: Comparison, family: str, value: Value) -> No
         at = members.index(label) if label in members else None
         moved = 1.0 if at is None else 1 + APART * (at - (len(members) - 1) / 2)
         look = figures.look(label)
-        faint = {"alpha": 0.35} if at is None else {}
+        faint: dict[str, Any] = {"alpha": 0.35} if at is None else {}
         own = [name for name in compared.groups[label] if name.endswith(OWN)]
         matched = [name for name in compared.groups[label] if name not in own]
         for of_kind, hollow in ((matched, False), (own, True)):

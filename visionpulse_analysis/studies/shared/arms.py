@@ -33,7 +33,7 @@ from visionpulse_analysis.testbed.charts.chart import LABELS, Chart
 from visionpulse_analysis.testbed.scenes.questions import ANSWER_MARK
 from visionpulse_analysis.testbed.scenes.scene import COLOURS, SHAPES
 from visionpulse_analysis.testbed.scenes.truth import OPENINGS, answer_is_right, words_of
-from visionpulse_analysis.testbed.truth import Asked, Picture, detours
+from visionpulse_analysis.testbed.truth import Asked, Picture, asked_of_chart, asked_of_scene, detours
 
 DENSE = "dense"
 PURPOSES: tuple[str, ...] = ("objects asked for", "detours", "objects not there", "other words")
@@ -354,18 +354,18 @@ def _purpose(scene: Picture, question: Asked, named: list[str]) -> str:
     if isinstance(scene, Chart):
         if not named or named[0] not in LABELLED:
             return "other words"
-        sought = [scene.labels[mark] for mark in question.marks if scene.labels]
+        sought = [scene.labels[mark] for mark in asked_of_chart(question).marks if scene.labels]
         if named[0] in sought:
             return "objects asked for"
         return "detours" if named[0] in scene.labels else "objects not there"
     if len(named) < 2 or named[0] not in COLOURS or named[1] not in SHAPES:
         return "other words"
-    index = scene.index_of(*named)
-    if question.attribute in named:
+    index, asked = scene.index_of(*named), asked_of_scene(question)
+    if asked.attribute in named:
         return "objects asked for"
     if index is None:
         return "objects not there"
-    return "objects asked for" if index in question.targets else "detours"
+    return "objects asked for" if index in asked.targets else "detours"
 
 
 def compare(dense: Any, arm: Any, *, together: int = 1) -> Change:

@@ -56,7 +56,7 @@ class NamedObjects(Pruner):
 
 def named_patches(scene: Picture, tokens: Sequence[str], grid: PatchGrid, question: Asked | None = None) -> np.ndarray:
     """Patches of everything in a picture that a trace names: bool [patch]. Of a chart its question must be given."""
-    return parts_said(scene, question, tokens, grid).any(axis=0)
+    return np.any(parts_said(scene, question, tokens, grid), axis=0)
 
 
 def named_arm(

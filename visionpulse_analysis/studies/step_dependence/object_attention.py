@@ -158,7 +158,7 @@ def _known(trace: Trace, sample: Sample, layer: int) -> dict[str, np.ndarray]:
         raise ValueError(f"sample {sample.id!r} has no scene, so no truth")
     kind = np.array(kinds_said(scene, sample.truth, trace.tokens))
     target = parts_said(scene, sample.truth, trace.tokens, trace.grid)
-    named, rows = target.any(axis=1), rows_of(trace, layer)
+    named, rows = np.asarray(target.any(axis=1)), rows_of(trace, layer)
     relevance = relevance_hit(rows, target)
     # What stands on a chart overlaps, so that others cannot be told from what is named.
     where = object_patches(scene, trace.grid) if isinstance(scene, Scene) else target[:0]

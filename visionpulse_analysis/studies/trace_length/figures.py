@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -79,7 +80,7 @@ def spread(measured: Arms, arms: Sequence[str], by_group: Mapping[str, Change] |
     if by_group is not None:
         lengths = {group: c.length for group, c in by_group.items()}
         shares = {group: c.truth.ratio for group, c in by_group.items() if c.truth is not None}
-        dense_at = {"reference_label": DENSE}
+        dense_at: dict[str, Any] = {"reference_label": DENSE}
         figures.draw_estimates(rest[0], _percent(lengths), reference=0, xlabel="change of length (%)", **dense_at)
         figures.draw_estimates(
             rest[1], _percent(shares), reference=100, xlabel="share of dense accuracy (%)", **dense_at

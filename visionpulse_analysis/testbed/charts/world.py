@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ class Charts:
     language = LANGUAGE
     stored = torch.bfloat16
     shown = ("see letter", "see top", "place", "label", "tick", "part", "over", "glance", *TASKS)
-    pictures: ClassVar = {
+    pictures: ClassVar[dict[str, Any]] = {
         "what": "generated charts",
         "paper": [222, 255],
         "colours": [list(colour) for colour in (*COLOURS.values(), INK)],

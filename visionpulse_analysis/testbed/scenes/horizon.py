@@ -6,6 +6,7 @@ import numpy as np
 
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.testbed.scenes.questions import Question, TokenTruth, reason
+from visionpulse_analysis.testbed.scenes.scene import Scene
 from visionpulse_analysis.testbed.training import horizon
 from visionpulse_analysis.testbed.training.batches import LANGUAGE, pack
 from visionpulse_analysis.testbed.training.evaluation_set import Item
@@ -26,7 +27,9 @@ def read_tokens(vlm: VLM, items: list[Item]) -> dict[str, list[np.ndarray]]:
     dict
         kind of token -> one array per item: bool [n_layers + 1, token], see :func:`horizon.read_words`.
     """
-    rows = [(item.scene, _true_traces(item)) for item in items]
+    rows: list[tuple[Scene | None, list[tuple[Question, list[TokenTruth]]]]] = [
+        (item.scene, _true_traces(item)) for item in items
+    ]
     batches = (pack(rows[start : start + 8]) for start in range(0, len(rows), 8))
     return horizon.read_words(vlm, batches, LANGUAGE, PLACES)
 

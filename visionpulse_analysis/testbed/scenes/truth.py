@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -96,7 +97,14 @@ def score_statements(scene: Scene, words: list[str]) -> Statements:
     return result
 
 
-def answer_is_right(question: Question, answer: str) -> bool:
+class HasAnswer(Protocol):
+    """A question of any world: it knows its answer."""
+
+    @property
+    def answer(self) -> str: ...
+
+
+def answer_is_right(question: HasAnswer, answer: str) -> bool:
     """Exact answer, word by word."""
     return answer.split() == question.answer.split()
 
