@@ -101,6 +101,8 @@ def _refuse_to_wait(waits: bool, what: Any) -> None:
 
 def run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Call an operator on the CPU; RuntimeError where its tensors are on different devices."""
+    if function.overloadpacket is ATEN._has_compatible_shallow_copy_type:
+        return False  # asked when a module moves: its parameters are made anew, as for other devices
     leaves = tree_flatten((args, kwargs))[0]
     tensors = [value for value in leaves if isinstance(value, torch.Tensor)]
     asked = [value for value in leaves if isinstance(value, torch.device)]
