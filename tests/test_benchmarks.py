@@ -194,7 +194,7 @@ def test_recording_takes_its_variants_in_turns_and_eager_rarely(monkeypatch):
 
 def test_the_command_of_the_readme_for_a_gpu(small_reading, monkeypatch, tmp_path):
     """The same flags on a tiny model and the CPU; there the flash kernel is asked for by name."""
-    lines = (Path(__file__).parents[1] / "README.md").read_text().split("$ visionpulse bench decode --size ")[1]
+    lines = (Path(__file__).parents[1] / "docs/commands.md").read_text().split("$ visionpulse bench decode --size ")[1]
     given = ["bench", "decode", "--size", *lines.split("```")[0].replace("\\\n", " ").split()]
     known = {"qwen3-vl-4b": "tiny", "cuda": "cpu", "8192": "64", "16384": "96", "32768": "128"}
     given = [known.get(word, str(tmp_path / word) if "/" in word else word) for word in given]

@@ -173,7 +173,7 @@ def test_side_by_side_the_longest_start_after_the_first(folder, tmp_path, monkey
         notebook = new_notebook(cells=[TITLE, PARAMETERS], metadata={"visionpulse": settings})
         nbformat.write(notebook, folder / f"{name}.ipynb")
     order = []
-    monkeypatch.setattr(notebooks, "call_each", lambda f, plans, jobs: order.extend(plans) or enumerate([]))
+    monkeypatch.setattr(notebooks, "call_each", lambda f, plans, jobs, *_: order.extend(plans) or enumerate([]))
     notebooks.run_all(folder=folder, out=tmp_path, report=str, jobs=2)
     assert [plan.source.stem for plan in order] == ["00_works", "04_longer", "02_long", "01_fails", "03_short"]
 
@@ -183,11 +183,13 @@ def test_a_model_of_ones_own_is_loaded_by_one_notebook_at_a_time(folder, tmp_pat
     for path in folder.iterdir():
         nbformat.write(new_notebook(cells=[TITLE, named]), path)
     asked = []
-    monkeypatch.setattr(notebooks, "call_each", lambda f, plans, jobs: asked.append(jobs) or enumerate([]))
+    monkeypatch.setattr(notebooks, "call_each", lambda f, plans, jobs, *_: asked.append(jobs) or enumerate([]))
     monkeypatch.setattr(notebooks, "available_cores", lambda: 8)
     notebooks.run_all(folder=folder, out=tmp_path, report=str)
     assert asked == [4]
-    notebooks.run_all({"model": "mine"}, folder=folder, out=tmp_path, report=str)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    notebooks.run_all({"model": str(tmp_path / "mine")}, folder=folder, out=tmp_path, report=str)
     assert asked == [4]
     with pytest.raises(ValueError, match="jobs of 1 or more, got 0"):
         notebooks.run_all(folder=folder, out=tmp_path, jobs=0)

@@ -39,6 +39,7 @@ def terminal(monkeypatch, capsys):
 @pytest.fixture
 def at_once(monkeypatch):
     monkeypatch.setattr(progress, "DELAY", 0)
+    monkeypatch.setattr(progress, "EVERY", 0)
 
 
 @pytest.mark.parametrize(("said", "asked", "looked_at", "expected"), [
@@ -122,7 +123,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_notebooks_show_a_line_each_and_none_in_what_is_kept(folder, terminal):
+def test_notebooks_show_a_line_each_and_none_in_what_is_kept(folder, terminal, at_once):
     lines = []
     done = run_all(folder=folder, out=folder / "out", cwd=folder, jobs=2, report=lines.append)
     shown = terminal.getvalue()

@@ -72,10 +72,12 @@ def test_means_are_over_the_samples_that_have_the_value():
 
 
 def test_the_histogram_counts_every_sample():
-    page = study.choices_figure(made())
-    heights = [np.asarray(patch.get_data().values).tolist() for patch in page.axes[1].patches]
-    assert heights[0] == [0, 0, 0, 0, 0, 0, 0, 0, 4]  # no exit layer in four samples, at the end of the prompt
-    assert heights[2] == [0, 0, 0, 0, 0, 0, 1, 2, 1]
+    many = [replace(one, **{k: np.tile(v, 6) for k, v in vars(one).items() if k != "n_layers"}) for one in made()]
+    page = study.choices_figure(many)
+    areas = [area.get_paths()[0] for area in page.axes[1].collections]
+    heights = [[sum(area.contains_point((x, y + 0.5)) for y in range(30)) for x in range(9)] for area in areas]
+    assert heights[0] == [0, 0, 0, 0, 0, 0, 0, 0, 24]  # no exit layer in any sample, at the end of the prompt
+    assert heights[1] == [0, 0, 0, 0, 0, 0, 6, 12, 6]
 
 
 def test_the_sentences_on_the_choice_follow_the_intervals():

@@ -38,7 +38,9 @@ def test_both_traces_stand_over_the_same_tokens(region):
 
 def test_the_moments_of_the_page_are_marked():
     axes = draw_view(*make_pair(), view="step=30&layer=3").axes[1]
-    assert {text.get_text(): text.xy[0] + 0.5 for text in axes.texts} == {"diverges": 20, "answer": 41}
+    assert {text.get_text(): text.xy[0] + 0.5 for text in axes.texts if len(text.get_text()) > 1} == {
+        "diverges": 20, "answer": 41,
+    }  # fmt: skip
 
 
 @pytest.mark.browser

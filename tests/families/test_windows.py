@@ -54,7 +54,8 @@ def windowed(request, tmp_path_factory):
             parameter.data *= 4
     pictures = pil_class("LlavaImageProcessor")(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     folder = tmp_path_factory.mktemp("windowed")
-    Tiny(model, words, pictures, None).save(folder)
+    processor = hf.LlavaProcessor(pictures, words, PATCH, "default", num_additional_image_tokens=1)
+    Tiny(model, words, pictures, processor).save(folder)
     photo = np.random.default_rng(0).integers(0, 256, (8 * PATCH, 8 * PATCH, 3), dtype=np.uint8)
     return SimpleNamespace(vlm=vpa.load(str(folder)), window=WINDOWS[where], photo=photo)
 

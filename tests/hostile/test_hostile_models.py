@@ -124,6 +124,8 @@ SAID = {
 def test_commands_load_a_model_as_they_were_told(monkeypatch, tmp_path, pictures, words, said):
     Image.fromarray(pictures[0]).save(tmp_path / "a.png")
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "config.json").write_text("{}")  # a folder without is told before
     asked = []
 
     def load(name, **options):

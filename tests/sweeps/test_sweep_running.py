@@ -39,7 +39,7 @@ def test_a_model_is_looked_for_where_the_file_lies_before_any_worker_starts(
     plain |= {"models": [{"name": "./near", "label": "tiny"}], "pruners": ["dense"]}
     plain["samples"]["scenes"]["n"] = 2
     assert sweep(plain).finished == 2
-    monkeypatch.setattr(running, "connect", lambda *given: pytest.fail("workers were started"))
+    monkeypatch.setattr(cluster, "connect", lambda *given: pytest.fail("workers were started"))
     with pytest.raises(worker.SweepError, match=r"the model '/.*/nothing' cannot be loaded: ValueError: no model"):
         sweep(plain | {"models": ["./nothing"]})
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 SWITCH = "VISIONPULSE_PROGRESS"  # 0: no bar anywhere; 1: also where nobody seems to look
 DELAY = 2.0  # seconds: what is over before never shows a bar
+EVERY = 0.1  # seconds between two drawings of it
 DRAWN_ANEW = ("trace",)  # a measurement is not disturbed by drawing
 T = TypeVar("T")
 R = TypeVar("R")
@@ -55,7 +56,7 @@ def bar(total: int, what: str, counts: str, asked: bool | None = None, **options
         return
     from tqdm.auto import tqdm
 
-    given = {"delay": DELAY, "leave": False, "miniters": 0, "dynamic_ncols": True, **options}
+    given = {"delay": DELAY, "leave": False, "miniters": 0, "mininterval": EVERY, "dynamic_ncols": True, **options}
     with tqdm(total=total, desc=what, unit=counts, **given) as made:
         _open.append((made, counts))
         try:

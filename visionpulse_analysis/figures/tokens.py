@@ -190,7 +190,7 @@ def fit_text(text: str, width: float, *, size: float = 8, most_lines: int | None
     Examples
     --------
     >>> fit_text("a question\\n\\nof the user", 60, most_lines=2)
-    'a question\\nof the user'
+    'a question of\\nthe user'
     """
     lines = [""]
     for word in text.split():

@@ -297,7 +297,8 @@ class _Bars:
             from tqdm.auto import tqdm
 
             plan = self.plans[index]
-            self.open[index] = tqdm(total=plan.cells, desc=plan.source.stem, unit="cell", leave=False, miniters=0)
+            given = {"leave": False, "miniters": 0, "mininterval": progress.EVERY}
+            self.open[index] = tqdm(total=plan.cells, desc=plan.source.stem, unit="cell", **given)
         self.open[index].update(done - self.open[index].n)
 
     def close(self, index: int) -> None:
