@@ -61,12 +61,14 @@ def headline(study: Learned) -> Figure:
     kept = f"{100 * study.compared:g} % kept"
     for ax, labels, title in (
         (parts, (COVIPAL, *STAGES, NO_QUESTION, OTHER_QUESTION), f"CoViPAL, {kept}"),
-        (networks, tuple(CNN), f"network on attention, {kept}"),
+        (networks, tuple(CNN), f"CNN, {kept}"),
     ):
         figures.draw_estimates(ax, {label: study.accuracy(at_budget(label, study.compared)) for label in labels})
         ax.axvline(study.accuracy(at_budget("random", study.compared)).value, color=GREY, linewidth=0.8, linestyle="--")
         ax.set(xlabel="accuracy (dashed: random)", xlim=(-0.02, 1.04))
         ax.set_title(title, loc="left", fontsize=8)
+    figures.draw_letters([accuracy, held, parts, networks])
+    figures.draw_caption(fig, "Points of one budget stand side by side. Dashed curves know what comes later.")
     return fig
 
 
@@ -98,6 +100,8 @@ def layers_page(found: Layers, guidance: int, sizes: Mapping[str, Mapping[int, E
     size.set(xlabel="patches of a picture", ylabel="share held of what is asked", ylim=(-0.02, 1.04))
     for ax in (held, rank, size):
         _legend(ax)
+    figures.draw_letters(np.ravel(axes))
+    figures.draw_caption(fig, marks="bands")
     return fig
 
 
