@@ -189,7 +189,17 @@ class VLM:
         return Decoder(self.tokenizer)
 
     def unlike_training(self, images: Sequence[np.ndarray]) -> str | None:
-        """Say that such pictures are not what the model was trained on; see :func:`unlike_training`."""
+        """Say that such pictures are not what the model was trained on.
+
+        Parameters
+        ----------
+        images : sequence of uint8 [row_px, col_px, 3]
+
+        Returns
+        -------
+        str or None
+            One sentence; None where the pictures may be of that kind, or the model does not state it, as most.
+        """
         return unlike_training(getattr(self.model.config, "visionpulse_pictures", None), images)
 
     @property
