@@ -109,7 +109,7 @@ class Learned:
 
     @property
     def judged(self) -> dict[tuple[str, str], Claim]:
-        """Differences in accuracy that sentences speak of, those of each system adjusted as one family: (arm, over)."""
+        """Differences in accuracy that sentences speak of, all adjusted as one family: (arm, over)."""
         here = [at_budget(COVIPAL, self.compared)]
         others = ["random", "FastV", "DivPrune", GUIDE, ORACLE, TRUTH, *STAGES, NO_QUESTION, OTHER_QUESTION]
         pairs = [(here[0], other) for other in self.at_compared(others)]
@@ -117,7 +117,7 @@ class Learned:
         raw, raw_fourth = self.at_compared(["raw attention, layer 0", "raw attention, layer 4"])
         against = self.at_compared(["random", "CNN, untrained", "CNN, shuffled labels", ORACLE])
         networks = [(first, other) for other in (raw, *against)] + [(fourth, raw_fourth), (fourth, first)]
-        return self.arms.judge_accuracy(pairs) | self.arms.judge_accuracy(networks)
+        return self.arms.judge_accuracy(pairs + networks)
 
     def numbers(self) -> dict[str, Any]:
         """Every arm, with what it holds, and what is judged, JSON-ready."""

@@ -124,8 +124,7 @@ def paper_table(study: Learned, found: Layers, left: Exits) -> pd.DataFrame:
 def verdicts(study: Learned, found: Layers) -> str:
     """What was found, as Markdown; each sentence is chosen by its adjusted test."""
     judged = study.judged
-    sizes = {claim.size for claim in judged.values()}
-    lines = [f"{' and '.join(map(str, sorted(sizes)))} differences in accuracy, those of each system together. {RULE}"]
+    lines = [f"{next(iter(judged.values())).family}. {RULE}"]
     for label in (COVIPAL, "CNN, layer 0", "CNN, layer 4"):
         arm, groups = at_budget(label, study.compared), dict[str, list[str]]()
         for (first, over), claim in judged.items():
@@ -181,6 +180,6 @@ def finding(given: dict[str, Any]) -> Finding:
         f"{short} It is {said(COVIPAL)}. The network from attention to relevance in layer 0 is {said('CNN, layer 0')}; "
         f"that of layer 4 {said('CNN, layer 4')}: attention of the question's words holds {words[0]:.1%} of what is "
         f"asked about in layer 0, and {words[guidance]:.1%} in layer {guidance}. Exact tests over samples, adjusted by "
-        f"Holm among those of each system ({len(judged)} in all)."
+        f"Holm among all {len(judged)}."
     )
     return Finding(short, long)
