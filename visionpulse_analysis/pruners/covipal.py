@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from visionpulse_analysis._util.later import torch
 from visionpulse_analysis.pruners.base import BeforeModel, LayerIndex, Selection
-from visionpulse_analysis.pruners.heads import Learned
+from visionpulse_analysis.pruners.heads import Learned, question_words
 from visionpulse_analysis.pruners.top_k import check_layer, nearest_k, top_k
 from visionpulse_analysis.pruners.view import Layout, View
 
@@ -17,10 +17,8 @@ if TYPE_CHECKING:
 
 def words_of_question(states: torch.Tensor, layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
     """The states of the question's words, float32 [row, word, width], and which are there, bool [row, word]."""
-    counts = layout.question.sum(dim=1)
-    order = torch.argsort(~layout.question, dim=1, stable=True)[:, : max(1, int(counts.max()))]
-    asked = torch.arange(order.shape[1], device=counts.device)[None] < counts[:, None]
-    return states.gather(1, order[..., None].expand(-1, -1, states.shape[2])).float() * asked[..., None], asked
+    places, asked = question_words(layout)
+    return states.gather(1, places[..., None].expand(-1, -1, states.shape[2])).float() * asked[..., None], asked
 
 
 @dataclass(frozen=True)

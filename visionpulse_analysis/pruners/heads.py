@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from visionpulse_analysis._util.files import data_folder
+from visionpulse_analysis._util.later import torch
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.pruners.view import Layout
 
@@ -22,6 +23,16 @@ WEIGHTS, TRAINING = "head.safetensors", "training.json"
 def head_folder(name: str) -> Path:
     """Where a head lies: a folder of that path, or of that name among those that come with the package."""
     return Path(name) if Path(name).is_dir() else data_folder() / "heads" / name
+
+
+def question_words(layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the words of each question stand in its prompt, int64 [row, word], and which are there, bool [row, word].
+
+    Rows with fewer words are filled up with other places.
+    """
+    counts = layout.question.sum(dim=1)
+    places = torch.argsort(~layout.question, dim=1, stable=True)[:, : max(1, int(counts.max()))]
+    return places, torch.arange(places.shape[1], device=counts.device)[None] < counts[:, None]
 
 
 def read_training(name: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from visionpulse_analysis._util.later import torch
 from visionpulse_analysis.pruners.base import BeforeModel, LayerIndex, Selection
-from visionpulse_analysis.pruners.heads import Learned
+from visionpulse_analysis.pruners.heads import Learned, question_words
 from visionpulse_analysis.pruners.top_k import check_layer, nearest_k, top_k
 from visionpulse_analysis.pruners.view import Layout, View
 
@@ -22,14 +22,14 @@ def attention_of_words(view: View, layout: Layout) -> torch.Tensor:
 
     All zeros where a row has no question.
     """
-    counts = layout.question.sum(dim=1)
-    queries = torch.argsort(~layout.question, dim=1, stable=True)[:, : max(1, int(counts.max()))]
-    asked = torch.arange(queries.shape[1], device=counts.device)[None] < counts[:, None]
+    queries, asked = question_words(layout)
     weights = torch.softmax(view.query_logits(queries), dim=-1).mean(dim=1)
     index = layout.places[:, None].expand(-1, queries.shape[1], -1)
     # A row with fewer words fills up with padding, whose attention is NaN.
-    seen = weights.gather(2, index).masked_fill(~asked[..., None], 0.0).sum(dim=1) / counts.clamp(min=1)[:, None]
-    return seen * layout.patches
+    seen = (
+        weights.gather(2, index).masked_fill(~asked[..., None], 0.0).sum(dim=1) / asked.sum(dim=1).clamp(min=1)[:, None]
+    )
+    return seen / asked.sum(dim=1).clamp(min=1)[:, None] * layout.patches
 
 
 @dataclass(frozen=True)
