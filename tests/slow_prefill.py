@@ -20,7 +20,7 @@ class Inputs:
 
     states [token, width]; cos, sin [token, dim]; deepstack: each [patch, width], added after the first layers; places:
     int64 [patch]; prompt: number of prompt tokens; pictures: int64 [patch], which one each is of; question: int64,
-    places of the question's words.
+    places of the question's words; cells: int64 [patch, 2], row and column.
     """
 
     states: torch.Tensor
@@ -31,6 +31,7 @@ class Inputs:
     prompt: int
     pictures: torch.Tensor
     question: torch.Tensor
+    cells: torch.Tensor | None = None
 
 
 class Layer:
@@ -125,7 +126,9 @@ def inputs_of(vlm, picture, question: str, answer: list[int], words: list[int]) 
     start = max(at for at in range(len(listed)) if listed[at : at + len(words)] == words)
     spoken = torch.arange(start, start + len(words))
     pictures = torch.tensor(prompt.grid.image)
-    return Inputs(states, cos[0], sin[0], list(vision.deepstack_features), places, len(listed), pictures, spoken)
+    deepstack, grid = list(vision.deepstack_features), prompt.grid
+    cells = torch.tensor([[int(row), int(col)] for row, col in zip(grid.row, grid.col, strict=True)])
+    return Inputs(states, cos[0], sin[0], deepstack, places, len(listed), pictures, spoken, cells)
 
 
 @torch.inference_mode()

@@ -7,12 +7,14 @@ import pytest
 import slow_prefill as slow
 import slow_rules as rules
 import torch
+from slow_setok import SlowSeTok
 from slow_sparsevlm import SlowSparseVLM
 from slow_visipruner import SlowVisiPruner
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.decoding import Batch
 from visionpulse_analysis.pruners import VTW, DivPrune, FastV, PyramidDrop
+from visionpulse_analysis.pruners.setok import SeTok
 from visionpulse_analysis.pruners.shortv import ShortV
 from visionpulse_analysis.pruners.sparsevlm import SparseVLM
 from visionpulse_analysis.pruners.st3 import ST3
@@ -55,6 +57,10 @@ RULES = [
     (SparseVLM((2, 5), "paper", scale=0.7, recycled=1.0), SlowSparseVLM),
     (ST3(), rules.SlowST3),
     (ST3(1, stride=3, rate=0.6), rules.SlowST3),
+    (SeTok(), SlowSeTok),
+    (SeTok(0.2, neighbours=0.05, place=0.5), SlowSeTok),
+    (SeTok(9.0, merge=False), SlowSeTok),
+    (SeTok(budget=0.2, place=0.0), SlowSeTok),
 ]
 
 

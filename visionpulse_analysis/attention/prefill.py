@@ -42,14 +42,16 @@ class Prefill:
         self.states: torch.Tensor | None = None
         self.block: Any = None
 
-    def enter(self, layer: int, block: Any, states: torch.Tensor) -> None:
-        """Take the states [row, token, width] that enter a layer."""
-        self.states, self.block = states, block
+    def enter(self, layer: int, block: Any, states: torch.Tensor) -> torch.Tensor | None:
+        """Take the states [row, token, width] that enter a layer; rewritten ones are given back."""
+        new = None if layer else self._rewritten(-1, states)
+        self.states, self.block = states if new is None else new, block
         if self.renumbers:
             known = self.selection.left_before(layer)
             if known is not None:
                 self._narrow(known)
             self.entered = self.shown
+        return new
 
     def positions(self, layer: int) -> torch.Tensor | None:
         """Where the tokens of the prompt stand in a layer: int64 [row, token], None for where the model has them."""
@@ -69,6 +71,11 @@ class Prefill:
         if layer in self.selection.frozen_layers:
             is_image = layout.image_keys(states.shape[1])[..., None]
             return None if before is None else torch.where(is_image, before.to(states.device), states)
+        return self._rewritten(layer, states)
+
+    def _rewritten(self, layer: int, states: torch.Tensor) -> torch.Tensor | None:
+        """The states [row, token, width] behind a layer with what the selection makes of patches, or None."""
+        layout = self.layout.on(states.device)
         new = self.selection.rewrite(layer, self.layout.at_patches(states.to(self.layout.device)))
         if new is None:
             return None

@@ -64,12 +64,13 @@ def in_columns(prompts: Sequence[Prompt], starts: Sequence[int]) -> dict[str, to
     patches, places = in_rows([prompt.grid.position + start for prompt, start in zip(prompts, starts, strict=True)])
     others, other_places = in_rows([prompt.others + start for prompt, start in zip(prompts, starts, strict=True)])
     pieces = in_rows([prompt.pieces for prompt in prompts])[1]
-    where = {"patches": patches, "places": places, "pieces": pieces, "others": others, "other_places": other_places}
-    return {**where, "starts": torch.tensor(starts)}
+    cells = in_rows([np.stack([prompt.grid.row, prompt.grid.col], axis=1) for prompt in prompts])[1]
+    where = {"patches": patches, "places": places, "others": others, "other_places": other_places}
+    return {**where, "pieces": pieces, "cells": cells, "starts": torch.tensor(starts)}
 
 
 def in_rows(rows: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Numbers of each row side by side: bool [row, n], False where a row has fewer, and int64 [row, n]."""
+    """Numbers of each row [n, ..] side by side: bool [row, n], False where a row has fewer, and int64 [row, n, ..]."""
     numbers = pad_sequence([torch.from_numpy(row.astype(np.int64)) for row in rows], batch_first=True)
     counts = torch.tensor([len(row) for row in rows])
     return torch.arange(numbers.shape[1])[None] < counts[:, None], numbers

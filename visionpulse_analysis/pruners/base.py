@@ -1,9 +1,10 @@
 """What every pruner is: a frozen dataclass of parameters and rules; what one run of it remembers is a `Selection`.
 
 Decoding opens a selection per batch by ``pruner.start(layout)``. At every layer of prefill it asks ``observe_prefill``,
-``visible_prefill`` and ``redirect``, and ``rewrite`` after the layer; ``edit_cache`` when prefill is over; and
-``visible`` at every layer of every decode step. A pruner implements the few of these that its method needs, each with
-the selection of the run as its last argument: nothing of a run is kept in the pruner or in the model.
+``visible_prefill`` and ``redirect``, and ``rewrite`` after the layer, and once before the first; ``edit_cache`` when
+prefill is over; and ``visible`` at every layer of every decode step. A pruner implements the few of these that its
+method needs, each with the selection of the run as its last argument: nothing of a run is kept in the pruner or in the
+model.
 """
 
 from __future__ import annotations
@@ -230,6 +231,8 @@ class Pruner:
 
     def rewrite(self, layer: int, states: torch.Tensor, run: Selection) -> torch.Tensor | None:
         """New hidden `states` of the patches that leave a `layer` of prefill, [row, patch, width]; None keeps them.
+
+        The embeddings, which enter layer 0, are those of ``layer`` -1.
 
         run : Selection. What is dropped in this layer has its state here for the last time: `run` may merge it.
         """

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from visionpulse_analysis._util.checks import Interval
 from visionpulse_analysis._util.later import torch
 from visionpulse_analysis.pruners.base import Fraction, Pruner, Selection
+from visionpulse_analysis.pruners.density_peaks import density_peaks
 from visionpulse_analysis.pruners.top_k import check_layer, top_k
 from visionpulse_analysis.pruners.view import Layout, View
 
@@ -188,10 +189,8 @@ def find_raters(view: View, layout: Layout) -> torch.Tensor:
 def cluster(points: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Find ``count`` clusters by density peaks with k nearest neighbours (DPC-kNN, Du, Ding and Jia 2016).
 
-    Distances are Euclidean over ``sqrt(width)``. A point is dense if its ``count`` nearest points, itself among
-    them, are near: ``exp(-mean of squared distances)``; it is a centre if it is dense and far from any denser
-    point, the product of both being among the ``count`` largest. Every point belongs to its nearest centre, a
-    centre to itself.
+    A point is a centre if the product of its density and separation (`density_peaks`) is among the ``count`` largest.
+    Every point belongs to its nearest centre, a centre to itself.
 
     Parameters
     ----------
@@ -206,11 +205,7 @@ def cluster(points: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tenso
     owner : int64 [point]
         Index into ``centres``.
     """
-    distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist") / points.shape[1] ** 0.5
-    density = (-(torch.topk(distances, count, largest=False).values ** 2).mean(dim=1)).exp()
-    denser = density[None] > density[:, None]
-    separation = distances.masked_fill(~denser, torch.inf).amin(dim=1)
-    separation = torch.where(denser.any(dim=1), separation, distances.max())
+    distances, density, separation = density_peaks(points, count, tie="neither")
     centres = torch.argsort(density * separation, descending=True, stable=True)[:count]
     owner = distances[:, centres].argmin(dim=1)
     owner[centres] = torch.arange(count, device=points.device)

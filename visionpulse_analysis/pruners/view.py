@@ -35,6 +35,7 @@ class Layout:
     other_places : int64 [row, other], their key positions.
     pieces : int64 [row, patch], which picture, tile or frame (what the vision tower reads by itself) each patch is of,
         counted within its row; one for all if left out.
+    cells : int64 [row, patch, 2], row and column of each patch within its piece; side by side on a line if left out.
     relevance : given a number of tokens, how much the first so many of the model's own dense greedy answer depend on
         each patch, float32 [row, patch]; decodes that answer first. For the oracle, before the run begins.
     hindsight : given a layer, its head-mean attention to each patch, mean over the steps after prefill of the row's own
@@ -54,6 +55,7 @@ class Layout:
     others: torch.Tensor = None  # pyright: ignore[reportAssignmentType]
     other_places: torch.Tensor = None  # pyright: ignore[reportAssignmentType]
     pieces: torch.Tensor = None  # pyright: ignore[reportAssignmentType]
+    cells: torch.Tensor = None  # pyright: ignore[reportAssignmentType]
     model: Callable[[], str] | None = None
 
     def __post_init__(self) -> None:
@@ -62,6 +64,9 @@ class Layout:
             object.__setattr__(self, "other_places", self.places[:, :0])
         if self.pieces is None:
             object.__setattr__(self, "pieces", torch.zeros_like(self.places))
+        if self.cells is None:
+            line = torch.arange(self.places.shape[1], device=self.places.device).expand_as(self.places)
+            object.__setattr__(self, "cells", torch.stack([torch.zeros_like(line), line], dim=2))
 
     @property
     def counts(self) -> torch.Tensor:
@@ -140,7 +145,7 @@ class Layout:
         return replace(self, **per_row, seeds=[self.seeds[i] for i in rows.tolist()])
 
 
-_PER_ROW = ("patches", "places", "starts", "question", "others", "other_places", "pieces")
+_PER_ROW = ("patches", "places", "starts", "question", "others", "other_places", "pieces", "cells")
 
 
 def marked(places: torch.Tensor, present: torch.Tensor, n_keys: int) -> torch.Tensor:

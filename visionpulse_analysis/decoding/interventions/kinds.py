@@ -445,9 +445,8 @@ class UnderSelection(Intervention):
         shown = prefill.mask(view)
         return prefill.attend(view, lambda values: run(replace(call, value=values, mask=shown)))
 
-    def enter(self, layer: int, block: Any, states: torch.Tensor, tokens: Tokens) -> None:
-        if block is not None:
-            self.prefill.enter(layer, block, states)
+    def enter(self, layer: int, block: Any, states: torch.Tensor, tokens: Tokens) -> torch.Tensor | None:
+        return None if block is None else self.prefill.enter(layer, block, states)
 
     def leave(self, layer: int, states: torch.Tensor, tokens: Tokens) -> torch.Tensor | None:
         return self.prefill.leave(layer, states)

@@ -336,6 +336,11 @@ class Generation:
         seeds = [seed for seed in self.seeds for _ in range(share)]
         sizes = self.vlm.n_layers, self.vlm.default_anchor
         known = {"others": other, "other_places": other_places, "model": lambda: self.vlm.weights_hash}
+        for name, values in (
+            ("cells", [np.stack([grid.row, grid.col], axis=1) for grid in self.grids]),
+            ("pieces", [np.unique([grid.image, grid.frame], axis=1, return_inverse=True)[1] for grid in self.grids]),
+        ):
+            known[name] = in_rows(values)[1].repeat_interleave(share, dim=0).to(device)
         return Layout(present, places, starts, *sizes, seeds, unknown, **known)
 
     # What becomes of all of them.

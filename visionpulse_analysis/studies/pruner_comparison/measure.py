@@ -64,6 +64,7 @@ RIVALS = {
     "ZSPAPrune": Rival("zspaprune", DIVERSITY, True, to.budget),
     "CoViPAL": Rival("covipal", DIVERSITY, True, to.budget),
     "relevance CNN": Rival("relevance_cnn", DIVERSITY, True, to.budget),
+    "SeTok": Rival("setok", DIVERSITY, True, to.budget, {}),
     # FastV(per_step=True) is not here: without a cache, each of its steps costs as much as a prefill.
     "DyCoke": Rival("dycoke", STEPS, False, to.dycoke, {}),
     "ST3": Rival("st3", STEPS, False, to.st3, {}),
