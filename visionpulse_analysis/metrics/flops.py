@@ -135,18 +135,17 @@ class ModelShape:
         """JSON-ready; ``ModelShape(**shape.to_dict())`` gives it back."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
-    def flops(self, computed: Any, made: Any, pairs: Any) -> float:
-        """FLOPs of one forward pass: `computed` is r, `made` s, `pairs` p of the formula above, [layer] each."""
-        r, s, p = (np.broadcast_to(np.asarray(given, np.float64), self.layers) for given in (computed, made, pairs))
+    def flops(self, computed: Any, made: Any, pairs: Any) -> Any:
+        """FLOPs [...] of forward passes: `computed` is r, `made` s, `pairs` p of the formula, [..., layer] each."""
+        r, s, p = (np.asarray(given, np.float64) for given in (computed, made, pairs))
         d, a, c = self.width, self.heads * self.head_dim, self.kv_heads * self.head_dim
         m, e = np.asarray(self.mlp, np.float64), np.asarray(self.experts, np.float64)
         layers = 4 * r * d * a + 4 * s * d * c + 4 * p * a + 2 * self.mlp_matrices * r * d * m + 2 * r * d * e
-        return float(layers.sum()) + 2 * d * self.vocabulary
+        return layers.sum(axis=-1) + 2 * d * self.vocabulary
 
-    def kv_bytes(self, keys: Any) -> float:
-        """Bytes of the keys and values of `keys` tokens, int [layer], all layers together."""
-        n = np.broadcast_to(np.asarray(keys, np.float64), self.layers)
-        return float(2 * self.kv_heads * self.head_dim * self.value_bytes * n.sum())
+    def kv_bytes(self, keys: Any) -> Any:
+        """Bytes [...] of the keys and values of `keys` tokens, int [..., layer], all layers together."""
+        return 2.0 * self.kv_heads * self.head_dim * self.value_bytes * np.asarray(keys).sum(axis=-1)
 
 
 def _windows(text: Any, layers: int) -> tuple[int, ...]:
@@ -242,40 +241,33 @@ def count_costs(
         raise ValueError(f"k_per_layer must be [step, model_layer] with {shape.layers} layers, got shape {k.shape}")
     if k.min() < 0 or k.max() > patches or text < 1:
         raise ValueError(f"expected 0 to {patches} patches and some text, got {k.min()} to {k.max()} and {text} tokens")
-    layers = np.arange(shape.layers)
+    layers, steps = np.arange(shape.layers), np.arange(len(k))[:, None]
     k, pictures = k + others * (k > 0), patches + others  # from here on, tokens of pictures
     windows = np.asarray(shape.windows)
     # Without places the pictures come first. Their other tokens, whose places are not given, leave with the first.
-    places = np.arange(patches) if positions is None else np.asarray(positions)
+    places = np.arange(patches) if positions is None else np.sort(positions)
 
-    def reached(step: int, visible: np.ndarray, newest: int = 0) -> np.ndarray:
-        """Tokens [layer] that each layer sees where so many of pictures are visible, before ``newest`` to come."""
-        total = text + pictures + step
+    def reached(visible: np.ndarray, newest: int = 0) -> np.ndarray:
+        """Tokens [step, layer] that are seen where so many of pictures are visible, before ``newest`` to come."""
+        total = text + pictures + steps
         limits = np.where(windows > 0, np.minimum(windows - newest, total), total)
-        left = np.array([(places < total - limit).sum() + others * (limit < total) for limit in limits])
-        return limits - np.maximum(pictures - visible - np.minimum(left, total - limits), 0)
+        gone = total - limits
+        left = np.searchsorted(places, gone) + others * (gone > 0)
+        return limits - np.maximum(pictures - visible - np.minimum(left, gone), 0)
 
-    def whole(step: int) -> float:
-        """FLOPs of reading the prompt and all tokens of the answer up to a step at once."""
-        words = text + step
-        updated = np.where(np.isin(layers, frozen_layers), 0, k[step])
-        given = (k[step] if few is None else np.asarray(few) for few in (read_by_text, read_by_patches))
-        by_text, by_patches = given
-        pairs = words * (words + by_text) + updated * (words + by_patches)
-        return shape.flops(words + updated, words + k[step], pairs)
-
+    words = text + steps  # of the prompt and of the answer so far
+    updated = np.where(np.isin(layers, frozen_layers), 0, k)
+    by_text, by_patches = (k if few is None else np.asarray(few) for few in (read_by_text, read_by_patches))
+    pairs = words * (words + by_text) + updated * (words + by_patches)
+    whole = shape.flops(words + updated, words + k, pairs)  # of reading all up to a step at once
     if recomputes:
         nothing = np.zeros(len(k))
-        return Costs(np.array([whole(step) for step in range(len(k))]), nothing, nothing)
-    flops, read, held = [whole(0)], [0.0], [shape.kv_bytes(reached(0, k[0], newest=1))]
-    scored = np.isin(layers, [] if forgets else scored_layers)
-    for step in range(1, len(k)):
-        seen = reached(step, k[step])
-        flops.append(shape.flops(1, 1, seen))
-        keys_only = shape.kv_bytes(np.where(scored, reached(step, k[0]) - seen, 0)) / 2
-        read.append(shape.kv_bytes(seen) + keys_only)
-        held.append(shape.kv_bytes(reached(step, k[step if forgets else 0], newest=1)))
-    return Costs(np.array(flops), np.array(read), np.array(held))
+        return Costs(whole, nothing, nothing)
+    seen, scored = reached(k), np.isin(layers, [] if forgets else scored_layers)
+    keys_only = shape.kv_bytes(np.where(scored, reached(k[:1]) - seen, 0)) / 2
+    flops, read = shape.flops(1, 1, seen), shape.kv_bytes(seen) + keys_only
+    flops[0], read[0] = whole[0], 0.0
+    return Costs(flops, read, shape.kv_bytes(reached(k if forgets else k[:1], newest=1)))
 
 
 def costs_of(trace: Any) -> Costs:
