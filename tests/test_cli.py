@@ -10,6 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import visionpulse_analysis as vpa
+from visionpulse_analysis._util import files
 from visionpulse_analysis.cli import app, key_values, literals
 from visionpulse_analysis.cli.asking import drawing
 from visionpulse_analysis.cli.base import show
@@ -198,6 +199,15 @@ def test_a_card_of_other_scores_is_refused(tmp_path):
     with pytest.raises(ValueError, match="scores of weights 0123"):
         write_card({"weights": "0123"}, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_card_is_not_written_into_an_installed_package(call, tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    monkeypatch.setattr(files, "_IN_WHEEL", tmp_path)
+    said = call("evaluate", "--card", code=2).stderr
+    assert str(tmp_path / "data") in said and "VISIONPULSE_DATA" in said
+    monkeypatch.setenv("VISIONPULSE_DATA", str(tmp_path.parent))
+    assert files.own_data_folder() == tmp_path.parent
 
 
 def test_bench_recording(call, monkeypatch):

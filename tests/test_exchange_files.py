@@ -15,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from visionpulse_analysis.cli import app
+from visionpulse_analysis.media.images import read_image
 from visionpulse_analysis.metrics.attention import entropy_bits
 from visionpulse_analysis.traces.exchange import (
     import_traces,
@@ -102,6 +103,26 @@ class TestBoxes:
                 assert (width, height, a["area"], a["iscrowd"]) == (10, 10, 100, 0)
         every = patch_boxes(trace, 7)["annotations"]
         assert len(every) == 5 * 12
+
+    def test_an_image_that_lies_there_is_used_or_left_alone(self, tmp_path):
+        trace, names = own(), lambda files: [file.name for file in files]
+        assert names(write_boxes(trace, tmp_path / "one.json", 2)) == ["one.json", "image_0.png"]
+        assert names(write_boxes(trace, tmp_path / "two.json", 2)) == ["two.json", "image_0.png"]
+        for content in (b"mine", b""):
+            (tmp_path / "image_0.png").write_bytes(content)
+            out = tmp_path / f"three{len(content)}.json"
+            files = write_boxes(trace, out, 2)
+            assert names(files) == [out.name, f"{out.stem}_image_0.png"]
+            assert json.loads(files[0].read_text())["images"][0]["file_name"] == files[1].name
+            assert (tmp_path / "image_0.png").read_bytes() == content
+            assert np.array_equal(read_image(files[1]), trace.images[0])
+        (tmp_path / "four_image_0.png").write_bytes(b"mine, too")
+        with pytest.raises(FileExistsError, match=r"four_image_0\.png exists"):
+            write_boxes(trace, tmp_path / "four.json", 2)
+        write_npz(trace, tmp_path / "a.npz", 2)
+        write_npz(trace, tmp_path / "b.npz", 2)  # the picture is the same
+        with pytest.raises(FileExistsError, match=r"b\.npz exists"):
+            write_npz(trace, tmp_path / "b.npz", 2)
 
     def test_several_images_and_wrong_requests(self, tmp_path):
         boxes = patch_boxes(own(images=2), 2, steps=[0])

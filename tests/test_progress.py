@@ -2,17 +2,25 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 from time import sleep
 
 import nbformat
+import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis._util import progress
+from visionpulse_analysis.cli.base import told
 from visionpulse_analysis.cli.notebooks.run import run, run_all
+from visionpulse_analysis.experiments.bench.endurance import bench_endurance
+from visionpulse_analysis.experiments.bench.sharing import bench_sharing
+from visionpulse_analysis.experiments.bench.store import bench_store
+from visionpulse_analysis.experiments.conditions import first_choices
+from visionpulse_analysis.experiments.samples import one_sample
 
 
 class Terminal(io.StringIO):
@@ -39,7 +47,7 @@ def terminal(monkeypatch, capsys):
 @pytest.fixture
 def at_once(monkeypatch):
     monkeypatch.setattr(progress, "DELAY", 0)
-    monkeypatch.setattr(progress, "EVERY", 0)
+    monkeypatch.setattr(progress, "IN_A_FILE", 0)
 
 
 @pytest.mark.parametrize(("said", "asked", "looked_at", "expected"), [
@@ -142,3 +150,47 @@ def test_a_notebook_alone_shows_nothing_in_a_file(folder, capfd, monkeypatch):
 def test_importing_the_package_to_log_into_a_file_brings_no_tqdm(tmp_path):
     code = "import sys, visionpulse_analysis.traces.store as s; print('tqdm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def drawn_counts(shown: str, what: str) -> list[str]:
+    """The counts of the bars that stood there under this name, each once, in their order."""
+    return list(dict.fromkeys(re.findall(rf"{what}[^\r]*?(\d+/\d+)", shown)))
+
+
+class TestWhereItTakesLong:
+    def test_choices_of_pruners(self, vlm, terminal, at_once):
+        samples = one_sample(seed=0), one_sample(seed=1)
+        first_choices(vlm, samples, {"divprune": vpa.make_pruner("divprune")}, max_new_tokens=2, batch_size=1)
+        assert drawn_counts(terminal.getvalue(), "choose") == ["0/4", "1/4", "2/4", "3/4", "4/4"]
+
+    @pytest.mark.parametrize("kind", ["vtw", "shortv"])
+    def test_calibration(self, vlm, pictures, terminal, at_once, kind):
+        threshold = {"threshold": np.inf} if kind == "vtw" else {}
+        vpa.calibrate(vlm, kind, [(pictures[0], "where ?")], **threshold)
+        n = vlm.n_layers
+        assert drawn_counts(terminal.getvalue(), "calibrate") == [f"{k}/{n}" for k in range(n + 1)]
+
+    def test_benches(self, vlm, tmp_path, terminal, at_once):
+        bench_store(3, reads=2, folder=tmp_path / "store")
+        shown = terminal.getvalue()
+        assert drawn_counts(shown, "fill")[-1] == "3/3" and drawn_counts(shown, "read")[-1] == "2/2"
+        said = []
+        bench_sharing([2], pruners=["uniform"], samples=1, cells=2, rounds=1, vlm=vlm, report=said.append)
+        assert drawn_counts(terminal.getvalue(), "bench")[-1] == "4/4" and len(said) == 1
+        bench_endurance(5, vlm=vlm, warm=1, report=said.append)
+        assert drawn_counts(terminal.getvalue(), "bench")[-1] == "6/6"
+
+
+def test_what_a_command_says_meanwhile_stands_above_the_bar(terminal, at_once):
+    with progress.bar(2, "outer", "trace"):
+        told("half")
+        progress.advance("trace", failed=1)
+    told("done")
+    before, after = terminal.getvalue().split("half\n")
+    assert before.rsplit("\r", 1)[-1].strip() == "" and "failed=1" in after and after.endswith("done\n")
+
+
+def test_a_log_gets_a_line_each_half_minute(terminal, monkeypatch):
+    monkeypatch.setattr(progress, "DELAY", 0)
+    progress.over(lambda _: sleep(0.02), range(10), "waiting", "number")
+    assert drawn_counts(terminal.getvalue(), "waiting") in (["0/10"], ["0/10", "10/10"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from made_traces import make_pair
+from made_traces import make_pair, make_trace
 from open_page import shows, word_after
+
+from visionpulse_analysis.explorer.figure import draw_view
 
 pytestmark = pytest.mark.browser
 
@@ -58,3 +60,28 @@ def test_dense_and_pruned_share_the_absolute_scale(explored):
     assert shows(view.text("high"), most)
     view.press("d")
     assert shows(view.text("high"), most)
+
+
+def parting_early():
+    """Two traces that share their first three tokens and nothing else."""
+    dense = make_trace(steps=30)
+    return dense, make_trace(tokens=[*dense.tokens[:3], *(f"w{n}" for n in range(20))], steps=23, seed=1, budget=0.1)
+
+
+def test_traces_that_part_early_share_the_steps_and_not_halves_of_an_axis(explored):
+    dense, pruned = parting_early()
+    view = explored(dense, pruned, link="step=12&layer=3&kept=shown")
+    assert view.look("e.data.last") == 29 and view.look("e.data.divergence") == 3
+    lines = [line.inner_text() for line in view.page.locator(".vp-now p").all()]
+    assert "step 12 of 29" in lines[0] and "step 12 of 22" in lines[1] and "w9" in lines[1]
+    assert view.page.locator(".vp-alone").count() == 27 + 20
+    view.show("step=2&layer=3&trace=difference")
+    assert not view.page.locator('[data-ref="veil"]').is_visible()
+    view.press("ArrowRight")  # the same step, and another token
+    assert view.page.locator('[data-ref="veil"]').is_visible()
+    view.show("step=25&layer=3")
+    assert "no token" in view.page.locator(".vp-now p").nth(1).inner_text()
+    drawn = draw_view(dense, pruned, view="step=12&layer=3").axes[1]
+    assert "share too few" in drawn.get_xlabel() and drawn.get_xlim()[1] < 31
+    with pytest.raises(ValueError, match="no difference"):
+        draw_view(dense, pruned, view="step=12&layer=3&trace=difference")

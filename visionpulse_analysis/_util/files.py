@@ -38,6 +38,17 @@ def data_folder() -> Path:
     return Path(os.environ.get("VISIONPULSE_DATA") or bundled("data"))
 
 
+def own_data_folder() -> Path:
+    """The data folder, to write into it: ValueError where it lies inside an installed package, which is pip's."""
+    folder = data_folder()
+    if folder.resolve().is_relative_to(_IN_WHEEL):
+        raise ValueError(
+            f"the data folder is that of the installed package, {folder}, and nothing is to be written there; "
+            "set VISIONPULSE_DATA to a copy of it, or work in a clone of the project"
+        )
+    return folder
+
+
 def working_folder() -> Path:
     """Where notebooks run and ``figures`` is made: the project, of a package that runs from its sources; else here."""
     return Path() if _IN_WHEEL.is_dir() or not bundled("notebooks").is_dir() else _PACKAGE.parent

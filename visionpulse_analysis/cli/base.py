@@ -13,6 +13,7 @@ import typer
 
 from visionpulse_analysis import __version__
 from visionpulse_analysis._util import ledger as _ledger
+from visionpulse_analysis._util.progress import above
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 bench = typer.Typer(no_args_is_help=True, help="Measure speed and memory, as ratios taken side by side.")
@@ -206,6 +207,12 @@ def _words(function: Callable, name: str, options: dict[str, Any]) -> list[str]:
         else:
             words += [word for one in values for word in ((told.param_decls or [f"--{plain}"])[0], one)]
     return [*words, *(["--"] if any(word.startswith("-") for word in given) else []), *given]
+
+
+def told(line: str) -> None:
+    """Say something on standard error while a command runs, above the bar if there is one."""
+    with above():
+        typer.echo(line, err=True)
 
 
 def show(result: Any, as_json: bool, text: str) -> None:

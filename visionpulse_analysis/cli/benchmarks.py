@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from visionpulse_analysis.cli.base import Count, Json, Load, Model, bench, command, loads_model, show
+from visionpulse_analysis.cli.base import Count, Json, Load, Model, bench, command, loads_model, show, told
 
 Save = Annotated[
     Path | None, typer.Option(help="Also keep the result, with command, machine, versions and date, here.")
@@ -41,7 +41,7 @@ def bench_decode(
         visual_tokens or decode.VISUAL_TOKENS,
         batch or (1, 8),
         variants=variant or None,
-        report=lambda line: typer.echo(line, err=True),
+        report=told,
         **options,
     )
     _finish(context, result, decode.format_rows(result), save, as_json)
@@ -82,7 +82,7 @@ def bench_end_to_end(
         rounds=rounds,
         device=device,
         variants=variant or end_to_end.VARIANTS,
-        report=lambda line: typer.echo(line, err=True),
+        report=told,
     )
     _finish(context, result, end_to_end.format_rows(result), save, as_json)
 
@@ -108,7 +108,7 @@ def bench_batch(
         cells=cells or (4, 8),
         samples=samples,
         rounds=rounds,
-        report=lambda line: typer.echo(line, err=True),
+        report=told,
     )
     _finish(context, result, together.format_rows(result), save, as_json)
 
@@ -160,7 +160,7 @@ def bench_sweep(
     """Whether the memory of a worker stays flat over a long sweep."""
     from visionpulse_analysis.experiments.bench import sweep_memory as memory
 
-    result = memory.bench_sweep(samples, cells=cells, report=lambda line: typer.echo(line, err=True))
+    result = memory.bench_sweep(samples, cells=cells, report=told)
     _finish(context, result, memory.format_result(result), save, as_json)
 
 
@@ -183,7 +183,7 @@ def bench_sharing(
 
     given = [] if steps is None else [steps]
     options = {"samples": samples, "cells": cells, "rounds": rounds, "vlm": load(model)}
-    result = sharing.bench_sharing(*given, **options, report=lambda line: typer.echo(line, err=True))
+    result = sharing.bench_sharing(*given, **options, report=told)
     _finish(context, result, sharing.format_rows(result), save, as_json)
 
 
@@ -201,7 +201,7 @@ def bench_endurance(
     """Whether many short decodes in one process leave memory, hooks or anything else behind."""
     from visionpulse_analysis.experiments.bench import endurance
 
-    result = endurance.bench_endurance(decodes, vlm=load(model), report=lambda line: typer.echo(line, err=True))
+    result = endurance.bench_endurance(decodes, vlm=load(model), report=told)
     _finish(context, result, endurance.format_result(result), save, as_json)
 
 

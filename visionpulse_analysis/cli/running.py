@@ -28,6 +28,7 @@ from visionpulse_analysis.cli.base import (
     prompt_options,
     recorded,
     show,
+    told,
 )
 
 
@@ -129,7 +130,7 @@ def sweep(
         scheduler=scheduler,
         workers=workers,
         retry_failed=retry_failed,
-        report=lambda line: typer.echo(line, err=True),
+        report=told,
     )
     text = f"{summary.finished} of {summary.planned} traces finished, {summary.failed} failed; table: {summary.table}"
     show(asdict(summary), as_json, text)

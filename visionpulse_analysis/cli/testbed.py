@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from visionpulse_analysis.cli.base import Json, Load, Model, app, command, loads_model, show
+from visionpulse_analysis._util.files import own_data_folder
+from visionpulse_analysis.cli.base import Json, Load, Model, app, command, loads_model, show, told
 
 
 @command(app)
@@ -52,7 +53,7 @@ def train(
     trainer = Trainer(
         folder, world=SCENES if world == "scenes" else CHARTS, seed=seed, device=device, threads=threads, start=start
     )
-    trainer.run(minutes=minutes, keep=keep, report=lambda line: typer.echo(line, err=True))
+    trainer.run(minutes=minutes, keep=keep, report=told)
     if publish is not None:
         publish_model(trainer, publish)
     show(
@@ -68,8 +69,7 @@ def _train_head(name: str, folder: Path, seed: int, threads: int | None, as_json
     from visionpulse_analysis.testbed.heads.catalogue import train_head
 
     vlm = vpa.load("scenes", device="cpu")
-    report = lambda line: typer.echo(line, err=True)  # noqa: E731
-    written = train_head(vlm, name, folder, seed=seed, threads=threads, report=report)
+    written = train_head(vlm, name, folder, seed=seed, threads=threads, report=told)
     training = read_training(str(written))
     show({"folder": str(written), **training}, as_json, f"wrote {written}: {training['scores']}")
 
@@ -91,6 +91,8 @@ def evaluate(
         raise ValueError(
             "--card stores the scores of a bundled model on the whole evaluation set; drop --model and --limit"
         )
+    if card:
+        own_data_folder()  # what is wrong is told before torch is imported
     from visionpulse_analysis.testbed.charts import evaluation as charts
     from visionpulse_analysis.testbed.training import evaluation, publishing
 

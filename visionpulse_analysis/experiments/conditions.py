@@ -14,7 +14,7 @@ import numpy as np
 
 from visionpulse_analysis._util.files import cache_folder
 from visionpulse_analysis._util.ledger import note
-from visionpulse_analysis._util.progress import bar
+from visionpulse_analysis._util.progress import advance, bar
 from visionpulse_analysis.decoding.sampling import Sample as Sampling
 from visionpulse_analysis.experiments.cache import (
     CHANGED,
@@ -146,12 +146,15 @@ def first_choices(
     """
     kept: dict[str, list[np.ndarray]] = {name: [] for name in pruners}
     found: list[np.ndarray] = []
-    for start in range(0, len(samples), batch_size):
-        part = samples[start : start + batch_size]
-        trunk = Trunk(vlm, part, max_new_tokens)
-        for name, pruner in pruners.items():
-            kept[name] += trunk.first_choice(pruner, list(range(start, start + len(part))))
-        found += trunk.relevance(tokens)
+    with bar(len(samples) * (len(pruners) + 1), "choose", "choice"):
+        for start in range(0, len(samples), batch_size):
+            part = samples[start : start + batch_size]
+            trunk = Trunk(vlm, part, max_new_tokens)
+            for name, pruner in pruners.items():
+                kept[name] += trunk.first_choice(pruner, list(range(start, start + len(part))))
+                advance("choice", len(part))
+            found += trunk.relevance(tokens)
+            advance("choice", len(part))
     return kept, found
 
 

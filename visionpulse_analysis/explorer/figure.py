@@ -14,8 +14,9 @@ from matplotlib.patches import Rectangle
 
 from visionpulse_analysis import figures
 from visionpulse_analysis.explorer.pairing import (
-    align,
+    Alignment,
     check_traces,
+    columns_of,
     identities,
     labels,
     most_visual_layer,
@@ -117,8 +118,9 @@ def _look_up(traces: list, asked: View) -> _Shown:
         check_quantity(choice, [name for name, row in table.items() if ("patch" in row.axes) == per_patch], per_patch)
     # A mean is that of the layers which all traces recorded, as in the page.
     attention = [_select(t.data[asked.shown].sel(layer=layers), layer, asked.head) for t in traces]
-    column, columns = _columns(asked, traces)
-    steps = [step if step >= 0 else None for step in columns[column]]
+    aligned = _aligned(traces)
+    column, columns = _column(asked, traces, aligned), list(zip(aligned.first, aligned.second, strict=True))
+    steps = [step if step >= 0 else None for step in columns[column][: len(traces)]]
     called = names(traces)
     lines = [", ".join(filter(None, both)) for both in zip(called, told, strict=True)]
 
@@ -136,9 +138,10 @@ def _look_up(traces: list, asked: View) -> _Shown:
         series = [a[:, inside].sum(axis=1) for a in attention]
     rows = [None if step is None else a[step] for a, step in zip(attention, steps, strict=True)]
     if asked.mode == "difference":
-        if rows[0] is None or rows[1] is None:
+        if not aligned.paired(column):
             raise ValueError(f"step {asked.step}: no token of the other trace is aligned there, so no difference")
-        values, pairs = rows[1] - rows[0], [(a, b) for a, b in columns if a >= 0 and b >= 0]
+        values = rows[1] - rows[0]
+        pairs = [columns[c] for c in range(len(columns)) if aligned.paired(c)]
         every = np.stack([attention[1][b] - attention[0][a] for a, b in pairs])
     else:
         values, every = rows[shown], np.concatenate(attention)
@@ -168,13 +171,19 @@ def _look_up(traces: list, asked: View) -> _Shown:
         limit=float(np.nanmax(np.abs(values if asked.own_scale else every), initial=0.0)) or 1.0,
         signed=difference or (over.may_be_negative and bool((np.concatenate(attention) < 0).any())),
         unit=(f"{called[1]} - {called[0]} ".lower() if difference else "") + measure,
-        curves=lay_out(traces, dict(zip(lines, series, strict=True)), columns, column, measured, shown),
+        curves=lay_out(traces, dict(zip(lines, series, strict=True)), aligned, column, measured, shown),
         kept=kept,
         kept_title=kept_title + ("" if keeper in (None, shown) else f" ({called[1 - shown].lower()})"),
         maps=maps,
         methods=[(t.meta.get("pruner") or {}).get("name", "dense") for t in traces],
         of=shown,
     )
+
+
+def _aligned(traces: list) -> Alignment:
+    """The columns of both traces; of a single one these are its steps."""
+    first, second = (identities(trace) for trace in (traces[0], traces[-1]))
+    return columns_of(first, second)
 
 
 def _every_map(values, step: int) -> np.ndarray:
@@ -291,16 +300,12 @@ def _select(values, layer: int | str, head: int | str | None) -> np.ndarray:
     return values.values.astype(float)
 
 
-def _columns(asked: View, traces: list) -> tuple[int, list[tuple[int, ...]]]:
-    """The column under the cursor, and the step of each trace in every column, -1 for none."""
+def _column(asked: View, traces: list, aligned: Alignment) -> int:
+    """The column under the cursor."""
     counted = traces[1 if asked.of_pruned else 0]
     if asked.step >= len(counted.tokens):
         raise ValueError(f"step {asked.step} is out of range: the trace has steps 0..{len(counted.tokens) - 1}")
-    if len(traces) == 1:
-        return asked.step, [(step,) for step in range(len(counted.tokens))]
-    aligned = align(*(identities(t) for t in traces))
-    column = (aligned.second if asked.of_pruned else aligned.first).index(asked.step)
-    return column, list(zip(aligned.first, aligned.second, strict=True))
+    return (aligned.second if asked.of_pruned else aligned.first).index(asked.step)
 
 
 def _inside(grid, panel: int, region: tuple[int, int, int, int]) -> np.ndarray:
@@ -315,39 +320,26 @@ def _inside(grid, panel: int, region: tuple[int, int, int, int]) -> np.ndarray:
 
 
 def lay_out(
-    traces: list,
-    series: dict[str, np.ndarray],
-    columns: list[tuple[int, ...]],
-    cursor: int,
-    label: str,
-    shown: int = 0,
+    traces: list, series: dict[str, np.ndarray], aligned: Alignment, cursor: int, label: str, shown: int = 0
 ) -> Curves:
-    """Put the `series` [step] of each trace into the columns that the traces share.
-
-    Of traces that share fewer than half of the shorter one's tokens, common columns would be one trace after the other:
-    their columns are the steps, with the tokens of the trace `shown`.
-    """
-    parted = [c for c, column in enumerate(columns) if -1 in column]
-    lengths = [len(trace.tokens) for trace in traces]
-    by_step = len(columns) - len(parted) < min(lengths) / 2
-    if by_step:
-        cursor = max(columns[cursor][shown], 0)
-        columns = [tuple(t if t < length else -1 for length in lengths) for t in range(max(lengths))]
-        order = [shown, *(t for t in range(len(traces)) if t != shown)]
-    else:
-        order = list(range(len(traces)))
+    """Put the `series` [step] of each trace into the columns; a token is that of the trace `shown`, if it has one."""
+    columns = [aligned.first, aligned.second][: len(traces)]
     lines = {
-        name: np.array([values[column[t]] if column[t] >= 0 else np.nan for column in columns])
-        for t, (name, values) in enumerate(series.items())
+        name: np.array([values[step] if step >= 0 else np.nan for step in steps])
+        for (name, values), steps in zip(series.items(), columns, strict=True)
     }
-    tokens = [next(traces[t].tokens[column[t]] for t in order if column[t] >= 0) for column in columns]
+    order = [shown, *(t for t in range(len(traces)) if t != shown)]
+    tokens = [
+        next(traces[t].tokens[columns[t][column]] for t in order if columns[t][column] >= 0)
+        for column in range(len(aligned.first))
+    ]
     moments = {}
     answer = first_of_answer(traces[0])
     if answer is not None:
-        moments["answer"] = next(c for c, column in enumerate(columns) if column[0] == answer)
-    if parted:
-        moments["diverges"] = parted[0]  # before it every column holds a token of each, so it is their step, too
-    return Curves(lines, tokens, cursor, label, moments, by_step)
+        moments["answer"] = aligned.first.index(answer)
+    if aligned.divergence is not None:
+        moments["diverges"] = aligned.divergence
+    return Curves(lines, tokens, cursor, label, moments, aligned.by_step)
 
 
 def region_name(region: tuple[int, int, int, int]) -> str:

@@ -99,12 +99,20 @@ class Alignment:
     first, second : list of int
         The step of each sequence in each column, -1 for none; a column with both holds the same token.
     divergence : int or None
-        The first column that only one sequence fills; None when the sequences are equal.
+        The first column at which they part; None when the sequences are equal.
+    by_step : bool
+        A column is a step of each, and from the divergence on their tokens have nothing to do with each other.
     """
 
     first: list[int]
     second: list[int]
     divergence: int | None
+    by_step: bool = False
+
+    def paired(self, column: int) -> bool:
+        """Whether the two tokens of a column are the same one, so that what they looked at can be compared."""
+        parted = self.by_step and self.divergence is not None and column >= self.divergence
+        return min(self.first[column], self.second[column]) >= 0 and not parted
 
 
 def align(first: Sequence, second: Sequence) -> Alignment:
@@ -115,7 +123,7 @@ def align(first: Sequence, second: Sequence) -> Alignment:
     Examples
     --------
     >>> align("abcd", "abxd")
-    Alignment(first=[0, 1, 2, -1, 3], second=[0, 1, -1, 2, 3], divergence=2)
+    Alignment(first=[0, 1, 2, -1, 3], second=[0, 1, -1, 2, 3], divergence=2, by_step=False)
     """
     common = 0
     while common < min(len(first), len(second)) and first[common] == second[common]:
@@ -133,6 +141,25 @@ def align(first: Sequence, second: Sequence) -> Alignment:
         second=[column[1] for column in columns],
         divergence=common if common < len(columns) else None,
     )
+
+
+def columns_of(first: Sequence, second: Sequence) -> Alignment:
+    """Lay two token sequences side by side: aligned, unless they share fewer than half of the shorter one's tokens.
+
+    Aligned, such ones would stand one after the other: their columns are the steps.
+
+    Examples
+    --------
+    >>> columns_of("abcd", "axyzw")
+    Alignment(first=[0, 1, 2, 3, -1], second=[0, 1, 2, 3, 4], divergence=1, by_step=True)
+    """
+    aligned = align(first, second)
+    shared = sum(map(aligned.paired, range(len(aligned.first))))
+    if 2 * shared >= min(len(first), len(second)):
+        return aligned
+    steps = range(max(len(first), len(second)))
+    a, b = ([step if step < len(tokens) else -1 for step in steps] for tokens in (first, second))
+    return Alignment(a, b, aligned.divergence, by_step=True)
 
 
 def labels(traces: list) -> list[str]:

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from visionpulse_analysis.explorer.pairing import (
-    align,
     check_traces,
+    columns_of,
     identities,
     labels,
     most_visual_layer,
@@ -96,10 +96,12 @@ def pack(trace, *pruned, max_bytes: int = 3_000_000, layer: int | None = None, s
 def _alignments(traces: list) -> list[dict]:
     """The columns of the first trace and each other one, and where they part; with one trace, columns are steps."""
     if len(traces) == 1:
-        return [{"columns": [list(range(len(traces[0].tokens)))], "divergence": None}]
+        return [{"columns": [list(range(len(traces[0].tokens)))], "divergence": None, "by_step": True}]
     first, *others = (identities(trace) for trace in traces)
-    found = [align(first, other) for other in others]
-    return [{"columns": [each.first, each.second], "divergence": each.divergence} for each in found]
+    found = [columns_of(first, other) for other in others]
+    return [
+        {"columns": [each.first, each.second], "divergence": each.divergence, "by_step": each.by_step} for each in found
+    ]
 
 
 def _header(trace, name: str, label: str, layers: list[int]) -> dict:

@@ -68,6 +68,14 @@ def read_image(image: ImageLike) -> np.ndarray:
         return pixels_of(opened, str(path))
 
 
+def lies_at(path: Path, image: np.ndarray) -> bool:
+    """Whether a file is there and holds this very picture."""
+    try:
+        return np.array_equal(read_image(path), image)
+    except (OSError, ValueError):
+        return False
+
+
 def image_of_bytes(content: bytes, name: str) -> np.ndarray:
     """As `read_image`, of a file's content that lies elsewhere; errors call it ``name``."""
     with _checked(io.BytesIO(content), name) as opened:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from visionpulse_analysis._util.later import torch
+from visionpulse_analysis._util.progress import over
 from visionpulse_analysis.pruners.base import FirstTokens, Pruner, Selection
 from visionpulse_analysis.pruners.top_k import check_layer, kl
 
@@ -124,5 +125,5 @@ def layer_contribution(first_tokens: FirstTokens, n_layers: int) -> torch.Tensor
         As in `Pruner.calibrated`.
     """
     dense = first_tokens(None)
-    frozen = [first_tokens(ShortV((layer,))) for layer in range(n_layers)]
+    frozen = over(lambda layer: first_tokens(ShortV((layer,))), range(n_layers), "calibrate", "layer")
     return torch.stack([torch.stack([kl(one, dense), kl(dense, one)]) for one in frozen])

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 from visionpulse_analysis._util.checks import Interval
 from visionpulse_analysis._util.later import torch
+from visionpulse_analysis._util.progress import over
 from visionpulse_analysis.pruners.base import FirstTokens, Pruner, Selection
 from visionpulse_analysis.pruners.top_k import check_layer, kl
 from visionpulse_analysis.pruners.view import View
@@ -93,7 +94,7 @@ def withdrawal_curve(first_tokens: FirstTokens, n_layers: int) -> torch.Tensor:
         As in `Pruner.calibrated`.
     """
     dense = first_tokens(None)
-    return torch.stack([kl(first_tokens(VTW(layer)), dense) for layer in range(n_layers)])
+    return torch.stack(over(lambda layer: kl(first_tokens(VTW(layer)), dense), range(n_layers), "calibrate", "layer"))
 
 
 @dataclass(frozen=True)

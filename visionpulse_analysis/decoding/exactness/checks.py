@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from visionpulse_analysis._util.progress import over
 from visionpulse_analysis.attention import Execution
 from visionpulse_analysis.attention.routing import active_interceptors
 from visionpulse_analysis.decoding import decode
@@ -99,7 +100,7 @@ def check(vlm: VLM) -> Report:
     }
     if vlm.family.spoken and hasattr(vlm.processor, "apply_chat_template"):
         checks["prompts are the stock processor's"] = _stock
-    findings = [_run(name, one, subject) for name, one in checks.items()]
+    findings = over(lambda name: _run(name, checks[name], subject), checks, "check", "check")
     findings.append(Finding("the model is as it was", _state(vlm) == before))
     about = (
         f"{type(vlm.model).__name__}, {str(vlm.model.dtype).removeprefix('torch.')} on {vlm.model.device}; "

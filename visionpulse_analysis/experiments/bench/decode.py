@@ -90,13 +90,13 @@ def bench_decode(
     with bar(len(visual_tokens) * len(batches), "bench", "measurement"):
         for count in visual_tokens:
             for batch in batches:
-                advance("measurement")
                 if bytes_at_once(vlm, count, batch) > free_memory(device):
                     left_out.append({"visual_tokens": count, "batch": batch})
-                    continue
-                report(f"{count:,} visual tokens, batch {batch}")
-                rows += _measure(Steps(vlm, count, batch), ways, rounds, buffer)
-                gc.collect()  # batches hold one another, and the next context needs their memory
+                else:
+                    report(f"{count:,} visual tokens, batch {batch}")
+                    rows += _measure(Steps(vlm, count, batch), ways, rounds, buffer)
+                    gc.collect()  # batches hold one another, and the next context needs their memory
+                advance("measurement")
     if not rows:
         raise ValueError(f"nothing fits into the free memory of {free_memory(device) / 1e9:.1f} GB; ask for less")
     text = vlm.model.config.get_text_config()

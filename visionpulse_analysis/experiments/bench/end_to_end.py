@@ -114,12 +114,12 @@ def bench_end_to_end(
         for visual in visual_tokens:
             lengths = Lengths(visual, text_tokens, steps, prefill_chunk or visual + text_tokens)
             for batch in batches:
-                advance("measurement")
                 if bytes_at_once(vlm, visual + text_tokens + steps, batch) > free_memory(device):
                     left_out.append({"visual_tokens": visual, "batch": batch})
-                    continue
-                report(f"{visual:,} visual tokens, batch {batch}")
-                rows += _measure(vlm, lengths, batch, ways, rounds)
+                else:
+                    report(f"{visual:,} visual tokens, batch {batch}")
+                    rows += _measure(vlm, lengths, batch, ways, rounds)
+                advance("measurement")
     if not rows:
         raise ValueError(f"nothing fits into the free memory of {free_memory(device) / 1e9:.1f} GB; ask for less")
     settings = {"text_tokens": text_tokens, "steps": steps, "block_size": block_size, "prefill_chunk": prefill_chunk}

@@ -17,6 +17,7 @@ import numpy as np
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
+from visionpulse_analysis._util.progress import advance, bar
 from visionpulse_analysis.attention import routing as attention
 from visionpulse_analysis.decoding import decode
 from visionpulse_analysis.decoding.sampling import Sample
@@ -63,7 +64,7 @@ def bench_endurance(
     warm = WARM if warm is None else warm
     start, moments = time.perf_counter(), []
     counted = {round(part * decodes / PARTS) for part in range(PARTS + 1)}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, bar(warm + decodes, "bench", "decode"):
         store = TraceStore(Path(folder) / "store", mode="a")
         for number in range(-warm, decodes + 1):
             if number in counted:
@@ -71,6 +72,7 @@ def bench_endurance(
                 report(f"{number} decodes: {moments[-1]}")
             if number < decodes:
                 _one(vlm, number % 4, store)
+                advance("decode")
     said = [name for name, value in moments[0].items() if value is not None and name != "decodes"]
     return {
         "decodes": decodes,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from visionpulse_analysis._util.progress import advance, bar
 from visionpulse_analysis.decoding import decode
 from visionpulse_analysis.experiments.bench.machine import about_machine
 from visionpulse_analysis.models.loading import VLM, load
@@ -60,28 +61,30 @@ def bench_sharing(
     arms = [None, *(make_pruner(name) for name in pruners)]
     pictures, questions = [generate(seed, cells).render() for seed in range(samples)], [QUESTION] * samples
     rows = []
-    for limit in steps:
-        options = {"max_new_tokens": limit, "layers": "anchor", "batch_size": samples}
-        ways: dict[str, Callable[[], Any]] = {
-            "alone": lambda o=options: [decode(vlm, pictures, questions, pruner=arm, **o) for arm in arms],
-            "together": lambda o=options: decode(vlm, pictures, questions, pruner=arms, **o),
-        }
-        found: dict[str, list[float]] = {name: [] for name in ways}
-        hashes = set()
-        for turn in range(rounds + 1):
-            for name, run in ways.items():
-                before = time.process_time()
-                made = run()
-                if turn:
-                    found[name].append(time.process_time() - before)
-                hashes.add(tuple(trace.data_hash for traces in made for trace in traces))
-        alone, together = median(found["alone"]), median(found["together"])
-        patches = len(vlm.prompt(pictures[0], QUESTION).grid)
-        rows.append({
-            "steps": limit, "arms": len(arms), "patches": patches, "alone": alone, "together": together,
-            "saved": 1 - together / alone, "equal": len(hashes) == 1,
-        })  # fmt: skip
-        report(f"{limit} steps: {alone:.2f} CPU seconds alone, {together:.2f} together")
+    with bar(len(steps) * (rounds + 1) * 2, "bench", "measurement"):
+        for limit in steps:
+            options = {"max_new_tokens": limit, "layers": "anchor", "batch_size": samples}
+            ways: dict[str, Callable[[], Any]] = {
+                "alone": lambda o=options: [decode(vlm, pictures, questions, pruner=arm, **o) for arm in arms],
+                "together": lambda o=options: decode(vlm, pictures, questions, pruner=arms, **o),
+            }
+            found: dict[str, list[float]] = {name: [] for name in ways}
+            hashes = set()
+            for turn in range(rounds + 1):
+                for name, run in ways.items():
+                    before = time.process_time()
+                    made = run()
+                    if turn:
+                        found[name].append(time.process_time() - before)
+                    hashes.add(tuple(trace.data_hash for traces in made for trace in traces))
+                    advance("measurement")
+            alone, together = median(found["alone"]), median(found["together"])
+            patches = len(vlm.prompt(pictures[0], QUESTION).grid)
+            rows.append({
+                "steps": limit, "arms": len(arms), "patches": patches, "alone": alone, "together": together,
+                "saved": 1 - together / alone, "equal": len(hashes) == 1,
+            })  # fmt: skip
+            report(f"{limit} steps: {alone:.2f} CPU seconds alone, {together:.2f} together")
     return {"rows": rows, "machine": about_machine(vlm.model.device.type)}
 
 

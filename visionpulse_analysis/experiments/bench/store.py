@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from visionpulse_analysis._util.progress import over
 from visionpulse_analysis.experiments.bench.machine import about_machine, spread
 from visionpulse_analysis.media.patch_grid import PatchGrid
 from visionpulse_analysis.traces import Trace, create_trace
@@ -73,22 +74,27 @@ def _measure(folder: Path, traces: int, reads: int) -> dict[str, Any]:
         "add_ms": spread(add_ms) if add_ms else None,
         "open_ms": spread([_ms(lambda: TraceStore(folder)) for _ in range(20)]),
         "list_ms": spread([_ms(lambda: TraceStore(folder).ids) for _ in range(5)]),
-        "random_step_ms": spread([_ms(lambda name=name: TraceStore(folder)[name].at(3, 1)) for name in names]),
+        "random_step_ms": spread(
+            over(lambda name: _ms(lambda: TraceStore(folder)[name].at(3, 1)), names, "read", "trace")
+        ),
     }
 
 
 def _fill(store: TraceStore, traces: int) -> list[float]:
     trace, there = small_trace(), set(store.finished_ids)
     times = []
-    for number in range(traces):
+
+    def fill(number: int) -> None:
         name = _name(number)
         if name in there:
-            continue
+            return
         if number < 200:
             named = trace.with_meta({**trace.meta, "id": name})
-            times.append(_ms(lambda named=named: store.add(named)))
+            times.append(_ms(lambda: store.add(named)))
         else:
             shutil.copytree(store.path / _name(0), store.path / name, copy_function=shutil.copyfile)
+
+    over(fill, range(traces), "fill", "trace")
     return times
 
 

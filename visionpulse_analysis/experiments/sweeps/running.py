@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 import uuid
 from collections import deque
@@ -15,8 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
-
+from visionpulse_analysis._util.progress import above, advance, bar
 from visionpulse_analysis.experiments.sweeps.config import SweepConfig
 from visionpulse_analysis.experiments.sweeps.folder import SweepFolder
 from visionpulse_analysis.experiments.sweeps.plan import Job, batches, plan
@@ -36,12 +34,6 @@ def log_outcome(outcome: dict[str, Any], where: str) -> None:
         logger.info("%s: %d tokens (%s)", outcome["id"], outcome["row"]["tokens"], where)
     else:
         logger.warning("%s failed: %s (%s)\n%s", outcome["id"], outcome["error"], where, outcome.get("traceback", ""))
-
-
-def progress_bar(total: int, done: int, shown: bool) -> tqdm:
-    """Traces done, rate and remaining time."""
-    seconds = 0.5 if sys.stderr.isatty() else 30.0  # between two lines of a log file
-    return tqdm(total=total, initial=done, unit="trace", disable=not shown, mininterval=seconds, smoothing=0.05)
 
 
 @contextmanager
@@ -83,7 +75,7 @@ def run(
     workers: int | None = None,
     retry_failed: bool = False,
     report: Callable[[str], object] = print,
-    progress: bool = True,
+    progress: bool | None = None,
 ) -> Summary:
     """Run a sweep, or go on with one: finished samples are not touched, the rest is done.
 
@@ -96,8 +88,8 @@ def run(
         Give samples that failed for good their attempts back.
     report : callable, str -> None
         Told the dashboard's address, what is done and, from another thread, whether there are workers.
-    progress : bool
-        Show a bar with rate and remaining time on standard error.
+    progress : bool, optional
+        As in `decode`. ``sweep.log`` in the folder has a line per sample in any case.
 
     Returns
     -------
@@ -130,7 +122,9 @@ def run(
                 with connect(scheduler, workers) as client:
                     report(f"dask dashboard: {'none' if workers == 0 else client.dashboard_link}")
                     going = _Run(client, config, folder, state, table, report)
-                    with progress_bar(len(jobs), state.closed, progress) as going.bar, watched(client, going.tell):
+                    # Batches are of unequal length: the rate is that of the whole sweep rather than of the last ones.
+                    about = {"initial": state.closed, "smoothing": 0.05}
+                    with bar(len(jobs), "sweep", "trace", progress, **about), watched(client, going.tell):
                         for model in config.models:  # one after the other: a worker loads each once
                             going.finish([job for job in jobs if job.model is model])
         except KeyboardInterrupt:
@@ -169,13 +163,12 @@ class _Run:
     state: State
     table: LiveTable
     report: Callable[[str], object]
-    bar: tqdm = field(init=False)
     word: str = field(default_factory=lambda: uuid.uuid4().hex)  # tells the workers this call from any other
 
     def tell(self, line: str) -> None:
         """Say something in the middle of the sweep, above the bar; what cannot be said is in the log."""
         logger.info(line)
-        with suppress(OSError), tqdm.external_write_mode():
+        with suppress(OSError), above():
             self.report(line)
 
     def threads(self) -> int:
@@ -310,6 +303,5 @@ class _Run:
         self.state.take(result["outcomes"])
         for outcome in result["outcomes"]:
             log_outcome(outcome, f"{result['worker']}, {result['memory_mb']:.0f} MB")
-        self.bar.set_postfix(failed=len(self.state.failed), refresh=False)
-        self.bar.update(self.state.closed - closed)
+        advance("trace", self.state.closed - closed, failed=len(self.state.failed))
         self.table.write_if_due()

@@ -110,7 +110,7 @@ function paintAxes(context, area, { data, top, bottom }, colour, size) {
   context.textAlign = "right";
   context.fillText(String(data.last), area.right, below);
   context.textAlign = "center";
-  context.fillText(data.pair ? "aligned token" : "step", (area.left + area.right) / 2, below);
+  context.fillText(!data.by_step ? "aligned token" : data.pair ? "step (the traces share too few tokens to be aligned)" : "step", (area.left + area.right) / 2, below);
 }
 
 /** Where thinking ends and where the traces part. */

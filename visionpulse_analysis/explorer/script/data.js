@@ -8,7 +8,7 @@ export const SINK_FACTOR = 10;
 /**
  * One trace, or several of the same image: `all`. Those shown are `traces`: the first, and one that stands beside it. A
  * *column* holds one step of each shown trace (-1: none), so that equal tokens of both stand in the same column; with
- * one trace, columns are steps. A *panel* is one image, or one frame of a video.
+ * one trace, and with two that share too few tokens, columns are steps. A *panel* is one image, or one frame of a video.
  */
 export class Data {
   constructor(payload) {
@@ -48,8 +48,14 @@ export class Data {
     this.traces = this.shown.map((i) => this.all[i]);
     this.lines = [this.about[0], ...this.shown.map((i) => this.about[i + 1])];
     this.pruned = this.traces.some((trace) => trace.kept);
-    Object.assign(this, this.alignments[beside - 1]); // columns, columnOf, divergence
+    Object.assign(this, this.alignments[beside - 1]); // columns, columnOf, divergence, by_step
     this.last = this.columns[0].length - 1;
+  }
+
+  /** Whether both traces shown have the same token in a column, so that there is a difference. */
+  paired(column) {
+    const parted = this.by_step && this.divergence !== null && column >= this.divergence;
+    return !parted && this.columns.every((steps) => steps[column] >= 0);
   }
 
   /** The column with another trace beside the first where the first is at the same step; else at the one before. */
@@ -147,15 +153,16 @@ export class Data {
     return plane.sinks;
   }
 
-  /** Values of a column: attention of one trace, or second minus first; null where a trace has no step there. */
+  /** Values of a column: attention of one trace, or second minus first; null where there is none. */
   values(plane, mode, column) {
     const at = (t) => {
       const step = this.columns[t][column];
       return step < 0 ? null : plane.attention[this.shown[t]].subarray(step * this.count, (step + 1) * this.count);
     };
     if (mode < 2) return at(mode);
-    const first = at(0), second = at(1);
-    return first && second && second.map((value, p) => value - first[p]);
+    if (!this.paired(column)) return null;
+    const first = at(0);
+    return at(1).map((value, p) => value - first[p]);
   }
 
   /** Largest absolute value of one column, without masked patches. */

@@ -143,7 +143,7 @@ export class Explorer {
 
   /** Go to a token; that of the other trace brings this trace into view, unless the difference exists there. */
   goTo(t, column) {
-    const stays = this.view.mode === 2 && this.data.columns[1 - t][column] >= 0;
+    const stays = this.view.mode === 2 && this.data.paired(column);
     this.set({ column, mode: stays ? 2 : t });
   }
 

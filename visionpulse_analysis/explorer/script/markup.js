@@ -82,7 +82,7 @@ export const MARKUP = `
 <dialog class="vp-help" data-ref="help" aria-label="Help">
   <h2>Keys and gestures</h2><dl data-ref="keys"></dl>
   <p>Click or hover a token for its heatmap. Click a patch, or drag a box, to see on the token strip which steps looked there.</p>
-  <p>A bar before a token: the answer begins. A dotted line under a token: the other trace has none there. A red frame: the first divergence.</p>
+  <p>A bar before a token: the answer begins. A dotted line under a token: the other trace has none, or another one, there. A red frame: the first divergence.</p>
   <p data-ref="sinkHelp"></p>
   <button type="button" data-ref="closeHelp">Close</button>
 </dialog>`;

@@ -38,7 +38,7 @@ export class Tokens {
       element.dataset.step = step;
       if (token.includes("\n")) element.classList.add("vp-newline");
       if (step === trace.answer) element.classList.add("vp-answer");
-      if (data.pair && data.columns[1 - t][column] < 0) element.classList.add("vp-alone");
+      if (data.pair && !data.paired(column)) element.classList.add("vp-alone");
       if (column === data.divergence) element.classList.add("vp-diverges");
       return element;
     });

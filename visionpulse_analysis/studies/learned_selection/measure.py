@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
+from visionpulse_analysis._util.progress import over
 from visionpulse_analysis.experiments.conditions import first_choices
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.metrics.estimate import as_json
@@ -182,7 +183,8 @@ def pairs_of_samples(vlm: VLM, samples: Sequence[Sample], at_once: int = 8) -> P
     ]
     if len(known) < len(samples) or len({scene.cells for scene, _ in known}) > 1:
         raise ValueError("expected samples that are scenes of one size with known answers; take those of scene_samples")
-    return joined([see(vlm, known[start : start + at_once], 0) for start in range(0, len(known), at_once)])
+    starts = range(0, len(known), at_once)
+    return joined(over(lambda start: see(vlm, known[start : start + at_once], 0), starts, "scores", "batch"))
 
 
 def given_scores(vlm: VLM, pairs: Pairs) -> dict[str, torch.Tensor]:

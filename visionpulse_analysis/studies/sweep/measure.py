@@ -72,7 +72,7 @@ def example_sweep(
     out = folder_of_this_process() / "sweep" if key is None else cache_folder() / f"sweep-{key[:16]}"
     # A folder without a seal is an interrupted call's, and is gone on with.
     if not (is_sealed(out) and is_whole(out)):
-        run(SweepConfig.from_plain({**plain, "out": str(out)}, folder=Path()), workers=workers, progress=False)
+        run(SweepConfig.from_plain({**plain, "out": str(out)}, folder=Path()), workers=workers)
         if key is not None:
             seal(out)
     return Sweep(out)

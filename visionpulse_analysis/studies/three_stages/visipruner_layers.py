@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from visionpulse_analysis import figures
+from visionpulse_analysis._util.progress import over
 from visionpulse_analysis.attention.prefill import Prefill
 from visionpulse_analysis.decoding.interventions.passes import TeacherForced
 from visionpulse_analysis.metrics.statistics import Estimate, proportion_interval
@@ -58,7 +59,7 @@ class Chosen:
 
 def choices(vlm: VLM, asked: Sequence[Asked], pruner: VisiPruner, *, batch_size: int = 16) -> list[Chosen]:
     """Run VisiPruner to the end of each prompt, and to each most visual step: one result per place."""
-    return [_choose(vlm, asked, pruner, place, batch_size) for place in range(len(PLACES))]
+    return over(lambda place: _choose(vlm, asked, pruner, place, batch_size), range(len(PLACES)), "choose", "place")
 
 
 def _choose(vlm: VLM, asked: Sequence[Asked], pruner: VisiPruner, place: int, batch_size: int) -> Chosen:

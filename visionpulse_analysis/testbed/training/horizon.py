@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
+from visionpulse_analysis._util.progress import over
 from visionpulse_analysis.decoding.interventions.kinds import Acting, HidePatches, Tokens
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.view import Layout
@@ -59,7 +60,8 @@ def read_words(
         kind of token -> one array per row of the batches: bool [n_layers + 1, token].
     """
     found: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
-    for packed in batches:
+
+    def read(packed: Batch) -> None:
         batch = packed.to(vlm.model.device)
         chosen, tokens = batch.target != -100, _tokens_of(vlm, batch)
         right = []
@@ -71,6 +73,8 @@ def read_words(
         for kind, pictures in found.items():
             of_kind = (batch.kind[chosen] == language.kinds.index(kind)).cpu().numpy()
             pictures += [by_layer[:, of_kind & (owners == row)] for row in range(len(chosen))]
+
+    over(read, batches, "reading horizon", "batch")
     return found
 
 

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from visionpulse_analysis._util.files import data_folder
+from visionpulse_analysis._util.files import own_data_folder
 from visionpulse_analysis.models.loading import load
 from visionpulse_analysis.testbed.charts.card import charts_card
 from visionpulse_analysis.testbed.scenes.tokens import vocabulary
@@ -51,9 +51,10 @@ def publish(trainer: Trainer, folder: str | Path) -> None:
 def write_card(evaluation: dict[str, Any], folder: Path | None = None) -> Path:
     """Store the scores of the bundled model and write its card, ``README.md`` of the data folder.
 
-    Raises ValueError where the scores are not those of the bundled weights or lack the controls.
+    Raises ValueError where the scores are not those of the bundled weights or lack the controls, or the data folder is
+    that of an installed package.
     """
-    folder = data_folder() if folder is None else folder
+    folder = own_data_folder() if folder is None else folder
     weights = load("scenes").weights_hash
     if evaluation["weights"] != weights:
         raise ValueError(f"these are scores of weights {evaluation['weights']}, the bundled ones are {weights}")
@@ -78,7 +79,7 @@ def write_charts_card(evaluation: dict[str, Any], folder: Path | None = None) ->
 
     Raises ValueError where the scores are not those of the bundled weights.
     """
-    folder = data_folder() if folder is None else folder
+    folder = own_data_folder() if folder is None else folder
     weights = load("charts").weights_hash
     if evaluation["weights"] != weights:
         raise ValueError(f"these are scores of weights {evaluation['weights']}, the bundled ones are {weights}")

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from visionpulse_analysis._util.files import all_or_none, written_whole
-from visionpulse_analysis.media.images import ImageLike, read_image
+from visionpulse_analysis.media.images import ImageLike, lies_at, read_image
 from visionpulse_analysis.media.patch_grid import PatchGrid
 from visionpulse_analysis.metrics.attention import layer_cosines
 from visionpulse_analysis.traces import Trace, create_trace
@@ -166,7 +166,7 @@ def write_npz(
     IndexError
         The layer was not recorded, or must be chosen.
     FileExistsError
-        A file is there and `overwrite` is False.
+        A file is there, another one than this trace's picture, and `overwrite` is False.
     OSError
         The disk is full or the folder cannot be written.
     """
@@ -234,7 +234,7 @@ def _targets(trace: Trace, path: Path, overwrite: bool) -> list[Path]:
     """The files of a trace; FileExistsError where one is there that is not to be replaced."""
     targets = [path, path.with_name(_IMAGE)] if trace.images else [path]
     for target in targets:
-        if target.exists() and not overwrite:
+        if target.exists() and not overwrite and not (target.name == _IMAGE and lies_at(target, trace.images[0])):
             raise FileExistsError(f"{target} exists; choose another place, or say overwrite=True (--overwrite)")
     return targets
 

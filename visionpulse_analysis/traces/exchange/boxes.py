@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from visionpulse_analysis._util.files import all_or_none, written_whole
+from visionpulse_analysis.media.images import lies_at
 from visionpulse_analysis.media.patch_grid import PatchGrid
 from visionpulse_analysis.traces import Trace
 
@@ -116,6 +117,8 @@ def write_boxes(
 ) -> list[Path]:
     """Write `patch_boxes` as JSON, with the images beside it (``image_0.png``, ...).
 
+    Where another file of that name lies, which is not to be replaced, an image is named after the JSON file instead.
+
     Parameters
     ----------
     trace, layer, steps, top
@@ -133,17 +136,21 @@ def write_boxes(
     Raises
     ------
     FileExistsError
-        One of the files exists and `overwrite` is False.
+        The JSON file exists, or another image of that name, and `overwrite` is False.
     IndexError, ValueError, OSError
         As `patch_boxes`; or the disk is full or the folder cannot be written.
     """
     path = Path(path)
     boxes = patch_boxes(trace, layer, steps=steps, top=top)
-    files = [
-        path,
-        *(path.with_name(image["file_name"]) for image, _ in zip(boxes["images"], trace.images, strict=False)),
-    ]
-    for file in files:
+    files = [path]
+    for about, image in zip(boxes["images"], trace.images, strict=False):
+        file = path.with_name(about["file_name"])
+        if file.exists() and not overwrite and not lies_at(file, image):
+            file = path.with_name(f"{path.stem}_{about['file_name']}")
+        about["file_name"] = file.name
+        files.append(file)
+    there = [path, *(file for file, image in zip(files[1:], trace.images, strict=True) if not lies_at(file, image))]
+    for file in there:
         if file.exists() and not overwrite:
             raise FileExistsError(f"{file} exists; choose another place, or say overwrite=True (--overwrite)")
     with all_or_none(files):
