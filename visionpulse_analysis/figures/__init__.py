@@ -12,7 +12,16 @@ True
 from .curves import draw_mass_curve, draw_step_curves
 from .methods import METHODS, Look, look
 from .overlays import draw_blackout, draw_boxes, draw_kept, draw_map_grid, draw_overlay, overlay_strip
-from .page import draw_caption, draw_legend, draw_letters, new_figure, new_page, note_estimates, picture_height
+from .page import (
+    draw_caption,
+    draw_legend,
+    draw_letters,
+    new_figure,
+    new_page,
+    new_panels,
+    note_estimates,
+    picture_height,
+)
 from .plots import (
     draw_curve,
     draw_estimates,
@@ -61,6 +70,7 @@ __all__ = [
     "look",
     "new_figure",
     "new_page",
+    "new_panels",
     "note_estimates",
     "overlay_strip",
     "picture_height",

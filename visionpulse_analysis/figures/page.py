@@ -123,6 +123,31 @@ def new_page(width: float, heights: list[float]) -> tuple[PaperFigure, list[SubF
     return fig, list(bands[:, 0])
 
 
+def new_panels(
+    width: float, heights: list[float], cols: int, width_ratios: list[float] | None = None
+) -> tuple[PaperFigure, np.ndarray]:
+    """Make a figure of panels, each laid out for itself: one's long labels or legend take no room from the others.
+
+    Parameters
+    ----------
+    width, heights
+        As in `new_page`.
+    cols : int
+        Panels of each band.
+    width_ratios : list of float, optional
+        Relative sizes of the columns.
+
+    Returns
+    -------
+    fig : PaperFigure
+    axes : object array [band, column] of Axes
+    """
+    fig, bands = new_page(width, heights)
+    with style():
+        parts = [band.subfigures(1, cols, width_ratios=width_ratios, squeeze=False)[0] for band in bands]
+        return fig, np.array([[part.subplots() for part in row] for row in parts], dtype=object)
+
+
 def picture_height(shape: Sequence[int], width: float, most: float = 3.0) -> float:
     """Inches of height for a picture of `shape` (row_px, col_px, ...) in so many inches of width: no hair and no tower.
 

@@ -16,18 +16,22 @@ MOST_KINDS = 9
 
 def charts_page(study: Charts) -> Figure:
     """Make the headline: what the world has of what a fair one needs, and accuracy and length of every arm."""
-    fig, axes = figures.new_figure(figures.DOUBLE, 5.6, 2, 2, height_ratios=[1.15, 1])
+    fig, bands = figures.new_page(figures.DOUBLE, [2.9, 2.5])
+    with (
+        figures.style()
+    ):  # each panel laid out for itself: the labels of one would take room from those above and below
+        panels = [part.subplots() for band in bands for part in band.subfigures(1, 2, width_ratios=[1.2, 1])]
     shares = {name: claim for name, claim in study.properties.items() if ASKED[name][0] <= 1}
     figures.draw_estimates(
-        axes[0, 0], {f"{name}\n(asked: {told(name)})": one.estimate for name, one in shares.items()}, xlabel="share"
+        panels[0], {f"{name}\n(asked: {told(name)})": one.estimate for name, one in shares.items()}, xlabel="share"
     )
-    axes[0, 0].set_xlim(-0.02, 1.02)
-    draw_horizon(axes[0, 1], study)
-    draw_needed(axes[1, 0], study)
-    draw_arms(axes[1, 1], study)
-    for ax in (axes[0, 1], axes[1, 1]):
+    panels[0].set_xlim(-0.02, 1.02)
+    draw_horizon(panels[1], study)
+    draw_needed(panels[2], study)
+    draw_arms(panels[3], study)
+    for ax in (panels[1], panels[3]):
         figures.draw_legend(ax)
-    figures.draw_letters(axes.flat)
+    figures.draw_letters(panels)
     figures.draw_caption(fig)
     return fig
 
