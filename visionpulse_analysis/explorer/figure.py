@@ -138,7 +138,7 @@ def _look_up(traces: list, asked: View) -> _Shown:
         series = [a[:, inside].sum(axis=1) for a in attention]
     rows = [None if step is None else a[step] for a, step in zip(attention, steps, strict=True)]
     if asked.mode == "difference":
-        if not aligned.paired(column):
+        if rows[0] is None or rows[1] is None or not aligned.paired(column):
             raise ValueError(f"step {asked.step}: no token of the other trace is aligned there, so no difference")
         values = rows[1] - rows[0]
         pairs = [columns[c] for c in range(len(columns)) if aligned.paired(c)]

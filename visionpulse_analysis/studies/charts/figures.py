@@ -16,11 +16,8 @@ MOST_KINDS = 9
 
 def charts_page(study: Charts) -> Figure:
     """Make the headline: what the world has of what a fair one needs, and accuracy and length of every arm."""
-    fig, bands = figures.new_page(figures.DOUBLE, [2.9, 2.5])
-    with (
-        figures.style()
-    ):  # each panel laid out for itself: the labels of one would take room from those above and below
-        panels = [part.subplots() for band in bands for part in band.subfigures(1, 2, width_ratios=[1.2, 1])]
+    fig, axes = figures.new_panels(figures.DOUBLE, [2.9, 2.5], 2, width_ratios=[1.2, 1])
+    panels = list(axes.flat)
     shares = {name: claim for name, claim in study.properties.items() if ASKED[name][0] <= 1}
     figures.draw_estimates(
         panels[0], {f"{name}\n(asked: {told(name)})": one.estimate for name, one in shares.items()}, xlabel="share"

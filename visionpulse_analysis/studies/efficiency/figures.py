@@ -18,7 +18,8 @@ NAMES = {
     "gathered_5": "gathered, 5 %",
     "reuse_5": "reused, 5 %",
 }
-COLOURS = {variant: f"C{number}" for number, variant in enumerate(NAMES)}  # the same in every panel
+# The same in every panel; dense is grey everywhere.
+COLOURS = {variant: f"C{number}" for number, variant in enumerate(NAMES)} | {"dense": figures.METHODS["dense"].colour}
 RECORDED = ("plain", "one_layer", "all_layers", "all_heads", "eager")
 
 

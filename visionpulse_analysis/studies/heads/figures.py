@@ -19,7 +19,7 @@ SIGNED = "RdBu_r"
 
 def heads_page(study: Heads) -> Figure:
     """Make the headline: which heads look, when, at what, and whether those chosen would do for pruning."""
-    fig, axes = figures.new_figure(figures.DOUBLE, 5.6, 2, 3)
+    fig, axes = figures.new_panels(figures.DOUBLE, [2.5, 2.5], 3)
     difference = _largest(study.when)
     draw_heads(axes[0, 0], study, study.mass, "image mass", 0, 1)
     draw_heads(axes[0, 1], study, study.when, "image mass,\nreading minus other steps", -difference, difference, SIGNED)

@@ -29,19 +29,20 @@ from visionpulse_analysis.studies.learned_selection.measure import (
 )
 from visionpulse_analysis.studies.shared.arms import DENSE
 
-COLOURS = {GUIDE: "#0072B2", TRUTH: "#56B4E9"}  # the others are methods, drawn as everywhere
+COLOURS = {GUIDE: "#332288", TRUTH: "#56B4E9"}  # the others are methods, drawn as everywhere
 OF_SIZES = {
     "raw attention, layer 0": "#E69F00",
     "CNN, layer 0": "#D55E00",
     "raw attention, layer 4": "#56B4E9",
-    "CNN, layer 4": "#0072B2",
+    "CNN, layer 4": "#332288",
 }
 
 
 def headline(study: Learned) -> Figure:
     """Draw accuracy and what is held of the objects asked about by budget, and accuracy without one part each."""
-    fig, axes = figures.new_figure(figures.DOUBLE, 5.6, 2, 2)
-    accuracy, held, parts, networks = np.ravel(axes)
+    fig, (budgets, without) = figures.new_page(figures.DOUBLE, [3.0, 2.6])
+    with figures.style():
+        (accuracy, held), (parts, networks) = budgets.subplots(1, 2), without.subplots(1, 2)
     for ax, value in ((accuracy, study.accuracy), (held, study.held)):
         for number, label in enumerate(EVERYWHERE):
             curve = [value(at_budget(label, budget)) for budget in study.budgets]
@@ -80,13 +81,13 @@ def layers_page(found: Layers, guidance: int, sizes: Mapping[str, Mapping[int, E
     for label, curve, colour in (
         ("answer", found.answer, "#D55E00"),
         ("question and template", found.prompt, "#009E73"),
-        ("question's words", found.words, "#0072B2"),
+        ("question's words", found.words, "#332288"),
     ):
         figures.draw_curve(held, at, curve, label, colour=colour)
     held.axhline(found.chance, color=GREY, linewidth=0.8, linestyle="--", label="random")
     held.axvline(guidance, color=GREY, linewidth=0.8, linestyle=":")
     held.set(xlabel="layer", ylabel="share held of what is asked", ylim=(-0.02, 1.04))
-    figures.draw_curve(rank, at, found.rank, "attention of the words", colour="#0072B2")
+    figures.draw_curve(rank, at, found.rank, "attention of the words", colour="#332288")
     for layer, one in found.cnn.items():
         error = [[one.value - one.low], [one.high - one.value]]
         label = "after the network" if layer == min(found.cnn) else None

@@ -96,7 +96,7 @@ def draw_overlap(ax: Axes, study: StepDependence) -> Axes:
     lags = np.arange(1, len(study.lag_overlap) + 1)
     figures.draw_curve(ax, lags, study.lag_overlap, "two steps")
     _level(ax, lags, study.null_overlap, "random sets")
-    ax.set(xlabel="distance in steps", ylabel=f"overlap of top {100 * study.fraction:g} % (Jaccard)")
+    ax.set(xlabel="distance in steps", ylabel=f"overlap of top {100 * study.fraction:g} %\n(Jaccard)")
     ax.set_ylim(0, None)
     return ax
 
