@@ -34,9 +34,15 @@ def train(
         str | None,
         typer.Option(help="Train this head beside the bundled model instead: covipal ..; a wrong name lists all."),
     ] = None,
+    twin: Annotated[
+        str | None, typer.Option(help="Train this twin of the bundled model instead, from its weights: diffusion.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train the bundled model, or a head beside it, or go on training it."""
+    """Train the bundled model, or a head beside it, or a twin of it, or go on training it."""
+    if twin is not None:
+        _train_twin(twin, folder, minutes, seed, device, threads, publish, as_json)
+        return
     if head is not None:
         _train_head(head, Path("runs") / "heads" if folder is None else folder, seed, threads, as_json)
         return
@@ -72,6 +78,23 @@ def _train_head(name: str, folder: Path, seed: int, threads: int | None, as_json
     written = train_head(vlm, name, folder, seed=seed, threads=threads, report=told)
     training = read_training(str(written))
     show({"folder": str(written), **training}, as_json, f"wrote {written}: {training['scores']}")
+
+
+def _train_twin(
+    name: str, folder: Path | None, minutes: float | None, seed: int, device: str, threads: int | None,
+    publish: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    from visionpulse_analysis.testbed.diffusion.twin import publish_twin, train_twin
+
+    if name != "diffusion":
+        raise ValueError(f"unknown twin {name!r}; known: diffusion")
+    report = lambda line: typer.echo(line, err=True)  # noqa: E731
+    folder = Path("runs") / name if folder is None else folder
+    trainer = train_twin(folder, seed=seed, minutes=minutes, device=device, threads=threads, report=report)
+    if publish is not None:
+        publish_twin(trainer, publish)
+    state = trainer.state
+    show(state, as_json, f"step {state['step']}, {state['seconds'] / 60:.1f} minutes in all")
 
 
 @command(app)

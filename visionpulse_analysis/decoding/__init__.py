@@ -40,6 +40,7 @@ __all__ = [
     "end_ids",
     "heads_of",
     "layers_of",
+    "meta_of",
     "provenance",
 ]
 
@@ -211,7 +212,7 @@ def decode_each(
     weights = vlm.weights_hash
     runs = [
         (options, [
-            Record(vlm, prompt, row_seed, _meta(vlm, weights, prompt, options, row_seed, name, followed),
+            Record(vlm, prompt, row_seed, meta_of(vlm, weights, prompt, options, row_seed, name, followed),
                    layers=options.layers, heads=options.heads, quantities=options.record,
                    pruned=options.pruner is not None, store=store, overwrite=overwrite)
             for prompt, row_seed, name in zip(prompts, seeds, names, strict=True)
@@ -263,7 +264,7 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{package: version(package) for package in packages}}
 
 
-def _meta(
+def meta_of(
     vlm: VLM, weights: str, prompt: Prompt, options: Options, seed: int, name: str | None, followed: Sequence[str]
 ) -> dict[str, Any]:
     """What a trace says from its beginning; ``followed`` of the model's own ways to draw, and its limit of tokens."""

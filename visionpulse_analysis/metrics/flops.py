@@ -197,6 +197,7 @@ def count_costs(
     scored_layers: Sequence[int] = (),
     forgets: bool = False,
     recomputes: bool = False,
+    canvas: int = 0,
     positions: Sequence[int] | np.ndarray | None = None,
 ) -> Costs:
     """Cost of every step of one decode.
@@ -218,6 +219,9 @@ def count_costs(
         than is visible where the others are forgotten.
     forgets : bool, whether a decode step deletes what it hides, so that it need not be held
     recomputes : bool, whether every step reads prompt and answer anew, as prefill does, and holds no cache
+    canvas : int
+        Places that every step reads at once behind a cached prompt, if there are any: of a model that denoises. Step 0
+        is prefill and the first of these.
     positions : int [patch], optional
         Places of the patches in the prompt, for layers with a window: what has left it nobody reads, hidden or not.
 
@@ -263,6 +267,11 @@ def count_costs(
     if recomputes:
         nothing = np.zeros(len(k))
         return Costs(whole, nothing, nothing)
+    if canvas:
+        seen = text + k + canvas
+        flops, read = shape.flops(canvas, canvas, canvas * seen), shape.kv_bytes(seen)
+        flops[0] += whole[0]
+        return Costs(flops, read, read)
     seen, scored = reached(k), np.isin(layers, [] if forgets else scored_layers)
     keys_only = shape.kv_bytes(np.where(scored, reached(k[:1]) - seen, 0)) / 2
     flops, read = shape.flops(1, 1, seen), shape.kv_bytes(seen) + keys_only

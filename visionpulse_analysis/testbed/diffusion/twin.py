@@ -1,0 +1,173 @@
+"""The diffusion twin: trained, stored as the language model alone, loaded beside the bundled tower, and scored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load_file, save
+
+from visionpulse_analysis._util.files import data_folder, write_whole
+from visionpulse_analysis.decoding.denoising import denoise
+from visionpulse_analysis.models.loading import VLM, load
+from visionpulse_analysis.testbed.diffusion.canvases import DIRECT, PLACES, SHORT, canvas_of
+from visionpulse_analysis.testbed.diffusion.world import DIFFUSION
+from visionpulse_analysis.testbed.heads.catalogue import machine
+from visionpulse_analysis.testbed.scenes.questions import ANSWER_MARK, END_MARK, Question, ask
+from visionpulse_analysis.testbed.scenes.scene import Scene, generate
+from visionpulse_analysis.testbed.scenes.truth import answer_is_right
+from visionpulse_analysis.testbed.training.evaluation import noise
+from visionpulse_analysis.testbed.training.evaluation_set import Item
+from visionpulse_analysis.testbed.training.training import Trainer
+from visionpulse_analysis.traces import Trace
+
+WEIGHTS, TRAINING = "language.safetensors", "training.json"
+TOWER = "model.visual."
+FIRST_SCORE_SEED = 530_000  # validation scenes of the twin
+SCORED = 40  # scenes
+CELLS = 4  # cells per side of a scene that it was trained on
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A scene, a question about it, and whether it is to be answered without thoughts.
+
+    Attributes
+    ----------
+    canvas : int, how many places its answer has
+    """
+
+    scene: Scene
+    question: Question
+    direct: bool = False
+
+    @property
+    def canvas(self) -> int:
+        return SHORT if self.direct else PLACES[self.question.task]
+
+    @property
+    def prompt_options(self) -> dict[str, str]:
+        """How it is asked: without thoughts, they are over before the answer begins."""
+        return {"prefix": ANSWER_MARK} if self.direct else {}
+
+
+def draw_asked(count: int, task: str, *, first_seed: int, cells: int = CELLS) -> list[Asked]:
+    """Scenes of consecutive seeds with one question each, of a ``task``, or of all in turn for "direct"."""
+    asked = []
+    for number in range(count):
+        scene = generate(first_seed + number, cells)
+        kind = (*PLACES,)[number % len(PLACES)] if task == DIRECT else task
+        asked.append(Asked(scene, ask(scene, kind, np.random.default_rng([scene.seed, 8])), direct=task == DIRECT))
+    return asked
+
+
+def denoise_all(vlm: VLM, asked: Sequence[Asked], *, images: Sequence[np.ndarray] | None = None, **options: Any):
+    """Answers to questions with canvases of one length, as :func:`denoise` gives them: list of Trace."""
+    canvases = {one.canvas for one in asked}
+    if len(canvases) != 1:
+        raise ValueError(f"questions of one call have canvases of one length, got {sorted(canvases)}")
+    pictures = [one.scene.render() for one in asked] if images is None else list(images)
+    settings = {"canvas": canvases.pop(), "prompt_options": [one.prompt_options for one in asked], **options}
+    return denoise(vlm, pictures, [one.question.text for one in asked], **settings)
+
+
+def right(asked: Sequence[Asked], traces: Sequence[Trace]) -> np.ndarray:
+    """Whether each answer is exactly right: bool [question]."""
+    return np.array([answer_is_right(a.question, trace.answer) for a, trace in zip(asked, traces, strict=True)])
+
+
+def whole(asked: Sequence[Asked], traces: Sequence[Trace]) -> np.ndarray:
+    """Whether each canvas is, word by word, the one that it was trained to give: bool [question]."""
+    wanted = [" ".join(token.word for token in canvas_of(a.scene, a.question, a.direct).said) for a in asked]
+    ended = [text[: text.index(END_MARK) + len(END_MARK)] for text in wanted]
+    return np.array([trace.text.split() == text.split() for trace, text in zip(traces, ended, strict=True)])
+
+
+def train_twin(
+    folder: Path,
+    *,
+    seed: int = 0,
+    minutes: float | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    report: Callable[[str], None] = print,
+) -> Trainer:
+    """Train the twin from the bundled model's weights, or go on with what is in ``folder``."""
+    trainer = Trainer(
+        folder, world=DIFFUSION, seed=seed, device=device, threads=threads, start=data_folder() / "scenes"
+    )
+    trainer.run(minutes=minutes, report=report)
+    return trainer
+
+
+def publish_twin(trainer: Trainer, folder: Path) -> None:
+    """Write the language model's averaged weights in bfloat16, and how they were trained, with their scores."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {n: v.detach().bfloat16().contiguous() for n, v in trainer.average.state_dict().items()}
+    write_whole(folder / WEIGHTS, save({n: v for n, v in weights.items() if not n.startswith(TOWER)}))
+    told = {
+        **trainer.told(),
+        "adapted_from": load("scenes", device="cpu").weights_hash,
+        "curve": [row for row in (trainer.folder / "curves.csv").read_text().splitlines() if ",loss," in row],
+        **machine(),
+    }
+    write_whole(folder / TRAINING, (json.dumps(told, indent=1) + "\n").encode())
+    vlm = load_twin(folder)
+    told = {**told, "weights": vlm.weights_hash, "scores": score_twin(vlm)}
+    write_whole(folder / TRAINING, (json.dumps(told, indent=1) + "\n").encode())
+
+
+def load_twin(folder: Path | None = None) -> VLM:
+    """The twin, on the stock class, beside the tower of the bundled model.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        As `publish_twin` wrote it; the bundled one if left out.
+
+    Raises
+    ------
+    ValueError
+        It was adapted from another model than the bundled one, or its weights are of another shape.
+    """
+    folder = data_folder() / "diffusion" if folder is None else folder
+    vlm, told = load("scenes", device="cpu"), json.loads((folder / TRAINING).read_text())
+    if told["adapted_from"] != vlm.weights_hash:
+        raise ValueError(
+            f"the twin in {folder} was adapted from the model with the hash {told['adapted_from']}, and the bundled "
+            f"one has {vlm.weights_hash}: its tower is another; train the twin again (`visionpulse train --twin`)"
+        )
+    weights = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
+    try:
+        missing, unknown = vlm.model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {folder} are of another shape: {error}") from error
+    if unknown or any(not name.startswith(TOWER) for name in missing):
+        raise ValueError(f"the weights in {folder} do not fit: {len(missing)} are missing, {len(unknown)} unknown")
+    vlm.name = folder.name
+    return vlm
+
+
+def score_twin(vlm: VLM, count: int = SCORED, first_seed: int = FIRST_SCORE_SEED) -> dict[str, Any]:
+    """Shares of right answers on validation scenes: of each task and of direct answers, and the controls.
+
+    Returns
+    -------
+    dict
+        ``tasks`` : exact answers with as many steps as places. ``whole`` : of each task, canvases right word by word.
+        ``one_step`` : exact answers where all places are unmasked at once. ``noise`` : for noise in place of pictures.
+    """
+    found: dict[str, Any] = {name: {} for name in ("tasks", "whole", "one_step", "noise")}
+    for task in (*PLACES, DIRECT):
+        asked = draw_asked(count, task, first_seed=first_seed)
+        traces = denoise_all(vlm, asked, layers="none")
+        found["tasks"][task] = float(right(asked, traces).mean())
+        found["whole"][task] = float(whole(asked, traces).mean())
+        found["one_step"][task] = float(right(asked, denoise_all(vlm, asked, layers="none", steps=1)).mean())
+        blank = [noise(Item(one.scene, {})) for one in asked]
+        found["noise"][task] = float(right(asked, denoise_all(vlm, asked, layers="none", images=blank)).mean())
+    return found
