@@ -21,6 +21,7 @@ PRUNERS = {
 EVERYTHING = {
     "adaptvis": {"sharp": 1.0, "smooth": 1.0},
     "dyvte": {"first_layer": 8},
+    "dyvte_steps": {"first_layer": 8},
     "keep_all": {},
     "lookm": {"heavy": 1.0},
     "mvw": {"tokens": 10_000},

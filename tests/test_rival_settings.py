@@ -23,7 +23,13 @@ FIRST = {
     "FastV": 2, "PyramidDrop": 2, "SparseVLM": 2, "ST3": 2, "DyCoke": 3, "VisionPulse": 3,
     "last step only": 3, "at prefill": 3, "random": 3, "static random": 3, "uniform": 3, "hindsight": 3,
 }  # fmt: skip
-CALIBRATED = ("VisiPruner", "ShortV", "MVW", "DyVTE")  # by layers, measured, or decided for each image
+CALIBRATED = (
+    "VisiPruner",
+    "ShortV",
+    "MVW",
+    "DyVTE",
+    "DyVTE, each step",
+)  # by layers, measured, or decided for each image
 
 
 @pytest.fixture(scope="module")

@@ -38,8 +38,11 @@ def test_permuted_patches_give_the_same_clusters_permuted(points):
 @pytest.mark.parametrize("by", CONTROLS)
 def test_controls_have_as_many_clusters_each_with_its_own_centre(points, by):
     for threshold in (0.02, 0.1, 0.5):
-        count = len(SeTok(threshold).clusters(points, CELLS)[0])
-        centres, owner = SeTok(threshold, by=by).clusters(points, CELLS, torch.arange(36.0).flip(0))
+        order = torch.arange(36.0).flip(0)
+        peaks = SeTok(threshold).clusters(points, CELLS, order)
+        count, (centres, owner) = len(peaks[0]), SeTok(threshold, by=by).clusters(points, CELLS, order)
+        assert by != "random" or centres.tolist() == list(range(36 - count, 36))
+        assert torch.equal(peaks[0], SeTok(threshold).clusters(points, CELLS)[0])
         assert len(centres.unique()) == count == len(owner.unique()) and len(owner) == 36
         assert torch.equal(owner[centres], torch.arange(count)) and (centres.diff() > 0).all()
 

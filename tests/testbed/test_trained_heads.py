@@ -15,10 +15,17 @@ from visionpulse_analysis.experiments.cache import part_of_key
 from visionpulse_analysis.pruners.heads import TRAINING, read_training
 from visionpulse_analysis.pruners.networks import Head, load_head, save_head
 from visionpulse_analysis.pruners.networks.compressor import Compressor
-from visionpulse_analysis.pruners.networks.gates import Gates
+from visionpulse_analysis.pruners.networks.gates import Gates, StepGates
 from visionpulse_analysis.pruners.networks.scorer import Scorer
 from visionpulse_analysis.testbed.heads import catalogue, exits, relevance, selection
-from visionpulse_analysis.testbed.heads.catalogue import HEADS, score_compressor, score_gates, score_scorer, train_head
+from visionpulse_analysis.testbed.heads.catalogue import (
+    HEADS,
+    score_compressor,
+    score_gates,
+    score_scorer,
+    score_step_gates,
+    train_head,
+)
 from visionpulse_analysis.testbed.heads.fitting import fit
 from visionpulse_analysis.testbed.heads.pairs import FIRST_CHECK_SEED, make_pairs, questions_of, straight_answer
 from visionpulse_analysis.testbed.scenes.scene import generate
@@ -366,3 +373,110 @@ class TestDyVTE:
         stored, found = read_training("exits")["scores"], score_gates(scenes, "exits")
         assert found["free"] == pytest.approx(stored["free"], abs=0.03)
         assert found["left"] == pytest.approx(stored["left"], abs=0.05)
+
+
+class TestStepGates:
+    TEXTS = ("where is the red circle ?", "how many red shapes ?")
+
+    def test_each_token_loses_the_image_after_the_first_gate_that_says_so_and_the_next_has_it_again(self, scenes):
+        """Token by token with the library's cache; patches are hidden by a mask of its own at each layer."""
+        gates, texts = load_head(StepGates, "exits-steps", scenes.weights_hash), list(self.TEXTS)
+        pictures = [generate(seed, 4).render() for seed in range(2)]
+        traces = vpa.decode(
+            scenes, pictures, texts, pruner=vpa.make_pruner("dyvte_steps"), layers="none", max_new_tokens=24
+        )
+        model, layers = scenes.model, scenes.model.get_decoder().layers
+        for picture, text, trace in zip(pictures, texts, traces, strict=True):
+            prompt = scenes.prompt(picture, text)
+            places, left, hidden = torch.from_numpy(prompt.grid.position.copy()), [], [False]
+
+            def enter(number, options, states, places=places, left=left, hidden=hidden):
+                hidden[0] = False if number == 0 else hidden[0]
+                if number:
+                    stay, leave = gates.down[number - 1] @ torch.nn.functional.gelu(
+                        gates.up[number - 1] @ states[0, -1]
+                    )
+                    hidden[0] |= bool(leave > stay)
+                left.append(0 if hidden[0] else 64)
+                seen = options["past_key_values"].get_seq_length(0) + (number == 0)
+                mask = torch.ones(1, 1, 1, seen, dtype=torch.bool)
+                mask[..., places] = not hidden[0]
+                return {**options, "attention_mask": mask}
+
+            def entering(number, enter=enter):
+                return lambda _, args, given: (args, enter(number, given, args[0])) if args[0].shape[1] == 1 else None
+
+            hooks = [
+                block.register_forward_pre_hook(entering(number), with_kwargs=True)
+                for number, block in enumerate(layers)
+            ]
+            try:
+                with torch.no_grad():
+                    said = model.generate(
+                        **scenes.family.batch([prompt], 0), max_new_tokens=len(trace.tokens), do_sample=False
+                    )
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            assert said[0, len(prompt.ids) :].tolist() == trace.token_ids.tolist()
+            assert trace.k_per_layer.values[1:].tolist() == np.reshape(left, (-1, 8)).tolist()
+        everywhere = np.concatenate([trace.k_per_layer.values[1:] for trace in traces])
+        # The first layer sees the image again at the step after one that had lost it.
+        assert (everywhere[:, -1] == 0).any() and everywhere[:, 0].all()
+        assert len({int((seen > 0).sum()) for seen in everywhere}) > 1
+
+    def test_a_token_s_exit_is_free_where_hiding_the_image_from_the_answer_changes_no_word(self, scenes):
+        scene = generate(FIRST_CHECK_SEED, 4)
+        asked = questions_of(scene, 2)
+        found, owner = exits.step_exits(scenes, [(scene, asked)], floor=1e9)  # words alone decide
+        strict, _ = exits.step_exits(scenes, [(scene, asked)], floor=exits.Recipe().floor)
+        assert not (strict.free & ~found.free).any() and len(found.free.unique()) == 2
+        model = scenes.model
+        for number, question in enumerate(asked):
+            prompt = scenes.prompt(scene.render(), question.text)
+            words = [one.word for one in straight_answer(scene, question)]
+            ids = torch.tensor(scenes.tokenizer.convert_tokens_to_ids(words[:-1]))
+            inputs, places, end = scenes.family.batch([prompt.answered(ids)], 0), prompt.grid.position, len(prompt.ids)
+            of_each, states = [], []
+            for gate in range(8):
+
+                def hide(call, gate=gate, places=places, end=end):
+                    n = call.query.shape[2]
+                    mask = torch.ones(n, n, dtype=torch.bool).tril()[None, None].clone()
+                    if call.layer > gate:
+                        mask[:, :, end:, torch.from_numpy(places.copy())] = False
+                    return call.under(mask).run()
+
+                with torch.no_grad(), exits.intercept(model, hide):
+                    out = model(**inputs, output_hidden_states=True)
+                of_each.append(out.logits[0, end:].argmax(dim=-1))
+                states = out.hidden_states
+            free = torch.stack([one == of_each[-1] for one in of_each[:-1]], dim=1)
+            assert torch.equal(found.free[owner == number], free)
+            text = torch.stack([one[0, end:] for one in states[1:8]], dim=1)
+            torch.testing.assert_close(found.text[owner == number], text, rtol=1e-3, atol=1e-3)
+
+    def test_stored_scores_are_those_of_the_weights_and_untrained_ones_are_far_from_them(self, scenes):
+        stored, found = read_training("exits-steps")["scores"], score_step_gates(scenes, "exits-steps")
+        assert found["free"] == pytest.approx(stored["free"], abs=0.01)
+        assert found["balanced accuracy"] == pytest.approx(stored["balanced accuracy"], abs=0.02)
+        assert found["find"] == pytest.approx(stored["find"], abs=0.07)
+        untrained = score_step_gates(scenes, "untrained")
+        assert max(untrained["balanced accuracy"]) < 0.65 < 0.8 < min(found["balanced accuracy"])
+        assert untrained["find"] < 0.5 < found["find"]
+
+    def test_gates_of_prompts_and_of_another_model_are_refused(self, scenes, vlm, pictures):
+        for model, head, message in ((scenes, "exits", "is a Gates, and a StepGates"), (vlm, "exits-steps", "another")):
+            with pytest.raises(ValueError, match=message if model is scenes else "was trained beside the model whose"):
+                vpa.decode(model, pictures[0], self.TEXTS[0], pruner=vpa.make_pruner("dyvte_steps", head=head))
+
+    def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(self, scenes, tmp_path):
+        recipe = exits.Recipe(((4, 2),), each=2, steps=12, batch=8, per_token=True)
+        whole, told = exits.train_gates(scenes, tmp_path / "a", recipe, 0, report=lambda line: None)
+        data = exits.exit_data(scenes, recipe, tmp_path / "a")
+        for until in (5, None):
+            gates = StepGates.untrained(seed=0, width=128, gates=7)
+            loss = exits.tell_exits(gates, data, recipe, 0)
+            fit(gates, loss, tmp_path / "b", steps=12, rate=recipe.rate, until=until, report=lambda line: None)
+        assert all(torch.equal(value, gates.state_dict()[name]) for name, value in whole.state_dict().items())
+        assert told["fit"]["step"] == 12

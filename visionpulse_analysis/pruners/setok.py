@@ -102,14 +102,10 @@ class SeTok(Pruner):
         owner : int64 [patch]
             Index into ``centres``; a centre belongs to itself.
         """
+        features, scores, distances = self.scores(points, cells)
         n = len(points)
-        looks = points / points.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
-        features = looks + self.place * places(cells, points.shape[1])
-        distances, density, separation = density_peaks(features, max(1, round(self.neighbours * n)), tie="earlier")
-        scores = density * separation
         if self.budget is None:
-            above = scores > self.threshold
-            least = torch.tensor([max(1, round(self.neighbours * n))], device=points.device)
+            above, least = scores > self.threshold, torch.tensor([self._nearest(n)], device=points.device)
             chosen = above if bool(above.any()) else top_k(scores[None], least)[0]
         else:
             chosen = top_k(scores[None], nearest_k(self.budget, torch.tensor([n], device=points.device)))[0]
@@ -121,9 +117,31 @@ class SeTok(Pruner):
         if self.by == "spread":
             units, there = functional.normalize(points, dim=-1)[None], torch.ones_like(chosen)[None]
             chosen = spread(units, farthest(units, there), count[None], there)[0]
-        elif order is not None:
+        elif self.by == "random":
+            if order is None:
+                raise ValueError("random centres need the random order of the patches, float32 [patch]")
             chosen = top_k(-order[None], count[None])[0]
         return nearest(distances, chosen.nonzero()[:, 0])
+
+    def scores(self, points: torch.Tensor, cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What patches are clustered by, given as in `clusters`.
+
+        Returns
+        -------
+        features : float32 [patch, width]
+        scores : float32 [patch]
+            Density times separation.
+        distances : float32 [patch, patch]
+            Of features, over ``sqrt(width)``.
+        """
+        looks = points / points.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+        features = looks + self.place * places(cells, points.shape[1])
+        distances, density, separation = density_peaks(features, self._nearest(len(points)), tie="earlier")
+        return features, density * separation, distances
+
+    def _nearest(self, n: int) -> int:
+        """How many of ``n`` patches are the nearest of each."""
+        return max(1, round(self.neighbours * n))
 
 
 def nearest(distances: torch.Tensor, centres: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

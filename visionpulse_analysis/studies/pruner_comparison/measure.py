@@ -74,6 +74,7 @@ RIVALS = {
         "visipruner", AT_ONCE, True, to.visipruner, {"relative_threshold": 0.1}, to.visipruner_acts_from
     ),
     "DyVTE": Rival("dyvte", AT_ONCE, True, None, {}, first=lambda n: 0),
+    "DyVTE, each step": Rival("dyvte_steps", AT_ONCE, False, None, {}, first=lambda n: 0),
     "MVW": Rival("mvw", AT_ONCE, False, to.mvw, {}),
     "random": Rival("random", REFERENCE, False, to.budget),
     "uniform": Rival("uniform", REFERENCE, True, to.budget),

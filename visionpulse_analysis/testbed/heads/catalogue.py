@@ -18,7 +18,7 @@ from visionpulse_analysis.pruners import Pruner, make_pruner
 from visionpulse_analysis.pruners.heads import UNTRAINED, read_training
 from visionpulse_analysis.pruners.networks import load_head, save_head
 from visionpulse_analysis.pruners.networks.compressor import Compressor
-from visionpulse_analysis.pruners.networks.gates import Gates
+from visionpulse_analysis.pruners.networks.gates import Gates, StepGates
 from visionpulse_analysis.pruners.networks.scorer import Scorer
 from visionpulse_analysis.pruners.top_k import top_k
 from visionpulse_analysis.testbed.heads import exits, relevance, selection
@@ -42,7 +42,13 @@ RELEVANCE = {
     "relevance-layer4": relevance.Recipe(layer=4),
     "relevance-shuffled": relevance.Recipe(shuffled=True),
 }
-EXITS = {"exits": exits.Recipe(), "exits-shuffled": exits.Recipe(shuffled=True)}
+PICTURES_OF_TOKENS = ((4, 16), (8, 16))  # each with six answers of about twenty tokens
+EXITS = {
+    "exits": exits.Recipe(),
+    "exits-shuffled": exits.Recipe(shuffled=True),
+    "exits-steps": exits.Recipe(PICTURES_OF_TOKENS, per_token=True),
+    "exits-steps-shuffled": exits.Recipe(PICTURES_OF_TOKENS, per_token=True, shuffled=True),
+}
 HEADS = (*COVIPAL, *RELEVANCE, *EXITS)
 
 
@@ -90,7 +96,8 @@ def train_head(
     elif name in RELEVANCE:
         train, score, recipe = relevance.train_compressor, score_compressor, RELEVANCE[name]
     else:
-        train, score, recipe = exits.train_gates, score_gates, EXITS[name]
+        train, recipe = exits.train_gates, EXITS[name]
+        score = score_step_gates if recipe.per_token else score_gates
     head, stages = train(vlm, folder / "state", recipe, seed, report)  # pyright: ignore[reportArgumentType]
     facts = {
         "model": vlm.weights_hash,
@@ -191,15 +198,41 @@ def score_gates(vlm: VLM, name: str) -> dict[str, Any]:
     scenes = [generate(FIRST_CHECK_SEED + number, 8) for number in range(PICTURES)]
     rows = [(scene, questions_of(scene, len(TASKS))) for scene in scenes]
     parts = [exits.exits(vlm, rows[start : start + 8], exits.Recipe().floor) for start in range(0, PICTURES, 8)]
-    free = torch.cat([part.free for part in parts])
+    data = exits.Exits(torch.cat([part.text for part in parts]), torch.cat([part.free for part in parts]))
+    return {**_told(gates, data), **_right(vlm, make_pruner("dyvte", head=name))}
+
+
+def _told(gates: Gates, data: exits.Exits) -> dict[str, Any]:
+    """How gates tell free exits, as in `score_gates`."""
     with torch.no_grad():
-        leaves = exits.leaving(gates, torch.cat([part.text for part in parts]))
+        leaves = exits.leaving(gates, data.text)
     return {
-        "free": free.float().mean(dim=0).tolist(),
-        "balanced accuracy": [balanced(leaves[:, n], free[:, n]) for n in range(count)],
+        "free": data.free.float().mean(dim=0).tolist(),
+        "balanced accuracy": [balanced(leaves[:, n], data.free[:, n]) for n in range(leaves.shape[1])],
         "left": float(leaves.any(dim=1).float().mean()),
-        **_right(vlm, make_pruner("dyvte", head=name)),
     }
+
+
+def score_step_gates(vlm: VLM, name: str) -> dict[str, Any]:
+    """Scores of the gates of `DyVTESteps` on validation scenes of 256 patches; as of `score_gates`, over tokens.
+
+    Parameters
+    ----------
+    vlm : VLM
+    name : str
+        A bundled head, the folder of one, or "untrained".
+
+    Returns
+    -------
+    dict
+        As of `score_gates`, tokens in place of questions.
+    """
+    shape = {"width": vlm.model.config.get_text_config().hidden_size, "gates": vlm.n_layers - 1}
+    gates = StepGates.untrained(**shape) if name == UNTRAINED else load_head(StepGates, name, vlm.weights_hash)
+    scenes = [generate(FIRST_CHECK_SEED + number, 8) for number in range(8)]
+    rows = [(scene, questions_of(scene, len(TASKS))) for scene in scenes]
+    data, _ = exits.step_exits(vlm, rows, exits.Recipe().floor)
+    return {**_told(gates, data), **_right(vlm, make_pruner("dyvte_steps", head=name))}
 
 
 def balanced(said: torch.Tensor, true: torch.Tensor) -> float | None:
