@@ -65,15 +65,15 @@ class Layer:
         """[head, token, dim]."""
         return self.value[0].repeat_interleave(self.group, 0)
 
-    def weights(self, rope: bool = True) -> torch.Tensor:
-        """Softmax attention [head, query, key] among the tokens alive."""
+    def weights(self, rope: bool = True, seen: torch.Tensor | None = None) -> torch.Tensor:
+        """Softmax attention [head, query, key] among the tokens alive; ``seen`` bool [query, key], or causal."""
         query, key = self.query, self.key
         if rope:
             at = self.tokens
             query, key = apply_rotary_pos_emb(query, key, self.inputs.cos[None, at], self.inputs.sin[None, at])
         logits = query[0] @ key[0].repeat_interleave(self.group, 0).transpose(1, 2) * self.block.self_attn.scaling
-        future = torch.ones(logits.shape[1:], dtype=torch.bool).triu(1)
-        return logits.masked_fill(future, -torch.inf).softmax(-1)
+        hidden = torch.ones(logits.shape[1:], dtype=torch.bool).triu(1) if seen is None else ~seen
+        return logits.masked_fill(hidden, -torch.inf).softmax(-1)
 
     def run(self, edit: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
         """States [token, width] after the layer; ``edit`` changes the weights [head, query, key] after the softmax."""

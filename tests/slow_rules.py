@@ -49,6 +49,53 @@ class SlowShortV(Rule):
         return after
 
 
+class SlowArchitecture(Rule):
+    """ViCA or YOPO stated over token pairs, with weights after the softmax, and with an MLP of fewer neurons."""
+
+    def is_blind(self, number):
+        if self.pruner.name == "vica":
+            return number not in (self.pruner.layers or (0, 1, 2, 3))
+        return number >= (4 if self.pruner.cut is None else self.pruner.cut)
+
+    def run(self, layer):
+        pruner, number, inputs = self.pruner, layer.number, layer.inputs
+        blind, frozen = self.is_blind(number), pruner.name == "vica" and pruner.frozen
+        if pruner.name == "vica":
+            window, lost, share = None, [], 1.0
+        else:
+            window, share = pruner.window, pruner.mlp_share
+            lost = [head for head, active in enumerate(pruner.heads[number]) if not active] if pruner.heads else []
+        patch_at = dict(zip(layer.at, layer.patches, strict=True))
+        n = len(layer.tokens)
+        seen = torch.zeros(n, n, dtype=torch.bool)
+        for query in range(n):
+            for key in range(n):
+                a, b = patch_at.get(query), patch_at.get(key)
+                if a is None:
+                    seen[query, key] = key <= query and not (blind and b is not None)
+                elif b is None or window is None:
+                    seen[query, key] = key <= query
+                else:
+                    apart = [abs(int(inputs.cells[a][axis] - inputs.cells[b][axis])) for axis in (0, 1)]
+                    seen[query, key] = max(apart) <= window // 2 and inputs.pictures[a] == inputs.pictures[b]
+        weights = layer.weights(seen=seen)
+        for head in lost:
+            weights[head, :, layer.at] = 0
+            weights[head, layer.at] = 0
+        layer.row = torch.zeros(len(inputs.places))
+        layer.row[layer.patches] = weights[:, -1].mean(0)[layer.at]
+        mixed = (weights @ layer.values()).transpose(0, 1).flatten(1)
+        states = layer.states + layer.block.self_attn.o_proj(mixed)
+        entering, mlp = layer.block.post_attention_layernorm(states), layer.block.mlp
+        after = states + mlp(entering)
+        few = round(share * mlp.gate_proj.out_features)
+        neurons = mlp.act_fn(entering @ mlp.gate_proj.weight[:few].T) * (entering @ mlp.up_proj.weight[:few].T)
+        after[layer.at] = (states + neurons @ mlp.down_proj.weight[:, :few].T)[layer.at]
+        if frozen:
+            after[layer.at] = layer.states[layer.at]
+        return after
+
+
 class SlowST3(Rule):
     """The part of prefill; the steps are in slow_pruners.py."""
 

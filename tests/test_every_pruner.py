@@ -30,7 +30,9 @@ EVERYTHING = {
     "sparsevlm": {"shares": (1.0, 1.0, 1.0)},
     "st3": {"rate": 0.0, "decay": "none"},
     "visipruner": {"stages": ("middle", "deep"), "layer_threshold": -2.0},
+    "vica": {"layers": tuple(range(8)), "frozen": False},
     "vtw": {"layer": 8},
+    "yopo": {"window": None, "mlp_share": 1.0, "cut": 8},
 }
 
 

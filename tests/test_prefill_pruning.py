@@ -18,10 +18,13 @@ from visionpulse_analysis.pruners.setok import SeTok
 from visionpulse_analysis.pruners.shortv import ShortV
 from visionpulse_analysis.pruners.sparsevlm import SparseVLM
 from visionpulse_analysis.pruners.st3 import ST3
+from visionpulse_analysis.pruners.vica import ViCA
 from visionpulse_analysis.pruners.visipruner import VisiPruner
+from visionpulse_analysis.pruners.yopo import YOPO
 from visionpulse_analysis.pruners.zspaprune_cdpruner import CDPruner, ZSPAPrune
 
 QUESTION = "where is the red circle ?"
+SOME_HEADS = tuple(tuple((layer + head) % 3 > 0 for head in range(4)) for layer in range(8))
 RULES = [
     (FastV(budget=0.2), rules.SlowFastV),
     (FastV(5, 0.1), rules.SlowFastV),
@@ -40,6 +43,8 @@ RULES = [
     (CDPruner(0.2, prompt="text", flip=True), rules.SlowCDPruner),
     (ShortV(), rules.SlowShortV),
     (ShortV((0, 5)), rules.SlowShortV),
+    (ViCA(), rules.SlowArchitecture),
+    (YOPO(3, SOME_HEADS, 0.3, 6), rules.SlowArchitecture),
     (VisiPruner(), SlowVisiPruner),
     (VisiPruner(("shallow",), 3, first_layer="half"), SlowVisiPruner),
     (VisiPruner(("shallow",), 3, first_layer="random", patches_see=False), SlowVisiPruner),
@@ -102,5 +107,9 @@ def test_prefill_follows_the_rule_and_hiding_equals_taking_out(vlm, pictures, le
             logprobs, _, rows = slow.slow_forward(vlm, longer, stated, ran)
             assert logprobs[trace.token_ids[step]].item() == pytest.approx(trace.logprobs[step], abs=1e-4)
             assert np.abs(trace.attention.values[step] - rows).max() < 1e-3
+        if isinstance(stated, rules.SlowArchitecture):  # prefill keeps every patch, and steps see none in blind layers
+            blind = [stated.is_blind(layer) for layer in range(vlm.n_layers)]
+            assert (trace.k_per_layer.values[1:] == np.where(blind, 0, n)).all()
+            continue
         assert (trace.k_per_layer.values == trace.k_per_layer.values[0]).all()
         assert (trace.kept.values == trace.kept.values[0]).all()

@@ -281,6 +281,7 @@ def pruners():
     vpa.list_pruners()  # finds all of them
     vision = vpa.VisionPulse
     given = {name: {"prompt": "text"} for name in ("zspaprune", "cdpruner")}
+    given["yopo"] = {"window": None}  # which asks for a map
     made = [
         KNOWN[name](**given.get(name, {}))
         for name in sorted(KNOWN)
@@ -311,7 +312,7 @@ def test_a_pruner_keeps_what_it_keeps_in_decode(tiny, photos, name, pruner):
             rows = other.attention.values.astype(np.float32)
             assert np.abs(trace.attention.values - rows).max() <= 2 * rounding(rows)
             assert trace.meta["costs"] == other.meta["costs"] and trace.meta["execution"] == "masked"
-    whole = pruner.name in ("keep_all", "mvw", "shortv", "visipruner") or pruner.reweights
+    whole = pruner.name in ("keep_all", "mvw", "shortv", "vica", "visipruner", "yopo") or pruner.reweights
     assert not decoded[0].kept.values.all() or whole
 
 

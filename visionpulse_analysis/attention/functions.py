@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 
 from visionpulse_analysis.attention.gathered import Execution, Gathered, Masked, Readings
 from visionpulse_analysis.attention.groups import Group
+from visionpulse_analysis.attention.patterns import by_heads
 from visionpulse_analysis.attention.quantities import LayerAttention
 from visionpulse_analysis.attention.recorder import Recorder
 from visionpulse_analysis.attention.routing import Call
@@ -75,9 +76,10 @@ class PrefillAttention:
         redirect = prefill.redirects.get(layer)
         if layer in self.recorder.layers:
             query = Query.of(call, length - 1, total)
-            if redirect is not None:
+            inactive = prefill.pattern.pattern.inactive(layer)
+            if redirect is not None or inactive:
                 self.reader.unchecked(query, prefill=True)
-            _record(self.recorder, self.reader, query, output, True, redirect)
+            _record(self.recorder, self.reader, query, output, True, redirect, inactive)
         return output
 
 
@@ -137,7 +139,7 @@ class StepAttention:
         query = Query.of(call, 0, total)
         entered = self._entered
         states = None if entered is None or entered[0] != call.layer else entered[1]
-        seen = _over_all(call, query)
+        seen, inactive = _over_all(call, query), self.groups[0].selection.pattern.inactive(call.layer)
         view = _view(seen, query, self.reader, False, 1, self.layout, None, states, None, self.logprobs)
         kept = self._join([group.decide(view) for group in self.groups])
         bias = self._bias(view)
@@ -145,8 +147,15 @@ class StepAttention:
         if isinstance(reading, Gathered):
             self._check_gathered(call, query)
             known = view.logits() if view.scored else None
-            output, weights = reading.attend(call.query, call.key, call.value, call.scaling, known, recorded, bias)
+
+            def gather(values: torch.Tensor, recorded: bool = False) -> Output:
+                return reading.attend(call.query, call.key, values, call.scaling, known, recorded, bias)
+
+            output, weights = gather(call.value, recorded)
+            output = self._active_heads(call, query, (output, None), gather)[0]
             if weights is not None:
+                if inactive:
+                    weights[:, inactive, : reading.patches.shape[1]] = 0
                 self.recorder.put_kept(view.layer, weights[..., : reading.patches.shape[1]], reading.patches)
                 if self.recorder.quantities:
                     row = weights.new_zeros(*weights.shape[:2], total)
@@ -165,7 +174,8 @@ class StepAttention:
         output = self.run(call)
         if recorded:
             shown = Query.of(call, 0, total)
-            if bias is None and view.scored and self.reader.is_plain(query, False):  # the pruner has computed them
+            known = bias is None and not inactive and view.scored  # the pruner has computed them
+            if known and self.reader.is_plain(query, False):
                 logits = view.logits()
                 hidden = None if reading is None else ~reading.visible[:, None].to(logits.device)
                 self.reader.check(shown, False, output)
@@ -174,8 +184,16 @@ class StepAttention:
                 if self.recorder.quantities:
                     _compute(self.recorder, self.reader, shown, torch.softmax(row, dim=-1), output)
             else:
-                _record(self.recorder, self.reader, shown, output, False)
-        return output
+                _record(self.recorder, self.reader, shown, output, False, inactive=inactive)
+        return self._active_heads(call, query, output, lambda values: self.run(replace(call, value=values)))
+
+    def _active_heads(self, call: Call, query: Query, output: Output, attend: Callable[[torch.Tensor], Output]) -> Any:
+        """The output without what inactive heads read of pictures."""
+        pattern = self.groups[0].selection.pattern
+        if not pattern.inactive(call.layer):
+            return output
+        images = self.layout.image_keys(query.total)
+        return by_heads(pattern, call.layer, output, call.value, attend, _columns(images, call, query, False))
 
     def _reading(self, view: View, kept: torch.Tensor | None, biased: bool) -> Masked | Gathered | None:
         if kept is None:
@@ -291,9 +309,13 @@ def _columns(over_all: torch.Tensor, call: Call, query: Query, behind: Any) -> t
 
 def _record(
     recorder: Recorder, reader: RowReader, query: Query, output: Output, prefill: bool,
-    redirect: torch.Tensor | None = None,
+    redirect: torch.Tensor | None = None, inactive: Sequence[int] = (),
 ) -> None:  # fmt: skip
     row, is_logits = reader.read(query, prefill, output)
+    if inactive:
+        row, is_logits = torch.softmax(row, dim=-1) if is_logits else row.clone(), False
+        images = recorder.layout.on(row.device).image_keys(row.shape[2])
+        row[:, inactive] = row[:, inactive].masked_fill(images[:, None], 0)
     (recorder.put if is_logits else recorder.put_weights)(query.call.layer, row, redirect)
     if recorder.quantities:
         _compute(recorder, reader, query, torch.softmax(row, dim=-1) if is_logits else row, output, redirect)

@@ -46,6 +46,7 @@ class Group:
         self.biases: list[torch.Tensor | None] = [None] * layout.n_layers
         self.scored: list[int] = []
         self._joined: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        self._none: torch.Tensor | None = None  # what blind layers see, one object for all of them
 
     def check_layers(self, attention: list[int]) -> None:
         """Raise ValueError where the pruner chooses at a layer that has no softmax attention."""
@@ -79,6 +80,10 @@ class Group:
         """
         view = GroupView(batch, self)
         choice, left = self.selection.visible(view), view.shown
+        if view.layer in self.selection.pattern.blind:
+            if self._none is None or self._none.shape != self.layout.patches.shape:
+                self._none = torch.zeros_like(self.layout.patches)
+            choice = self._none
         if view.scored and view.layer not in self.scored:
             self.scored.append(view.layer)
         now = None if choice is None else kept_by(self._checked(choice, view), self.layout)
@@ -135,11 +140,12 @@ class Group:
 
     def account(self, number: int) -> dict[str, Any]:
         """What the costs of the group's row ``number`` depend on beside the patches visible: see `count_costs`."""
-        facts = {"frozen_layers": sorted(self.selection.frozen_layers), "forgets": self.selection.evicts}
+        pattern = self.prefill.pattern
+        facts: dict[str, Any] = {"frozen_layers": list(pattern.pattern.frozen), "forgets": self.selection.evicts}
         if self.selection.recomputes:
             facts["recomputes"] = True
         # The list of scored layers goes on growing as the steps ask.
-        return {**facts, **self.prefill.readers(number), "scored_layers": self.scored}
+        return {**facts, **pattern.account(number), **self.prefill.readers(number), "scored_layers": self.scored}
 
     def leave(self, gone: Sequence[int]) -> None:
         """Forget the rows at these places of the batch."""

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from visionpulse_analysis.attention.cache import GrowingLayer
+from visionpulse_analysis.attention.patterns import Carried, by_heads
 from visionpulse_analysis.pruners.base import Selection
 from visionpulse_analysis.pruners.view import Layout, View, marked
 
@@ -41,6 +42,7 @@ class Prefill:
         self.shown: torch.Tensor | None = None
         self.states: torch.Tensor | None = None
         self.block: Any = None
+        self.pattern = Carried(selection.pattern, layout)
 
     def enter(self, layer: int, block: Any, states: torch.Tensor) -> torch.Tensor | None:
         """Take the states [row, token, width] that enter a layer; rewritten ones are given back."""
@@ -68,7 +70,7 @@ class Prefill:
         """Freeze pictures, or rewrite patches, among the states that leave a layer."""
         before, self.states, self.block, self.runs_again = self.states, None, None, False
         layout = self.layout.on(states.device)
-        if layer in self.selection.frozen_layers:
+        if layer in self.pattern.pattern.frozen:
             is_image = layout.image_keys(states.shape[1])[..., None]
             return None if before is None else torch.where(is_image, before.to(states.device), states)
         return self._rewritten(layer, states)
@@ -108,17 +110,28 @@ class Prefill:
             self.shown = new
 
     def mask(self, view: View) -> torch.Tensor | None:
-        """The model's mask without what ``choose`` has dropped: bool [row, 1, q, key], or the model's own."""
-        if self.shown is None:
-            return view.mask
+        """The model's mask under the pattern, without what ``choose`` has dropped: bool [row, 1, q, key].
+
+        The model's own, None or a mask, where neither changes anything.
+        """
         n_keys, device = view.key.shape[2], view.key.device
-        mask = prefill_mask(view.mask, self.layout.hidden_keys(self.shown, n_keys).to(device))
+        mask = self.pattern.mask(view.layer, view.mask, n_keys)
+        if self.shown is None:
+            return mask
+        mask = prefill_mask(mask, self.layout.hidden_keys(self.shown, n_keys).to(device))
         if self.renumbers and self.selection.moved is not None:
             mask = in_order(mask, ranks(self.layout, self.selection.moved, n_keys).to(device))
         return mask
 
     def attend(self, view: View, attend: Callable[[torch.Tensor], tuple[torch.Tensor, Any]]) -> tuple[Any, ...]:
         """Attention of one layer of prefill, after ``choose``; ``attend`` is the kernel under `mask`, given values."""
+        output, pattern = self._redirected(view, attend), self.pattern.pattern
+        if not pattern.inactive(view.layer):
+            return output
+        images = self.layout.image_keys(view.query.shape[2])
+        return by_heads(pattern, view.layer, output, view.value, attend, images, images)
+
+    def _redirected(self, view: View, attend: Callable[[torch.Tensor], tuple[torch.Tensor, Any]]) -> tuple[Any, ...]:
         query, value = view.query, view.value
         redirect = self.selection.redirect(view)
         output = attend(value)
@@ -151,6 +164,7 @@ class Prefill:
     def drop_rows(self, rows: torch.Tensor) -> None:
         """Keep only these rows of the batch."""
         self.layout = self.layout.take(rows)
+        self.pattern = Carried(self.pattern.pattern, self.layout)
         remaining = {id(kept): kept[rows] for kept in self.kept if kept is not None}
         self.kept = [None if kept is None else remaining[id(kept)] for kept in self.kept]
 

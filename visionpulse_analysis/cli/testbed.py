@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,7 +35,8 @@ def train(
         typer.Option(help="Train this head beside the bundled model instead: covipal ..; a wrong name lists all."),
     ] = None,
     twin: Annotated[
-        str | None, typer.Option(help="Train this twin of the bundled model instead, from its weights: diffusion.")
+        str | None,
+        typer.Option(help="Train this twin of the bundled model instead, from its weights; a wrong name lists all."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -84,13 +85,18 @@ def _train_twin(
     name: str, folder: Path | None, minutes: float | None, seed: int, device: str, threads: int | None,
     publish: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
-    from visionpulse_analysis.testbed.diffusion.twin import publish_twin, train_twin
+    from visionpulse_analysis.testbed.diffusion import twin as diffusion
+    from visionpulse_analysis.testbed.twins import catalogue as patterned
 
-    if name != "diffusion":
-        raise ValueError(f"unknown twin {name!r}; known: diffusion")
-    report = lambda line: typer.echo(line, err=True)  # noqa: E731
+    if name not in ("diffusion", *patterned.TWINS):
+        raise ValueError(f"unknown twin {name!r}; known: diffusion, {', '.join(patterned.TWINS)}")
     folder = Path("runs") / name if folder is None else folder
-    trainer = train_twin(folder, seed=seed, minutes=minutes, device=device, threads=threads, report=report)
+    options: dict[str, Any] = {"seed": seed, "minutes": minutes, "device": device, "threads": threads}
+    options["report"] = lambda line: typer.echo(line, err=True)
+    if name == "diffusion":
+        trainer, publish_twin = diffusion.train_twin(folder, **options), diffusion.publish_twin
+    else:
+        trainer, publish_twin = patterned.train_twin(name, folder, **options), patterned.publish_twin
     if publish is not None:
         publish_twin(trainer, publish)
     state = trainer.state

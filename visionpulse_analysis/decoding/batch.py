@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from visionpulse_analysis.attention import Group, Look, PrefillAttention, Recorder, RowReader, StepAttention
 from visionpulse_analysis.attention.cache import GrowingLayer, grows_in_place, make_cache
+from visionpulse_analysis.attention.patterns import sliced_mlps
 from visionpulse_analysis.attention.prefill import check_one_dimensional, renumbered
 from visionpulse_analysis.attention.routing import Call, intercept, watch_layers
 from visionpulse_analysis.decoding.options import Options
@@ -25,6 +26,8 @@ from visionpulse_analysis.decoding.trace_builder import Record
 from visionpulse_analysis.models.families import Prompt, in_columns
 from visionpulse_analysis.models.generation_config import Rules
 from visionpulse_analysis.models.loading import VLM
+from visionpulse_analysis.pruners.base import Pruner
+from visionpulse_analysis.pruners.pattern import ORDINARY
 from visionpulse_analysis.pruners.view import Layout
 
 COLUMNS = ("places", "other_places", "starts")  # of a layout: what moves with the columns of the cache
@@ -53,7 +56,10 @@ class Batch:
         self.chosen = [0] * len(self.records)  # tokens, per row
         self.layout = self._layout([record.prompt for record in self.records])
         pruner = options.pruner
-        self.groups = [] if pruner is None else [Group(self.layout, pruner.start(self.layout), pruner.renumbers)]
+        selection = (Pruner() if pruner is None else pruner).start(self.layout)
+        self.groups = [Group(self.layout, selection, renumbers=bool(pruner and pruner.renumbers))]
+        if pruner is None and vlm.pattern == ORDINARY:
+            self.groups = []
         for group in self.groups:
             group.check_layers(vlm.attention_layers)
         self.chooser = Chooser(options.sample, self.layout.seeds)
@@ -92,6 +98,7 @@ class Batch:
             relevance=self._relevance,
             hindsight=self._hindsight,
             model=lambda: vlm.weights_hash,
+            pattern=vlm.pattern,
         )
         return layout.on(vlm.model.device)
 
@@ -167,6 +174,7 @@ class Batch:
         with ExitStack() as hooks:
             if group is not None:
                 hooks.enter_context(watch_layers(self.vlm.model, group.prefill))
+                hooks.enter_context(sliced_mlps(self.vlm.model, group.selection.pattern, group.layout))
                 if group.prefill.renumbers:
                     # All families of such positions count all rows from the same number.
                     hooks.enter_context(self._counted_anew(group, int(position[0, self.starts[0]])))

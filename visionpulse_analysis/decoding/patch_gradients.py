@@ -30,6 +30,7 @@ def relevance(vlm: VLM, prompt: Prompt, answer: torch.Tensor) -> torch.Tensor:
     float32 [patch]
         0 or above, on the CPU.
     """
+    vlm.check_ordinary("gradients of its attention are followed through all layers")
     n, weights = len(prompt.ids), _Weights()
     with torch.inference_mode(False), torch.enable_grad(), intercept(vlm.model, weights):
         # Made here, because the gradient does not take tensors of the inference mode around it.

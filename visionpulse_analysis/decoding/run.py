@@ -116,7 +116,7 @@ class Run:
             noted = self.arriving.popleft()
             values = noted.values.get()
             choices: list[Choice | None] = [None] * len(noted.records)
-            for number, rows in enumerate(noted.groups):
+            for number, rows in enumerate(noted.groups if self.options.pruner is not None else ()):
                 shown = {name: values[f"{name} {number}"] for name in ("kept", "counts", "budget", "mass")}
                 for place, row in enumerate(rows):
                     choices[row] = choice_of(place, len(noted.records[row].prompt.grid), shown)

@@ -65,6 +65,8 @@ METHODS: dict[str, Look] = {
         Look("VTW", _AMBER, "X"),
         Look("ShortV", _SKY, "p"),
         Look("VisiPruner", _GREEN, "h"),
+        Look("ViCA", _PINK, "p"),
+        Look("YOPO", _PINK, "h"),
         Look("no patch", _BLACK, "X"),
     )
 }

@@ -135,12 +135,16 @@ class ModelShape:
         """JSON-ready; ``ModelShape(**shape.to_dict())`` gives it back."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
-    def flops(self, computed: Any, made: Any, pairs: Any) -> Any:
-        """FLOPs [...] of forward passes: `computed` is r, `made` s, `pairs` p of the formula, [..., layer] each."""
-        r, s, p = (np.asarray(given, np.float64) for given in (computed, made, pairs))
+    def flops(self, computed: Any, made: Any, pairs: Any, through_mlp: Any = None) -> Any:
+        """FLOPs [...] of forward passes: `computed` is r, `made` s, `pairs` p of the formula, [..., layer] each.
+
+        `through_mlp` is r of its MLP, where another number of tokens goes through that.
+        """
+        given = (computed, made, pairs, computed if through_mlp is None else through_mlp)
+        r, s, p, t = (np.asarray(one, np.float64) for one in given)
         d, a, c = self.width, self.heads * self.head_dim, self.kv_heads * self.head_dim
         m, e = np.asarray(self.mlp, np.float64), np.asarray(self.experts, np.float64)
-        layers = 4 * r * d * a + 4 * s * d * c + 4 * p * a + 2 * self.mlp_matrices * r * d * m + 2 * r * d * e
+        layers = 4 * r * d * a + 4 * s * d * c + 4 * p * a + 2 * self.mlp_matrices * t * d * m + 2 * t * d * e
         return layers.sum(axis=-1) + 2 * d * self.vocabulary
 
     def kv_bytes(self, keys: Any) -> Any:
@@ -192,6 +196,10 @@ def count_costs(
     patches: int,
     others: int = 0,
     frozen_layers: Sequence[int] = (),
+    blind_layers: Sequence[int] = (),
+    neighbours: float | None = None,
+    active_heads: Sequence[float] | None = None,
+    mlp_share: float = 1.0,
     read_by_text: Sequence[int] | None = None,
     read_by_patches: Sequence[int] | None = None,
     scored_layers: Sequence[int] = (),
@@ -212,6 +220,15 @@ def count_costs(
         like), which are visible wherever any patch is.
     frozen_layers : list of int
         Layers of prefill that make the keys and values of pictures, and do not compute them any further.
+    blind_layers : list of int
+        Layers in which text never sees pictures. Where pictures are frozen as well, nobody needs their keys.
+    neighbours : float, optional
+        Patches that a patch sees in prefill, mean, where that is a window.
+    active_heads : float [model_layer], optional
+        Share of the heads that pictures use in prefill. Text works out the weights of the others, and not what they
+        would read; decode steps are counted with all heads.
+    mlp_share : float
+        Share of the neurons that pictures use in prefill.
     read_by_text, read_by_patches : int [model_layer], optional
         Tokens of pictures that text, or pictures, attend to in prefill, where they are fewer than are visible.
     scored_layers : list of int
@@ -246,6 +263,7 @@ def count_costs(
     if k.min() < 0 or k.max() > patches or text < 1:
         raise ValueError(f"expected 0 to {patches} patches and some text, got {k.min()} to {k.max()} and {text} tokens")
     layers, steps = np.arange(shape.layers), np.arange(len(k))[:, None]
+    blind = np.isin(layers, blind_layers)
     k, pictures = k + others * (k > 0), patches + others  # from here on, tokens of pictures
     windows = np.asarray(shape.windows)
     # Without places the pictures come first. Their other tokens, whose places are not given, leave with the first.
@@ -262,8 +280,13 @@ def count_costs(
     words = text + steps  # of the prompt and of the answer so far
     updated = np.where(np.isin(layers, frozen_layers), 0, k)
     by_text, by_patches = (k if few is None else np.asarray(few) for few in (read_by_text, read_by_patches))
-    pairs = words * (words + by_text) + updated * (words + by_patches)
-    whole = shape.flops(words + updated, words + k, pairs)  # of reading all up to a step at once
+    by_text = np.where(blind, 0, by_text)
+    by_patches = by_patches if neighbours is None else np.minimum(by_patches, neighbours + others)
+    active = 1.0 if active_heads is None else np.asarray(active_heads)
+    pairs = words * (words + by_text * (1 + active) / 2) + updated * (words + by_patches) * active
+    made = words + np.where((updated > 0) | (by_text > 0), k, 0)  # where anybody reads them
+    # Of reading all up to a step at once.
+    whole = shape.flops(words + updated * active, made, pairs, words + updated * mlp_share)
     if recomputes:
         nothing = np.zeros(len(k))
         return Costs(whole, nothing, nothing)
@@ -272,6 +295,7 @@ def count_costs(
         flops, read = shape.flops(canvas, canvas, canvas * seen), shape.kv_bytes(seen)
         flops[0] += whole[0]
         return Costs(flops, read, read)
+    k = np.where(blind, 0, k)  # what steps see, and so what is worth holding
     seen, scored = reached(k), np.isin(layers, [] if forgets else scored_layers)
     keys_only = shape.kv_bytes(np.where(scored, reached(k[:1]) - seen, 0)) / 2
     flops, read = shape.flops(1, 1, seen), shape.kv_bytes(seen) + keys_only

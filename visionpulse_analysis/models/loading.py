@@ -51,6 +51,8 @@ from visionpulse_analysis.models.processors import (
     stills_of,
 )
 from visionpulse_analysis.models.token_text import Decoder
+from visionpulse_analysis.models.twins import become_twin, origin_of
+from visionpulse_analysis.pruners.pattern import ORDINARY, Pattern
 
 CACHE_LINE = 64  # bytes: torch puts every tensor of its own at a multiple
 WITHOUT_ROWS = {"conv", "linear_attention", "mamba", "mlp", "moe", "recurrent"}  # kinds of layers without a softmax
@@ -153,6 +155,22 @@ class VLM:
         rule = max(0, self.n_layers // 2 - 1)
         seeing_all = set(self.attention_layers) - self.windowed_layers
         return min(seeing_all or {rule}, key=lambda layer: (abs(layer - rule), layer))
+
+    @property
+    def pattern(self) -> Pattern:
+        """Which computation pictures take part in, as its own configuration states it (``visionpulse_pattern``).
+
+        A model that was tuned under one decodes under it always; others have none.
+        """
+        return Pattern.of(getattr(self.model.config, "visionpulse_pattern", None))
+
+    def check_ordinary(self, why: str) -> None:
+        """Raise ValueError for a model that was tuned under a `pattern`, which `why` tells to be left out here."""
+        if self.pattern != ORDINARY:
+            raise ValueError(
+                f"{self.name} was tuned under a pattern of computation, {self.pattern.to_dict()}, and that is not "
+                f"followed here: {why}; use a model without one"
+            )
 
     @property
     def attention_layers(self) -> list[int]:
@@ -373,12 +391,15 @@ def load(
     # Left out, the library would ask at the terminal whether to run a model's own code, and wait for an answer.
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     source, config = find_model(name, **options)
+    folder, origin = Path(source), origin_of(config)
+    source = source if origin is None else place_of(origin["name"])
     try:
         with quiet(name in BUNDLED):
             # Shapes that differ are told with everything else that does not fit.
             found: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
             how = {"dtype": dtype, "device_map": device_map, "use_safetensors": True}
             how["attn_implementation"] = attention_of(config)
+            how |= {} if origin is None else {"config": config}
             loaded: Any = AutoModelForImageTextToText.from_pretrained(source, **options, **how, **found)
         model: Any = loaded[0]
         processor = load_stock(source, **options)
@@ -392,6 +413,7 @@ def load(
         explain_own_code(name, error)
         raise ValueError(f"the weights of {name!r} or its processor files cannot be read: {error}") from error
     check_arrived(name, model, loaded[1])
+    become_twin(model, folder, config, lambda model: VLM(name, model, None, None).weights_hash)
     # Models for text and pictures keep their chat template with the processor.
     template = getattr(processor, "chat_template", None) or settings.get("chat_template")
     tokenizer.chat_template = template or tokenizer.chat_template

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property, reduce
-from operator import and_
+from operator import and_, or_
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
@@ -73,8 +73,7 @@ class Selection:
     ----------
     kept : bool [row, patch]. mass, budget : float [row]. Of the current step, None where there is nothing to say. Mass
     and budget are recorded, and so is what was really visible.
-    frozen_layers : layers of prefill that leave the hidden states of pictures as they were, though queries still read
-    them there.
+    pattern : which computation pictures take part in; that of the model unless the pruner narrows it.
     evicts : whether what a decode step hides in a layer is gone from it for good.
     recomputes : whether the run has no cache: every step reads prompt and answer anew, a prefill of its own with a
     selection of its own.
@@ -83,7 +82,6 @@ class Selection:
     most : no row ever keeps more patches than this at a decode step, where that is known beforehand.
     """
 
-    frozen_layers: frozenset[int] = frozenset()
     evicts: bool = False
     recomputes: bool = False
     moved: torch.Tensor | None = None
@@ -91,6 +89,7 @@ class Selection:
 
     def __init__(self, layout: Layout, pruner: Pruner | None = None):
         self.layout, self.rules = layout, Pruner() if pruner is None else pruner
+        self.pattern = layout.pattern
         self.kept: torch.Tensor | None = None
         self.mass: torch.Tensor | None = None
         self.budget: torch.Tensor | None = None
@@ -146,7 +145,8 @@ class Selection:
     @cached_property
     def dense_prefill(self) -> bool:
         """Whether prefill runs as it does without a pruner."""
-        return not self.frozen_layers and not any(map(self.has, ("visible_prefill", "redirect", "rewrite")))
+        acts = any(map(self.has, ("visible_prefill", "redirect", "rewrite")))
+        return self.pattern == self.layout.pattern and not acts
 
     def drop_rows(self, rows: torch.Tensor) -> None:
         """Keep only these `rows` of the batch, int64 [remaining]; the others have finished."""
@@ -204,6 +204,7 @@ class Pruner:
         """Open a fresh selection for one batch, whose prompts `layout` describes."""
         run = Selection(layout, self)
         self.begin(run)
+        run.pattern.check(layout.n_layers)
         return run
 
     def begin(self, run: Selection) -> None:
@@ -411,7 +412,7 @@ class Combined(Pruner):
                     f"{pruner.name} acts at decode steps on a cache, which a run that computes everything anew has not "
                     "(fastv with per_step=True); leave one of them out"
                 )
-        run.frozen_layers = frozenset().union(*(part.frozen_layers for part in parts))
+        run.pattern = reduce(or_, (part.pattern for part in parts))
         run.recomputes = any(part.recomputes for part in parts)
         # A part that does nothing at decode steps has nothing to hold on to there.
         run.evicts = all(part.evicts or not part.has("visible") for part in parts)

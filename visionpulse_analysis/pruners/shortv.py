@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal
 from visionpulse_analysis._util.later import torch
 from visionpulse_analysis._util.progress import over
 from visionpulse_analysis.pruners.base import FirstTokens, Pruner, Selection
-from visionpulse_analysis.pruners.top_k import check_layer, kl
+from visionpulse_analysis.pruners.pattern import Pattern
+from visionpulse_analysis.pruners.top_k import kl
 
 # In the authors' order, the layer that contributes least first.
 PUBLISHED = {
@@ -105,9 +106,7 @@ class ShortV(Pruner):
 
     def begin(self, run: Selection) -> None:
         n = run.layout.n_layers
-        run.frozen_layers = frozenset(range(n - round(19 / 32 * n), n) if self.layers is None else self.layers)
-        for layer in run.frozen_layers:
-            check_layer("layer", layer, run.layout)
+        run.pattern |= Pattern(frozen=tuple(range(n - round(19 / 32 * n), n)) if self.layers is None else self.layers)
 
 
 DIRECTIONS = ("frozen||dense", "dense||frozen")

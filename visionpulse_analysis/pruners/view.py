@@ -9,6 +9,7 @@ from math import inf
 from typing import Any
 
 from visionpulse_analysis._util.later import torch
+from visionpulse_analysis.pruners.pattern import ORDINARY, Pattern
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Layout:
     hindsight : given a layer, its head-mean attention to each patch, mean over the steps after prefill of the row's own
         dense trace with the same seed and sampling, float32 [row, patch]; decodes that trace first, as for `relevance`.
     model : gives `VLM.weights_hash`, for what belongs to one model alone.
+    pattern : which computation pictures take part in, whatever is chosen among them: that of the model.
     """
 
     patches: torch.Tensor
@@ -57,6 +59,7 @@ class Layout:
     pieces: torch.Tensor = None  # pyright: ignore[reportAssignmentType]
     cells: torch.Tensor = None  # pyright: ignore[reportAssignmentType]
     model: Callable[[], str] | None = None
+    pattern: Pattern = ORDINARY
 
     def __post_init__(self) -> None:
         if self.others is None:

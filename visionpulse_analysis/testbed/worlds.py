@@ -14,7 +14,7 @@ from visionpulse_analysis.testbed.scenes.scene import COLOURS
 from visionpulse_analysis.testbed.training.batches import ALL_TASKS, LANGUAGE, make_batch, make_drill
 from visionpulse_analysis.testbed.training.evaluation_set import VALIDATION_SEED, build_items
 from visionpulse_analysis.testbed.training.model import build_model
-from visionpulse_analysis.testbed.training.packing import Language
+from visionpulse_analysis.testbed.training.packing import Batch, Language
 from visionpulse_analysis.testbed.training.plan import FIRST_TRAINING_SEED, FIRST_VISION_SEED, PLAN, VISION_STEPS, Stage
 from visionpulse_analysis.testbed.training.scoring import scores
 from visionpulse_analysis.testbed.training.vision import pretrain_vision
@@ -94,19 +94,21 @@ class Scenes:
     def prepare(self, model, *, seed: int, report: Callable[[str], None]) -> dict[str, float]:
         return pretrain_vision(model, steps=VISION_STEPS, seed=seed, first_scene=FIRST_VISION_SEED, report=report)
 
-    def loss(
-        self, model, beside: torch.nn.Module, stage: Stage, seed: int, step: int
-    ) -> tuple[torch.Tensor, dict[str, tuple[int, int]]]:
+    def batch(self, stage: Stage, seed: int, step: int) -> Batch:
+        """What a step is trained on, a function of (seed, step)."""
         rng = np.random.default_rng([seed, step])
         sizes = list(stage.sizes)
         cells = int(rng.choice(sizes, p=np.array([stage.sizes[s] for s in sizes]) / sum(stage.sizes.values())))
         first = FIRST_TRAINING_SEED + 64 * step
         # Drawn only where there are drills: each draw is part of what makes a run repeatable.
         if stage.drills and rng.random() < stage.drills:
-            batch = make_drill(rng, list(range(first, first + DRILL_ROWS)))
-        else:
-            batch = make_batch(rng, list(range(first, first + stage.images)), cells, stage.tasks, stage.questions)
-        return scores(model, batch.to(next(model.parameters()).device))
+            return make_drill(rng, list(range(first, first + DRILL_ROWS)))
+        return make_batch(rng, list(range(first, first + stage.images)), cells, stage.tasks, stage.questions)
+
+    def loss(
+        self, model, beside: torch.nn.Module, stage: Stage, seed: int, step: int
+    ) -> tuple[torch.Tensor, dict[str, tuple[int, int]]]:
+        return scores(model, self.batch(stage, seed, step).to(next(model.parameters()).device))
 
     def horizon(self, vlm: VLM, pictures: int) -> dict[str, list[float]]:
         return reading_horizon(vlm, build_items({VALIDATION_CELLS: pictures}, VALIDATION_SEED))

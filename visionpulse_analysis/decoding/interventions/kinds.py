@@ -16,6 +16,7 @@ import torch
 
 from visionpulse_analysis._util.checks import whole_number
 from visionpulse_analysis.attention import Group
+from visionpulse_analysis.attention.patterns import sliced_mlps
 from visionpulse_analysis.attention.prefill import Prefill
 from visionpulse_analysis.attention.routing import Call, intercept, watch_layers
 from visionpulse_analysis.models.loading import VLM
@@ -495,6 +496,10 @@ class Acting:
             stack.enter_context(intercept(self.vlm.model, self._attend))
             if any(one.sees_states for one in self.interventions):
                 stack.enter_context(watch_layers(self.vlm.model, self))
+            for one in self.interventions:
+                if isinstance(one, UnderSelection):
+                    selection = one.selection
+                    stack.enter_context(sliced_mlps(self.vlm.model, selection.pattern, selection.layout))
             yield self
         missing = set(self.vlm.attention_layers) - self.reached
         if missing and any(isinstance(one, Chosen) for one in self.interventions):

@@ -25,6 +25,7 @@ from visionpulse_analysis.models.families import Prompt, in_columns
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.models.prompts import ANSWER
 from visionpulse_analysis.pruners.base import Pruner
+from visionpulse_analysis.pruners.pattern import ORDINARY
 from visionpulse_analysis.pruners.top_k import float64
 from visionpulse_analysis.pruners.view import Layout
 from visionpulse_analysis.traces import Trace, media_of
@@ -43,6 +44,7 @@ def layout_of(vlm: VLM, prompts: Sequence[Prompt], starts: Sequence[int], width:
         default_anchor=vlm.default_anchor,
         seeds=list(range(len(prompts))),
         question=torch.zeros(len(prompts), width, dtype=torch.bool),
+        pattern=vlm.pattern,
     ).on(vlm.model.device)
 
 
@@ -120,6 +122,8 @@ class TeacherForced:
     def read(self, *interventions: Intervention, run: Run = Call.run) -> np.ndarray:
         """Log probabilities of the next tokens: float64 [row, query, word]; ``run`` is the kernel."""
         tokens = Tokens(self.layout, self.places, self.steps, self.column, self.width)
+        if self.vlm.pattern != ORDINARY and not any(isinstance(one, UnderSelection) for one in interventions):
+            interventions = self.under(Pruner()), *interventions
         first = int(self.queries.min())
         with Acting(self.vlm, interventions, run).on(tokens):
             logits = self.vlm.model(

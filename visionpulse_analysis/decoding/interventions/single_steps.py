@@ -64,6 +64,7 @@ class SingleSteps:
 
     @own_settings()
     def __init__(self, vlm: VLM, prompt: Prompt, answer: np.ndarray):
+        vlm.check_ordinary("its steps are read again without a prefill")
         if len(vlm.attention_layers) < vlm.n_layers:
             raise ValueError(
                 f"{vlm.name} has layers without softmax attention, whose state after a step cannot be gone back to, so "

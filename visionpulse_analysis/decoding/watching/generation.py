@@ -28,6 +28,8 @@ from visionpulse_analysis.decoding.watching.pruning import MaskedPruning
 from visionpulse_analysis.media.patch_grid import PatchGrid
 from visionpulse_analysis.models.families import in_rows, marks_of
 from visionpulse_analysis.models.loading import VLM
+from visionpulse_analysis.pruners.base import Pruner
+from visionpulse_analysis.pruners.pattern import ORDINARY
 from visionpulse_analysis.pruners.view import Layout
 
 MULTIPLIER = 6364136223846793005  # odd, so that no token is lost modulo 2 ** 64
@@ -168,12 +170,20 @@ class Generation:
         if self.layout is None:
             self.prompts.check(self.vlm.model)
             self.layout = self._arrange(rows)
-            if self.options.pruner is not None:
-                whole = step.total == step.length
-                self.pruning = MaskedPruning(self.options.pruner, self.layout, whole, self.prompts.by_ids)
+            if self.options.pruner is not None or self.vlm.pattern != ORDINARY:
+                whole, pruner = step.total == step.length, self.options.pruner or Pruner()
+                self.pruning = MaskedPruning(pruner, self.layout, whole, self.prompts.by_ids)
+                maps = self.prompts.maps
+                if self.pruning.group.selection.pattern.window and (
+                    maps is None or any(isinstance(m, str) for m in maps)
+                ):
+                    raise ValueError(
+                        f"{self.pruning.name} has a window, and no map says where on their picture the patches lie: "
+                        "give images= or locate= to vpa.watch"
+                    )
                 if self.prompts.crossed and self.pruning.in_prefill:
                     raise ValueError(
-                        f"{self.options.pruner.name} looks at the prompt while it is read, and in "
+                        f"{self.pruning.name} looks at the prompt while it is read, and in "
                         f"{type(self.vlm.model).__name__} pictures are no part of it: they are read by cross-attention"
                     )
         if self.pruning is not None:
@@ -341,6 +351,7 @@ class Generation:
             ("pieces", [np.unique([grid.image, grid.frame], axis=1, return_inverse=True)[1] for grid in self.grids]),
         ):
             known[name] = in_rows(values)[1].repeat_interleave(share, dim=0).to(device)
+        known["pattern"] = self.vlm.pattern
         return Layout(present, places, starts, *sizes, seeds, unknown, **known)
 
     # What becomes of all of them.
@@ -358,7 +369,8 @@ class Generation:
         for number in range(len(record.steps), len(tokens)):
             kept, place, rows = self._find(row, returned, number, hashes[number])
             values, token = kept.values.get(), int(tokens[number])
-            choice: Choice | None = None if kept.visible is None else choice_of(place, patches, kept.visible.get())
+            seen = None if self.options.pruner is None or kept.visible is None else kept.visible.get()
+            choice: Choice | None = None if seen is None else choice_of(place, patches, seen)
             logprob = kept.probability(place, rows, hashes[number + 1], token)
             record.add(token, logprob, values, place, choice, last=whole and number + 1 == len(tokens))
 

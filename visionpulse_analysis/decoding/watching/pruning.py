@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 
 from visionpulse_analysis.attention import Group, StepAttention
+from visionpulse_analysis.attention.patterns import sliced_mlps
 from visionpulse_analysis.attention.routing import watch_layers
 from visionpulse_analysis.decoding.trace_builder import visible_of
 from visionpulse_analysis.pruners.base import Pruner
+from visionpulse_analysis.pruners.pattern import ORDINARY
 from visionpulse_analysis.pruners.view import Layout
 
 ELSEWHERE = "use vpa.decode, whose own loop can"
@@ -36,34 +38,35 @@ class MaskedPruning:
     """
 
     def __init__(self, pruner: Pruner, layout: Layout, whole_prefill: bool, known_before: bool):
-        self.pruner, self.layout = pruner, layout
+        self.pruner, self.layout, self.name = pruner, layout, pruner.name or "the pattern of this model"
         if _asks_for_the_question(pruner):
             raise ValueError(
-                f"{pruner.name} reads the words of the question, and which tokens of a prompt these are is not known "
+                f"{self.name} reads the words of the question, and which tokens of a prompt these are is not known "
                 f"inside generate: {ELSEWHERE} tell, or set prompt='text', where a pruner has it, to take all its text"
             )
         if pruner.renumbers:
-            raise ValueError(f"{pruner.name} counts positions anew, and generate counts its own: set renumber=False")
+            raise ValueError(f"{self.name} counts positions anew, and generate counts its own: set renumber=False")
         self.group = Group(layout, pruner.start(layout))
         selection = self.group.selection
         if selection.recomputes:
-            raise ValueError(f"{pruner.name} runs without a cache, which generate keeps: set per_step=False")
+            raise ValueError(f"{self.name} runs without a cache, which generate keeps: set per_step=False")
         if selection.edits_cache:
-            raise ValueError(f"{pruner.name} edits the cache after prefill, and inside generate it is not its own; "
+            raise ValueError(f"{self.name} edits the cache after prefill, and inside generate it is not its own; "
                              f"{ELSEWHERE}")  # fmt: skip
         looks = selection.has("observe_prefill")
         self.logprobs: torch.Tensor | None = (
             None  # float32 [row, word] of the step just made, where its logits are shown
         )
-        self.in_prefill = looks or not selection.dense_prefill
+        acts = not selection.dense_prefill or selection.pattern != ORDINARY
+        self.in_prefill = looks or acts
         if self.in_prefill and not whole_prefill:
             raise ValueError(
-                f"{pruner.name} looks at the whole prompt while it is read, and generate reads this one in parts; "
+                f"{self.name} looks at the whole prompt while it is read, and generate reads this one in parts; "
                 "leave out prefill_chunk_size and give no cache that holds a part of it"
             )
-        if not selection.dense_prefill and not known_before:
+        if acts and not known_before:
             raise ValueError(
-                f"{pruner.name} acts in prefill, and the configuration of this model does not say which token ids "
+                f"{self.name} acts in prefill, and the configuration of this model does not say which token ids "
                 f"stand for images, so that it is known only in the middle of it; {ELSEWHERE}"
             )
 
@@ -71,7 +74,7 @@ class MaskedPruning:
         """A forward pass begins; raises ValueError where it reads more than one new token, ``read`` of them."""
         if read > 1:
             raise ValueError(
-                f"{self.pruner.name} chooses anew for each token, and generate reads {read} at a time here: leave out "
+                f"{self.name} chooses anew for each token, and generate reads {read} at a time here: leave out "
                 "assistant_model and prompt_lookup_num_tokens, and keep use_cache=True, or watch without a pruner"
             )
         self.group.step += not prefill
@@ -86,7 +89,11 @@ class MaskedPruning:
 
     def states_of(self, model: Any, step: StepAttention | None = None) -> AbstractContextManager[None]:
         """Show the states between the layers to the pruner, of prefill or of a ``step``, inside the ``with`` block."""
-        return watch_layers(model, self.group.prefill if step is None else step, needed=step is None)
+        stack = ExitStack()
+        stack.enter_context(watch_layers(model, self.group.prefill if step is None else step, needed=step is None))
+        if step is None:
+            stack.enter_context(sliced_mlps(model, self.group.selection.pattern, self.layout))
+        return stack
 
     def visible(self, last: int) -> dict[str, torch.Tensor | None]:
         """What the step just made left visible, at the layer ``last`` and at each: see `visible_of`."""

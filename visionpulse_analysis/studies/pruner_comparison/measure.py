@@ -70,6 +70,9 @@ RIVALS = {
     "ST3": Rival("st3", STEPS, False, to.st3, {}),
     "VTW": Rival("vtw", AT_ONCE, True, to.vtw, to.vtw_calibrated, first=lambda n: 0),
     "ShortV": Rival("shortv", AT_ONCE, True, to.shortv, to.shortv_calibrated, first=lambda n: 0),
+    # They prune what is computed of pictures, and keep every patch: own settings, compared by what they cost.
+    "ViCA": Rival("vica", AT_ONCE, True, None, {}, first=lambda n: 0),
+    "YOPO": Rival("yopo", AT_ONCE, True, None, {}, first=lambda n: 0),
     "VisiPruner": Rival(
         "visipruner", AT_ONCE, True, to.visipruner, {"relative_threshold": 0.1}, to.visipruner_acts_from
     ),

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 
 from visionpulse_analysis._util.progress import over
-from visionpulse_analysis.decoding.interventions.kinds import Acting, HidePatches, Tokens
+from visionpulse_analysis.decoding.interventions.kinds import Acting, HidePatches, Tokens, UnderSelection
 from visionpulse_analysis.models.loading import VLM
+from visionpulse_analysis.pruners.base import Selection
+from visionpulse_analysis.pruners.pattern import ORDINARY, Pattern
 from visionpulse_analysis.pruners.view import Layout
 from visionpulse_analysis.testbed.training.packing import Batch, Language
 from visionpulse_analysis.testbed.training.scoring import hidden_states
@@ -63,10 +65,12 @@ def read_words(
 
     def read(packed: Batch) -> None:
         batch = packed.to(vlm.model.device)
-        chosen, tokens = batch.target != -100, _tokens_of(vlm, batch)
+        chosen, tokens = batch.target != -100, tokens_of(vlm, batch)
         right = []
         for cut in range(vlm.n_layers + 1):
-            with Acting(vlm, [HidePatches(layers=range(cut, vlm.n_layers), steps=[0])]).on(tokens):
+            hidden = HidePatches(layers=range(cut, vlm.n_layers), steps=[0])
+            own = [] if vlm.pattern == ORDINARY else [UnderSelection(Selection(tokens.layout))]
+            with Acting(vlm, [*own, hidden]).on(tokens):
                 logits = vlm.model.lm_head(hidden_states(vlm.model, batch)[chosen])
             right.append(logits.argmax(-1) == batch.target[chosen])
         by_layer, owners = torch.stack(right).cpu().numpy(), chosen.nonzero()[:, 0].cpu().numpy()
@@ -78,14 +82,21 @@ def read_words(
     return found
 
 
-def _tokens_of(vlm: VLM, batch: Batch) -> Tokens:
-    """The tokens of packed rows, of which all after the shared prefix count as step 0."""
+def tokens_of(vlm: VLM, batch: Batch, pattern: Pattern | None = None) -> Tokens:
+    """The tokens of packed rows, of which all after the shared prefix count as step 0.
+
+    pattern : under which pictures are computed, that of the model if left out.
+    """
     rows, width = batch.ids.shape
     column = torch.arange(width, device=batch.ids.device)
     places = (batch.ids == vlm.model.config.image_token_id).nonzero()[:, 1].view(rows, -1)
+    if batch.grid_thw is None:
+        raise ValueError("expected a batch with pictures; drills have none")
+    patch, cols = torch.arange(places.shape[1], device=places.device).expand(rows, -1), int(batch.grid_thw[0, 2])
     layout = Layout(
         torch.ones_like(places, dtype=torch.bool), places, torch.zeros_like(places[:, 0]), vlm.n_layers,
         vlm.default_anchor, [0] * rows, torch.zeros_like(batch.ids, dtype=torch.bool),
+        cells=torch.stack([patch // cols, patch % cols], dim=2), pattern=vlm.pattern if pattern is None else pattern,
     )  # fmt: skip
     step = torch.where(column < batch.prefix, -1, 0)
     return Tokens(layout, column.expand(rows, -1), step.expand(rows, -1), column, width)

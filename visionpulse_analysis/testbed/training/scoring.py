@@ -40,13 +40,17 @@ def shared_prefix_attention(prefix: int):
     return attend
 
 
-def scores(model, batch: Batch, language: Language = LANGUAGE) -> tuple[torch.Tensor, dict[str, tuple[int, int]]]:
+def scores(
+    model, batch: Batch, language: Language = LANGUAGE, hidden: torch.Tensor | None = None
+) -> tuple[torch.Tensor, dict[str, tuple[int, int]]]:
     """Loss (weighted mean cross-entropy over supervised tokens, nats) and teacher-forced (right, total).
 
-    By kind of token, and by task over its answer tokens.
+    By kind of token, and by task over its answer tokens. hidden : the last states [row, L, width] of the batch, where
+    they are not those of the model as it is.
     """
-    with intercept(model, shared_prefix_attention(batch.prefix)):
-        hidden = hidden_states(model, batch)
+    if hidden is None:
+        with intercept(model, shared_prefix_attention(batch.prefix)):
+            hidden = hidden_states(model, batch)
     chosen = batch.target != -100
     logits, target, kind = model.lm_head(hidden[chosen]), batch.target[chosen], batch.kind[chosen]
     right = logits.argmax(-1) == target
