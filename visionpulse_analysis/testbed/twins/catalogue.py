@@ -41,7 +41,7 @@ def reading_at(layers: tuple[int, ...]) -> Pattern:
 TWINS: dict[str, World] = {
     "vica": Patterned(reading_at(READING)),
     "vica-worst-layers": Patterned(reading_at(WORST_READING)),
-    "yopo": Patterned(Pattern(blind=(6, 7), window=5, heads=HEADS, mlp_share=0.5)),
+    "yopo": Patterned(Pattern(blind=(6, 7), window=5, heads=HEADS, mlp_share=0.5), tune(60)),
 }
 
 

@@ -14,7 +14,10 @@ from visionpulse_analysis.testbed.training.scoring import scores
 from visionpulse_analysis.testbed.twins.streams import states_under
 from visionpulse_analysis.testbed.worlds import Scenes
 
-TUNE = (Stage("tune", 160, {6: 0.4, 8: 0.6}, MIX, 4, 4, (2e-3, 2e-5)),)
+
+def tune(steps: int) -> tuple[Stage, ...]:
+    """So many steps on the two larger sizes, four questions about each of four pictures."""
+    return (Stage("tune", steps, {6: 0.4, 8: 0.6}, MIX, 4, 4, (2e-3, 2e-5)),)
 
 
 @dataclass
@@ -29,7 +32,7 @@ class Patterned(Scenes):
     """
 
     pattern: Pattern = ORDINARY
-    plan: tuple[Stage, ...] = TUNE
+    plan: tuple[Stage, ...] = tune(160)
 
     def build(self, seed: int):
         model = super().build(seed)
