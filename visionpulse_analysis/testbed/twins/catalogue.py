@@ -20,7 +20,7 @@ from visionpulse_analysis.testbed.training.evaluation import ask_all, right_answ
 from visionpulse_analysis.testbed.training.evaluation_set import VALIDATION_SEED, build_items
 from visionpulse_analysis.testbed.training.horizon import reading_anchor
 from visionpulse_analysis.testbed.training.training import Trainer
-from visionpulse_analysis.testbed.twins.patterned import Patterned
+from visionpulse_analysis.testbed.twins.patterned import Patterned, tune
 from visionpulse_analysis.testbed.worlds import World
 
 LAYERS = 8  # of the bundled model
@@ -31,6 +31,7 @@ WORST_READING = (2, 5)  # of those that are no neighbours, the one of the highes
 HEADS = tuple(tuple(bool(int(head)) for head in layer) for layer in "1111 1101 0101 1111 1111 0101 1101 0110".split())
 SCORED = {4: 12, 8: 12}  # cells per side -> scenes on which a twin is scored
 ANCHOR_PICTURES = 20
+SAVE_EVERY = 20  # steps
 
 
 def reading_at(layers: tuple[int, ...]) -> Pattern:
@@ -51,29 +52,26 @@ def train_twin(
     *,
     seed: int = 0,
     minutes: float | None = None,
+    device: str = "cpu",
     threads: int | None = None,
     report: Callable[[str], None] = print,
-) -> Path:
-    """Train a twin from the bundled model of scenes, or go on training it, and write it to ``folder / name``.
+) -> Trainer:
+    """Train a twin from the bundled model's weights, or go on with what is in ``folder``, bit for bit.
 
     Parameters
     ----------
     name : str
         One of `TWINS`.
-    folder : Path
-        Also holds the checkpoints, in ``state``; a run is resumed bit for bit.
-    seed : int
-        Fixes what is drawn.
+    folder, seed, device, threads
+        As of `Trainer`.
     minutes : float, optional
-        Stop after so much time, and write the twin as it is then; 0 only writes it.
-    threads : int, optional
-        CPU threads.
+        Stop after so much time.
     report : callable
         Gets a line now and then.
 
     Returns
     -------
-    Path, of the written twin
+    Trainer
 
     Raises
     ------
@@ -83,11 +81,9 @@ def train_twin(
     if name not in TWINS:
         raise ValueError(f"unknown twin {name!r}; known: {', '.join(TWINS)}")
     origin = data_folder() / "scenes"
-    state = folder / "state" / name
-    trainer = Trainer(state, world=TWINS[name], seed=seed, threads=threads, start=origin)
-    trainer.run(minutes=minutes, save_every=50, report=report)
-    publish_twin(trainer, folder / name)
-    return folder / name
+    trainer = Trainer(folder, world=TWINS[name], seed=seed, device=device, threads=threads, start=origin)
+    trainer.run(minutes=minutes, save_every=SAVE_EVERY, report=report)
+    return trainer
 
 
 def publish_twin(trainer: Trainer, folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -32,7 +32,7 @@ class Patterned(Scenes):
     """
 
     pattern: Pattern = ORDINARY
-    plan: tuple[Stage, ...] = tune(160)
+    plan: tuple[Stage, ...] = field(default_factory=lambda: tune(160))
 
     def build(self, seed: int):
         model = super().build(seed)
