@@ -20,7 +20,7 @@ import nbformat
 import visionpulse_analysis as vpa
 from visionpulse_analysis.cli.notebooks import run as notebooks
 from visionpulse_analysis.figures import read_provenance
-from visionpulse_analysis.figures.provenance import command_for
+from visionpulse_analysis.figures.saving import command_for
 
 ROOT = Path(__file__).resolve().parents[1]
 LAID_OUT, SITE = ROOT / "build" / "docs", ROOT / "build" / "site"

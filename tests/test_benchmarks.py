@@ -15,9 +15,18 @@ from typer.testing import CliRunner
 from visionpulse_analysis.attention.routing import active_interceptors
 from visionpulse_analysis.cli import app
 from visionpulse_analysis.experiments.bench import batch, decode, recording, sharing, synthetic
-from visionpulse_analysis.experiments.bench.bytes import bounds, bytes_read, step_bytes, weight_bytes
-from visionpulse_analysis.experiments.bench.synthetic import AFTER, BEFORE, Steps, Way, random_language_model
-from visionpulse_analysis.experiments.bench.variants import VARIANTS, pruner_of
+from visionpulse_analysis.experiments.bench.machine import VARIANTS, pruner_of
+from visionpulse_analysis.experiments.bench.synthetic import (
+    AFTER,
+    BEFORE,
+    Steps,
+    Way,
+    bounds,
+    bytes_read,
+    random_language_model,
+    step_bytes,
+    weight_bytes,
+)
 
 TOKENS = 256
 PER_KEY = 2 * 16 * 4  # the tiny model: 2 key heads of 16 values, float32
@@ -262,7 +271,7 @@ def test_a_shared_prefill_gives_the_same_traces_and_is_compared_with_one_each(vl
     [row] = result["rows"]
     assert row["equal"] and (row["steps"], row["arms"], row["patches"]) == (2, 2, 64)
     assert row["saved"] == 1 - row["together"] / row["alone"] and row["together"] > 0
-    assert sharing.format_rows({"rows": [row | {"equal": False}]}).split()[-1] == "no"
+    assert sharing.format_rows({"rows": [row | {"equal": False}]}).split()[-1] == "False"
 
 
 def test_the_selection_is_what_choosing_takes_beside_the_logits(monkeypatch):

@@ -15,7 +15,7 @@ from visionpulse_analysis.cli import app
 from visionpulse_analysis.decoding.sampling import Sample
 from visionpulse_analysis.experiments.judging import Reference
 from visionpulse_analysis.figures import read_provenance
-from visionpulse_analysis.figures.provenance import command_for
+from visionpulse_analysis.figures.saving import command_for
 from visionpulse_analysis.pruners import FastV, PyramidDrop, VisionPulse
 from visionpulse_analysis.studies.pruner_comparison import one_image as side_by_side
 from visionpulse_analysis.studies.pruner_comparison.settings import Basis

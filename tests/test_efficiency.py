@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from visionpulse_analysis.experiments.bench.decode import READ
-from visionpulse_analysis.experiments.bench.variants import VARIANTS
+from visionpulse_analysis.experiments.bench.machine import VARIANTS
 from visionpulse_analysis.studies.efficiency import figures as efficiency_figures
 from visionpulse_analysis.studies.efficiency import measure as efficiency
 from visionpulse_analysis.studies.efficiency.measure import PARTS, SHARES, read_measurements

@@ -27,7 +27,7 @@ from visionpulse_analysis.traces.exchange import (
     write_npz_folder,
     write_table,
 )
-from visionpulse_analysis.traces.exchange.importing import safe_id
+from visionpulse_analysis.traces.exchange.authors_npz import safe_id
 from visionpulse_analysis.traces.store import TraceStore
 
 TOKENS = st.lists(st.text(st.characters(codec="utf-8"), max_size=6), min_size=1, max_size=5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from importlib import import_module
 from io import BytesIO
 
 import numpy as np
@@ -14,8 +15,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.font_manager import fontManager
 
 from visionpulse_analysis import figures
-from visionpulse_analysis.figures import fonts, new_figure
+from visionpulse_analysis.figures import new_figure
 
+fonts = import_module("visionpulse_analysis.figures.style")  # the package has a function of that name
 MANY = "你好世界これは日本語한국어입니다🙂🚗🎉"
 
 

@@ -32,7 +32,7 @@ from visionpulse_analysis._util.fingerprints import fingerprint, settings
 from visionpulse_analysis.attention import routing as attention
 from visionpulse_analysis.experiments import cache as kept
 from visionpulse_analysis.experiments import conditions as arms
-from visionpulse_analysis.experiments import shared_prefill as trunk
+from visionpulse_analysis.experiments import conditions as trunk
 from visionpulse_analysis.experiments.cache import state_of
 from visionpulse_analysis.experiments.collect import collect
 from visionpulse_analysis.experiments.samples import scene_samples

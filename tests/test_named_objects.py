@@ -10,7 +10,7 @@ from slow_pruners import random_batch
 import visionpulse_analysis as vpa
 from visionpulse_analysis.experiments import conditions as arms
 from visionpulse_analysis.experiments.samples import Sample, scene_samples
-from visionpulse_analysis.studies.step_dependence.named_objects import (
+from visionpulse_analysis.studies.step_dependence.fixed_sets import (
     NAMED,
     NamedObjects,
     greedy_named_arm,

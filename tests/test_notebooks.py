@@ -15,7 +15,7 @@ import visionpulse_analysis as vpa
 from visionpulse_analysis.cli.notebooks import run as notebooks
 from visionpulse_analysis.cli.notebooks.parameters import check_parameters, read_parameters
 from visionpulse_analysis.figures import read_provenance
-from visionpulse_analysis.figures.provenance import drawn_hash
+from visionpulse_analysis.figures.saving import drawn_hash
 
 OURS = sorted(notebooks.FOLDER.glob("*.ipynb"))
 UNTOLD = {"out", "seed", "trust_remote_code", "batch_size", "workers", "block"}  # a place, a key, or no effect

@@ -23,8 +23,8 @@ from visionpulse_analysis.experiments.collect import collect, key_of
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.experiments.sweeps import worker
 from visionpulse_analysis.experiments.sweeps.config import SweepConfig
-from visionpulse_analysis.experiments.sweeps.plan import plan
 from visionpulse_analysis.experiments.sweeps.running import run as run_sweep
+from visionpulse_analysis.experiments.sweeps.samples import plan
 from visionpulse_analysis.figures import read_provenance
 from visionpulse_analysis.models.asking import argument_names
 

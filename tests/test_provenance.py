@@ -17,7 +17,8 @@ from visionpulse_analysis.cli import app
 from visionpulse_analysis.cli.notebooks import run as notebooks
 from visionpulse_analysis.experiments.samples import image_files
 from visionpulse_analysis.explorer import explore
-from visionpulse_analysis.figures import provenance, read_provenance, save
+from visionpulse_analysis.figures import read_provenance, save
+from visionpulse_analysis.figures import saving as provenance
 from visionpulse_analysis.traces import traces_hash
 from visionpulse_analysis.traces.store import TraceStore
 

@@ -9,7 +9,7 @@ import pytest
 
 from visionpulse_analysis._util.files import data_folder
 from visionpulse_analysis.experiments.bench.decode import VISUAL_TOKENS
-from visionpulse_analysis.experiments.bench.variants import VARIANTS
+from visionpulse_analysis.experiments.bench.machine import VARIANTS
 from visionpulse_analysis.figures import read_provenance
 from visionpulse_analysis.studies.efficiency.measure import read_measurements
 from visionpulse_analysis.studies.shared.readme_table import KEPT

@@ -15,8 +15,7 @@ from visionpulse_analysis.experiments.samples import scene_samples
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.pruners.shortv import ShortV, layer_contribution
 from visionpulse_analysis.pruners.vtw import VTW, withdrawal_curve
-from visionpulse_analysis.studies.three_stages.lens import lens_words
-from visionpulse_analysis.studies.three_stages.measure import ask, asked_hash, shallow_layers, three_stages
+from visionpulse_analysis.studies.three_stages.measure import ask, asked_hash, lens_words, shallow_layers, three_stages
 
 CLOSE = {"rtol": 1e-3, "atol": 1e-5}  # log probabilities of float32 models, computed in another order
 

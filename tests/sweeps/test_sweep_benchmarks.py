@@ -13,9 +13,8 @@ from PIL import Image
 from visionpulse_analysis.experiments.sweeps import benchmarks as tsv
 from visionpulse_analysis.experiments.sweeps.benchmarks import read_benchmark
 from visionpulse_analysis.experiments.sweeps.config import SweepConfig
-from visionpulse_analysis.experiments.sweeps.plan import plan
 from visionpulse_analysis.experiments.sweeps.results import Sweep
-from visionpulse_analysis.experiments.sweeps.samples import read_samples
+from visionpulse_analysis.experiments.sweeps.samples import plan, read_samples
 
 
 def picture(seed, size=(64, 48), kind="PNG"):

@@ -12,8 +12,8 @@ from PIL import Image
 
 from visionpulse_analysis.experiments.sweeps import worker
 from visionpulse_analysis.experiments.sweeps.config import SweepConfig
-from visionpulse_analysis.experiments.sweeps.plan import plan
 from visionpulse_analysis.experiments.sweeps.results import Sweep
+from visionpulse_analysis.experiments.sweeps.samples import plan
 from visionpulse_analysis.experiments.sweeps.worker import SweepError
 from visionpulse_analysis.traces.store import TraceStore
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from visionpulse_analysis.experiments.sweeps.folder import Outcomes, SweepFolder
+from visionpulse_analysis.experiments.sweeps.tables import Outcomes, SweepFolder
 from visionpulse_analysis.experiments.sweeps.worker import SweepError, run_batch
 
 pytestmark = pytest.mark.usefixtures("one_thread")

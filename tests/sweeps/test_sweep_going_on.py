@@ -11,10 +11,9 @@ import visionpulse_analysis.decoding
 import visionpulse_analysis.models.loading
 from visionpulse_analysis.experiments.sweeps import worker
 from visionpulse_analysis.experiments.sweeps.config import SweepConfig
-from visionpulse_analysis.experiments.sweeps.folder import SweepFolder
-from visionpulse_analysis.experiments.sweeps.plan import plan
 from visionpulse_analysis.experiments.sweeps.results import Sweep
-from visionpulse_analysis.experiments.sweeps.tables import State
+from visionpulse_analysis.experiments.sweeps.samples import plan
+from visionpulse_analysis.experiments.sweeps.tables import State, SweepFolder
 from visionpulse_analysis.experiments.sweeps.worker import SweepError
 from visionpulse_analysis.traces.store import TraceStore
 

@@ -8,8 +8,7 @@ from PIL import Image
 
 from visionpulse_analysis.experiments.samples import scene_samples
 from visionpulse_analysis.experiments.sweeps.config import SweepConfig
-from visionpulse_analysis.experiments.sweeps.plan import batches, plan
-from visionpulse_analysis.experiments.sweeps.samples import read_samples
+from visionpulse_analysis.experiments.sweeps.samples import batches, plan, read_samples
 
 
 @pytest.fixture

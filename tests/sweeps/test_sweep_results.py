@@ -10,9 +10,8 @@ import pandas as pd
 import pytest
 from fake_batches import made_trace
 
-from visionpulse_analysis.experiments.sweeps.folder import SweepFolder
 from visionpulse_analysis.experiments.sweeps.results import Sweep
-from visionpulse_analysis.experiments.sweeps.tables import COLUMNS, row_of, write_table
+from visionpulse_analysis.experiments.sweeps.tables import COLUMNS, SweepFolder, row_of, write_table
 from visionpulse_analysis.traces.store import TraceStore
 
 LENGTHS = [3, 1, 4, 2, 2]

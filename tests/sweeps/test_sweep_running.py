@@ -23,8 +23,8 @@ from visionpulse_analysis.decoding.run import Run
 from visionpulse_analysis.experiments.samples import scene_samples
 from visionpulse_analysis.experiments.sweeps import cluster, running, tables, worker
 from visionpulse_analysis.experiments.sweeps.config import SweepConfig
-from visionpulse_analysis.experiments.sweeps.plan import plan
 from visionpulse_analysis.experiments.sweeps.results import Sweep
+from visionpulse_analysis.experiments.sweeps.samples import plan
 from visionpulse_analysis.pruners import Random
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from visionpulse_analysis.cli import app
 from visionpulse_analysis.experiments.sweeps.config import SweepConfig
-from visionpulse_analysis.experiments.sweeps.folder import SweepFolder
-from visionpulse_analysis.experiments.sweeps.plan import plan
 from visionpulse_analysis.experiments.sweeps.results import Sweep
+from visionpulse_analysis.experiments.sweeps.samples import plan
+from visionpulse_analysis.experiments.sweeps.tables import SweepFolder
 from visionpulse_analysis.experiments.sweeps.verdicts import export_unjudged, read_verdicts
 from visionpulse_analysis.experiments.sweeps.worker import SweepError
 from visionpulse_analysis.metrics.estimate import as_json

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial, wraps
 from math import isfinite
 from typing import Annotated, Any
@@ -102,7 +102,7 @@ LOADING: dict[str, tuple[Any, Any]] = {  # what `load` takes: type, default
     **{name: (kind, None) for name, kind in PROMPTING.items()},
 }
 Seed = Annotated[int, typer.Option(help="Fixes what is drawn: tokens of a sampled trace, patches of a random pruner.")]
-WRITES_TO = ("out", "figure", "store", "as_json")  # as options: where results go
+WRITES_TO = ("out", "figure", "store", "save", "folder", "as_json")  # as options: where results go
 Count = Annotated[int, typer.Option(min=1, help="How many.")]
 Load = Callable[[str], Any]
 
@@ -112,21 +112,29 @@ def loads_model(function: Callable) -> Callable:
     signature = inspect.signature(function, eval_str=True)
 
     @wraps(function)
-    def run(*args: Any, **options: Any) -> None:
+    def run(*args: Any, **options: Any) -> Any:
         from visionpulse_analysis.models.finding import place_of
 
         chosen = {name: options.pop(name) for name in LOADING}
         place_of(options["model"], chosen["revision"])  # what is wrong is told before torch is imported
         asked = prompt_options(**{name: chosen.pop(name) for name in PROMPTING})
-        function(*args, load=partial(_load, prompt_options=asked, **chosen), **options)
+        return function(*args, load=partial(_load, prompt_options=asked, **chosen), **options)
 
-    kept = [parameter for name, parameter in signature.parameters.items() if name != "load"]
+    given = {name: parameter for name, parameter in signature.parameters.items() if name != "load"}
+    return with_options(run, given, LOADING)
+
+
+def with_options(
+    run: Callable, given: Mapping[str, inspect.Parameter], more: Mapping[str, tuple[Any, Any]]
+) -> Callable:
+    """Have typer see a function with these parameters and further options: name -> (type, default)."""
     added = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-        for name, (kind, default) in LOADING.items()
+        for name, (kind, default) in more.items()
     ]
-    run.__signature__ = signature.replace(parameters=[*kept, *added])  # pyright: ignore[reportAttributeAccessIssue]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*kept, *added]}
+    parameters: Any = [*given.values(), *added]
+    run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
 
 
@@ -168,7 +176,8 @@ def command(group: typer.Typer, name: str | None = None) -> Callable:
     def register(function: Callable) -> Callable:
         @wraps(function)
         def run(*args: Any, **options: Any) -> None:
-            _ledger.command = _words(function, name or function.__name__, options)
+            group_name = ["bench"] if group is bench else []
+            _ledger.command = _words(function, [*group_name, name or function.__name__], options)
             try:
                 function(*args, **options)
             except typer.Exit:  # a RuntimeError, but an answer and not an error
@@ -188,12 +197,10 @@ def command(group: typer.Typer, name: str | None = None) -> Callable:
     return register
 
 
-def _words(function: Callable, name: str, options: dict[str, Any]) -> list[str]:
+def _words(function: Callable, name: list[str], options: dict[str, Any]) -> list[str]:
     """The command that runs as it was given, without where it writes: figures tell it, to be drawn again."""
-    words, given = ["visionpulse", name], []
+    words, given = ["visionpulse", *name], []
     for parameter in inspect.signature(function, eval_str=True).parameters.values():
-        if parameter.annotation is typer.Context:  # typer's own, not typed by anybody
-            continue
         value, told = options.get(parameter.name, parameter.default), parameter.annotation.__metadata__[0]
         values = [str(one) for one in (value if isinstance(value, list | tuple) else [value])]
         plain = parameter.name.replace("_", "-")

@@ -1,22 +1,57 @@
-"""Measure speed and memory: ``bench ...``."""
+"""Measure speed and memory: ``bench ...``; each command gives a result and its table."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from visionpulse_analysis.cli.base import Count, Json, Load, Model, bench, command, loads_model, show, told
+from visionpulse_analysis._util import ledger
+from visionpulse_analysis.cli.base import (
+    Count,
+    Json,
+    Load,
+    Model,
+    bench,
+    command,
+    loads_model,
+    show,
+    told,
+    with_options,
+)
 
+Measured = tuple[dict[str, Any], str]
 Save = Annotated[
     Path | None, typer.Option(help="Also keep the result, with command, machine, versions and date, here.")
 ]
 
 
-@command(bench, "decode")
+def measures(name: str) -> Callable:
+    """Register a benchmark with the options ``--save`` and ``--json``."""
+
+    def register(function: Callable[..., Measured]) -> Callable:
+        @wraps(function)
+        def run(*, save: Path | None, as_json: bool, **options: Any) -> None:
+            result, table = function(**options)
+            result = {"command": " ".join(ledger.command or []), **result}
+            if save is not None:
+                from visionpulse_analysis.experiments.bench.machine import write_result
+
+                write_result(result, save)
+            show(result, as_json, table)
+
+        given = inspect.signature(function, eval_str=True).parameters
+        return command(bench, name)(with_options(run, given, {"save": (Save, None), "as_json": (Json, False)}))
+
+    return register
+
+
+@measures("decode")
 def bench_decode(
-    context: typer.Context,
     visual_tokens: Annotated[
         list[int] | None, typer.Option(min=1, help="Contexts; 1024, 8192, 16384 and 32768 by default.")
     ] = None,
@@ -27,11 +62,9 @@ def bench_decode(
     variant: Annotated[
         list[str] | None, typer.Option(help='Only these; all by default, on a GPU with "flash", its dense kernel.')
     ] = None,
-    save: Save = None,
-    as_json: Json = False,
-) -> None:
+) -> Measured:
     """What one decode step costs: the library's, ours dense and pruned, and the least that memory allows."""
-    from visionpulse_analysis.experiments.bench.variants import check_names
+    from visionpulse_analysis.experiments.bench.machine import check_names
 
     check_names(size, variant or ())
     from visionpulse_analysis.experiments.bench import decode
@@ -44,12 +77,11 @@ def bench_decode(
         report=told,
         **options,
     )
-    _finish(context, result, decode.format_rows(result), save, as_json)
+    return result, decode.format_rows(result)
 
 
-@command(bench, "end-to-end")
+@measures("end-to-end")
 def bench_end_to_end(
-    context: typer.Context,
     visual_tokens: Annotated[
         list[int] | None, typer.Option(min=1, help="Lengths of the image; 8192, 16384 and 32768 by default.")
     ] = None,
@@ -62,11 +94,9 @@ def bench_end_to_end(
     rounds: Count = 2,
     device: Annotated[str | None, typer.Option(help='"cpu" or "cuda"; CUDA where there is one.')] = None,
     variant: Annotated[list[str] | None, typer.Option(help="Only these; stock, dense and block by default.")] = None,
-    save: Save = None,
-    as_json: Json = False,
-) -> None:
+) -> Measured:
     """What a whole answer costs, prefill and all steps, at the settings of the paper's authors."""
-    from visionpulse_analysis.experiments.bench.variants import check_names
+    from visionpulse_analysis.experiments.bench.machine import check_names
 
     check_names(size, [name for name in variant or () if name != "block"])
     from visionpulse_analysis.experiments.bench import end_to_end
@@ -84,12 +114,11 @@ def bench_end_to_end(
         variants=variant or end_to_end.VARIANTS,
         report=told,
     )
-    _finish(context, result, end_to_end.format_rows(result), save, as_json)
+    return result, end_to_end.format_rows(result)
 
 
-@command(bench, "batch")
+@measures("batch")
 def bench_batch(
-    context: typer.Context,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch sizes; 1, 8 and 32 by default.")] = None,
     cells: Annotated[
         list[int] | None,
@@ -97,9 +126,7 @@ def bench_batch(
     ] = None,
     samples: Count = 24,
     rounds: Count = 3,
-    save: Save = None,
-    as_json: Json = False,
-) -> None:
+) -> Measured:
     """How many samples a second the bundled model decodes, one by one and together, recorded and not."""
     from visionpulse_analysis.experiments.bench import batch as together
 
@@ -110,64 +137,54 @@ def bench_batch(
         rounds=rounds,
         report=told,
     )
-    _finish(context, result, together.format_rows(result), save, as_json)
+    return result, together.format_rows(result)
 
 
-@command(bench, "recording")
+@measures("recording")
 def bench_recording(
-    context: typer.Context,
     visual_tokens: Annotated[
         list[int] | None, typer.Option(min=1, help="Square numbers; 1024 and 4096 by default.")
     ] = None,
     steps: Count = 24,
     rounds: Count = 5,
-    save: Save = None,
-    as_json: Json = False,
-) -> None:
+) -> Measured:
     """What recording costs: plain decoding, recording, and eager output_attentions, side by side."""
     from visionpulse_analysis.experiments.bench import recording
 
     result = recording.bench_recording(visual_tokens or (1024, 4096), steps=steps, rounds=rounds)
-    _finish(context, result, recording.format_rows(result), save, as_json)
+    return result, recording.format_rows(result)
 
 
-@command(bench, "store")
+@measures("store")
 def bench_store(
-    context: typer.Context,
     traces: Count = 100_000,
     reads: Count = 200,
     folder: Annotated[
         Path | None, typer.Option(help="Fill a store here and keep it; without it, one that is removed.")
     ] = None,
-    save: Save = None,
-    as_json: Json = False,
-) -> None:
+) -> Measured:
     """How fast a store of very many traces opens, lists its traces, and gives a step of any of them."""
     from visionpulse_analysis.experiments.bench import store
 
     result = store.bench_store(traces, reads=reads, folder=folder)
-    _finish(context, result, store.format_result(result), save, as_json)
+    return result, store.format_result(result)
 
 
-@command(bench, "sweep")
+@measures("sweep")
 def bench_sweep(
-    context: typer.Context,
     samples: Count = 2000,
     cells: Annotated[int, typer.Option(min=1, help="Size of the scenes; 4 gives 64 visual tokens.")] = 4,
-    save: Save = None,
-    as_json: Json = False,
-) -> None:
+) -> Measured:
     """Whether the memory of a worker stays flat over a long sweep."""
     from visionpulse_analysis.experiments.bench import sweep_memory as memory
 
     result = memory.bench_sweep(samples, cells=cells, report=told)
-    _finish(context, result, memory.format_result(result), save, as_json)
+    return result, memory.format_result(result)
 
 
-@command(bench, "sharing")
+@measures("sharing")
 @loads_model
 def bench_sharing(
-    context: typer.Context,
     steps: Annotated[list[int] | None, typer.Option(min=1, help="Longest traces; 8, 32 and 128 by default.")] = None,
     samples: Count = 4,
     cells: Annotated[int, typer.Option(min=1, help="Size of the scenes; 16 gives 1024 visual tokens.")] = 16,
@@ -175,53 +192,26 @@ def bench_sharing(
     model: Model = "scenes",
     *,
     load: Load,
-    save: Save = None,
-    as_json: Json = False,
-) -> None:
+) -> Measured:
     """What pruners that share a prefill, as those of a sweep do, save in CPU seconds."""
     from visionpulse_analysis.experiments.bench import sharing
 
     given = [] if steps is None else [steps]
     options = {"samples": samples, "cells": cells, "rounds": rounds, "vlm": load(model)}
     result = sharing.bench_sharing(*given, **options, report=told)
-    _finish(context, result, sharing.format_rows(result), save, as_json)
+    return result, sharing.format_rows(result)
 
 
-@command(bench, "endurance")
+@measures("endurance")
 @loads_model
 def bench_endurance(
-    context: typer.Context,
     decodes: Count = 10_000,
     model: Model = "scenes",
     *,
     load: Load,
-    save: Save = None,
-    as_json: Json = False,
-) -> None:
+) -> Measured:
     """Whether many short decodes in one process leave memory, hooks or anything else behind."""
     from visionpulse_analysis.experiments.bench import endurance
 
     result = endurance.bench_endurance(decodes, vlm=load(model), report=told)
-    _finish(context, result, endurance.format_result(result), save, as_json)
-
-
-def _finish(context: typer.Context, result: dict[str, Any], table: str, save: Path | None, as_json: bool) -> None:
-    from visionpulse_analysis.experiments.bench.machine import write_result
-
-    result = {"command": _command(context), **result}
-    if save is not None:
-        write_result(result, save)
-    show(result, as_json, table)
-
-
-def _command(context: typer.Context) -> str:
-    """What was typed, without where the result goes."""
-    words = ["visionpulse", "bench", str(context.info_name)]
-    for option in context.command.params:
-        name = str(option.name)
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE" and name not in ("save", "folder", "as_json"):
-            given = context.params[name]
-            for value in given if isinstance(given, list | tuple) else [given]:
-                words += [option.opts[0], str(value)]
-    return " ".join(words)
+    return result, endurance.format_result(result)

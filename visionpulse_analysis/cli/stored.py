@@ -176,7 +176,7 @@ def pictures(
 def provenance(file: Annotated[Path, typer.Argument(help="A figure: PNG, PDF or SVG.")], as_json: Json = False) -> None:
     """Print what a figure was made from, and the command that makes it again."""
     from visionpulse_analysis.figures import read_provenance
-    from visionpulse_analysis.figures.provenance import command_for
+    from visionpulse_analysis.figures.saving import command_for
 
     found = read_provenance(file)
     found |= {"command": command_for(found)}

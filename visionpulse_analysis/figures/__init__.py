@@ -33,8 +33,7 @@ from .plots import (
     draw_reference,
     draw_scatter,
 )
-from .provenance import read_provenance
-from .saving import save
+from .saving import read_provenance, save
 from .scales import ATTENTION_UNIT, draw_colour_bar, scale_limits
 from .style import DOUBLE, SINGLE, style
 from .tokens import draw_token_strip, fit_text, step_title, token_label, token_strip_height

@@ -10,9 +10,9 @@ from matplotlib.colors import to_rgba
 from matplotlib.patches import Rectangle
 from matplotlib.transforms import offset_copy
 
-from .checks import check_count, check_vector
 from .methods import known_look, look
 from .page import draw_legend
+from .scales import check_count, check_vector
 from .style import ACCENT, GREY, INK, LIGHT_GREY, TOKEN_CMAP, laid_out_points, style
 from .tokens import check_steps, label_width, write_tokens
 

@@ -13,9 +13,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 
-from .checks import check_count, check_image, check_map
 from .page import PaperFigure
-from .scales import ATTENTION_UNIT, colours, draw_colour_bar, scale_limits
+from .scales import ATTENTION_UNIT, check_count, check_image, check_map, colours, draw_colour_bar, scale_limits
 from .style import DOUBLE, GREY, HEAT_CMAP, SINGLE, style
 
 OPACITY = (0.5, 0.65)  # at vmin and at vmax: dims the image where nobody looks, never hides it

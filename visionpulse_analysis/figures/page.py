@@ -13,8 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 
-from .fonts import with_fonts
-from .style import SINGLE, laid_out_points, lay_out, style
+from .style import SINGLE, laid_out_points, lay_out, style, with_fonts
 from .tokens import fit_text, label_width
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from .checks import check_bracket, check_count, check_limits, check_map, check_vector
 from .methods import Look, known_look, look
 from .page import note_estimates
+from .scales import check_bracket, check_count, check_limits, check_map, check_vector
 from .style import GREY, LIGHT_GREY, VALUE_CMAP, axes_points, style
 from .tokens import label_width
 

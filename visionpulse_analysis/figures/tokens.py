@@ -9,9 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
-from .checks import check_count, check_limits, check_vector
-from .fonts import families_for, is_drawn
-from .style import ACCENT, GREY, INK, LIGHT_GREY, TOKEN_CMAP, laid_out_points, style
+from .scales import check_count, check_limits, check_vector
+from .style import ACCENT, GREY, INK, LIGHT_GREY, TOKEN_CMAP, families_for, is_drawn, laid_out_points, style
 
 _LINE = 13.5  # points from one row of tokens to the next
 _GAP = 5.0  # points between two tokens of a row

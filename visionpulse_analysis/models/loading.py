@@ -24,7 +24,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from visionpulse_analysis._util.fingerprints.tensors import bytes_of, every_byte
+from visionpulse_analysis._util.fingerprints.objects import bytes_of, every_byte
 from visionpulse_analysis._util.html import facts_table
 from visionpulse_analysis._util.ledger import note, note_object
 from visionpulse_analysis._util.torch_settings import own_settings

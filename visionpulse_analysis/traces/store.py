@@ -22,7 +22,7 @@ from visionpulse_analysis._util.files import (
 )
 from visionpulse_analysis.media.patch_grid import PatchGrid
 from visionpulse_analysis.traces import StoreVersionError, Trace, create_trace
-from visionpulse_analysis.traces.html import store_html
+from visionpulse_analysis.traces.frames import store_html
 from visionpulse_analysis.traces.journal import TraceWriter, is_being_written, read_journal
 from visionpulse_analysis.traces.quantities import BUILT_IN, CHOICE, Quantity
 from visionpulse_analysis.traces.zarr_group import FORMAT_VERSION, check_format

@@ -26,8 +26,7 @@ from visionpulse_analysis.traces.data import (
     quantities_in,
     to_parts,
 )
-from visionpulse_analysis.traces.frames import without_map
-from visionpulse_analysis.traces.html import pruner_text, trace_html
+from visionpulse_analysis.traces.frames import pruner_text, trace_html, without_map
 from visionpulse_analysis.traces.quantities import ALWAYS, BUILT_IN, Quantity
 from visionpulse_analysis.traces.text import split_text
 from visionpulse_analysis.traces.zarr_group import FORMAT_VERSION, read_group, write_group

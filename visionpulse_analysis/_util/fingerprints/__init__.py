@@ -8,8 +8,7 @@
 False
 """
 
-from visionpulse_analysis._util.fingerprints.objects import Remembered, Unknown, fingerprint
+from visionpulse_analysis._util.fingerprints.objects import Remembered, Unknown, every_byte, fingerprint
 from visionpulse_analysis._util.fingerprints.settings import settings
-from visionpulse_analysis._util.fingerprints.tensors import every_byte
 
 __all__ = ["Remembered", "Unknown", "every_byte", "fingerprint", "settings"]

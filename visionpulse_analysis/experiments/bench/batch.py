@@ -15,7 +15,7 @@ import numpy as np
 from visionpulse_analysis._util.progress import advance, bar
 from visionpulse_analysis.decoding import Batch, Run, decode
 from visionpulse_analysis.decoding.trace_builder import Record
-from visionpulse_analysis.experiments.bench.machine import about_machine, spread
+from visionpulse_analysis.experiments.bench.machine import about_machine, as_table, ends, speedup, turned
 from visionpulse_analysis.models.loading import VLM, load
 from visionpulse_analysis.testbed.scenes.questions import TASKS, ask
 from visionpulse_analysis.testbed.scenes.scene import generate
@@ -89,7 +89,7 @@ def bench_batch(
             ways = [(batch, recorded) for recorded in (False, True) for batch in batches]
             runs: dict[tuple[int, bool], list[Timed]] = {way: [] for way in ways}
             for turn in range(rounds):
-                for batch, recorded in ways[turn % len(ways) :] + ways[: turn % len(ways)]:
+                for batch, recorded in turned(ways, turn):
                     part = asked if batch == batches[0] else asked * repeats
                     timed = _timed(vlm, part, batch, recorded, max_new_tokens)
                     runs[batch, recorded].append(timed)
@@ -133,7 +133,7 @@ def _row(first: list[Timed], own: list[Timed], times: float) -> dict[str, Any]:
     expected = first[-1].tokens * (len(own[-1].tokens) // len(first[-1].tokens))
     return {
         "samples_per_second": statistics.median(run.rate for run in own),
-        "speedup_over_first": spread([run.rate / alone.rate for alone, run in pairs]),
+        "speedup_over_first": speedup([run.rate for run in own], [alone.rate for alone in first]),
         "bound": statistics.median(_bound(alone.ms, run.ms, times) for alone, run in pairs),
         "ms_per_sample": {name: statistics.median(run.ms[name] for run in own) for name in own[0].ms},
         "mean_steps": statistics.mean(len(tokens) for tokens in own[-1].tokens),
@@ -169,18 +169,16 @@ def _bound(first: dict[str, float], own: dict[str, float], rows: float) -> float
 
 def format_rows(result: dict[str, Any]) -> str:
     """The result as a table for a terminal."""
-    lines = [
-        f"{'tokens':>6} {'batch':>5}  {'':12}  {'samples/s':>9}  {'x one by one: min median max':28}  {'bound':>6}  "
-        f"{'ms a sample: prompt prefill steps trace rest':44}  steps  other traces"
-    ]
-    for row in result["rows"]:
-        speed = row["speedup_over_first"]
-        shown = f"{speed['min']:6.2f} {speed['median']:6.2f} {speed['max']:6.2f}"
-        kind = "recorded" if row["recorded"] else "not recorded"
-        parts = " ".join(f"{ms:6.1f}" for ms in row["ms_per_sample"].values())
-        lines.append(
-            f"{row['visual_tokens']:>6} {row['batch']:>5}  {kind:12}  {row['samples_per_second']:>9.2f}  {shown:28}  "
-            f"{row['bound']:>6.2f}  {parts:44}  {row['mean_steps']:5.1f}  {row['differing_traces']}"
-        )
-    lines.append(f"{result['machine']['processor']}, {result['machine']['threads']} threads")
-    return "\n".join(lines)
+    columns = {
+        "tokens": "{visual_tokens}",
+        "batch": "{batch}",
+        "recorded": "{recorded}",
+        "samples/s": "{samples_per_second:.2f}",
+        "x one by one: min median max": ends("speedup_over_first"),
+        "bound": "{bound:.2f}",
+        **{f"ms a sample: {part}": f"{{ms_per_sample[{part}]:.1f}}" for part in (*PARTS, "rest")},
+        "steps": "{mean_steps:.1f}",
+        "other traces": "{differing_traces}",
+    }
+    machine = result["machine"]
+    return f"{as_table(result['rows'], columns)}\n{machine['processor']}, {machine['threads']} threads"

@@ -6,20 +6,30 @@ import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from itertools import product
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
-from visionpulse_analysis._util.checks import whole_number
 from visionpulse_analysis._util.progress import advance, bar
 from visionpulse_analysis.attention import Group
 from visionpulse_analysis.attention import autotune as fastest
 from visionpulse_analysis.decoding import Batch
-from visionpulse_analysis.experiments.bench.bytes import bytes_read, cache_bytes
-from visionpulse_analysis.experiments.bench.machine import about_machine, free_memory, spread
-from visionpulse_analysis.experiments.bench.synthetic import Steps, Way, random_language_model
-from visionpulse_analysis.experiments.bench.variants import VARIANTS, check_names, pruner_of
+from visionpulse_analysis.experiments.bench.machine import (
+    VARIANTS,
+    about_machine,
+    as_table,
+    check_counts,
+    check_names,
+    ends,
+    free_memory,
+    pruner_of,
+    speedup,
+    spread,
+    turned,
+)
+from visionpulse_analysis.experiments.bench.synthetic import Steps, Way, bytes_read, cache_bytes, random_language_model
 from visionpulse_analysis.models.loading import VLM, usable_device
 from visionpulse_analysis.pruners.view import View
 
@@ -74,9 +84,7 @@ def bench_decode(
         An unknown variant or size, visual_tokens that is no multiple of 32, or nothing fits into memory.
     """
     device = str(usable_device(device))
-    for name, values in {"visual_tokens": visual_tokens, "batches": batches, "rounds": [rounds]}.items():
-        for value in values:
-            whole_number(value, name, least=1)
+    check_counts(visual_tokens=visual_tokens, batches=batches, rounds=rounds)
     variants = variants or (*VARIANTS, *(("flash",) if device == "cuda" else ()))
     if "stock" not in variants:
         raise ValueError(f"variants must include stock, which the others are compared with; got {', '.join(variants)}")
@@ -85,31 +93,47 @@ def bench_decode(
     fastest.measured.clear()
     vlm = random_language_model(size, device, torch.bfloat16 if device == "cuda" else torch.float32)
     buffer = torch.ones(READ // 4, device=device)  # written: memory never written to is not read from memory
-    rows: list[dict[str, Any]] = []
-    left_out = []
-    with bar(len(visual_tokens) * len(batches), "bench", "measurement"):
-        for count in visual_tokens:
-            for batch in batches:
-                if bytes_at_once(vlm, count, batch) > free_memory(device):
-                    left_out.append({"visual_tokens": count, "batch": batch})
-                else:
-                    report(f"{count:,} visual tokens, batch {batch}")
-                    rows += _measure(Steps(vlm, count, batch), ways, rounds, buffer)
-                    gc.collect()  # batches hold one another, and the next context needs their memory
-                advance("measurement")
-    if not rows:
-        raise ValueError(f"nothing fits into the free memory of {free_memory(device) / 1e9:.1f} GB; ask for less")
+    found = at_contexts(
+        vlm, visual_tokens, batches, lambda count, batch: bytes_at_once(vlm, count, batch),
+        lambda count, batch: _measure(Steps(vlm, count, batch), ways, rounds, buffer), report,
+    )  # fmt: skip
     text = vlm.model.config.get_text_config()
     names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
     return {
-        "rows": rows,
-        "left_out": left_out,
-        "bandwidth_gb_s": max(row["bandwidth_gb_s"] for row in rows),
+        **found,
+        "bandwidth_gb_s": max(row["bandwidth_gb_s"] for row in found["rows"]),
         "rounds": rounds,
         **({"kernels": fastest.tried()} if device == "cuda" else {}),
         "model": {"size": size, "dtype": str(vlm.model.dtype), **{name: getattr(text, name) for name in names}},
         "machine": about_machine(device),
     }
+
+
+def at_contexts(
+    vlm: VLM,
+    visual_tokens: Sequence[int],
+    batches: Sequence[int],
+    needed: Callable[[int, int], float],
+    measure: Callable[[int, int], list[dict[str, Any]]],
+    report: Callable[[str], None],
+) -> dict[str, list[dict[str, Any]]]:
+    """The ``rows`` of all lengths and batch sizes, and what is ``left_out`` since the bytes needed are not free.
+
+    Raises ValueError where nothing fits.
+    """
+    rows, left_out, device = [], [], vlm.model.device.type
+    with bar(len(visual_tokens) * len(batches), "bench", "measurement"):
+        for count, batch in product(visual_tokens, batches):
+            if needed(count, batch) > free_memory(device):
+                left_out.append({"visual_tokens": count, "batch": batch})
+            else:
+                report(f"{count:,} visual tokens, batch {batch}")
+                rows += measure(count, batch)
+                gc.collect()  # batches hold one another, and the next context needs their memory
+            advance("measurement")
+    if not rows:
+        raise ValueError(f"nothing fits into the free memory of {free_memory(device) / 1e9:.1f} GB; ask for less")
+    return {"rows": rows, "left_out": left_out}
 
 
 def _measure(
@@ -125,7 +149,7 @@ def _measure(
     rows = []
     for name, times in timed.items():
         beside: dict[str, Any] = {
-            f"speedup_over_{other}": _speedup(timed[other], times)
+            f"speedup_over_{other}": speedup(timed[other], times)
             for other in ("stock", "dense", "flash")
             if other in timed
         }
@@ -148,11 +172,6 @@ def _measure(
             }
         )
     return rows
-
-
-def _speedup(others: list[float], own: list[float]) -> dict[str, float]:
-    """How many times as fast in each round: smallest, median and largest."""
-    return spread([other / one for other, one in zip(others, own, strict=True)])
 
 
 def _selection_share(way: Way, rounds: int, device: str) -> float:
@@ -198,7 +217,7 @@ def _rounds(run: dict[str, Way], rounds: int, device: str) -> dict[str, list[flo
     """Seconds of a step of each way in every round, one after the other; the order turns from round to round."""
     names, timed = list(run), {name: [] for name in run}
     for turn in range(rounds + 1):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+        for name in turned(names, turn):
             with run[name].around():
                 taken = seconds(run[name].step, device)
             if turn:  # the first round warms up
@@ -217,34 +236,40 @@ def seconds(function: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - started
 
 
-def _beside_dense(row: dict[str, Any]) -> str:
-    """How many times as fast as our dense step, and how many times at most, by the bytes."""
-    if "bound_over_dense" not in row:
-        return f"{'':16}"
-    return f"{row['speedup_over_dense']['median']:>8.2f} {row['bound_over_dense']:>7.2f}"
-
-
 def format_rows(result: dict[str, Any]) -> str:
     """The result as a table for a terminal."""
-    lines = [
-        f"{'tokens':>7} {'batch':>5}  {'variant':12} {'step':>10} {'limit':>10}  {'x stock: min median max':24} "
-        f"{'x limit':>7} {'x dense':>8} {'at most':>7}  kept  selection"
-    ]
-    for row in result["rows"]:
-        speed = row["speedup_over_stock"]
-        shown = f"{speed['min']:6.2f} {speed['median']:7.2f} {speed['max']:7.2f}"
-        lines.append(
-            f"{row['visual_tokens']:>7,} {row['batch']:>5}  {row['variant']:12} {row['step_ms']:>7.1f} ms "
-            f"{row['limit_ms']:>7.1f} ms  {shown:24} {row['time_over_limit']:>7.2f} {_beside_dense(row)}  "
-            f"{row['kept']:.1%}"
-            + (f"  {row['selection_share']:.1%}" if "selection_share" in row else "")
-            + (f"  {row['speedup_over_flash']['median']:.2f} x flash" if "speedup_over_flash" in row else "")
-        )
-    for part in result["left_out"]:
-        lines.append(f"{part['visual_tokens']:>7,} {part['batch']:>5}  left out: does not fit into memory")
+    columns = {
+        "tokens": "{visual_tokens:,}",
+        "batch": "{batch}",
+        "variant": "{variant}",
+        "step": "{step_ms:.1f} ms",
+        "limit": "{limit_ms:.1f} ms",
+        "x stock: min median max": ends("speedup_over_stock"),
+        "x limit": "{time_over_limit:.2f}",
+        "x dense": "{speedup_over_dense[median]:.2f}",
+        "at most": "{bound_over_dense:.2f}",
+        "kept": "{kept:.1%}",
+        "selection": "{selection_share:.1%}",
+        "x flash": "{speedup_over_flash[median]:.2f}",
+    }
+    lines = [as_table(result["rows"], columns), *told_left_out(result)]
     for case, ways in result.get("kernels", {}).get("ms", {}).items():
         lines.append(f"{case}: " + ", ".join(f"{way} {ms:.3f} ms" for way, ms in ways.items()))
     lines += [f"{way} does not work: {why}" for way, why in result.get("kernels", {}).get("failed", {}).items()]
-    there, dtype, bandwidth = result["machine"], result["model"]["dtype"], result["bandwidth_gb_s"]
-    where = f"{there['device']} ({there['processor']}, {there['threads']} threads), {dtype}"
-    return "\n".join([*lines, f"{where}; limit: {bandwidth:.1f} GB/s, read in the same rounds"])
+    return "\n".join(
+        [*lines, f"{told_machine(result)}; limit: {result['bandwidth_gb_s']:.1f} GB/s, read in the same rounds"]
+    )
+
+
+def told_left_out(result: dict[str, Any]) -> list[str]:
+    """A line for each length and batch size that was not measured."""
+    return [
+        f"{one['visual_tokens']:,} tokens, batch {one['batch']}: left out, does not fit into memory"
+        for one in result["left_out"]
+    ]
+
+
+def told_machine(result: dict[str, Any]) -> str:
+    """What the steps ran on, and in which numbers."""
+    there = result["machine"]
+    return f"{there['device']} ({there['processor']}, {there['threads']} threads), {result['model']['dtype']}"

@@ -13,13 +13,25 @@ import torch
 from transformers import DynamicCache
 
 from visionpulse_analysis._util.checks import whole_number
-from visionpulse_analysis._util.progress import advance, bar
 from visionpulse_analysis.attention.routing import intercept
 from visionpulse_analysis.decoding import Batch, Options
-from visionpulse_analysis.experiments.bench.decode import bytes_at_once, seconds
-from visionpulse_analysis.experiments.bench.machine import about_machine, free_memory, spread
+from visionpulse_analysis.experiments.bench.decode import (
+    at_contexts,
+    bytes_at_once,
+    seconds,
+    told_left_out,
+    told_machine,
+)
+from visionpulse_analysis.experiments.bench.machine import (
+    about_machine,
+    as_table,
+    check_counts,
+    check_names,
+    ends,
+    pruner_of,
+    speedup,
+)
 from visionpulse_analysis.experiments.bench.synthetic import random_language_model, synthetic_record
-from visionpulse_analysis.experiments.bench.variants import check_names, pruner_of
 from visionpulse_analysis.models.loading import VLM, usable_device
 from visionpulse_analysis.pruners import Pruner, make_pruner
 
@@ -96,10 +108,8 @@ def bench_end_to_end(
         The logits of a variant are not finite.
     """
     device = str(usable_device(device))
-    numbers = {"visual_tokens": visual_tokens, "batches": batches, "text_tokens": [text_tokens], "steps": [steps]}
-    for name, values in {**numbers, "block_size": [block_size], "rounds": [rounds]}.items():
-        for value in values:
-            whole_number(value, name, least=1)
+    check_counts(visual_tokens=visual_tokens, batches=batches, text_tokens=text_tokens, steps=steps)
+    check_counts(block_size=block_size, rounds=rounds)
     whole_number(prefill_chunk, "prefill_chunk", least=0)
     wrong = [one for one in variants if one in ("eager", "flash")]
     if "dense" not in variants or wrong:
@@ -108,24 +118,18 @@ def bench_end_to_end(
     block = make_pruner("visionpulse:block", block_size=block_size)
     ways = {name: (block, "gathered") if name == "block" else pruner_of(name) for name in variants}
     vlm = random_language_model(size, device, torch.bfloat16 if device == "cuda" else torch.float32)
-    rows: list[dict[str, Any]] = []
-    left_out = []
-    with bar(len(visual_tokens) * len(batches), "bench", "measurement"):
-        for visual in visual_tokens:
-            lengths = Lengths(visual, text_tokens, steps, prefill_chunk or visual + text_tokens)
-            for batch in batches:
-                if bytes_at_once(vlm, visual + text_tokens + steps, batch) > free_memory(device):
-                    left_out.append({"visual_tokens": visual, "batch": batch})
-                else:
-                    report(f"{visual:,} visual tokens, batch {batch}")
-                    rows += _measure(vlm, lengths, batch, ways, rounds)
-                advance("measurement")
-    if not rows:
-        raise ValueError(f"nothing fits into the free memory of {free_memory(device) / 1e9:.1f} GB; ask for less")
+
+    def measure(visual: int, batch: int) -> list[dict[str, Any]]:
+        lengths = Lengths(visual, text_tokens, steps, prefill_chunk or visual + text_tokens)
+        return _measure(vlm, lengths, batch, ways, rounds)
+
+    found = at_contexts(
+        vlm, visual_tokens, batches, lambda visual, batch: bytes_at_once(vlm, visual + text_tokens + steps, batch),
+        measure, report,
+    )  # fmt: skip
     settings = {"text_tokens": text_tokens, "steps": steps, "block_size": block_size, "prefill_chunk": prefill_chunk}
     return {
-        "rows": rows,
-        "left_out": left_out,
+        **found,
         **settings,
         "rounds": rounds,
         "model": {"size": size, "dtype": str(vlm.model.dtype)},
@@ -151,8 +155,8 @@ def _measure(vlm: VLM, lengths: Lengths, rows: int, ways: dict[str, Any], rounds
             "prefill_s": statistics.median(prefill for prefill, _ in times),
             "decode_s": statistics.median(decode for _, decode in times),
             "total_s": statistics.median(map(sum, times)),
-            "speedup_over_dense": spread([sum(other) / sum(own) for other, own in zip(dense, times, strict=True)]),
-            "decode_speedup_over_dense": spread([other[1] / own[1] for other, own in zip(dense, times, strict=True)]),
+            "speedup_over_dense": speedup([*map(sum, dense)], [*map(sum, times)]),
+            "decode_speedup_over_dense": speedup([one[1] for one in dense], [one[1] for one in times]),
             "kept": kept[name],
         }
         for name, times in timed.items()
@@ -214,22 +218,16 @@ def answer(vlm: VLM, lengths: Lengths, rows: int, stock: bool, pruner: Pruner | 
 
 def format_rows(result: dict[str, Any]) -> str:
     """The result as a table for a terminal."""
-    lines = [
-        f"{'tokens':>7} {'batch':>5}  {'variant':12} {'prefill':>10} {'steps':>10} {'whole':>10}  "
-        f"{'x dense: min median max':24} {'steps alone':>11}  kept"
-    ]
-    for row in result["rows"]:
-        whole, alone = row["speedup_over_dense"], row["decode_speedup_over_dense"]["median"]
-        shown = f"{whole['min']:6.2f} {whole['median']:7.2f} {whole['max']:7.2f}"
-        lines.append(
-            f"{row['visual_tokens']:>7,} {row['batch']:>5}  {row['variant']:12} {row['prefill_s']:>8.2f} s "
-            f"{row['decode_s']:>8.2f} s {row['total_s']:>8.2f} s  {shown:24} {alone:>11.2f}  {row['kept']:.1%}"
-        )
-    for part in result["left_out"]:
-        lines.append(f"{part['visual_tokens']:>7,} {part['batch']:>5}  left out: does not fit into memory")
-    there, dtype = result["machine"], result["model"]["dtype"]
-    lines.append(
-        f"{there['device']} ({there['processor']}, {there['threads']} threads), {dtype}; "
-        f"{result['text_tokens']} tokens of text, {result['steps']} steps, blocks of {result['block_size']}"
-    )
-    return "\n".join(lines)
+    columns = {
+        "tokens": "{visual_tokens:,}",
+        "batch": "{batch}",
+        "variant": "{variant}",
+        "prefill": "{prefill_s:.2f} s",
+        "steps": "{decode_s:.2f} s",
+        "whole": "{total_s:.2f} s",
+        "x dense: min median max": ends("speedup_over_dense"),
+        "steps alone": "{decode_speedup_over_dense[median]:.2f}",
+        "kept": "{kept:.1%}",
+    }
+    settings = "{text_tokens} tokens of text, {steps} steps, blocks of {block_size}".format(**result)
+    return "\n".join([as_table(result["rows"], columns), *told_left_out(result), f"{told_machine(result)}; {settings}"])

@@ -19,7 +19,7 @@ from visionpulse_analysis._util.checks import whole_number
 from visionpulse_analysis._util.progress import advance, bar
 from visionpulse_analysis.decoding import decode
 from visionpulse_analysis.decoding.watching import watch
-from visionpulse_analysis.experiments.bench.machine import about_machine, spread
+from visionpulse_analysis.experiments.bench.machine import about_machine, as_table, check_counts, ends, spread, turned
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.testbed.scenes.tokens import build_tokenizer
 from visionpulse_analysis.testbed.training.model import Size, build_image_processor, build_model
@@ -107,8 +107,7 @@ def bench_recording(
         ``rows``: visual_tokens, variant, ratio_to_plain {min, median, max}, peak_memory_mb; and ``model``, ``steps``,
         ``rounds``, ``machine``.
     """
-    whole_number(rounds, "rounds", least=1)
-    whole_number(steps, "steps", least=1)
+    check_counts(rounds=rounds, steps=steps)
     images = {count: noise_image(count) for count in visual_tokens}
     vlm, rows = random_vlm(), []
     decode(vlm, noise_image(64), QUESTION, max_new_tokens=1)  # hashes the weights once, outside any timed run
@@ -121,7 +120,7 @@ def bench_recording(
             for turn in range(rounds):
                 seconds = {}
                 last = ["eager"] if turn < 3 else []
-                for variant in [*ours[turn % len(ours) :], *ours[: turn % len(ours)], *last]:
+                for variant in [*turned(ours, turn), *last]:
                     started = time.perf_counter()
                     runners[variant]()
                     seconds[variant] = time.perf_counter() - started
@@ -162,10 +161,10 @@ def _peak(variant: str, visual_tokens: int, steps: int) -> float:
 
 def format_rows(result: dict[str, Any]) -> str:
     """The result as a table for a terminal."""
-    lines = [f"{'visual tokens':>13}  {'variant':16}  {'ratio to plain: min, median, max':32}  peak memory"]
-    for row in result["rows"]:
-        ratio, peak = row["ratio_to_plain"], row["peak_memory_mb"]
-        shown = f"{ratio['min']:.3f}  {ratio['median']:.3f}  {ratio['max']:.3f}"
-        memory = "" if peak is None else f"{peak:,.0f} MB"
-        lines.append(f"{row['visual_tokens']:>13,}  {row['variant']:16}  {shown:32}  {memory}")
-    return "\n".join(lines)
+    columns = {
+        "visual tokens": "{visual_tokens:,}",
+        "variant": "{variant}",
+        "ratio to plain: min, median, max": ends("ratio_to_plain", 3),
+        "peak memory": "{peak_memory_mb:,.0f} MB",
+    }
+    return as_table(result["rows"], columns)

@@ -7,11 +7,9 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
-import pandas as pd
-
 from visionpulse_analysis._util.progress import advance, bar
 from visionpulse_analysis.decoding import decode
-from visionpulse_analysis.experiments.bench.machine import about_machine
+from visionpulse_analysis.experiments.bench.machine import about_machine, as_table
 from visionpulse_analysis.models.loading import VLM, load
 from visionpulse_analysis.pruners import make_pruner
 from visionpulse_analysis.testbed.scenes.scene import generate
@@ -90,16 +88,13 @@ def bench_sharing(
 
 def format_rows(result: dict[str, Any]) -> str:
     """The rows as a table for a terminal."""
-    table = [
-        {
-            "steps": row["steps"],
-            "arms": row["arms"],
-            "patches": row["patches"],
-            "CPU s, a prefill each": f"{row['alone']:.2f}",
-            "CPU s, one prefill": f"{row['together']:.2f}",
-            "saved": f"{100 * row['saved']:.0f} %",
-            "same traces": "yes" if row["equal"] else "no",
-        }
-        for row in result["rows"]
-    ]
-    return pd.DataFrame(table).to_string(index=False)
+    columns = {
+        "steps": "{steps}",
+        "arms": "{arms}",
+        "patches": "{patches}",
+        "CPU s, a prefill each": "{alone:.2f}",
+        "CPU s, one prefill": "{together:.2f}",
+        "saved": "{saved:.0%}",
+        "same traces": "{equal}",
+    }
+    return as_table(result["rows"], columns)

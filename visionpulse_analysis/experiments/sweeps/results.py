@@ -13,8 +13,7 @@ import pandas as pd
 import xarray as xr
 from dask.delayed import delayed
 
-from visionpulse_analysis.experiments.sweeps.folder import read_header
-from visionpulse_analysis.experiments.sweeps.tables import COLUMNS, DTYPES
+from visionpulse_analysis.experiments.sweeps.tables import COLUMNS, DTYPES, read_header
 from visionpulse_analysis.traces import Trace
 from visionpulse_analysis.traces.store import TraceStore
 

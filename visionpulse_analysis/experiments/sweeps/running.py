@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from visionpulse_analysis._util.progress import above, advance, bar
 from visionpulse_analysis.experiments.sweeps.config import SweepConfig
-from visionpulse_analysis.experiments.sweeps.folder import SweepFolder
-from visionpulse_analysis.experiments.sweeps.plan import Job, batches, plan
-from visionpulse_analysis.experiments.sweeps.tables import LiveTable, State, check_table
+from visionpulse_analysis.experiments.sweeps.samples import Job, batches, plan
+from visionpulse_analysis.experiments.sweeps.tables import LiveTable, State, SweepFolder, check_table
 from visionpulse_analysis.experiments.sweeps.worker import SweepError, run_batch
 from visionpulse_analysis.models.finding import place_of
 

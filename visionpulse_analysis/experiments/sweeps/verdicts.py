@@ -15,10 +15,9 @@ import pandas as pd
 from visionpulse_analysis._util.files import write_whole
 from visionpulse_analysis.experiments.judging import LANGUAGE_MODEL
 from visionpulse_analysis.experiments.sweeps.config import SweepConfig
-from visionpulse_analysis.experiments.sweeps.folder import SweepFolder
 from visionpulse_analysis.experiments.sweeps.results import Sweep
 from visionpulse_analysis.experiments.sweeps.samples import read_samples
-from visionpulse_analysis.experiments.sweeps.tables import VERDICTS, read_kept, verdict_on, write_table
+from visionpulse_analysis.experiments.sweeps.tables import VERDICTS, SweepFolder, read_kept, verdict_on, write_table
 
 
 def export_unjudged(config: SweepConfig, path: str | Path) -> int:

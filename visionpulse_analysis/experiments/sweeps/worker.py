@@ -87,7 +87,7 @@ class _Arm:
 class _Task:
     def __init__(self, task: dict[str, Any]) -> None:
         from visionpulse_analysis.experiments.sweeps.config import import_modules
-        from visionpulse_analysis.experiments.sweeps.folder import check_token
+        from visionpulse_analysis.experiments.sweeps.tables import check_token
         from visionpulse_analysis.pruners import make_pruner
         from visionpulse_analysis.traces.store import TraceStore
 

@@ -13,10 +13,10 @@ import pandas as pd
 
 from visionpulse_analysis._util.files import data_folder
 from visionpulse_analysis.experiments.bench.batch import bench_batch
-from visionpulse_analysis.experiments.bench.bytes import bounds
 from visionpulse_analysis.experiments.bench.decode import bench_decode
 from visionpulse_analysis.experiments.bench.machine import write_result
 from visionpulse_analysis.experiments.bench.recording import bench_recording
+from visionpulse_analysis.experiments.bench.synthetic import bounds
 
 PARTS = ("decode", "retention", "recording", "batch")
 SHARES = ("gathered_1", "gathered_2", "gathered_5", "gathered_10", "gathered_25", "gathered_50")

@@ -10,7 +10,7 @@ from visionpulse_analysis.metrics.statistics import Claim
 from visionpulse_analysis.pruners import VisionPulse, make_pruner
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.studies.shared.arms import Arms
-from visionpulse_analysis.studies.step_dependence.named_objects import NAMED
+from visionpulse_analysis.studies.step_dependence.fixed_sets import NAMED
 
 PULSE = "VisionPulse"
 SELECTIONS = {

@@ -25,7 +25,7 @@ from visionpulse_analysis.pruners.networks.scorer import Scorer
 from visionpulse_analysis.pruners.top_k import top_k
 from visionpulse_analysis.pruners.view import View
 from visionpulse_analysis.studies.shared.arms import Arms, measure_arms
-from visionpulse_analysis.studies.step_dependence.named_objects import NamedObjects
+from visionpulse_analysis.studies.step_dependence.fixed_sets import NamedObjects
 from visionpulse_analysis.testbed.heads.pairs import Pairs, joined, make_pairs, questions_of, see
 from visionpulse_analysis.testbed.heads.selection import scored
 from visionpulse_analysis.testbed.scenes.questions import TASKS, Question

@@ -18,7 +18,7 @@ from visionpulse_analysis.pruners.heads import Learned
 from visionpulse_analysis.studies.pruner_comparison import settings as to
 from visionpulse_analysis.studies.pruner_comparison.settings import Basis, share_of_layers
 from visionpulse_analysis.studies.shared.arms import COSTS, DENSE, Arms, measure_arms
-from visionpulse_analysis.studies.step_dependence.named_objects import NAMED, greedy_named_arm
+from visionpulse_analysis.studies.step_dependence.fixed_sets import NAMED, greedy_named_arm
 
 
 @dataclass(frozen=True)

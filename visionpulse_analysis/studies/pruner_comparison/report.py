@@ -23,7 +23,7 @@ from visionpulse_analysis.studies.shared.sentences import (
     listed,
     still_open,
 )
-from visionpulse_analysis.studies.step_dependence.named_objects import NAMED
+from visionpulse_analysis.studies.step_dependence.fixed_sets import NAMED
 
 NAMES = {ACCURACY: "accuracy", LENGTH: "length", CUT_OFF: "how many are cut off"}
 WORDS = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from visionpulse_analysis._util.progress import over
@@ -247,3 +248,22 @@ def _sink_ratios(watch: LayerWatch, fraction: float) -> np.ndarray:
             for place in places
         ]
     )
+
+
+def lens_words(vlm: VLM, one: Asked, count: int = 3) -> pd.DataFrame:
+    """The ``count`` most probable words, best first: a row for every layer and the output, a column for each query."""
+    passages = TeacherForced(vlm, [one.passage], [one.queries])
+    watch = LayerWatch(passages.layout, passages.queries)
+    dense = passages.read(UnderSelection(watch))
+    read = [*(logit_lens(vlm, states)[0] for states in watch.states), dense[0]]
+    said = (one.answer[0], one.answer[-1])
+    columns = {
+        f"{place}, says {word.strip()!r}": [_best(vlm, layer[number], count) for layer in read]
+        for number, (place, word) in enumerate(zip(PLACES, said, strict=True))
+    }
+    return pd.DataFrame(columns, index=[*(f"entering layer {layer}" for layer in range(vlm.n_layers)), "output"])
+
+
+def _best(vlm: VLM, logprobs: np.ndarray, count: int) -> str:
+    best = np.argsort(-logprobs, kind="stable")[:count]
+    return ", ".join(vlm.tokenizer.decode([int(word)]).strip() for word in best)

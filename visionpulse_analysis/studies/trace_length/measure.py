@@ -17,7 +17,7 @@ from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners import VisionPulse, make_pruner
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.studies.shared.arms import DENSE, Arms, Change, compare, judge_changes, outcome_row
-from visionpulse_analysis.studies.step_dependence.named_objects import named_arm
+from visionpulse_analysis.studies.step_dependence.fixed_sets import named_arm
 from visionpulse_analysis.testbed.charts.questions import TASKS as CHART_TASKS
 from visionpulse_analysis.testbed.scenes.questions import TASKS, Question
 from visionpulse_analysis.traces import Trace

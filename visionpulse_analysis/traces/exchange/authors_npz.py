@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,105 @@ from visionpulse_analysis._util.files import all_or_none, written_whole
 from visionpulse_analysis.media.images import ImageLike, lies_at, read_image
 from visionpulse_analysis.media.patch_grid import PatchGrid
 from visionpulse_analysis.metrics.attention import layer_cosines
-from visionpulse_analysis.traces import Trace, create_trace
+from visionpulse_analysis.traces import StoreVersionError, Trace, create_trace
 from visionpulse_analysis.traces.data import from_parts, to_parts
-from visionpulse_analysis.traces.exchange.npz_fields import FORMAT_VERSION, OURS, check_fields, load_fields
-from visionpulse_analysis.traces.html import pruner_text
+from visionpulse_analysis.traces.frames import pruner_text
+from visionpulse_analysis.traces.store import TraceStore
+
+FORMAT_VERSION = 1
+REQUIRED = ("visual_scores", "token_ids", "token_texts", "grid_hw", "layer_indices", "metadata")
+OPTIONAL = ("similarity_by_step",)
+OURS = "visionpulse."  # fields of that name hold the rest of a trace that this package wrote; others ignore them
+_LARGEST_RATIO, _SMALL = 200, 2**30
+# Weights of bfloat16 are rounded by up to 2^-9 of their value, and their mean over heads once more.
+_LARGEST_SUM = 1 + 2**-7
+
+
+def load_fields(path: Path) -> dict[str, np.ndarray]:
+    """Read every array of a ``trace.npz``; nothing is unpickled, and nothing is written to disk.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        It is no ``trace.npz``, or damaged, or unpacks to far more than real data would.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no trace.npz at {path}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _refuse_bombs(archive)
+        with np.load(path, allow_pickle=False) as file:
+            fields = dict(file)
+    except Exception as error:  # zip files and headers can be broken in many ways
+        raise ValueError(f"{path} is not a readable trace.npz: {error}") from error
+    if strange := [name for name, value in fields.items() if not isinstance(value, np.ndarray)]:
+        raise ValueError(f"{path} is not a readable trace.npz: {strange[0]!r} is no array")
+    return fields
+
+
+def _refuse_bombs(archive: zipfile.ZipFile) -> None:
+    """Attention and texts shrink a few times; megabytes that come from next to nothing are meant to fill the memory."""
+    for entry in archive.infolist():
+        if entry.file_size > max(_SMALL, _LARGEST_RATIO * entry.compress_size):
+            raise ValueError(f"{entry.filename!r} would unpack from {entry.compress_size} to {entry.file_size} bytes")
+
+
+def check_fields(fields: dict[str, np.ndarray], path: Path) -> dict[str, Any]:
+    """Return the metadata after checking that the fields are those of version 1 and fit each other.
+
+    Raises
+    ------
+    ValueError
+        A field is missing, unknown, or does not fit; the message names it.
+    StoreVersionError
+        The file says another version.
+    """
+    missing, unknown = set(REQUIRED) - set(fields), set(fields) - {*REQUIRED, *OPTIONAL}
+    if missing or unknown:
+        raise ValueError(
+            f"{path} is not a trace.npz of version 1: missing {sorted(missing)}, unknown {sorted(unknown)}"
+        )
+    try:
+        metadata = json.loads(str(fields["metadata"].item()))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: its metadata is no JSON ({error})") from error
+    version = metadata.get("format_version") if isinstance(metadata, dict) else None
+    if version != FORMAT_VERSION:
+        raise StoreVersionError(f"{path} has format version {version!r}, this package reads version {FORMAT_VERSION}")
+    scores, layers = fields["visual_scores"], fields["layer_indices"]
+    steps, square = scores.shape[:1], (*scores.shape[:1], *layers.shape, *layers.shape)
+    fit = {
+        "visual_scores": scores.ndim == 2 and scores.size > 0 and scores.dtype.kind == "f",
+        "token_ids": _is(fields["token_ids"], "iu", steps),
+        "token_texts": _is(fields["token_texts"], "U", steps),
+        "grid_hw": _is(fields["grid_hw"], "iu", (2,)),
+        "layer_indices": layers.ndim == 1 and layers.size > 0 and layers.dtype.kind in "iu",
+        "similarity_by_step": "similarity_by_step" not in fields or _is(fields["similarity_by_step"], "f", square),
+    }
+    for name in (name for name, right in fit.items() if not right):
+        raise ValueError(f"{path} is damaged: {name} has shape {fields[name].shape} and dtype {fields[name].dtype}")
+    rows, cols = (int(n) for n in fields["grid_hw"])
+    if min(rows, cols) < 1 or rows * cols != scores.shape[1]:
+        raise ValueError(f"{path} is damaged: grid_hw is {rows} x {cols}, but there are {scores.shape[1]} patches")
+    if not (np.isfinite(scores).all() and (scores >= 0).all()):
+        raise ValueError(f"{path} is damaged: visual_scores has values that are negative or not finite")
+    if (sums := scores.sum(axis=1, dtype=np.float64)).max() > _LARGEST_SUM:
+        raise ValueError(
+            f"{path} is damaged: a row of visual_scores sums to {sums.max():.4g}, softmax rows to at most 1"
+        )
+    for name in ("visual_scores", "similarity_by_step"):
+        if name in fields and not np.array_equal(fields[name], fields[name].astype(np.float32)):
+            raise ValueError(f"{path}: {name} is {fields[name].dtype} and does not fit float32 without rounding")
+    if (layer := metadata.get("layer", int(layers[0]))) not in layers.tolist():
+        raise ValueError(f"{path} is damaged: its layer is {layer!r}, but layer_indices is {layers.tolist()}")
+    return {**metadata, "layer": int(layer)}
+
+
+def _is(array: np.ndarray, kinds: str, shape: tuple[int, ...]) -> bool:
+    return array.dtype.kind in kinds and array.shape == shape
+
 
 HEAD_MEAN = "dense eager, head-mean probabilities, temperature=1"  # the authors' name of what they collect
 DRAWN = ("temperature", "top_p", "top_k")  # how tokens are drawn, in their metadata and in ours
@@ -325,3 +423,115 @@ def _cosines(trace: Trace) -> np.ndarray:
     """float32 [step, layer, layer]: cosine between the layers' rows of each step; 0 for a row without mass."""
     rows = trace.attention.values.astype(np.float64)
     return np.nan_to_num(layer_cosines(rows if trace.heads is None else rows.mean(axis=2))).astype(np.float32)
+
+
+NAME = "trace.npz"
+
+
+def import_traces(
+    source: str | Path,
+    store: str | Path,
+    *,
+    id: str | None = None,
+    image: ImageLike | None = None,
+    overwrite: bool = False,
+) -> dict[str, Path]:
+    """Bring ``trace.npz`` files into a trace store, after checking every one of them.
+
+    Parameters
+    ----------
+    source : str or Path
+        A file, or a folder with files named ``trace.npz`` anywhere below it. What other programs hide (names that begin
+        with a dot) is passed over.
+    store : str or Path
+        Made if there is none.
+    id : str, optional
+        Name of a single file's trace in the store. Left out, a file is named by its ``sample_id``, and the files of a
+        folder by their place in it: ``runs/a/trace.npz`` below ``runs`` is ``a``, and ``runs/a/b/trace.npz`` is
+        ``a-b-`` and some letters, see `safe_id`. The ``sample_id`` stays in ``meta["sample_id"]``.
+    image : image, optional
+        The picture of a single file; left out, ``image.png`` beside it.
+    overwrite : bool
+        Replace traces of the same ids.
+
+    Returns
+    -------
+    dict of id to Path
+        The file of each trace.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file, or none in the folder.
+    ValueError, StoreVersionError
+        A file cannot be read, `id` or `image` is given for several, or ids are no names of traces.
+    FileExistsError
+        The store has one of the ids and `overwrite` is False.
+    OSError
+        The disk is full or the folder cannot be written.
+    """
+    files = _files(Path(source))
+    if len(files) > 1 and (id is not None or image is not None):
+        raise ValueError(
+            f"--id and --image are for one file, but {source} holds {len(files)}: leave them out, and the traces are "
+            f"named by their folders ({', '.join(list(files)[:3])}{', ...' * (len(files) > 3)})"
+        )
+    named = {name if id is None else id: file for name, file in files.items()}
+    for name, file in named.items():  # one at a time: a collection may be larger than the memory
+        _read(file, image, name)
+    target = TraceStore(store, mode="a")
+    for name in named:
+        target.check_new(name, overwrite)
+    new = [name for name in named if name not in target]
+    try:
+        for name, file in named.items():
+            target.add(_read(file, image, name), overwrite=overwrite)
+    except BaseException:
+        for name in new:  # as before, also after Ctrl-C or on a full disk; what was replaced is whole, old or new
+            shutil.rmtree(target.path / name, ignore_errors=True)
+        raise
+    return named
+
+
+def _read(file: Path, image: ImageLike | None, id: str) -> Trace:
+    trace = read_npz(file, image=image, id=id)
+    return trace.with_meta({"sample_id": str(trace.meta.get("id", "")), **trace.meta, "id": id})
+
+
+def _files(source: Path) -> dict[str, Path]:
+    """The files to import, by the ids that they get; FileNotFoundError where there is none."""
+    if not source.is_dir():
+        sample = str(read_npz(source).meta.get("id", ""))
+        return {safe_id(sample or source.resolve().parent.name): source}
+    places = {file.relative_to(source).parent: file for file in sorted(source.rglob(NAME)) if file.is_file()}
+    seen = {place: file for place, file in places.items() if not any(part.startswith(".") for part in place.parts)}
+    if not seen:
+        others = sorted(file.name for file in source.rglob("*.npz") if not file.name.startswith("."))
+        hint = f"; it holds {', '.join(others[:3])}: name a file itself to import it" if others else ""
+        raise FileNotFoundError(f"no {NAME} under {source}{hint}")
+    top = source.resolve().name  # of a file that lies in the folder itself
+    named: dict[str, Path] = {}
+    taken: set[str] = set()  # without regard to case: on some disks "A" and "a" are one folder
+    for place, file in seen.items():
+        text = place.as_posix() if place.parts else top
+        name = safe_id(text)
+        name = name if name.lower() not in taken else safe_id(f"{text}/{NAME}")
+        taken.add(name.lower())
+        named[name] = file
+    return named
+
+
+def safe_id(text: str) -> str:
+    """A name that a store takes, the text itself where it is one, else what is like it and a digest of it.
+
+    So the same text always gives the same name, and two texts never give one.
+
+    Examples
+    --------
+    >>> safe_id("sample_0003"), safe_id("chart 12: left/right")
+    ('sample_0003', 'chart-12-left-right-2ab7b0bf')
+    """
+    if re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}", text):
+        return text
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:150].strip("-.")
+    return f"{readable or 'trace'}-{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
