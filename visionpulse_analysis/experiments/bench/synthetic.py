@@ -57,16 +57,9 @@ class Way:
 
 @dataclass
 class Steps:
-    """Ways to take the same decode step at the same context, over and over.
+    """Ways to take the same decode step at the same context, over and over."""
 
-    Parameters
-    ----------
-    vlm : VLM
-        From :func:`random_language_model`.
-    visual_tokens, rows : int
-    """
-
-    vlm: VLM
+    vlm: VLM  # of `random_language_model`
     visual_tokens: int
     rows: int
 

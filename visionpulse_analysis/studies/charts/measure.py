@@ -59,41 +59,28 @@ Verdict = Literal["reproduced", "not reproduced", "not decidable"]
 
 @dataclass(frozen=True)
 class Findings:
-    """The findings of notebooks 01 to 03 on one model and its world.
+    """The findings of notebooks 01 to 03 on one model and its world."""
 
-    Attributes
-    ----------
-    world : name of the model
-    n_traces, n_samples : recorded traces, and questions of the arms
-    sets : a step's own set against fixed ones (01)
-    usage : mass against patches needed (02)
-    arms : greedy, every arm against dense (03)
-    """
-
-    world: str
+    world: str  # name of the model
+    # n_traces, n_samples: recorded traces, and questions of the arms
     n_traces: int
     n_samples: int
-    sets: FixedSets
-    usage: MassUsage
-    arms: Arms
+    sets: FixedSets  # a step's own set against fixed ones (01)
+    usage: MassUsage  # mass against patches needed (02)
+    arms: Arms  # greedy, every arm against dense (03)
 
 
 @dataclass(frozen=True)
 class Charts:
-    """The properties of the charts, and the findings on every world.
+    """The properties of the charts, and the findings on every world."""
 
-    Attributes
-    ----------
-    properties : name of ``PROPERTIES`` -> Claim about its level, all of them together; without those not measured.
-    horizon : kind of word -> accuracy when the image is cut off from layer 0, 1, ... on; the last is uncut.
-    needed : order -> kind of word -> patches needed at the steps that need the image, float64 [step].
-    findings : of the charts first.
-    """
-
+    # name of ``PROPERTIES`` -> Claim about its level, all of them together; without those not measured
     properties: dict[str, Claim]
+    # kind of word -> accuracy when the image is cut off from layer 0, 1, ... on; the last is uncut.
     horizon: dict[str, list[Estimate]]
+    # order -> kind of word -> patches needed at the steps that need the image, float64 [step]
     needed: dict[str, dict[str, np.ndarray]]
-    findings: list[Findings]
+    findings: list[Findings]  # of the charts first
 
     def numbers(self) -> dict[str, Any]:
         """Everything that is told, JSON-ready."""

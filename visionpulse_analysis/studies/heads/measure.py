@@ -34,57 +34,38 @@ class Heads:
     A step *reads* if hiding all patches in every layer moves its next-token distribution by more than ``level`` nats.
     Its *relevant set* are the squares of 2 x 2 patches whose removal, one at a time, moves it most, as many as hold the
     ``fraction`` of the patches; a head's *top set* holds as many patches, those it attends to most.
-
-    Attributes
-    ----------
-    layers, heads : list of int
-        Model indices of what was recorded.
-    mass, when : dict of Head -> Estimate
-        Over all samples: the head's image mass at the steps that read, and that minus its mass at the others.
-    entropy : dict of Head -> Estimate
-        nats, over the patches, at the steps that read.
-    agreement, other, by_norm : dict of Head -> Estimate
-        On the half that chooses: share of the relevant set inside the head's top set; inside its top sets at the other
-        reading steps of the same trace, which have the same habits and another step; and inside a top set ranked by
-        what each patch adds (value-norm-weighted attention) rather than by its weight.
-    found : dict of Head -> Claim
-        There, ``agreement - other``: whether a head follows what its step depends on. Holm, all heads together.
-    chosen : list of Head
-        Those with the largest ``agreement - other`` there, whether or not that is shown.
-    pruned : dict of Head -> dict of str -> Estimate
-        On the other half: share of the reading steps that stay within ``level`` nats when, from the head's layer on and
-        in that step alone, only some patches are visible: the ``head``'s top set, that of the ``layer's mean`` over
-        heads, a ``random`` set of that size, or ``none``.
-    judged : dict of (Head, str) -> Claim
-        There, for each head chosen: ``agreement - other`` ("own step"), and within ``level`` by the head minus by
-        "random" and minus by the "layer's mean". Holm, all together.
-    best : dict of str -> (Head, Estimate)
-        By each of `CRITERIA`, the head that is best on the half that chooses, and its agreement on the other half.
-    reading : Estimate
-        Share of the steps after prefill that read.
-    chance : float
-        Agreement of a random set.
-    n_choosing, n_judging : int
-        Samples with a step that reads, in each half.
     """
 
+    # layers, heads: model indices of what was recorded
     layers: list[int]
     heads: list[int]
     fraction: float
     level: float
+    # mass, when: over all samples: the head's image mass at the steps that read, and that minus its mass at the others
     mass: dict[Head, Estimate]
     when: dict[Head, Estimate]
-    entropy: dict[Head, Estimate]
+    entropy: dict[Head, Estimate]  # nats, over the patches, at the steps that read
+    # agreement, other, by_norm: on the half that chooses: share of the relevant set inside the head's top set; inside
+    # its top sets at the other reading steps of the same trace, which have the same habits and another step; and inside
+    # a top set ranked by what each patch adds (value-norm-weighted attention) rather than by its weight
     agreement: dict[Head, Estimate]
     other: dict[Head, Estimate]
     by_norm: dict[Head, Estimate]
+    # There, ``agreement - other``: whether a head follows what its step depends on. Holm, all heads together.
     found: dict[Head, Claim]
-    chosen: list[Head]
+    chosen: list[Head]  # those with the largest ``agreement - other`` there, whether or not that is shown
+    # On the other half: share of the reading steps that stay within ``level`` nats when, from the head's layer on and
+    # in that step alone, only some patches are visible: the ``head``'s top set, that of the ``layer's mean`` over
+    # heads, a ``random`` set of that size, or ``none``
     pruned: dict[Head, dict[str, Estimate]]
+    # There, for each head chosen: ``agreement - other`` ("own step"), and within ``level`` by the head minus by
+    # "random" and minus by the "layer's mean". Holm, all together.
     judged: dict[tuple[Head, str], Claim]
+    # By each of `CRITERIA`, the head that is best on the half that chooses, and its agreement on the other half
     best: dict[str, tuple[Head, Estimate]]
-    reading: Estimate
-    chance: float
+    reading: Estimate  # share of the steps after prefill that read
+    chance: float  # agreement of a random set
+    # n_choosing, n_judging: samples with a step that reads, in each half
     n_choosing: int
     n_judging: int
 

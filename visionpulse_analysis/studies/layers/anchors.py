@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from visionpulse_analysis.decoding.interventions.single_steps import SingleSteps, keep_exactly, keep_top
 from visionpulse_analysis.media.patch_grid import PatchGrid
+from visionpulse_analysis.metrics.estimate import as_json
 from visionpulse_analysis.metrics.statistics import Estimate
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.studies.mass_and_usage.causal_usage import smallest_k
@@ -26,45 +27,33 @@ class Anchors:
     A step *reads the image* if hiding all patches in every layer moves its next-token distribution by more than
     ``level`` nats. Its *relevant set* are the squares of 2 x 2 patches whose removal, one at a time and in every layer,
     moves the distribution most; as many as hold the ``fraction`` of the patches, at least one.
-
-    Attributes
-    ----------
-    layers : list of int
-        The candidates, of ``n_layers``; ``default`` is the model's own anchor. From a candidate on, and in that step
-        alone, all but some patches are hidden:
-    top, random, none : list of Estimate [layer]
-        Share of the steps whose most probable token changes, when the ``fraction`` with the highest head-mean logits
-        at that layer stays visible, a random set of that size, or nothing. ``none`` falls where the reading is done.
-    top_kl, random_kl : list of Estimate [layer]
-        Mean KL(dense || pruned), nats.
-    gain : list of Estimate [layer]
-        ``random - top``, paired by step: what choosing is worth.
-    needed : list of Estimate [layer]
-        Smallest share of the patches, by that layer's ranking, that stays within ``level`` nats.
-    overlap : list of Estimate [layer]
-        Share of the relevant set inside the layer's top set; ``overlap_null`` : of a random set.
-    reading : Estimate
-        Share of the steps after prefill that read the image.
-    together : dict
-        ``top``, ``gain`` and ``none`` again, with wider intervals: those of one name hold at all layers together at
-        95 % (Bonferroni), so that layers may be picked by them.
     """
 
+    # The candidates, of ``n_layers``; ``default`` is the model's own anchor. From a candidate on, and in that step
+    # alone, all but some patches are hidden:
     layers: list[int]
     n_layers: int
     default: int
     fraction: float
     level: float
+    # top, random, none: [layer]: share of the steps whose most probable token changes, when the ``fraction`` with the
+    # highest head-mean logits at that layer stays visible, a random set of that size, or nothing. ``none`` falls where
+    # the reading is done.
     top: list[Estimate]
     random: list[Estimate]
     none: list[Estimate]
+    # top_kl, random_kl: [layer]: mean KL(dense || pruned), nats
     top_kl: list[Estimate]
     random_kl: list[Estimate]
-    gain: list[Estimate]
+    gain: list[Estimate]  # [layer]: ``random - top``, paired by step: what choosing is worth
+    # [layer]: Smallest share of the patches, by that layer's ranking, that stays within ``level`` nats
     needed: list[Estimate]
+    # [layer]: Share of the relevant set inside the layer's top set; ``overlap_null`` : of a random set
     overlap: list[Estimate]
     overlap_null: float
-    reading: Estimate
+    reading: Estimate  # share of the steps after prefill that read the image
+    # ``top``, ``gain`` and ``none`` again, with wider intervals: those of one name hold at all layers together at 95 %
+    # (Bonferroni), so that layers may be picked by them
     together: dict[str, list[Estimate]]
 
     def suitable(self, tolerance: float = 0.05) -> list[int]:
@@ -72,19 +61,16 @@ class Anchors:
 
         Both by the whole interval of ``together``; a layer without an interval is undecided.
         """
-        return [
-            layer
-            for layer, top, gain in zip(self.layers, self.together["top"], self.together["gain"], strict=True)
-            if top.high <= tolerance and gain.low > 0
-        ]
+        return self._where(lambda top, gain: top.high <= tolerance and gain.low > 0)
 
     def unsuitable(self, tolerance: float = 0.05) -> list[int]:
         """Layers that would not do: by its whole interval, one of the two conditions of ``suitable`` fails."""
-        return [
-            layer
-            for layer, top, gain in zip(self.layers, self.together["top"], self.together["gain"], strict=True)
-            if top.low > tolerance or gain.high <= 0
-        ]
+        return self._where(lambda top, gain: top.low > tolerance or gain.high <= 0)
+
+    def _where(self, holds: Callable[[Estimate, Estimate], bool]) -> list[int]:
+        """Layers of which the `top` and `gain` of ``together`` are so."""
+        pairs = zip(self.layers, self.together["top"], self.together["gain"], strict=True)
+        return [layer for layer, top, gain in pairs if holds(top, gain)]
 
     def undecided(self, tolerance: float = 0.05) -> list[int]:
         """Layers of which these samples cannot tell whether they would do."""
@@ -93,18 +79,8 @@ class Anchors:
 
     def numbers(self) -> dict[str, Any]:
         """Headline numbers, JSON-ready."""
-        listed = {k: v for k, v in vars(self).items() if isinstance(v, list) and isinstance(v[0], Estimate)}
-        return {
-            "layers": self.layers,
-            "default": self.default,
-            "suitable": self.suitable(),
-            "undecided": self.undecided(),
-            "fraction": self.fraction,
-            "level": self.level,
-            "overlap_null": self.overlap_null,
-            "reading": self.reading.to_json(),
-            **{name: [interval.to_json() for interval in intervals] for name, intervals in listed.items()},
-        }
+        told = {name: value for name, value in vars(self).items() if name not in ("n_layers", "together")}
+        return as_json(told | {"suitable": self.suitable(), "undecided": self.undecided()})
 
 
 def compare_anchors(

@@ -10,6 +10,7 @@ import numpy as np
 
 from visionpulse_analysis._util.checks import whole_number
 from visionpulse_analysis.experiments.samples import Sample
+from visionpulse_analysis.metrics.estimate import as_json
 from visionpulse_analysis.metrics.statistics import Estimate
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.studies.step_dependence.measure import mean_over_samples
@@ -24,44 +25,26 @@ HORIZON_SEED = 20_000_000  # scenes of no other study, and none of training or e
 
 @dataclass(frozen=True)
 class LayerMaps:
-    """Results by layer; averages are over the steps of a sample first, then over samples.
+    """Results by layer; averages are over the steps of a sample first, then over samples."""
 
-    Attributes
-    ----------
-    layers, recorded : list of int
-        Layers that are compared, and those whose attention was recorded: all of them, or for imported traces one.
-    similarity : float64 [layer, layer]
-        Cosine between the layers' head-mean visual vectors; NaN where a layer never has mass.
-    adjacent, distant : Estimate
-        Its mean over neighbouring layers, and over pairs at least half the depth apart.
-    kinds : list of str
-        Kinds of token that occur (scenes only, else empty).
-    mass_by_kind : float64 [kind, recorded]
-        Image mass of the steps that produce a token of that kind.
-    mass_by_step : float64 [step, recorded]
-        Image mass by step, as far as half of the samples reach.
-    mass : list of Estimate [recorded]
-    """
-
+    # layers, recorded: layers that are compared, and those whose attention was recorded: all of them, or for imported
+    # traces one
     layers: list[int]
     recorded: list[int]
+    # float64 [layer, layer]: Cosine between the layers' head-mean visual vectors; NaN where a layer never has mass
     similarity: np.ndarray
+    # adjacent, distant: its mean over neighbouring layers, and over pairs at least half the depth apart
     adjacent: Estimate
     distant: Estimate
-    kinds: list[str]
-    mass_by_kind: np.ndarray
-    mass_by_step: np.ndarray
-    mass: list[Estimate]
+    kinds: list[str]  # kinds of token that occur (scenes only, else empty)
+    mass_by_kind: np.ndarray  # float64 [kind, recorded]: image mass of the steps that produce a token of that kind
+    mass_by_step: np.ndarray  # float64 [step, recorded]: image mass by step, as far as half of the samples reach
+    mass: list[Estimate]  # [recorded]
 
     def numbers(self) -> dict[str, Any]:
         """Headline numbers, JSON-ready."""
-        return {
-            "layers": self.layers,
-            "recorded": self.recorded,
-            "adjacent": self.adjacent.to_json(),
-            "distant": self.distant.to_json(),
-            "mass": [interval.to_json() for interval in self.mass],
-        }
+        told = ("layers", "recorded", "adjacent", "distant", "mass")
+        return as_json({name: getattr(self, name) for name in told})
 
 
 def layer_maps(traces: Sequence[Trace], samples: Sequence[Sample], *, n_resamples: int = 1000) -> LayerMaps:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from visionpulse_analysis.metrics.claims import from_json
+from visionpulse_analysis.metrics.estimate import as_json
 from visionpulse_analysis.metrics.statistics import Estimate
 from visionpulse_analysis.studies.layers.anchors import Anchors
 from visionpulse_analysis.studies.layers.measure import LayerMaps
@@ -78,7 +79,7 @@ def layer_numbers(
     return {
         **maps.numbers(),
         **anchors.numbers(),
-        "horizon": reading and {kind: [interval.to_json() for interval in curve] for kind, curve in reading.items()},
+        "horizon": as_json(reading),
         "suitable": anchors.suitable(tolerance),
         "undecided": anchors.undecided(tolerance),
     }

@@ -29,21 +29,15 @@ class CausalUsage:
     A number of patches is an upper bound: patches are added in an order, and the last one that matters may stand late
     in it. Orders: the logits at the anchor (what VisionPulse keeps first), the attention summed over the layers from
     the anchor on, and the patches of the object that the step names before all others.
-
-    Attributes
-    ----------
-    blind_kl : float64 [step], nats: KL(dense || no patch visible from the anchor layer on).
-    levels : KL in nats that counts as unchanged; the first is the main one.
-    needed : dict of order -> float64 [level, step]: 0 where seeing nothing passes, else see :func:`smallest_k`; NaN
-        where the order is not known, as at steps that name no object. Without the orders that are known nowhere.
-    steady : bool [step], twice as many patches pass as well, in the anchor's order at the first level; False shows that
-        passing is not monotone there. True where none are needed.
-    n_patches : int
     """
 
-    blind_kl: np.ndarray
-    levels: tuple[float, ...]
+    blind_kl: np.ndarray  # float64 [step], nats: KL(dense || no patch visible from the anchor layer on)
+    levels: tuple[float, ...]  # KL in nats that counts as unchanged; the first is the main one
+    # [level, step]: 0 where seeing nothing passes, else see :func:`smallest_k`; NaN where the order is not known, as at
+    # steps that name no object. Without the orders that are known nowhere.
     needed: dict[str, np.ndarray]
+    # bool [step], twice as many patches pass as well, in the anchor's order at the first level; False shows that
+    # passing is not monotone there. True where none are needed.
     steady: np.ndarray
     n_patches: int
 

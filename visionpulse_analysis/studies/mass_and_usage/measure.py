@@ -20,6 +20,7 @@ from visionpulse_analysis.metrics.attention import (
     participation_ratio,
     patches_for_share,
 )
+from visionpulse_analysis.metrics.estimate import as_json
 from visionpulse_analysis.metrics.statistics import (
     Estimate,
     Null,
@@ -52,27 +53,24 @@ class Relation:
     within_null: Null | None = None
     together: Estimate | None = None
 
+    @property
+    def nulls(self) -> dict[str, Null]:
+        """Those that there are, by kind."""
+        known = {"pooled": self.pooled_null, "within": self.within_null}
+        return {kind: null for kind, null in known.items() if null is not None}
+
 
 @dataclass(frozen=True)
 class Need:
-    """How a step's mass goes with one measure of what it needs: Pearson r within samples, over the steps after prefill.
+    """How a step's mass goes with one measure of its need: Pearson r within samples, over the steps after prefill."""
 
-    Attributes
-    ----------
-    name : of the measure; a number of patches is an upper bound in an `order`, see :class:`CausalUsage`.
-    level : nats; a step needs the image where seeing nothing moves it by more.
-    every : over all steps that the measure is known for, `n_every` of them.
-    needing : over those of them that need the image, `n_needing`.
-    together : the interval of `needing` at a confidence that makes 95 % for all measures of a study together.
-    every_null, needing_null : masses exchanged between steps of a sample that are alike in needing the image or not.
-    """
-
-    name: str
+    name: str  # of the measure; a number of patches is an upper bound in an `order`, see :class:`CausalUsage`
     order: str | None
-    level: float
-    every: Estimate
-    needing: Estimate
-    together: Estimate
+    level: float  # nats; a step needs the image where seeing nothing moves it by more
+    every: Estimate  # over all steps that the measure is known for, `n_every` of them
+    needing: Estimate  # over those of them that need the image, `n_needing`
+    together: Estimate  # the interval of `needing` at a confidence that makes 95 % for all measures of a study together
+    # every_null, needing_null: masses exchanged between steps of a sample that are alike in needing the image or not
     every_null: Null
     needing_null: Null
     n_every: int
@@ -81,62 +79,45 @@ class Need:
 
 @dataclass(frozen=True)
 class MassUsage:
-    """Results over samples; every interval resamples samples, never steps.
-
-    Attributes
-    ----------
-    thresholds : tuple of float
-        Of ``paper``, in units of attention.
-    paper, multiples : list of Relation
-        Active counts at these thresholds, and at multiples of the uniform level 1/n.
-    shapes : list of Relation
-        Scale-free usage: the number of patches that the *normalised* row amounts to, in three ways.
-    needs : list of Need
-        The KL when no patch is visible, which has no threshold; then patches needed, for every order and level. Empty
-        when they were not measured.
-    need_image : dict of level -> Estimate
-        Share of the steps after prefill that need the image.
-    columns : dict of name -> float64 [step]
-        All of the above and ``mass``, steps of all samples in a row; NaN where undefined.
-    sample : int64 [step]
-        The sample of each step.
-    enough : dict of share -> Estimate
-        Share of the steps after prefill that need no more than this share of the patches, in the anchor's order.
-    steady : float
-        Share of the steps that need the image at which twice the patches needed also pass, in the anchor's order.
-    """
+    """Results over samples; every interval resamples samples, never steps."""
 
     layer: int
     levels: tuple[float, ...]
     n_patches: list[int]
-    thresholds: tuple[float, ...]
+    thresholds: tuple[float, ...]  # of ``paper``, in units of attention
+    # paper, multiples: active counts at these thresholds, and at multiples of the uniform level 1/n
     paper: list[Relation]
     multiples: list[Relation]
+    # Scale-free usage: the number of patches that the *normalised* row amounts to, in three ways
     shapes: list[Relation]
+    # The KL when no patch is visible, which has no threshold; then patches needed, for every order and level. Empty
+    # when they were not measured.
     needs: list[Need]
-    need_image: dict[float, Estimate]
+    need_image: dict[float, Estimate]  # share of the steps after prefill that need the image
+    # [step]: All of the above and ``mass``, steps of all samples in a row; NaN where undefined
     columns: dict[str, np.ndarray]
-    sample: np.ndarray
+    sample: np.ndarray  # int64 [step]: the sample of each step
+    # Share of the steps after prefill that need no more than this share of the patches, in the anchor's order
     enough: dict[float, Estimate]
+    # Share of the steps that need the image at which twice the patches needed also pass, in the anchor's order
     steady: float
 
     def numbers(self) -> dict[str, Any]:
         """Headline numbers, JSON-ready."""
         relations = [*self.paper, *self.multiples, *self.shapes]
-        return {
-            "layer": self.layer,
-            "levels": list(self.levels),
-            "n_samples": len(np.unique(self.sample)),
-            "n_steps": len(self.sample),
-            "r": {
-                r.name: {"pooled": r.pooled.to_json(), "within": r.within.to_json(), "null": _band(r)}
-                for r in relations
-            },
-            "needs": [_plain(need) for need in self.needs],
-            "need_image": {f"{level:g}": interval.to_json() for level, interval in self.need_image.items()},
-            "enough": {f"{share:g}": interval.to_json() for share, interval in self.enough.items()},
-            "steady": _or_none(self.steady),
-        }
+        return as_json(
+            {
+                "layer": self.layer,
+                "levels": self.levels,
+                "n_samples": len(np.unique(self.sample)),
+                "n_steps": len(self.sample),
+                "r": {r.name: {"pooled": r.pooled, "within": r.within, "null": r.nulls or None} for r in relations},
+                "needs": self.needs,
+                "need_image": {f"{level:g}": interval for level, interval in self.need_image.items()},
+                "enough": {f"{share:g}": interval for share, interval in self.enough.items()},
+                "steady": self.steady,
+            }
+        )
 
 
 def mass_usage(
@@ -270,31 +251,5 @@ def _steady(usage: Sequence[CausalUsage]) -> float:
     return float(np.concatenate(examined).mean()) if sum(map(len, examined)) else float("nan")
 
 
-def _plain(need: Need) -> dict[str, Any]:
-    """A :class:`Need`, JSON-ready."""
-    found: dict[str, Any] = {}
-    for name, value in vars(need).items():
-        if isinstance(value, Estimate):
-            found[name] = value.to_json()
-        elif isinstance(value, Null):
-            found[name] = {end: _or_none(getattr(value, end)) for end in ("mean", "low", "high", "p")}
-        else:
-            found[name] = value
-    return found
-
-
 def _joined(rows: list[np.ndarray], measure: Any) -> np.ndarray:
     return np.concatenate([np.asarray(measure(row), dtype=np.float64) for row in rows])
-
-
-def _band(relation: Relation) -> dict[str, Any] | None:
-    nulls = {"pooled": relation.pooled_null, "within": relation.within_null}
-    return {
-        kind: {end: _or_none(getattr(null, end)) for end in ("mean", "low", "high", "p")}
-        for kind, null in nulls.items()
-        if null is not None
-    } or None
-
-
-def _or_none(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from visionpulse_analysis.metrics.claims import from_json
+from visionpulse_analysis.metrics.estimate import as_json
 from visionpulse_analysis.metrics.statistics import Claim
 from visionpulse_analysis.studies.frontier.measure import PULSE
 from visionpulse_analysis.studies.pruner_comparison.measure import REFERENCE, Comparison, all_rivals, arm_name
@@ -142,13 +143,13 @@ def numbers(compared: Comparison, budget: float) -> dict[str, Any]:
     """Every arm, and what the sentences about one budget say, JSON-ready."""
     judged, found = judge_rivals(compared), compared.numbers()
     for name, verdicts_of in judged.items():
-        found[name]["verdicts"] = {outcome: one.to_json() for outcome, one in verdicts_of.items()}
+        found[name]["verdicts"] = as_json(verdicts_of)
     return {
         "arms": found,
         "compared": budget,
         "limit": compared.arms.limit,
         "ordering": ordering(compared, budget),
-        "VisionPulse against": {name: one.to_json() for name, one in against_others(compared, budget).items()},
+        "VisionPulse against": as_json(against_others(compared, budget)),
     }
 
 

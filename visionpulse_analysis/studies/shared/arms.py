@@ -47,125 +47,81 @@ Judged = dict[str, dict[str, Claim]]  # arm -> one of `OUTCOMES` -> its verdict
 
 @dataclass(frozen=True)
 class CutOff:
-    """Traces that reached the limit of tokens without an end token, over all pairs.
+    """Traces that reached the limit of tokens without an end token, over all pairs."""
 
-    Attributes
-    ----------
-    dense, arm, change : Estimate
-        Share of the traces cut off, and of the arm minus dense.
-    n_dense, n_arm, only_dense, only_arm : int
-        Traces cut off, and pairs in which one of the two alone was.
-    p : float
-        Exact, signs of whole samples flipped; NaN for a single sample.
-    at_least : float
-        Tokens by which traces cut off in the arm alone exceed their dense ones on average, up to the cut: they became
-        longer by at least that, as the limit allows. NaN without such a pair.
-    at_most : float
-        The same for pairs cut off in dense alone: their change is at most that, negative where they became shorter.
-    """
-
+    # dense, arm, change: share of the traces cut off, and of the arm minus dense
     dense: Estimate
     arm: Estimate
+    # n_dense, n_arm, only_dense, only_arm: traces cut off, and pairs in which one of the two alone was
     n_dense: int
     n_arm: int
     only_dense: int
     only_arm: int
     change: Estimate
-    p: float
+    p: float  # exact, signs of whole samples flipped; NaN for a single sample
+    # Tokens by which traces cut off in the arm alone exceed their dense ones on average, up to the cut: they became
+    # longer by at least that, as the limit allows. NaN without such a pair.
     at_least: float
+    # The same for pairs cut off in dense alone: their change is at most that, negative where they became shorter
     at_most: float
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What only known answers tell, over all pairs but where it says otherwise.
+    """What only known answers tell, over all pairs but where it says otherwise."""
 
-    Attributes
-    ----------
-    dense_accuracy, accuracy, change : Estimate
-        Shares right, and of the arm minus dense.
-    p : float
-        Exact, signs of whole samples flipped; with one seed that is McNemar's. NaN for a single sample.
-    lost, won : int
-        Pairs right in dense only, in the arm only.
-    ratio, ratio_together : Estimate
-        Accuracy over that of dense: alone, and at a confidence that makes 95 % for all comparisons of a study together,
-        by which "kept" is decided. Bounds are Wilson's where every right answer stays right and no other is, or none
-        is: resamples never differ there.
-    length_both_right : Estimate or None
-        Relative change of length over the `n_both_right` pairs that ended and are right both times.
-    dense_detours, detours, detour_change : Estimate
-        Inspections per trace of objects that the question is not about, over the pairs that ended both times; not
-        known without scenes, as `words`.
-    words : dict of str to Estimate
-        Change of tokens by what they are spent on (`PURPOSES`), adding up to the change of length in tokens.
-    """
-
+    # dense_accuracy, accuracy, change: shares right, and of the arm minus dense
     dense_accuracy: Estimate
     accuracy: Estimate
     change: Estimate
-    p: float
+    p: float  # exact, signs of whole samples flipped; with one seed that is McNemar's. NaN for a single sample.
+    # lost, won: pairs right in dense only, in the arm only
     lost: int
     won: int
+    # ratio, ratio_together: accuracy over that of dense: alone, and at a confidence that makes 95 % for all comparisons
+    # of a study together, by which "kept" is decided. Bounds are Wilson's where every right answer stays right and no
+    # other is, or none is: resamples never differ there.
     ratio: Estimate
     ratio_together: Estimate
+    # Relative change of length over the `n_both_right` pairs that ended and are right both times
     length_both_right: Estimate | None
     n_both_right: int
+    # dense_detours, detours, detour_change: inspections per trace of objects that the question is not about, over the
+    # pairs that ended both times; not known without scenes, as `words`
     dense_detours: Estimate
     detours: Estimate
     detour_change: Estimate
+    # Change of tokens by what they are spent on (`PURPOSES`), adding up to the change of length in tokens
     words: dict[str, Estimate]
 
 
 @dataclass(frozen=True)
 class Change:
-    """An arm against dense decoding, or another arm, over pairs of the same sample and seed.
+    """An arm against dense decoding, or another arm, over pairs of the same sample and seed."""
 
-    Attributes
-    ----------
-    n_pairs, n_both : int
-        All pairs, and those in which both traces ended, which all lengths are about.
-    dense_length, arm_length : Estimate
-        Mean tokens per trace.
-    length, tokens : Estimate
-        Change of the mean length, arm minus dense: relative to dense, -0.12 = 12 % fewer, and in tokens per trace.
-    p : float
-        Of no change of length: exact, signs of whole samples flipped. NaN for a single sample.
-    shorter, equal, longer : Estimate
-        Shares of the pairs.
-    cut_off : CutOff
-    retention : float
-        Mean share of the patches that the arm keeps.
-    truth : Answers or None
-        None where an answer is not known.
-    """
-
+    # n_pairs, n_both: all pairs, and those in which both traces ended, which all lengths are about
     n_pairs: int
     n_both: int
+    # dense_length, arm_length: mean tokens per trace
     dense_length: Estimate
     arm_length: Estimate
+    # length, tokens: change of the mean length, arm minus dense: relative to dense, -0.12 = 12 % fewer, and in tokens
+    # per trace
     length: Estimate
     tokens: Estimate
-    p: float
+    p: float  # of no change of length: exact, signs of whole samples flipped. NaN for a single sample.
+    # shorter, equal, longer: shares of the pairs
     shorter: Estimate
     equal: Estimate
     longer: Estimate
     cut_off: CutOff
-    retention: float
-    truth: Answers | None
+    retention: float  # mean share of the patches that the arm keeps
+    truth: Answers | None  # None where an answer is not known
 
 
 @dataclass(frozen=True, eq=False)
 class Arms:
     """What arms of decoding came to on the same samples and seeds.
-
-    Parameters
-    ----------
-    table : DataFrame
-        A row for each trace, in the order of arms, seeds, samples: ``arm``, ``seed``, ``sample`` (its number),
-        ``tokens`` (how many), ``finished``, ``kept`` (share of the patches), ``text`` (the tokens), ``overlap`` (mean
-        Jaccard index of consecutive kept sets), ``kept_by_layer``, and `COSTS`, as in `Outcome`. Where all answers are
-        known also ``right``, ``detours``, and the tokens spent on each of `PURPOSES`, as :func:`words_on` names them.
 
     Raises
     ------
@@ -173,6 +129,10 @@ class Arms:
         Two arms are not of the same samples and seeds.
     """
 
+    # A row for each trace, in the order of arms, seeds, samples: ``arm``, ``seed``, ``sample`` (its number), ``tokens``
+    # (how many), ``finished``, ``kept`` (share of the patches), ``text`` (the tokens), ``overlap`` (mean Jaccard index
+    # of consecutive kept sets), ``kept_by_layer``, and `COSTS`, as in `Outcome`. Where all answers are known also
+    # ``right``, ``detours``, and the tokens spent on each of `PURPOSES`, as :func:`words_on` names them.
     table: Any
 
     def __post_init__(self) -> None:

@@ -19,6 +19,7 @@ from visionpulse_analysis.experiments.conditions import Outcome, decode_arms
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.media.patch_grid import PatchGrid
 from visionpulse_analysis.metrics.attention import coverage, top_set
+from visionpulse_analysis.metrics.estimate import as_json
 from visionpulse_analysis.metrics.statistics import Claim, Estimate, judge, paired_difference, permutation_test
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.base import Pruner, Selection
@@ -35,17 +36,11 @@ class NamedObjects(Pruner):
 
     It knows a row by its seed, which :func:`decode_arms` gives to one sample alone; as it belongs to certain samples,
     it is not among `list_pruners`.
-
-    Parameters
-    ----------
-    sets : tuple of tuples of int
-        For every row, its seed and then the numbers of its patches.
-    anchor_layer : int, optional
-        Zero-based; the model's default anchor if left out.
     """
 
+    # for every row, its seed and then the numbers of its patches
     sets: tuple[tuple[int, ...], ...] = ()
-    anchor_layer: int | None = None
+    anchor_layer: int | None = None  # zero-based; the model's default anchor if left out
 
     def begin(self, run: Selection) -> None:
         """Raise ValueError where a row of the batch has a seed that no set is given for."""
@@ -109,59 +104,37 @@ MEASURES = ("unharmed", "same_word", "named")
 
 @dataclass(frozen=True)
 class KeptSet:
-    """What a way of choosing patches leaves to the steps after prefill; intervals resample samples.
+    """What a way of choosing patches leaves to the steps after prefill; intervals resample samples."""
 
-    Attributes
-    ----------
-    share : mean share of the patches kept.
-    mass : share of a step's image mass on the set.
-    unharmed : of the steps that need the image, the share that says what it says with only this set visible, in that
-        step alone. None where no step needs it, or nothing was replayed.
-    same_word : of the same steps, the share at which the most probable next token stays the same.
-    whole : share of the traces of which every step that needs the image is unharmed.
-    named : of the steps that name an object, the share at which no patch of it is hidden; None without truth.
-    """
-
-    share: float
-    mass: Estimate
+    share: float  # mean share of the patches kept
+    mass: Estimate  # share of a step's image mass on the set
+    # of the steps that need the image, the share that says what it says with only this set visible, in that step alone.
+    # None where no step needs it, or nothing was replayed.
     unharmed: Estimate | None
-    same_word: Estimate | None
-    whole: Estimate | None
+    same_word: Estimate | None  # of the same steps, the share at which the most probable next token stays the same
+    whole: Estimate | None  # share of the traces of which every step that needs the image is unharmed
+    # of the steps that name an object, the share at which no patch of it is hidden; None without truth
     named: Estimate | None
 
 
 @dataclass(frozen=True)
 class FixedSets:
-    """Results over samples, after prefill.
-
-    Attributes
-    ----------
-    sets : dict of name -> KeptSet, the step's own first.
-    worse : dict of measure -> name -> Claim
-        For each of `MEASURES` that is known and each of `FIXED`: its change against the step's own set, all of them
-        tested together (Holm).
-    n_needing : steps that need the image: seeing nothing moves them by more than ``level`` nats.
-    """
+    """Results over samples, after prefill."""
 
     layer: int
     fraction: float
     level: float
     n_samples: int
     n_steps: int
-    n_needing: int
-    sets: dict[str, KeptSet]
+    n_needing: int  # steps that need the image: seeing nothing moves them by more than ``level`` nats
+    sets: dict[str, KeptSet]  # the step's own first
+    # For each of `MEASURES` that is known and each of `FIXED`: its change against the step's own set, all of them
+    # tested together (Holm)
     worse: dict[str, dict[str, Claim]]
 
     def numbers(self) -> dict[str, Any]:
         """Everything, JSON-ready."""
-        return {
-            **{name: value for name, value in vars(self).items() if isinstance(value, int | float)},
-            "sets": {name: _plain(one) for name, one in self.sets.items()},
-            "worse": {
-                measure: {name: verdict.to_json() for name, verdict in one.items()}
-                for measure, one in self.worse.items()
-            },
-        }
+        return as_json(self)
 
 
 def fixed_sets(
@@ -318,7 +291,3 @@ def _compared(
     return {
         measure: {name: verdict for (one, name), verdict in judged.items() if one == measure} for measure in measures
     }
-
-
-def _plain(one: KeptSet) -> dict[str, Any]:
-    return {key: value.to_json() if isinstance(value, Estimate) else value for key, value in vars(one).items()}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from visionpulse_analysis.metrics.attention import coverage, jaccard_null, overlap_by_lag, overlap_with_first, top_set
+from visionpulse_analysis.metrics.estimate import as_json
 from visionpulse_analysis.metrics.statistics import Estimate, cluster_bootstrap
 from visionpulse_analysis.traces import Trace
 
@@ -21,31 +22,6 @@ class StepDependence:
 
     A step's *critical set* is the ``fraction`` of the patches with the most attention. The attention of step
     ``t`` is that of the query which produces token ``t``; step 0 is the prefill.
-
-    Attributes
-    ----------
-    steps : list of int
-        The steps of all lists by step: as far as half of the samples reach, evenly spaced
-        where these are more than 150.
-    mass : list of Estimate [step]
-        Image mass, 0..1.
-    text_share : Estimate
-        Share of the steps that are text-dominated: image mass below ``text_below``.
-    half_mass_share : Estimate
-        Smallest share of a trace's steps that together hold half of its image mass; 0.5 when all are alike.
-    words : dict of word -> Estimate
-        Image mass of the steps that produce a word, most visual first; words that enough samples use.
-    lag_overlap : list of Estimate [lag - 1]
-        Jaccard index of the critical sets of steps t and t + lag.
-    prefill_overlap : list of Estimate [step]
-        Jaccard index with the prefill's critical set.
-    prefill_coverage, own_coverage : list of Estimate [step]
-        Share of a step's image mass on the prefill's critical set, and on its own: the most that any set of
-        that size can hold.
-    later_overlap, later_coverage, later_own : Estimate
-        Means of the last three over all steps but the prefill.
-    null_overlap, null_coverage : float
-        What random sets of the same size give, exactly.
     """
 
     layer: int
@@ -53,36 +29,33 @@ class StepDependence:
     text_below: float
     n_samples: int
     n_steps: int
+    # The steps of all lists by step: as far as half of the samples reach, evenly spaced where these are more than 150
     steps: list[int]
-    mass: list[Estimate]
+    mass: list[Estimate]  # [step]: image mass, 0..1
     mean_mass: Estimate
-    text_share: Estimate
+    text_share: Estimate  # share of the steps that are text-dominated: image mass below ``text_below``
+    # Smallest share of a trace's steps that together hold half of its image mass; 0.5 when all are alike
     half_mass_share: Estimate
+    # Image mass of the steps that produce a word, most visual first; words that enough samples use
     words: dict[str, Estimate]
-    lag_overlap: list[Estimate]
-    prefill_overlap: list[Estimate]
+    lag_overlap: list[Estimate]  # [lag - 1]: Jaccard index of the critical sets of steps t and t + lag
+    prefill_overlap: list[Estimate]  # [step]: Jaccard index with the prefill's critical set
+    # prefill_coverage, own_coverage: [step]: share of a step's image mass on the prefill's critical set, and on its
+    # own: the most that any set of that size can hold
     prefill_coverage: list[Estimate]
     own_coverage: list[Estimate]
+    # later_overlap, later_coverage, later_own: means of the last three over all steps but the prefill
     later_overlap: Estimate
     later_coverage: Estimate
     later_own: Estimate
+    # null_overlap, null_coverage: what random sets of the same size give, exactly
     null_overlap: float
     null_coverage: float
 
     def numbers(self) -> dict[str, Any]:
         """Headline numbers, JSON-ready."""
-        single = {name: value for name, value in vars(self).items() if isinstance(value, Estimate)}
-        return {
-            "layer": self.layer,
-            "fraction": self.fraction,
-            "text_below": self.text_below,
-            "n_samples": self.n_samples,
-            "n_steps": self.n_steps,
-            **{name: interval.to_json() for name, interval in single.items()},
-            "consecutive_overlap": self.lag_overlap[0].to_json(),
-            "null_overlap": self.null_overlap,
-            "null_coverage": self.null_coverage,
-        }
+        given = {name: value for name, value in vars(self).items() if not isinstance(value, list | dict)}
+        return as_json(given | {"consecutive_overlap": self.lag_overlap[0]})
 
 
 def step_dependence(

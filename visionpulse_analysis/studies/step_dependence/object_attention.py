@@ -10,6 +10,7 @@ import numpy as np
 
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.metrics.attention import coverage, relevance_hit
+from visionpulse_analysis.metrics.estimate import as_json
 from visionpulse_analysis.metrics.statistics import Estimate
 from visionpulse_analysis.studies.step_dependence.measure import masses_of, mean_over_samples, rows_of
 from visionpulse_analysis.testbed.scenes.scene import Scene
@@ -20,58 +21,34 @@ from visionpulse_analysis.traces import Trace
 
 @dataclass(frozen=True)
 class ObjectAttention:
-    """Results over scenes, by kind of the token that a step produces; intervals resample scenes.
-
-    Attributes
-    ----------
-    mass, text_share : dict of kind -> Estimate
-        Image mass, and share of the steps with less of it than ``text_below``.
-    share : dict of kind -> Estimate
-        Share of the step's image mass on the cell of the object that the step names.
-    hit : dict of kind -> Estimate
-        How often the patch with the most attention lies in that cell.
-    other : dict of kind -> Estimate
-        ``share`` for the scene's other objects, mean of one: what any object draws, named or not. Without the
-        kinds that occur only in scenes of a single object.
-    together : dict of kind -> pair of Estimate
-        ``share`` and ``other`` at a confidence that makes 95 % for all kinds together.
-    share_named, hit_named, other_named : Estimate
-        The same over all steps that name an object; ``other_named`` is None where every scene holds a single one.
-    chance : float
-        Share of the patches that lie in the cell: what even attention gives ``share`` and ``hit``.
-    layers : list of int
-    by_layer : float64 [kind, layer]
-        ``share`` at every recorded layer, in the order of ``share``.
-    unknown : float
-        Share of the naming steps left out, because what they name is not in the scene.
-    """
+    """Results over scenes, by kind of the token that a step produces; intervals resample scenes."""
 
     layer: int
+    # mass, text_share: image mass, and share of the steps with less of it than ``text_below``
     mass: dict[str, Estimate]
     text_share: dict[str, Estimate]
+    # Share of the step's image mass on the cell of the object that the step names
     share: dict[str, Estimate]
-    hit: dict[str, Estimate]
+    hit: dict[str, Estimate]  # how often the patch with the most attention lies in that cell
+    # ``share`` for the scene's other objects, mean of one: what any object draws, named or not. Without the kinds that
+    # occur only in scenes of a single object.
     other: dict[str, Estimate]
+    # ``share`` and ``other`` at a confidence that makes 95 % for all kinds together
     together: dict[str, tuple[Estimate, Estimate]]
+    # share_named, hit_named, other_named: the same over all steps that name an object; ``other_named`` is None where
+    # every scene holds a single one
     share_named: Estimate
     hit_named: Estimate
     other_named: Estimate | None
-    chance: float
+    chance: float  # share of the patches that lie in the cell: what even attention gives ``share`` and ``hit``
     layers: list[int]
-    by_layer: np.ndarray
-    unknown: float
+    by_layer: np.ndarray  # float64 [kind, layer]: ``share`` at every recorded layer, in the order of ``share``
+    unknown: float  # share of the naming steps left out, because what they name is not in the scene
 
     def numbers(self) -> dict[str, Any]:
         """Headline numbers, JSON-ready."""
-        result: dict[str, Any] = {"chance": self.chance, "unknown": self.unknown}
-        for name, value in vars(self).items():
-            if isinstance(value, Estimate):
-                result[name] = value.to_json()
-            elif name == "other_named":
-                result[name] = None
-            elif name in ("mass", "share", "hit"):
-                result[f"{name}_by_kind"] = {kind: i.to_json() for kind, i in value.items()}
-        return result
+        named = {name: getattr(self, name) for name in ("chance", "unknown", "share_named", "hit_named", "other_named")}
+        return as_json(named | {f"{name}_by_kind": getattr(self, name) for name in ("mass", "share", "hit")})
 
 
 def object_attention(

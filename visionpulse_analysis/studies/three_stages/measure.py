@@ -18,6 +18,7 @@ from visionpulse_analysis.decoding.interventions.passes import TeacherForced
 from visionpulse_analysis.experiments.layer_probe import LayerWatch, logit_lens, sink_value_ratio
 from visionpulse_analysis.experiments.samples import Sample
 from visionpulse_analysis.metrics.attention import kl_divergence
+from visionpulse_analysis.metrics.estimate import as_json
 from visionpulse_analysis.metrics.statistics import Estimate, cluster_bootstrap
 from visionpulse_analysis.models.families import Prompt
 from visionpulse_analysis.models.loading import VLM
@@ -48,40 +49,28 @@ class ThreeStages:
     """Values of every sample at the end of its prompt and at its most visual step.
 
     Divergences are KL(changed || dense) of the next token, in nats, by the layer at which the change begins.
-
-    Attributes
-    ----------
-    effect : float64 [place, sample]
-        Divergence with the image hidden in every layer.
-    lens : float64 [place, layer + 1, sample]
-        Divergence of what the logit lens reads in the states that enter a layer; the last entry is the output, 0.
-    lens_right : bool, the same shape
-        Whether its most probable word is the dense one.
-    mass, sink_ratio, cosine : float64 [place, layer, sample]
-        Attention on the image; value norm of the most attended patches over that of all; the least cosine.
-    window : float64 [place, first layer, sample]
-        Divergence when ``width`` layers skip the image.
-    shallow : float64 [place, sample]
-        The same for the layers below ``n_shallow``, VisiPruner's shallow stage.
-    withdrawn : float64 [place, layer, sample]
-        Divergence when the image is gone from a layer on (VTW).
-    frozen, frozen_reverse : float64 [place, layer, sample]
-        Layer Contribution (ShortV): divergence when one layer leaves the patches as they were, and KL(dense || frozen).
     """
 
     n_layers: int
     width: int
     n_shallow: int
     asked: list[Asked]
-    effect: np.ndarray
+    effect: np.ndarray  # float64 [place, sample]: divergence with the image hidden in every layer
+    # float64 [place, layer + 1, sample]: Divergence of what the logit lens reads in the states that enter a layer; the
+    # last entry is the output, 0
     lens: np.ndarray
-    lens_right: np.ndarray
+    lens_right: np.ndarray  # bool, the same shape: Whether its most probable word is the dense one
+    # mass, sink_ratio, cosine: float64 [place, layer, sample]: attention on the image; value norm of the most attended
+    # patches over that of all; the least cosine
     mass: np.ndarray
     sink_ratio: np.ndarray
     cosine: np.ndarray
-    window: np.ndarray
+    window: np.ndarray  # float64 [place, first layer, sample]: divergence when ``width`` layers skip the image
+    # float64 [place, sample]: The same for the layers below ``n_shallow``, VisiPruner's shallow stage
     shallow: np.ndarray
-    withdrawn: np.ndarray
+    withdrawn: np.ndarray  # float64 [place, layer, sample]: divergence when the image is gone from a layer on (VTW)
+    # frozen, frozen_reverse: float64 [place, layer, sample]: Layer Contribution (ShortV): divergence when one layer
+    # leaves the patches as they were, and KL(dense || frozen)
     frozen: np.ndarray
     frozen_reverse: np.ndarray
 
@@ -93,21 +82,23 @@ class ThreeStages:
     def numbers(self) -> dict[str, Any]:
         """Headline numbers, JSON-ready."""
         curves = ("lens_right", "sink_ratio", "cosine", "window", "withdrawn", "frozen", "frozen_reverse", "mass")
-        return {
-            "n_layers": self.n_layers,
-            "n_samples": len(self.asked),
-            "width": self.width,
-            "n_shallow": self.n_shallow,
-            "mean_step": float(np.mean([one.step for one in self.asked])),
-            **{
-                place: {
-                    "effect": over_samples(self.effect[p], least=0.0).to_json(),
-                    "shallow": over_samples(self.shallow[p], least=0.0).to_json(),
-                    **{name: [interval.to_json() for interval in self.curve(name, p)] for name in curves},
-                }
-                for p, place in enumerate(PLACES)
-            },
-        }
+        return as_json(
+            {
+                "n_layers": self.n_layers,
+                "n_samples": len(self.asked),
+                "width": self.width,
+                "n_shallow": self.n_shallow,
+                "mean_step": float(np.mean([one.step for one in self.asked])),
+                **{
+                    place: {
+                        "effect": over_samples(self.effect[p], least=0.0),
+                        "shallow": over_samples(self.shallow[p], least=0.0),
+                        **{name: self.curve(name, p) for name in curves},
+                    }
+                    for p, place in enumerate(PLACES)
+                },
+            }
+        )
 
 
 def over_samples(values: np.ndarray, confidence: float = 0.95, least: float = -np.inf) -> Estimate:

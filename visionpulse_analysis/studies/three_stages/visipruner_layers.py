@@ -14,6 +14,7 @@ from visionpulse_analysis import figures
 from visionpulse_analysis._util.progress import over
 from visionpulse_analysis.attention.prefill import Prefill
 from visionpulse_analysis.decoding.interventions.passes import TeacherForced
+from visionpulse_analysis.metrics.estimate import as_json
 from visionpulse_analysis.metrics.statistics import Estimate, proportion_interval
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.visipruner import VisiPruner
@@ -54,7 +55,7 @@ class Chosen:
 
     def numbers(self) -> dict[str, Any]:
         """The means, JSON-ready."""
-        return {name: None if interval is None else interval.to_json() for name, interval in self.means().items()}
+        return as_json(self.means())
 
 
 def choices(vlm: VLM, asked: Sequence[Asked], pruner: VisiPruner, *, batch_size: int = 16) -> list[Chosen]:
