@@ -291,6 +291,38 @@ def draw_legend(axes: Axes | Sequence[Axes] | np.ndarray) -> None:
         figure.legend(handles, labels, loc="outside upper center", ncols=columns)
 
 
+def finish(
+    fig: Figure,
+    panels: Axes | Sequence[Axes | Sequence[Axes]] | np.ndarray,
+    note: str = "",
+    *,
+    marks: str = "bars",
+    legend: bool = False,
+) -> Figure:
+    """Name the panels of a page, put one legend over them where something has a label, and write the caption.
+
+    Parameters
+    ----------
+    fig : Figure
+    panels : Axes, or several
+        As of `draw_letters`.
+    note, marks : str
+        As of `draw_caption`.
+    legend : bool
+        Draw the legend.
+
+    Returns
+    -------
+    fig : Figure
+    """
+    shown: Any = [panels] if isinstance(panels, Axes) else panels.ravel() if isinstance(panels, np.ndarray) else panels
+    if legend and any(ax.get_legend_handles_labels()[1] for ax in shown):
+        draw_legend(shown)
+    draw_letters(shown)
+    draw_caption(fig, note, marks=marks)
+    return fig
+
+
 def _columns(labels: list[str], width: float) -> int:
     """Columns of as few rows as fit, of about equal length; matplotlib fills one column after the other."""
     for columns in range(len(labels), 1, -1):

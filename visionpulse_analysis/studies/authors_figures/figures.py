@@ -71,6 +71,4 @@ def activation_page(
             axes[0].set_ylabel(f"top {100 - level:g} %{lacking}")
     if curve.get_legend_handles_labels()[1]:
         figures.draw_legend(curve)
-    figures.draw_letters([curve, *panels])
-    figures.draw_caption(fig, f"n = 1 trace of {len(trace):,} steps, attention in layer {layer}.")
-    return fig
+    return figures.finish(fig, [curve, *panels], f"n = 1 trace of {len(trace):,} steps, attention in layer {layer}.")

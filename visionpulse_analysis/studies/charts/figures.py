@@ -28,9 +28,7 @@ def charts_page(study: Charts) -> Figure:
     draw_arms(panels[3], study)
     for ax in (panels[1], panels[3]):
         figures.draw_legend(ax)
-    figures.draw_letters(panels)
-    figures.draw_caption(fig)
-    return fig
+    return figures.finish(fig, axes)
 
 
 def told(name: str) -> str:

@@ -163,6 +163,4 @@ def divergence_figure(found: Divergences) -> Figure:
         }
         figures.draw_estimates(ax, found.at_kind, xlabel="share of first differences", **by_chance)
         figures.draw_legend(ax)
-    figures.draw_letters(np.atleast_1d(axes))
-    figures.draw_caption(fig, f"n = {found.equal.n_values} pruned traces, {len(found.steps)} of which differ.")
-    return fig
+    return figures.finish(fig, axes, f"n = {found.equal.n_values} pruned traces, {len(found.steps)} of which differ.")

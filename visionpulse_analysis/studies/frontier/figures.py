@@ -76,9 +76,7 @@ def step_page(pruned: Trace, comparison: Comparison, steps: list[int]) -> Figure
     words = draw_strips(strips, comparison)
     if curve.get_legend_handles_labels()[1]:
         figures.draw_legend(curve)
-    figures.draw_letters([list(panels), budget, curve, *words])
-    figures.draw_caption(fig, f"n = 1 sample, {len(pruned):,} steps pruned.")
-    return fig
+    return figures.finish(fig, [list(panels), budget, curve, *words], f"n = 1 sample, {len(pruned):,} steps pruned.")
 
 
 def frontier_page(measured: Arms, groups: Mapping[str, Mapping[str, Pruner]]) -> Figure:
@@ -107,10 +105,7 @@ def frontier_page(measured: Arms, groups: Mapping[str, Mapping[str, Pruner]]) ->
         figures.note_estimates(ax, [value(measured.changes[arm]) for group in groups.values() for arm in group])
         if ylabel == "traces cut off":
             ax.set_ylim(-0.02 * ax.get_ylim()[1], None)
-    figures.draw_legend(list(panels_drawn))
-    figures.draw_letters(panels_drawn)
-    figures.draw_caption(fig, NOTE)
-    return fig
+    return figures.finish(fig, panels_drawn, NOTE, legend=True)
 
 
 def _line(changes: list[Change], value: Value) -> tuple[list[float], list[float], list[float], list[float]]:
@@ -144,10 +139,7 @@ def anchor_figure(measured: Arms, anchors: Mapping[str, Mapping[int, tuple[str, 
         ax.set(xlabel="pruned from this layer on", ylabel=ylabel)
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         ax.set_ylim(0, None if ylabel.startswith("tokens") else 1.02)
-    figures.draw_legend(list(np.atleast_1d(axes)))
-    figures.draw_letters(np.atleast_1d(axes))
-    figures.draw_caption(fig, marks="bands")
-    return fig
+    return figures.finish(fig, axes, marks="bands", legend=True)
 
 
 def knob_figure(measured: Arms, plain: str, knobs: Mapping[str, Pruner]) -> Figure:
@@ -164,7 +156,4 @@ def knob_figure(measured: Arms, plain: str, knobs: Mapping[str, Pruner]) -> Figu
     for ax, (label, intervals) in zip(np.atleast_1d(axes), panels.items(), strict=True):
         named = {f"VisionPulse, {name}": one for name, one in intervals.items()}
         figures.draw_estimates(ax, named, reference=0, reference_label=DENSE, xlabel=f"change: {label}")
-    figures.draw_legend(list(np.atleast_1d(axes)))
-    figures.draw_letters(np.atleast_1d(axes))
-    figures.draw_caption(fig)
-    return fig
+    return figures.finish(fig, axes, legend=True)

@@ -34,9 +34,7 @@ def heads_page(study: Heads) -> Figure:
             axes[1, 1].plot(*place, "o", markersize=2.5, color="black")
     draw_pruned(axes[1, 2], study)
     figures.draw_legend(axes[1, 2])
-    figures.draw_letters(axes.flat)
-    figures.draw_caption(fig, "e: a dot where the head is shown to follow its step.", marks="bars in f")
-    return fig
+    return figures.finish(fig, axes, "e: a dot where the head is shown to follow its step.", marks="bars in f")
 
 
 def _largest(values: Mapping[Head, Estimate]) -> float:

@@ -43,9 +43,7 @@ def mass_figure(maps: LayerMaps) -> Figure:
             ylabel=ylabel,
         )
         ax.set_aspect("auto")
-    figures.draw_letters(np.atleast_1d(axes))
-    figures.draw_caption(fig, _mean_of(maps))
-    return fig
+    return figures.finish(fig, axes, _mean_of(maps))
 
 
 def _mean_of(maps: LayerMaps) -> str:
@@ -66,9 +64,7 @@ def anchors_page(anchors: Anchors, horizon: dict[str, list[Estimate]] | None = N
         if ax.get_visible():
             ax.axvline(anchors.default, color=GREY, linewidth=0.8, linestyle=":", zorder=0, label="default anchor")
             figures.draw_legend(ax)
-    figures.draw_letters(axes.flat)
-    figures.draw_caption(fig, marks="bands")
-    return fig
+    return figures.finish(fig, axes, marks="bands")
 
 
 def draw_changes(ax: Axes, anchors: Anchors) -> Axes:

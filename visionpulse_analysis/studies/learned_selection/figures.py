@@ -68,9 +68,11 @@ def headline(study: Learned) -> Figure:
         ax.axvline(study.accuracy(at_budget("random", study.compared)).value, color=GREY, linewidth=0.8, linestyle="--")
         ax.set(xlabel="accuracy (dashed: random)", xlim=(-0.02, 1.04))
         ax.set_title(title, loc="left", fontsize=8)
-    figures.draw_letters([accuracy, held, parts, networks])
-    figures.draw_caption(fig, "Points of one budget stand side by side. Dashed curves know what comes later.")
-    return fig
+    return figures.finish(
+        fig,
+        [accuracy, held, parts, networks],
+        "Points of one budget stand side by side. Dashed curves know what comes later.",
+    )
 
 
 def layers_page(found: Layers, guidance: int, sizes: Mapping[str, Mapping[int, Estimate]]) -> Figure:
@@ -101,9 +103,7 @@ def layers_page(found: Layers, guidance: int, sizes: Mapping[str, Mapping[int, E
     size.set(xlabel="patches of a picture", ylabel="share held of what is asked", ylim=(-0.02, 1.04))
     for ax in (held, rank, size):
         _legend(ax)
-    figures.draw_letters(np.ravel(axes))
-    figures.draw_caption(fig, marks="bands")
-    return fig
+    return figures.finish(fig, axes, marks="bands")
 
 
 def _legend(ax: Axes) -> None:

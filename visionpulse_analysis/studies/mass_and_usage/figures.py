@@ -48,10 +48,7 @@ def correlations_page(result: MassUsage) -> Figure:
         ax.set_xlabel(f"Pearson r with mass, within samples,\n{words}")
     for ax in axes[:, 1]:
         ax.tick_params(axis="y", labelleft=False)  # the same rows as on the left
-    figures.draw_legend(axes)
-    figures.draw_letters(axes.flat)
-    figures.draw_caption(fig)
-    return fig
+    return figures.finish(fig, axes, legend=True)
 
 
 def scatter_page(result: MassUsage) -> Figure:
@@ -73,9 +70,7 @@ def scatter_page(result: MassUsage) -> Figure:
             continue
         figures.draw_scatter(ax, x[seen], y[seen], xlabel="visual attention mass", ylabel=label)
         ax.set(xlim=(0, 1), ylim=(0, None))
-    figures.draw_letters(np.atleast_1d(axes))
-    figures.draw_caption(fig, f"n = {result.columns['mass'].size:,} steps, a dot for each.")
-    return fig
+    return figures.finish(fig, axes, f"n = {result.columns['mass'].size:,} steps, a dot for each.")
 
 
 def counts_page(result: MassUsage) -> Figure:
@@ -104,11 +99,7 @@ def counts_page(result: MassUsage) -> Figure:
         ax.set_title(f"r = {r.value:.2f}{bounds}{band}" if known else "r undefined", fontsize=7)
         ax.set_ylim(0, None)
         figures.note_estimates(ax, [r])
-    if any(ax.get_legend_handles_labels()[1] for ax in panels):
-        figures.draw_legend(panels)
-    figures.draw_letters(panels)
-    figures.draw_caption(fig, f"A dot for each of {mass.size:,} steps.", marks="brackets")
-    return fig
+    return figures.finish(fig, panels, f"A dot for each of {mass.size:,} steps.", marks="brackets", legend=True)
 
 
 def nothing(ax: Axes, words: str) -> None:

@@ -44,10 +44,7 @@ def headline(study: PromptAwareness) -> Figure:
         for ax in axes:
             ax.set(xlabel="r: share chosen by relevance", ylim=(0, 1.04))
             ax.set_title(f"{100 * budget:g} % kept", loc="left", fontsize=8)
-    figures.draw_legend(panels)
-    figures.draw_letters(panels.ravel())
-    figures.draw_caption(fig, marks="bands")
-    return fig
+    return figures.finish(fig, panels, marks="bands", legend=True)
 
 
 def _draw(ax: Axes, study: PromptAwareness, budget: float, value, others: tuple[str, ...] = (RANDOM, ORACLE)) -> None:
@@ -91,6 +88,4 @@ def kept_page(vlm: VLM, sample: Sample, study: PromptAwareness, number: int, bud
         ax.set_axis_off()
     question = figures.fit_text(sample.question, 72 * figures.DOUBLE - 20, most_lines=2)
     fig.suptitle(question, fontsize=8, parse_math=False)
-    figures.draw_letters([first, *panels])
-    figures.draw_caption(fig, f"n = 1 sample, {100 * budget:g} % kept.")
-    return fig
+    return figures.finish(fig, [first, *panels], f"n = 1 sample, {100 * budget:g} % kept.")

@@ -79,9 +79,9 @@ def frontier_figure(compared: Comparison) -> Figure:
     fig.draw_without_rendering()
     for ax in by_family[: len(families)].flat:
         _spread_names(ax)
-    figures.draw_letters([ax for part in np.reshape(axes, (bands, len(values), COLUMNS)) for ax in part.flat])
-    figures.draw_caption(fig, NOTE)
-    return fig
+    return figures.finish(
+        fig, [ax for part in np.reshape(axes, (bands, len(values), COLUMNS)) for ax in part.flat], NOTE
+    )
 
 
 @style()

@@ -42,9 +42,7 @@ def step_page(trace: Trace, sample: Sample, layer: int, step: int) -> Figure:
         with figures.style():
             ax.set_title(f"the {100 - percentile} % of the patches\nmost attended to")
         ax.set_anchor("N")  # level with the picture beside it
-    figures.draw_letters([*first, *panels])
-    figures.draw_caption(fig, _about(trace, layer))
-    return fig
+    return figures.finish(fig, [*first, *panels], _about(trace, layer))
 
 
 def questions_page(traces: Sequence[Trace], samples: Sequence[Sample], layer: int) -> Figure:
@@ -58,9 +56,7 @@ def questions_page(traces: Sequence[Trace], samples: Sequence[Sample], layer: in
         panels.append(draw_example(band, trace, sample, layer, steps, scale=largest or 1.0))
         question = figures.fit_text(trace.question, 72 * DOUBLE - 40, size=9, most_lines=2)
         band.suptitle(question, fontsize=9, parse_math=False)
-    figures.draw_letters(panels)
-    figures.draw_caption(fig, f"n = {len(traces)} traces of one picture, attention in layer {layer}.")
-    return fig
+    return figures.finish(fig, panels, f"n = {len(traces)} traces of one picture, attention in layer {layer}.")
 
 
 def _about(trace: Trace, layer: int) -> str:
@@ -98,9 +94,7 @@ def quickstart_page(trace: Trace, sample: Sample, layer: int, *, text_below: flo
     examples = draw_example(right, trace, sample, layer, steps, columns=3)
     figures.draw_token_strip(words, trace.tokens, mass, vmin=0, vmax=1, marked_steps=steps, most_rows=ROWS)
     draw_mass(curve, trace, layer, steps, text_below)
-    figures.draw_letters([picture, examples, words, curve])
-    figures.draw_caption(fig, _about(trace, layer))
-    return fig
+    return figures.finish(fig, [picture, examples, words, curve], _about(trace, layer))
 
 
 def draw_film_strip(trace: Trace, step: int, layer: int | None = None, *, columns: int = 6) -> Figure:

@@ -228,9 +228,7 @@ def headline(
         ax.set_axis_off()
     for ax in answers:
         _legend(ax)
-    figures.draw_letters([first, curve, *answers])
-    figures.draw_caption(fig, "a, b: one trace.", marks="bars and bands")
-    return fig
+    return figures.finish(fig, [first, curve, *answers], "a, b: one trace.", marks="bars and bands")
 
 
 def single(draw: Callable[..., Any], *args: Any, height: float = 2.2, **options: Any) -> Figure:

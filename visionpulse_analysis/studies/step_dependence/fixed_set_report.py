@@ -184,9 +184,7 @@ def sets_page(study: FixedSets) -> Figure:
             ax, _percent({name: one for name, one in values.items() if one is not None}), xlabel=label
         )
         ax.set_xlim(0, 104)
-    figures.draw_letters(np.atleast_1d(axes))
-    figures.draw_caption(fig)
-    return fig
+    return figures.finish(fig, axes)
 
 
 def _percent(named: Mapping[str, Estimate]) -> dict[str, Estimate]:

@@ -33,11 +33,7 @@ def pruners_page(results: Mapping[str, ArmResult], dense: str = DENSE) -> Figure
         named = {"reference_label": dense, "xlabel": label, "methods": True}
         figures.draw_estimates(ax, intervals, reference=reference, **named)
     shown = np.atleast_1d(axes)
-    if shown[0].get_legend_handles_labels()[1]:
-        figures.draw_legend(shown)
-    figures.draw_letters(shown)
-    figures.draw_caption(fig)
-    return fig
+    return figures.finish(fig, shown, legend=True)
 
 
 def steps_page(panels: Mapping[str, Mapping[str, tuple[np.ndarray, list[Estimate]]]]) -> Figure:
@@ -49,7 +45,4 @@ def steps_page(panels: Mapping[str, Mapping[str, tuple[np.ndarray, list[Estimate
             every = place, max(len(curves), len(steps) // 8)
             figures.draw_curve(ax, steps.tolist(), intervals, name, colour=figures.look(name).colour, markevery=every)
         ax.set(xlabel="step", ylabel=label, ylim=(0, None))
-    figures.draw_legend(axes)
-    figures.draw_letters(np.atleast_1d(axes))
-    figures.draw_caption(fig, marks="bands")
-    return fig
+    return figures.finish(fig, axes, marks="bands", legend=True)

@@ -27,10 +27,7 @@ def stages_page(stages: ThreeStages, threshold: float = WITHDRAWN) -> Figure:
     draw_divergence(axes[1, 0], stages, "window", f"first of {stages.width} layers\nthat skip the image")
     draw_divergence(axes[1, 1], stages, "withdrawn", "image withdrawn\nfrom layer", threshold)
     draw_divergence(axes[1, 2], stages, "frozen", "patches frozen\nin layer")
-    figures.draw_legend(axes)
-    figures.draw_letters(axes.flat)
-    figures.draw_caption(fig, "d to f: KL(changed || dense).", marks="bands")
-    return fig
+    return figures.finish(fig, axes, "d to f: KL(changed || dense).", marks="bands", legend=True)
 
 
 def draw_lens(ax: Axes, stages: ThreeStages) -> Axes:

@@ -98,10 +98,7 @@ def choices_figure(chosen: Sequence[Chosen]) -> Figure:
         figures.draw_histogram(ax, values, edges, xlabel=label)
         step = -(-(n + 1) // 12)
         ax.set_xticks([*range(0, n, step), n], [*map(str, range(0, n, step)), "none"])
-    figures.draw_legend(axes)
-    figures.draw_letters(axes)
-    figures.draw_caption(fig, f"n = {len(chosen[0].filter_layer):,} samples at each place.")
-    return fig
+    return figures.finish(fig, axes, f"n = {len(chosen[0].filter_layer):,} samples at each place.", legend=True)
 
 
 def choices_table(chosen: Sequence[Chosen]) -> pd.DataFrame:

@@ -38,15 +38,7 @@ def headline(changes: Changes) -> Figure:
     fig, axes = figures.new_figure(DOUBLE, 0.22 * len(names) + 0.6, 1, len(panels), sharey=True)
     for ax, (label, values) in zip(np.atleast_1d(axes), panels.items(), strict=True):
         figures.draw_estimates(ax, _percent(values), reference=0, reference_label=DENSE, xlabel=label, methods=True)
-    _finish(fig, np.atleast_1d(axes), "Change against dense decoding of the same sample.")
-    return fig
-
-
-def _finish(fig: Figure, panels: np.ndarray, note: str = "") -> None:
-    if any(ax.get_legend_handles_labels()[1] for ax in panels):
-        figures.draw_legend(panels)
-    figures.draw_letters(panels)
-    figures.draw_caption(fig, note)
+    return figures.finish(fig, np.atleast_1d(axes), "Change against dense decoding of the same sample.", legend=True)
 
 
 def spread(measured: Arms, arms: Sequence[str], by_group: Mapping[str, Change] | None) -> Figure:
@@ -88,7 +80,7 @@ def spread(measured: Arms, arms: Sequence[str], by_group: Mapping[str, Change] |
         rest[1].set_yticklabels([])
     if change or by_group is not None:
         n = " and ".join(dict.fromkeys(f"{len(values):,}" for values in change.values()))
-        _finish(fig, np.atleast_1d(axes), f"Changes of n = {n} pairs that both ended.")
+        figures.finish(fig, np.atleast_1d(axes), f"Changes of n = {n} pairs that both ended.", legend=True)
     return fig
 
 
@@ -117,8 +109,7 @@ def reasons(changes: Mapping[str, Change]) -> Figure | None:
     ends = np.array([ax.get_xlim() for ax in axes[1:]])
     for ax in axes[1:]:
         ax.set_xlim(ends.min(), ends.max())
-    _finish(fig, axes)
-    return fig
+    return figures.finish(fig, axes, legend=True)
 
 
 def _percent(named: Mapping[str, Estimate | None]) -> dict[str, Estimate]:
