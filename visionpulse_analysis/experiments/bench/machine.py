@@ -13,8 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import pandas as pd
-
 from visionpulse_analysis._util.checks import whole_number
 from visionpulse_analysis._util.files import write_whole
 from visionpulse_analysis._util.later import torch
@@ -89,6 +87,8 @@ def check_counts(**given: int | Sequence[int]) -> None:
 
 def as_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
     """Rows for a terminal: heading -> how `str.format` fills it from a row; what a row does not know stays empty."""
+
+    import pandas as pd  # here, for names are checked without it
 
     def cell(form: str, row: Mapping[str, Any]) -> str:
         try:
