@@ -55,9 +55,10 @@ def collect(
     """Decode every sample, or read the traces of an earlier run with the same inputs.
 
     The key is a hash over what runs: the weights as they are now, hooks and configurations, every prompt as the model
-    sees it, every option of the decode, the loaded code of `decode` and of the pruner with all that they reach, and
-    the settings of the process. What a change touches is decoded again; what cannot be told is not kept, and neither
-    is what changed while it ran (see `kept`).
+    sees it, every option of the decode, the loaded code of `decode` and of the pruner with all that they reach, and the
+    settings of the process. What a change touches is decoded again; what cannot be told is not kept, and neither is
+    what changed while it ran (see `kept`). Raises ValueError: two samples share an id, or `decode` refuses an option.
+    Nothing has been decoded then.
 
     Parameters
     ----------
@@ -74,11 +75,6 @@ def collect(
     -------
     list of Trace
         One per sample, in order; ``meta["id"]`` is the sample's.
-
-    Raises
-    ------
-    ValueError
-        Two samples share an id, or `decode` refuses an option. Nothing has been decoded then.
     """
     if len({one.id for one in samples}) != len(samples):
         raise ValueError(f"{len(samples)} samples share ids; give each its own")

@@ -160,6 +160,8 @@ def decode_arms(
 ) -> dict[str, list[list[Outcome]]]:
     """Decode every sample once per arm and seed, or read the outcomes of an earlier run with the same inputs.
 
+    Raises ValueError: without samples, arms or seeds.
+
     Parameters
     ----------
     arms : mapping of name to pruner, or None for dense
@@ -174,11 +176,6 @@ def decode_arms(
     -------
     dict
         arm -> [seed][sample] -> Outcome
-
-    Raises
-    ------
-    ValueError
-        Without samples, arms or seeds.
     """
     if not samples or not arms or not seeds:
         raise ValueError(f"expected samples, arms and seeds, got {len(samples)}, {len(arms)} and {len(seeds)} of them")

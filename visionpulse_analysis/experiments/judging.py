@@ -50,6 +50,8 @@ def exact(prediction: str, references: Sequence[str]) -> float:
 def relaxed(prediction: str, references: Sequence[str], *, tolerance: float = RELAXED_BY) -> float:
     """Relaxed accuracy: a number may be off by 5 % of the reference, anything else must be the same text.
 
+    Raises ValueError: no reference, or a negative tolerance.
+
     Parameters
     ----------
     prediction : str
@@ -63,11 +65,6 @@ def relaxed(prediction: str, references: Sequence[str], *, tolerance: float = RE
     Returns
     -------
     float, 0 or 1
-
-    Raises
-    ------
-    ValueError
-        No reference, or a negative tolerance.
 
     Notes
     -----
@@ -83,6 +80,8 @@ def relaxed(prediction: str, references: Sequence[str], *, tolerance: float = RE
 def anls(prediction: str, references: Sequence[str], *, threshold: float = ANLS_FROM) -> float:
     """Average normalised Levenshtein similarity of one answer: how much of the nearest reference is spelled right.
 
+    Raises ValueError: no reference, or a threshold outside 0..1.
+
     Parameters
     ----------
     prediction : str
@@ -95,11 +94,6 @@ def anls(prediction: str, references: Sequence[str], *, threshold: float = ANLS_
     -------
     float
         0, or from ``threshold`` to 1: one minus the edits over the length of the longer text.
-
-    Raises
-    ------
-    ValueError
-        No reference, or a threshold outside 0..1.
 
     Notes
     -----
@@ -116,17 +110,14 @@ def anls(prediction: str, references: Sequence[str], *, threshold: float = ANLS_
 def choice(prediction: str, references: Sequence[str], options: Mapping[str, str]) -> float:
     """1 where the answer chooses the reference's letter, else 0; see `chosen`.
 
+    Raises ValueError: no reference, no options, or a reference that is none of them.
+
     Parameters
     ----------
     prediction : str
     references : sequence of str, one or more
         Letters of options.
     options : mapping of letter -> text, one or more
-
-    Raises
-    ------
-    ValueError
-        No reference, no options, or a reference that is none of them.
     """
     wrong = [one for one in _some(references) if one not in options]
     if wrong:
@@ -136,6 +127,8 @@ def choice(prediction: str, references: Sequence[str], options: Mapping[str, str
 
 def chosen(prediction: str, options: Mapping[str, str]) -> str | None:
     """The letter of the option that an answer chooses: "B", "(B)", "B. two", "The answer is **B**", or "two".
+
+    Raises ValueError: no options, or a letter that is none.
 
     Parameters
     ----------
@@ -150,11 +143,6 @@ def chosen(prediction: str, options: Mapping[str, str]) -> str | None:
         text the answer is; else the only one whose text stands in the answer, if the answer is at most twice as long as
         the texts of all options. Otherwise None: "A or B" chooses nothing, nor does "A" in front of a long sentence,
         where it may be the article.
-
-    Raises
-    ------
-    ValueError
-        No options, or a letter that is none.
 
     Notes
     -----

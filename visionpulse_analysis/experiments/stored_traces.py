@@ -17,7 +17,9 @@ class StoredTraces:
     """The finished dense traces of a store, all of one model and one definition of attention.
 
     Stands where a notebook has a model: it has the same ``chosen_layer`` and ``weights_hash``. What needs the model
-    itself (causal usage) or the truth (named objects) cannot be had from traces alone.
+    itself (causal usage) or the truth (named objects) cannot be had from traces alone. Raises FileNotFoundError: there
+    is no store; ValueError: it holds no finished dense trace, or traces that must not be pooled: of several models, or
+    whose attention is defined in several ways.
 
     Parameters
     ----------
@@ -25,14 +27,6 @@ class StoredTraces:
         Of the store; ``visionpulse import`` makes one of the paper authors' files.
     pruned : bool
         Keep the pruned traces as well, as ``pruned_traces``: for what compares them with dense ones.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no store.
-    ValueError
-        It holds no finished dense trace, or traces that must not be pooled: of several models, or whose attention is
-        defined in several ways.
     """
 
     def __init__(self, path: str | Path, *, pruned: bool = False) -> None:

@@ -48,7 +48,8 @@ def bench_batch(
     """Decode scenes with the bundled model at several batch sizes, from picture to trace.
 
     Every round takes all batch sizes in turn, recorded and not; a ratio compares with the first of them in the same
-    round. That one decodes each sample once, the others several times: the work of a sample is the same.
+    round. That one decodes each sample once, the others several times: the work of a sample is the same. Raises
+    ValueError: without batch sizes, sizes of scenes, samples or rounds.
 
     Parameters
     ----------
@@ -69,11 +70,6 @@ def bench_batch(
         ``rows``: visual_tokens, batch, recorded, samples_per_second (median), speedup_over_first {min, median, max},
         bound (median), ms_per_sample {prompt, prefill, steps, trace, rest} (medians), mean_steps (of a trace) and
         differing_traces (how many have other tokens than with the first batch size); and the machine.
-
-    Raises
-    ------
-    ValueError
-        Without batch sizes, sizes of scenes, samples or rounds.
     """
     if not batches or not cells or min(*batches, *cells, samples, repeats, rounds) < 1:
         raise ValueError(

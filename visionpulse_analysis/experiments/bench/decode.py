@@ -51,7 +51,8 @@ def bench_decode(
 
     Every round takes the variants in turn, so that each ratio compares steps of the same moment. The limit is the time
     to read, once, what a step must read (weights, and the keys and values it uses) at the bandwidth measured in the
-    same rounds by reading 1 GiB.
+    same rounds by reading 1 GiB. Raises ValueError: an unknown variant or size, visual_tokens that is no multiple of
+    32, or nothing fits into memory.
 
     Parameters
     ----------
@@ -77,11 +78,6 @@ def bench_decode(
         variants, selection_share: the part of the step that choosing takes, from the logits, which attention needs as
         well, to the set. And ``bandwidth_gb_s`` (best of all), the machine, the model; on a GPU ``kernels`` {ms,
         failed}: by case the milliseconds of each way to read the kept patches, of which decoding takes the fastest.
-
-    Raises
-    ------
-    ValueError
-        An unknown variant or size, visual_tokens that is no multiple of 32, or nothing fits into memory.
     """
     device = str(usable_device(device))
     check_counts(visual_tokens=visual_tokens, batches=batches, rounds=rounds)

@@ -69,6 +69,8 @@ def bench_end_to_end(
     reports 1.20 to 1.30 times dense decoding on A800 GPUs. Prefill, which no variant prunes, is the same for all and is
     part of the time, so the ratio is smaller than that of single steps (`bench_decode`). Theirs is dense by a Triton
     flash kernel; here "dense" are our own dense steps, and prefill is the library's. The vision tower is not run.
+    Raises ValueError: an unknown variant or size, a number out of range, or nothing fits into memory;
+    FloatingPointError: the logits of a variant are not finite.
 
     Parameters
     ----------
@@ -99,13 +101,6 @@ def bench_end_to_end(
         ``rows``: visual_tokens, batch, variant, prefill_s, decode_s, total_s (medians), speedup_over_dense and
         decode_speedup_over_dense {min, median, max} over rounds, kept (mean share of the patches that the last layer
         saw in the round that warms up). And the settings, the machine, the model.
-
-    Raises
-    ------
-    ValueError
-        An unknown variant or size, a number out of range, or nothing fits into memory.
-    FloatingPointError
-        The logits of a variant are not finite.
     """
     device = str(usable_device(device))
     check_counts(visual_tokens=visual_tokens, batches=batches, text_tokens=text_tokens, steps=steps)

@@ -35,7 +35,8 @@ def bench_endurance(
 ) -> dict[str, Any]:
     """Decode many times, two tokens each, and count before and after each fifth of them all that could grow.
 
-    By turns: dense; pruned and masked, streamed to a store; pruned and gathered; two rows together, sampled.
+    By turns: dense; pruned and masked, streamed to a store; pruned and gathered; two rows together, sampled. Raises
+    ValueError: fewer than 5 decodes.
 
     Parameters
     ----------
@@ -52,11 +53,6 @@ def bench_endurance(
         ``moments``: what `state` counts, after so many decodes; ``grown``: the last less the first; ``steady``: the
         growth per decode in that fifth which grew least, as what is kept of every decode grows in all of them, and
         caches fill in some; ``seconds``; and ``machine``.
-
-    Raises
-    ------
-    ValueError
-        Fewer than 5 decodes.
     """
     if decodes < PARTS:
         raise ValueError(f"decodes must be at least {PARTS}, got {decodes}")

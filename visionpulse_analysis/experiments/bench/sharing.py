@@ -30,6 +30,8 @@ def bench_sharing(
 ) -> dict[str, Any]:
     """Decode the same samples dense and under some pruners, from one prefill and from one each, by turns.
 
+    Raises ValueError: a pruner is unknown, or a number too small.
+
     Parameters
     ----------
     steps : sequence of int
@@ -49,11 +51,6 @@ def bench_sharing(
         ``rows``, one for each entry of ``steps``: steps, arms, patches, ``alone`` and ``together`` (CPU seconds, all
         threads), ``saved`` (the share of ``alone``) and ``equal`` (whether all traces are the same to the last bit);
         and ``machine``.
-
-    Raises
-    ------
-    ValueError
-        A pruner is unknown, or a number too small.
     """
     vlm = load("scenes") if vlm is None else vlm
     arms = [None, *(make_pruner(name) for name in pruners)]

@@ -27,6 +27,8 @@ def bench_sweep(
 ) -> dict[str, Any]:
     """Sweep generated scenes on one worker process, and read its resident memory after every batch from the log.
 
+    Raises ValueError: fewer than 4 samples; RuntimeError: a sample failed.
+
     Parameters
     ----------
     samples : int
@@ -44,13 +46,6 @@ def bench_sweep(
         ``memory_mb``: of the worker after each quarter of the samples, and at first (after the first twentieth);
         ``growth_mb_per_1000``: slope over the second half, in MB per 1,000 samples; ``samples_per_second``; and
         ``machine``.
-
-    Raises
-    ------
-    ValueError
-        Fewer than 4 samples.
-    RuntimeError
-        A sample failed.
     """
     if samples < 4:
         raise ValueError(f"samples must be at least 4, got {samples}")

@@ -208,7 +208,8 @@ def bounds(
 ) -> list[dict[str, Any]]:
     """How many times as fast as a dense step a pruned one can be, by the bytes that both must read; nothing is run.
 
-    A step that keeps fewer patches than its budget allows can be faster still.
+    A step that keeps fewer patches than its budget allows can be faster still. Raises ValueError: for a size or a name
+    that is not known, a variant that reads everything, or numbers below 1.
 
     Parameters
     ----------
@@ -223,11 +224,6 @@ def bounds(
     -------
     list of dict
         visual_tokens, batch, variant, bound_over_dense.
-
-    Raises
-    ------
-    ValueError
-        For a size or a name that is not known, a variant that reads everything, or numbers below 1.
     """
     check_names(size)
     check_counts(visual_tokens=visual_tokens, rows=rows)

@@ -181,13 +181,9 @@ class Question:
 def read_benchmark(path: Path, asked: Benchmark) -> list[Question]:
     """The rows that are asked for, in the order of the table.
 
-    Raises
-    ------
-    FileNotFoundError
-        There is no such table.
-    ValueError
-        A column is missing, a row lacks something or its picture cannot be read, or no row is left; row (1 is the first
-        after the header), column and what is expected are named.
+    Raises FileNotFoundError: there is no such table; ValueError: a column is missing, a row lacks something or its
+    picture cannot be read, or no row is left; row (1 is the first after the header), column and what is expected are
+    named.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no table of a benchmark at {path}")
@@ -414,11 +410,8 @@ class Row(NamedTuple):
 def read_rows(path: Path) -> Iterator[Row]:
     """All rows, the header first; lines without anything are left out.
 
-    Raises
-    ------
-    ValueError
-        A quote is never closed, text follows one, or a row is longer than a gibibyte; the row is named: 1 is the
-        first after the header.
+    Raises ValueError: a quote is never closed, text follows one, or a row is longer than a gibibyte; the row is named:
+    1 is the first after the header.
     """
     with path.open("rb") as file:
         start, number = 0, 0

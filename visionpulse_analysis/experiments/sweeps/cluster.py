@@ -30,6 +30,9 @@ NONE_LEFT = "no worker is left at the scheduler; waiting for one (Ctrl-C ends th
 def connect(scheduler: str | None, workers: int | None) -> Iterator[Client]:
     """A client of the cluster at address ``scheduler``, or of a local one that ends with the block.
 
+    Raises ValueError: ``workers`` is below 0, or given for an existing cluster; OSError: nothing answers at the
+    address.
+
     Parameters
     ----------
     scheduler : str, optional
@@ -37,13 +40,6 @@ def connect(scheduler: str | None, workers: int | None) -> Iterator[Client]:
     workers : int, optional
         Local worker processes: by default one per GPU, or per CPU where there is none. 0: no other process, everything
         in a thread of this one.
-
-    Raises
-    ------
-    ValueError
-        ``workers`` is below 0, or given for an existing cluster.
-    OSError
-        Nothing answers at the address.
     """
     if workers is not None and (workers < 0 or scheduler is not None):
         raise ValueError(f"workers must be at least 0 and is for a local cluster only, got {workers} and {scheduler!r}")

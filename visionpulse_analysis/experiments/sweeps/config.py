@@ -149,10 +149,8 @@ class SweepConfig:
     def from_plain(cls, given: Any, *, folder: Path, where: str = "sweep") -> SweepConfig:
         """Check plain data, as YAML gives it; ``folder`` is what relative paths count from.
 
-        Raises
-        ------
-        ValueError
-            A key is unknown, missing or of the wrong type, or a value is refused; key and value are named.
+        Raises ValueError: a key is unknown, missing or of the wrong type, or a value is refused; key and value are
+        named.
         """
         plain = from_plain(_Plain, given, where)
         import_modules(plain.modules, folder, where)
@@ -217,12 +215,7 @@ class _Plain:
 def read_config(path: str | Path) -> SweepConfig:
     """Read a sweep's YAML file.
 
-    Raises
-    ------
-    FileNotFoundError
-        There is no such file.
-    ValueError
-        It is no YAML, or as `SweepConfig.from_plain`.
+    Raises FileNotFoundError: there is no such file; ValueError: it is no YAML, or as `SweepConfig.from_plain`.
     """
     path = Path(path)
     if not path.is_file():
@@ -321,17 +314,15 @@ def check_keys(given: Mapping[Any, Any], known: Iterable[str], where: str) -> No
 def from_plain(cls: type[T], given: Any, where: str) -> T:
     """Build a dataclass from a mapping; inner dataclasses are built from inner mappings.
 
+    Raises ValueError: not a mapping; a key is unknown, missing, or its value of the wrong type or refused by the
+    dataclass.
+
     Parameters
     ----------
     cls : dataclass
     given : mapping
     where : str
         What is being read, for the errors: "sweep.yaml: samples".
-
-    Raises
-    ------
-    ValueError
-        Not a mapping; a key is unknown, missing, or its value of the wrong type or refused by the dataclass.
     """
     if not isinstance(given, Mapping):
         raise ValueError(f"{where}: expected key: value lines, got {given!r}")

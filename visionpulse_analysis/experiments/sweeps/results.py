@@ -24,17 +24,12 @@ LABELS = ("sample", "model", "pruner", "seed", "task", "right")
 class Sweep:
     """The folder of a sweep.
 
+    Raises FileNotFoundError: there is no sweep; ValueError: it is damaged or of another version.
+
     Parameters
     ----------
     folder : str or Path
         The ``out`` of its configuration; the sweep may be going on.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no sweep.
-    ValueError
-        It is damaged or of another version.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -81,6 +76,9 @@ class Sweep:
     def stacked(self, variable: str = "mass", rows: pd.DataFrame | None = None, block: int = 64) -> xr.DataArray:
         """One array over many traces, read from disk block by block when it is computed.
 
+        Raises ValueError: no rows, an unknown variable, or numbers of patches that differ. When computed: a trace has
+        other layers than the first one.
+
         Parameters
         ----------
         variable : str
@@ -97,12 +95,6 @@ class Sweep:
         float32 DataArray backed by dask
             NaN after the last step of a trace and where a dense trace has no such value. `trace` carries the
             coordinates id, sample, model, pruner, seed, task and right.
-
-        Raises
-        ------
-        ValueError
-            No rows, an unknown variable, or numbers of patches that differ. When computed: a trace has other layers
-            than the first one.
         """
         chosen: Any = self.finished if rows is None else rows
         if variable not in STACKED or block < 1 or not len(chosen):

@@ -78,6 +78,10 @@ def run(
 ) -> Summary:
     """Run a sweep, or go on with one: finished samples are not touched, the rest is done.
 
+    Raises ValueError, FileNotFoundError: of the configuration, the samples or the folder. Nothing has been decoded
+    then; SweepError: another process runs this sweep, the scheduler was lost, or no sample could be decoded at all.
+    Finished traces are kept; the same call goes on from there.
+
     Parameters
     ----------
     config : SweepConfig
@@ -93,14 +97,6 @@ def run(
     Returns
     -------
     Summary
-
-    Raises
-    ------
-    ValueError, FileNotFoundError
-        Of the configuration, the samples or the folder. Nothing has been decoded then.
-    SweepError
-        Another process runs this sweep, the scheduler was lost, or no sample could be decoded at all. Finished
-        traces are kept; the same call goes on from there.
     """
     started = time.perf_counter()
     check_table(config.table)

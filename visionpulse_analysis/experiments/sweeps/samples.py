@@ -56,13 +56,8 @@ class SweepSample:
 def read_samples(config: SweepConfig) -> list[SweepSample]:
     """All samples of a sweep, in order.
 
-    Raises
-    ------
-    FileNotFoundError
-        The folder or table does not exist, or the folder holds no image.
-    ValueError
-        A row of the table lacks something, or two rows are the same sample; file and line (of a benchmark: row) are
-        named.
+    Raises FileNotFoundError: the folder or table does not exist, or the folder holds no image; ValueError: a row of the
+    table lacks something, or two rows are the same sample; file and line (of a benchmark: row) are named.
     """
     scenes, folder, table = config.samples.scenes, config.samples.folder, config.samples.table
     if scenes is not None:
@@ -296,10 +291,7 @@ class Job:
 def plan(config: SweepConfig) -> list[Job]:
     """All jobs in the order of the table: model, sample, pruner, seed.
 
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        As `read_samples`; or two jobs are the same.
+    Raises FileNotFoundError, ValueError: as `read_samples`; or two jobs are the same.
     """
     samples = read_samples(config)
     jobs = [

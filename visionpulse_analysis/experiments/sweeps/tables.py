@@ -35,12 +35,7 @@ KIND, FORMAT_VERSION = "visionpulse sweep", 1
 class SweepFolder:
     """Make or open the folder of a sweep for writing.
 
-    Raises
-    ------
-    ValueError
-        It holds something else, or a sweep of another format version.
-    OSError
-        It cannot be written.
+    Raises ValueError: it holds something else, or a sweep of another format version; OSError: it cannot be written.
     """
 
     def __init__(self, path: Path) -> None:

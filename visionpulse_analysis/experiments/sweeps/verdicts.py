@@ -23,6 +23,9 @@ from visionpulse_analysis.experiments.sweeps.tables import VERDICTS, SweepFolder
 def export_unjudged(config: SweepConfig, path: str | Path) -> int:
     """Write the answers of a sweep that wait for a language model's verdict, one JSON object a line.
 
+    Raises FileNotFoundError: the sweep has no table yet; ValueError: a row of the table is of a sample that the sweep's
+    file no longer asks for; OSError: the file cannot be written.
+
     Parameters
     ----------
     config : SweepConfig
@@ -36,15 +39,6 @@ def export_unjudged(config: SweepConfig, path: str | Path) -> int:
     -------
     int
         Number of answers written.
-
-    Raises
-    ------
-    FileNotFoundError
-        The sweep has no table yet.
-    ValueError
-        A row of the table is of a sample that the sweep's file no longer asks for.
-    OSError
-        The file cannot be written.
     """
     samples = {sample.name: sample for sample in read_samples(config)}
     lines = []
@@ -67,6 +61,10 @@ def export_unjudged(config: SweepConfig, path: str | Path) -> int:
 def read_verdicts(folder: str | Path, path: str | Path) -> int:
     """Take a language model's verdicts into a sweep: its table has their scores from then on, also when it goes on.
 
+    Raises FileNotFoundError: no such file, or no sweep with a table; ValueError: a line is no verdict, is about no
+    trace of the table or one that needs none, or judges another answer; two lines are about one trace. Nothing has been
+    changed then; SweepError: the sweep is running.
+
     Parameters
     ----------
     folder : str or Path
@@ -80,16 +78,6 @@ def read_verdicts(folder: str | Path, path: str | Path) -> int:
     -------
     int
         Number of verdicts taken.
-
-    Raises
-    ------
-    FileNotFoundError
-        No such file, or no sweep with a table.
-    ValueError
-        A line is no verdict, is about no trace of the table or one that needs none, or judges another answer; two lines
-        are about one trace. Nothing has been changed then.
-    SweepError
-        The sweep is running.
     """
     path, sweep = Path(path), Sweep(folder)
     if not path.is_file():

@@ -29,6 +29,9 @@ class SweepError(RuntimeError):
 def run_batch(task: dict[str, Any]) -> dict[str, Any]:
     """Decode some samples under one pruner or several, and store their traces.
 
+    Raises SweepError: the worker does not see the sweep's folder, cannot write there, or cannot run this model with
+    this pruner.
+
     Parameters
     ----------
     task : dict
@@ -41,11 +44,6 @@ def run_batch(task: dict[str, Any]) -> dict[str, Any]:
     dict
         ``outcomes``, one per wanted job: id, and row or error with traceback; ``worker``: host and process; and
         ``memory_mb`` of that process.
-
-    Raises
-    ------
-    SweepError
-        The worker does not see the sweep's folder, cannot write there, or cannot run this model with this pruner.
     """
     with _turn:
         outcomes = _outcomes(_Task(task))

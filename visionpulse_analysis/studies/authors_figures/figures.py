@@ -27,6 +27,8 @@ def activation_page(
 ) -> Figure:
     """Draw the mass curve of a trace and, for each level and step, the image with the less attended patches black.
 
+    Raises ValueError: there is no level or step, or one is out of range; IndexError: the layer was not recorded.
+
     Parameters
     ----------
     trace : Trace
@@ -40,13 +42,6 @@ def activation_page(
     Returns
     -------
     Figure
-
-    Raises
-    ------
-    ValueError
-        There is no level or step, or one is out of range.
-    IndexError
-        The layer was not recorded.
     """
     chosen = even_steps(trace) if steps is None else list(steps)
     check_steps(chosen, len(trace))

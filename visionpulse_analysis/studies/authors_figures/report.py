@@ -30,6 +30,9 @@ def draw_pictures(
 ) -> dict[str, Any]:
     """Draw ``correlation`` and ``similarity`` of all traces of a store, and ``activation`` of one.
 
+    Raises ValueError, FileNotFoundError: as `StoredTraces`, `mass_usage` and `activation_page`; nothing is written;
+    KeyError: the store has no such trace.
+
     Parameters
     ----------
     store : str or Path
@@ -51,13 +54,6 @@ def draw_pictures(
     dict
         ``about``, ``figures`` (the files), ``correlation`` {name: r with its interval}, ``similarity`` {layers,
         matrix}, ``left_out`` {picture: why}.
-
-    Raises
-    ------
-    ValueError, FileNotFoundError
-        As `StoredTraces`, `mass_usage` and `activation_page`; nothing is written.
-    KeyError
-        The store has no such trace.
     """
     stored = StoredTraces(store)
     chosen = stored.chosen_layer(layer)

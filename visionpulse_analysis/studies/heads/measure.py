@@ -120,6 +120,9 @@ def measure_heads(
 ) -> Heads:
     """Compare every head with what single steps depend on; choose heads on half of the samples, judge on the other.
 
+    Raises ValueError: a trace holds no single heads or lacks a quantity, fewer than two samples have a step that reads,
+    or an option is out of range; or as :class:`SingleSteps`.
+
     Parameters
     ----------
     traces : dense, with all heads one by one and the quantities `RECORD`
@@ -127,12 +130,6 @@ def measure_heads(
     level : KL in nats that counts as unchanged, above 0
     most_steps : examined per trace, evenly spaced among the steps that read
     n_chosen : heads that are judged
-
-    Raises
-    ------
-    ValueError
-        A trace holds no single heads or lacks a quantity, fewer than two samples have a step that reads, or an option
-        is out of range; or as :class:`SingleSteps`.
     """
     for trace in traces:
         missing = [name for name in RECORD if name not in trace.quantities]

@@ -96,6 +96,8 @@ def compare_anchors(
 ) -> Anchors:
     """Prune single steps at every candidate anchor layer, and compare with what the steps depend on.
 
+    Raises ValueError: if no layer or trace is given, or no step reads the image; or as :class:`SingleSteps`.
+
     Parameters
     ----------
     traces : dense
@@ -103,11 +105,6 @@ def compare_anchors(
     fraction : of the patches that stay visible, in (0, 1]
     level : KL in nats that counts as a change, above 0
     most_steps : per trace, evenly spaced among the steps that read the image
-
-    Raises
-    ------
-    ValueError
-        If no layer or trace is given, or no step reads the image; or as :class:`SingleSteps`.
     """
     if not len(layers) or not len(traces) or most_steps < 1 or not 0 < fraction <= 1:
         raise ValueError(

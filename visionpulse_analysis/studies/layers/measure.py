@@ -50,10 +50,7 @@ class LayerMaps:
 def layer_maps(traces: Sequence[Trace], samples: Sequence[Sample], *, n_resamples: int = 1000) -> LayerMaps:
     """Compare the layers of dense traces: those recorded, or those of which imported traces keep the similarity.
 
-    Raises
-    ------
-    ValueError
-        If traces and samples do not match, the traces differ in layers, or have fewer than two.
+    Raises ValueError: if traces and samples do not match, the traces differ in layers, or have fewer than two.
     """
     recorded = traces[0].layers if len(traces) else []
     alike = [trace.layer_similarity() for trace in traces]

@@ -47,6 +47,8 @@ def causal_usage(
 ) -> list[CausalUsage]:
     """Measure what every step after prefill of dense traces needs, each step pruned alone.
 
+    Raises ValueError: no level, or not as many samples as traces; else as :class:`SingleSteps` and :func:`smallest_k`.
+
     Parameters
     ----------
     layer : int
@@ -55,11 +57,6 @@ def causal_usage(
         KL in nats that counts as unchanged, above 0; all are measured at once.
     samples : sequence of Sample, optional
         Those of the traces, for the order by truth.
-
-    Raises
-    ------
-    ValueError
-        No level, or not as many samples as traces; else as :class:`SingleSteps` and :func:`smallest_k`.
     """
     if not len(levels) or (len(samples) and len(samples) != len(traces)):
         raise ValueError(
@@ -131,10 +128,11 @@ def smallest_k(
 ) -> np.ndarray:
     """Smallest number of patches found with which a step still says what it says, by bisection.
 
-    A step passes with K patches when pruning it alone to the first K of an order, from ``layer`` on, leaves its
-    next-token distribution within ``level`` of the dense one. The result passes, and one patch fewer does not (or it is
-    1, the least that a pruner keeps). Where passing is not monotone in K, a lower crossing may be missed; and another
-    order may need fewer: an upper bound of what the step needs.
+    A step passes with K patches when pruning it alone to the first K of an order, from ``layer`` on, leaves its next-
+    token distribution within ``level`` of the dense one. The result passes, and one patch fewer does not (or it is 1,
+    the least that a pruner keeps). Where passing is not monotone in K, a lower crossing may be missed; and another
+    order may need fewer: an upper bound of what the step needs. Raises ValueError: if a level is not above 0, or a step
+    or the layer does not exist.
 
     Parameters
     ----------
@@ -152,11 +150,6 @@ def smallest_k(
     Returns
     -------
     int64 [step], 1 to the number of patches.
-
-    Raises
-    ------
-    ValueError
-        If a level is not above 0, or a step or the layer does not exist.
     """
     steps = replay.steps if steps is None else np.asarray(steps)
     levels = np.broadcast_to(np.asarray(level, dtype=np.float64), steps.shape)

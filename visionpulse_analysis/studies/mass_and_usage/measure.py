@@ -133,6 +133,9 @@ def mass_usage(
 ) -> MassUsage:
     """Correlate each step's visual attention mass with the number of patches it uses.
 
+    Raises ValueError: no trace is given, ``usage`` does not belong to the traces or is not at the same levels, or a
+    threshold is not above 0 or given twice; IndexError: the layer was not recorded.
+
     Parameters
     ----------
     traces : dense, one per sample
@@ -140,14 +143,6 @@ def mass_usage(
     usage : of the same traces, from ``causal_usage``; optional
     thresholds : of the active count, above 0, in units of attention
     shares : of the patches, for ``enough``
-
-    Raises
-    ------
-    ValueError
-        No trace is given, ``usage`` does not belong to the traces or is not at the same levels, or a threshold is not
-        above 0 or given twice.
-    IndexError
-        The layer was not recorded.
     """
     if not len(traces) or (len(usage) and [len(u.blind_kl) + 1 for u in usage] != [len(t) for t in traces]):
         raise ValueError(

@@ -38,7 +38,8 @@ them the change against dense."""
 def named_pruners(text: str, basis: Basis, budget: float | None = None) -> dict[str, Pruner]:
     """The pruners that a text names, each under its part of the text.
 
-    Where a budget is asked for and no setting keeps it, the name says that the pruner runs at its own one.
+    Where a budget is asked for and no setting keeps it, the name says that the pruner runs at its own one. Raises
+    ValueError: no pruner is named, one is unknown or named twice, or a parameter is wrong.
 
     Parameters
     ----------
@@ -49,11 +50,6 @@ def named_pruners(text: str, basis: Basis, budget: float | None = None) -> dict[
     budget : float, optional
         Share of the patches kept, in (0, 1] (see :func:`retention`), for pruners written without parameters. Of a
         combination that the comparison of all pruners does not know, the last one gets it.
-
-    Raises
-    ------
-    ValueError
-        No pruner is named, one is unknown or named twice, or a parameter is wrong.
     """
     found: dict[str, Pruner] = {}
     for part in parts_of(text):
@@ -95,6 +91,9 @@ def decode_side_by_side(
 ) -> dict[str, Trace]:
     """Decode dense, then under each pruner, with the same seed: "dense" and the names of the pruners -> trace.
 
+    Raises ValueError: a pruner cannot run on this model or an option is wrong. Nothing has been decoded then;
+    FileExistsError: the store holds one of the names.
+
     Parameters
     ----------
     image : image, video, or list of them
@@ -104,13 +103,6 @@ def decode_side_by_side(
         The traces are called ``ID-dense``, ``ID-1``, ``ID-2`` and so on.
     **options
         Of :func:`decode`.
-
-    Raises
-    ------
-    ValueError
-        A pruner cannot run on this model or an option is wrong. Nothing has been decoded then.
-    FileExistsError
-        The store holds one of the names.
     """
     [asked] = asking_each(vlm, options.get("prompt_options"), 1)
     record = Record(vlm, asked.prompt(image, question), 0, {}, layers=[])

@@ -100,7 +100,8 @@ def quickstart_page(trace: Trace, sample: Sample, layer: int, *, text_below: flo
 def draw_film_strip(trace: Trace, step: int, layer: int | None = None, *, columns: int = 6) -> Figure:
     """Draw every frame of a trace with its share of one step's attention, in one colour scale.
 
-    Frames that the model merges are one panel, over the first of them; the images beside a video are panels too.
+    Frames that the model merges are one panel, over the first of them; the images beside a video are panels too. Raises
+    IndexError: the step or layer was not recorded; ValueError: the trace does not hold its pictures.
 
     Parameters
     ----------
@@ -114,13 +115,6 @@ def draw_film_strip(trace: Trace, step: int, layer: int | None = None, *, column
     Returns
     -------
     Figure
-
-    Raises
-    ------
-    IndexError
-        The step or layer was not recorded.
-    ValueError
-        The trace does not hold its pictures.
     """
     pictures, note = frame_pictures(trace)
     if note is not None:

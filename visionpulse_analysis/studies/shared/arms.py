@@ -123,10 +123,7 @@ class Change:
 class Arms:
     """What arms of decoding came to on the same samples and seeds.
 
-    Raises
-    ------
-    ValueError
-        Two arms are not of the same samples and seeds.
+    Raises ValueError: two arms are not of the same samples and seeds.
     """
 
     # A row for each trace, in the order of arms, seeds, samples: ``arm``, ``seed``, ``sample`` (its number), ``tokens``
@@ -331,6 +328,8 @@ def _purpose(scene: Picture, question: Asked, named: list[str]) -> str:
 def compare(dense: Any, arm: Any, *, together: int = 1) -> Change:
     """Compare two arms over the samples and seeds that both have.
 
+    Raises ValueError: no sample and seed is in both, or one is twice in an arm.
+
     Parameters
     ----------
     dense, arm : DataFrame
@@ -338,11 +337,6 @@ def compare(dense: Any, arm: Any, *, together: int = 1) -> Change:
         ``kept`` are needed.
     together : int, >= 1
         How many such comparisons a study makes, of which any may be said to keep the accuracy.
-
-    Raises
-    ------
-    ValueError
-        No sample and seed is in both, or one is twice in an arm.
     """
     # By sample and seed, not by place: a sweep lacks the traces that failed, and its rows come in any order.
     pairs = dense.merge(arm, on=["sample", "seed"], suffixes=("/dense", "/arm"), validate="one_to_one")

@@ -26,10 +26,7 @@ STUDY = re.compile(r"^from (visionpulse_analysis\.studies\.(?!shared)\w+) import
 def question_and_study(notebook: Path) -> tuple[str, str]:
     """The question that a notebook asks, and the module of the folder that answers it.
 
-    Raises
-    ------
-    ValueError
-        It imports modules of no folder of `studies`, or of several.
+    Raises ValueError: it imports modules of no folder of `studies`, or of several.
     """
     cells = ["".join(cell["source"]) for cell in json.loads(notebook.read_text("utf-8"))["cells"]]
     studies = set(STUDY.findall("\n".join(cells)))
@@ -44,12 +41,8 @@ def question_and_study(notebook: Path) -> tuple[str, str]:
 def found_by(notebook: Path, figures: Path = KEPT) -> Finding:
     """What a notebook found, from the numbers inside its headline figure in `figures`.
 
-    Raises
-    ------
-    ValueError
-        As `question_and_study`; or the report of its folder has no ``finding``.
-    FileNotFoundError
-        There is no such figure.
+    Raises ValueError: as `question_and_study`; or the report of its folder has no ``finding``; FileNotFoundError: there
+    is no such figure.
     """
     _, study = question_and_study(notebook)
     finding = getattr(import_module(f"{study}.report"), "finding", None)

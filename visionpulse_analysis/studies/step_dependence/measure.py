@@ -69,6 +69,9 @@ def step_dependence(
 ) -> StepDependence:
     """Measure the image mass of every step and how the critical sets change from step to step.
 
+    Raises ValueError: no trace is given, or one has a single step, without a later step to compare; IndexError: the
+    layer was not recorded.
+
     Parameters
     ----------
     traces : one per sample, each with two steps or more
@@ -77,13 +80,6 @@ def step_dependence(
     text_below : a step with less image mass than this is called text-dominated
     max_lag : largest distance between compared steps
     n_resamples : of every interval
-
-    Raises
-    ------
-    ValueError
-        No trace is given, or one has a single step, without a later step to compare.
-    IndexError
-        The layer was not recorded.
     """
     short = [trace.meta.get("id", number) for number, trace in enumerate(traces) if len(trace) < 2]
     if not len(traces) or short:

@@ -61,20 +61,14 @@ def object_attention(
 ) -> ObjectAttention | None:
     """Measure how much of each step's image mass lies on the object that the step names.
 
-    Returns None where no truth is known: no sample has a scene, or no trace names an object of its scene.
+    Returns None where no truth is known: no sample has a scene, or no trace names an object of its scene. Raises
+    ValueError: not as many traces as samples; IndexError: the layer was not recorded.
 
     Parameters
     ----------
     traces, samples : aligned
     layer : model index of a recorded layer
     text_below : a step with less image mass than this is called text-dominated
-
-    Raises
-    ------
-    ValueError
-        Not as many traces as samples.
-    IndexError
-        The layer was not recorded.
     """
     if len(traces) != len(samples):
         raise ValueError(f"{len(traces)} traces and {len(samples)} samples: expected one trace per sample")

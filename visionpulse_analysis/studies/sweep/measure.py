@@ -45,6 +45,8 @@ def example_sweep(
 ) -> Sweep:
     """Sweep generated scenes: dense, and every pruner at every budget. What an interrupted call has done is kept.
 
+    Raises ValueError: as `SweepConfig.from_plain`.
+
     Parameters
     ----------
     pruners : names of pruners that take a ``budget``
@@ -53,11 +55,6 @@ def example_sweep(
         As `sweeps.running.run`; 0: in this process.
     trust_remote_code, prompt_options
         As `load`.
-
-    Raises
-    ------
-    ValueError
-        As `SweepConfig.from_plain`.
     """
     arms = [{"name": p, "budget": b, "label": f"{p} {100 * b:g} %"} for p in pruners for b in budgets]
     plain = {
@@ -120,17 +117,14 @@ class ArmResult:
 def compare_pruners(table: Any, dense: str = DENSE) -> dict[str, ArmResult]:
     """Summarise the table of a sweep by pruner, in its order.
 
+    Raises ValueError: rows of several models, no finished row, or no column that says which traces were cut off.
+
     Parameters
     ----------
     table : DataFrame
         `Sweep.table`, of one model.
     dense : str
         The pruner that the others are paired with.
-
-    Raises
-    ------
-    ValueError
-        Rows of several models, no finished row, or no column that says which traces were cut off.
     """
     if "finished" not in table:
         raise ValueError('the table has no column "finished", which says which traces were cut off; give `Sweep.table`')

@@ -162,15 +162,12 @@ def three_stages(
 ) -> ThreeStages:
     """Examine every layer at the two queries of each sample.
 
+    Raises ValueError: there are no samples, or an option is out of range.
+
     Parameters
     ----------
     width : layers that skip the image together, in the sliding window
     fraction : share of the patches that counts as most attended, in (0, 1]
-
-    Raises
-    ------
-    ValueError
-        There are no samples, or an option is out of range.
     """
     n = vlm.n_layers
     if not asked or not 1 <= width <= n or not 0 < fraction <= 1:

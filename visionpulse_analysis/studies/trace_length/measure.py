@@ -81,17 +81,13 @@ def stored_ways(stored: StoredTraces) -> dict[str, Arms]:
     """Measure stored traces in place of decoding: way -> Arms; "greedy", and "sampled" by its settings if several.
 
     Traces are of the same sample where question, prompt and pictures are equal, and pair where, if sampled, the seeds
-    are, too. A way holds the samples and seeds that all its arms have; whether answers are right is not known.
+    are, too. A way holds the samples and seeds that all its arms have; whether answers are right is not known. Raises
+    ValueError: nothing pairs; or what a trace pairs with cannot be told, for it lacks its picture, was cut off at
+    another limit or does not say whether it was, or is twice in an arm.
 
     Parameters
     ----------
     stored : StoredTraces, with its pruned ones
-
-    Raises
-    ------
-    ValueError
-        Nothing pairs; or what a trace pairs with cannot be told, for it lacks its picture, was cut off at another limit
-        or does not say whether it was, or is twice in an arm.
     """
     ways: dict[str, dict[str, dict[Hashable, Trace]]] = {}
     for trace in [*stored.traces, *stored.pruned_traces]:
