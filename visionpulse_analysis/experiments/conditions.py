@@ -124,21 +124,15 @@ class _Rows(Batch):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one decode gave.
+    """What one decode gave."""
 
-    tokens : the generated tokens, the end token included.
-    finished : False when the limit of tokens cut the trace off.
-    retention : mean share of the patches visible from the anchor on, over the steps after prefill; 1 when dense.
-    overlap : mean Jaccard index of the kept sets of consecutive steps; 1 when dense.
-    kept_by_layer : see :func:`kept_by_layer`; empty when dense, and without a step after prefill.
-    flops, kv_bytes_read, peak_kv_bytes : of the whole trace, prefill included, by `costs`; NaN where not counted.
-    """
-
-    tokens: list[str]
-    finished: bool
-    retention: float
-    overlap: float
+    tokens: list[str]  # the generated tokens, the end token included
+    finished: bool  # False when the limit of tokens cut the trace off
+    retention: float  # mean share of the patches visible from the anchor on, over the steps after prefill; 1 when dense
+    overlap: float  # mean Jaccard index of the kept sets of consecutive steps; 1 when dense
+    # See :func:`kept_by_layer`; empty when dense, and without a step after prefill
     kept_by_layer: tuple[float, ...] = ()
+    # flops, kv_bytes_read, peak_kv_bytes: of the whole trace, prefill included, by `costs`; NaN where not counted
     flops: float = float("nan")
     kv_bytes_read: float = float("nan")
     peak_kv_bytes: float = float("nan")

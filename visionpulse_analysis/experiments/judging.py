@@ -170,15 +170,12 @@ def chosen(prediction: str, options: Mapping[str, str]) -> str | None:
 class Reference:
     """What an answer is held against, and by which rule.
 
-    judge : a name of `JUDGES`, or `LANGUAGE_MODEL`. answers : the right ones; none only for a language model, which may
-    find them in what it is asked. options : letter -> text, for "choice".
-
     Raises ValueError where the judge is unknown, or cannot judge by this.
     """
 
-    judge: str
-    answers: tuple[str, ...]
-    options: Mapping[str, str] = field(default_factory=dict)
+    judge: str  # a name of `JUDGES`, or `LANGUAGE_MODEL`
+    answers: tuple[str, ...]  # the right ones; none only for a language model, which may find them in what it is asked
+    options: Mapping[str, str] = field(default_factory=dict)  # letter -> text, for "choice"
 
     def __post_init__(self) -> None:
         if self.judge != LANGUAGE_MODEL:

@@ -33,13 +33,10 @@ FIRST_STUDY_SEED = 10_000_000  # neither evaluation (small) nor training (large)
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one image. ``scene`` (or chart) and ``truth`` are known for generated pictures only.
-
-    image : uint8 [row_px, col_px, 3], or the path of a file.
-    """
+    """One question about one image. ``scene`` (or chart) and ``truth`` are known for generated pictures only."""
 
     id: str
-    image: Any
+    image: Any  # uint8 [row_px, col_px, 3], or the path of a file
     question: str
     scene: Picture | None = None
     truth: Asked | None = None

@@ -176,15 +176,12 @@ def _constant(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Names:
-    """What code, and the code inside it, names.
+    """What code, and the code inside it, names."""
 
-    outer : global and imported names, each with the attributes that are taken from it at once, as ``np.random.rand``.
-    used : all names. texts : among its constants.
-    """
-
+    # Global and imported names, each with the attributes that are taken from it at once, as ``np.random.rand``
     outer: dict[tuple[str, ...], None]
-    used: dict[str, None]
-    texts: dict[str, None]
+    used: dict[str, None]  # all names
+    texts: dict[str, None]  # among its constants
 
 
 def names_of(code: CodeType) -> Names:

@@ -100,20 +100,15 @@ def ask(prompt: str, question: str, options: Mapping[str, str], hint: str | None
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Rows of a benchmark's table as VLMEvalKit keeps it (TSV), asked and judged as is stated of the benchmark.
-
-    name : one of `BENCHMARKS`; guessed from the file's name where empty. n : the first rows only, of those with the
-    ``split`` and ``category``, one or some. prompt : a name of `PROMPTS` or a text with {question}; judge : a name of
-    `JUDGES` or "language model"; both as stated where empty.
-    """
+    """Rows of a benchmark's table as VLMEvalKit keeps it (TSV), asked and judged as is stated of the benchmark."""
 
     path: str
-    name: str = ""
-    n: int | None = None
+    name: str = ""  # one of `BENCHMARKS`; guessed from the file's name where empty
+    n: int | None = None  # the first rows only, of those with the ``split`` and ``category``, one or some
     split: str | list[str] | None = None
     category: str | list[str] | None = None
-    prompt: str = ""
-    judge: str = ""
+    prompt: str = ""  # a name of `PROMPTS` or a text with {question}
+    judge: str = ""  # a name of `JUDGES` or "language model"; both as stated where empty
 
     def __post_init__(self) -> None:
         if self.n is not None and self.n < 1:

@@ -105,16 +105,14 @@ class Arm:
 
 @dataclass(frozen=True)
 class Decoding:
-    """Options of `decode`, the same for every job.
-
-    max_new_tokens : null for what the model says. sample : as the model says, or "greedy" (as null), or a `Sample`.
-    """
+    """Options of `decode`, the same for every job."""
 
     layers: Literal["all", "anchor", "none"] | int | list[int] = "anchor"
     heads: Literal["mean", "all"] | list[int] = "mean"
     execution: Literal["masked", "gathered"] = "masked"
-    max_new_tokens: int | None = 256
+    max_new_tokens: int | None = 256  # null for what the model says
     batch_size: int = 8
+    # As the model says, or "greedy" (as null), or a `Sample`
     sample: Sampling | Literal["model", "greedy"] | None = "model"
     prompt_options: PromptOptions | None = None
 
@@ -128,11 +126,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """A whole sweep. Relative paths count from ``folder``, where the YAML file lies.
-
-    retries : how often a sample that failed is tried again. modules : Python modules that define pruners of one's own,
-    installed or beside the YAML file.
-    """
+    """A whole sweep. Relative paths count from ``folder``, where the YAML file lies."""
 
     out: Path
     samples: Samples
@@ -140,9 +134,9 @@ class SweepConfig:
     pruners: list[Arm]
     seeds: list[int]
     decode: Decoding
-    retries: int
+    retries: int  # how often a sample that failed is tried again
     table: Literal["csv", "parquet"]
-    modules: list[str]
+    modules: list[str]  # Python modules that define pruners of one's own, installed or beside the YAML file
     folder: Path
 
     @classmethod

@@ -27,25 +27,18 @@ COLUMNS = ("image", "question", "answer", "id")
 
 @dataclass(frozen=True)
 class SweepSample:
-    """One question about one image, several, or a generated scene.
+    """One question about one image, several, or a generated scene."""
 
-    name : unique within the sweep. expected : the right answer, several as a JSON list, None where it is not known.
-    images : absolute paths, or where in a table they lie. scene : seed and cells of a generated scene, instead of
-    images. key : what tells this sample from any other. reference : by which rule an answer is judged, and against
-    what; None where nobody knows. grading : what a judging model is to be asked, with {PREDICTION} in it. turns : where
-    it is asked in several, these as JSON; question is the last of them then.
-    """
-
-    name: str
+    name: str  # unique within the sweep
     question: str
-    expected: str | None
+    expected: str | None  # the right answer, several as a JSON list, None where it is not known
     task: str | None
-    images: tuple[str | TablePicture, ...]
-    scene: tuple[int, int] | None
-    key: str
-    reference: Reference | None = None
-    grading: str | None = None
-    turns: str | None = None
+    images: tuple[str | TablePicture, ...]  # absolute paths, or where in a table they lie
+    scene: tuple[int, int] | None  # seed and cells of a generated scene, instead of images
+    key: str  # what tells this sample from any other
+    reference: Reference | None = None  # by which rule an answer is judged, and against what; None where nobody knows
+    grading: str | None = None  # what a judging model is to be asked, with {PREDICTION} in it
+    turns: str | None = None  # where it is asked in several, these as JSON; question is the last of them then
 
     @property
     def asked(self) -> Any:

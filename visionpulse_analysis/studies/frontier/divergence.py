@@ -23,27 +23,25 @@ ROWS = 10  # of the tokens of a long trace
 
 @dataclass(frozen=True)
 class Comparison:
-    """The tokens of one sample, dense and pruned.
-
-    alignment : columns of both, see `Alignment`. divergence : first step at which the two differ (or at which only one
-    goes on), None when they are equal. alone_dense, alone_pruned : steps whose token the other trace does not have
-    at that place.
-    """
+    """The tokens of one sample, dense and pruned."""
 
     dense: list[str]
     pruned: list[str]
-    alignment: Alignment
+    alignment: Alignment  # columns of both
 
     @property
     def divergence(self) -> int | None:
+        """First step at which the two differ (or at which only one goes on), None when they are equal."""
         return self.alignment.divergence  # the columns before it hold a token of each, so its column is its step
 
     @property
     def alone_dense(self) -> list[int]:
+        """Steps whose token the pruned trace does not have at that place."""
         return [a for a, b in zip(self.alignment.first, self.alignment.second, strict=True) if b < 0]
 
     @property
     def alone_pruned(self) -> list[int]:
+        """The same of the pruned trace."""
         return [b for a, b in zip(self.alignment.first, self.alignment.second, strict=True) if a < 0]
 
 
@@ -61,16 +59,12 @@ def compare_tokens(dense: Sequence[str], pruned: Sequence[str]) -> Comparison:
 
 @dataclass(frozen=True)
 class Divergences:
-    """Where pruned traces first leave the dense ones, over samples.
+    """Where pruned traces first leave the dense ones, over samples."""
 
-    equal : share of the traces that never do. steps : int [diverging sample], the first step that differs.
-    at_kind : kind of the dense token there -> share of the diverging traces (scenes only);
-    all_kinds : the same shares among all dense tokens, what would be expected if any token could be the first.
-    """
-
-    equal: Estimate
-    steps: np.ndarray
-    at_kind: dict[str, Estimate]
+    equal: Estimate  # share of the traces that never do
+    steps: np.ndarray  # int [diverging sample], the first step that differs
+    at_kind: dict[str, Estimate]  # kind of the dense token there -> share of the diverging traces (scenes only)
+    # The same shares among all dense tokens, what would be expected if any token could be the first
     all_kinds: dict[str, float]
 
     def numbers(self) -> dict[str, Any]:

@@ -91,11 +91,9 @@ class Heads:
 
 @dataclass(frozen=True)
 class _Looked:
-    """One trace: float [step, head] of all heads in a row, and what its reading steps depend on.
+    """One trace: float [step, head] of all heads in a row, and what its reading steps depend on."""
 
-    mass, reads : of all steps after prefill; the others, of the reading steps examined.
-    """
-
+    # mass, reads: of all steps after prefill; the others, of the reading steps examined
     mass: np.ndarray
     reads: np.ndarray
     steps: np.ndarray

@@ -34,17 +34,14 @@ COLOURS = {TRAINED: "#D55E00", SHUFFLED: "#0072B2", NOT: GREY}
 
 @dataclass(frozen=True, eq=False)
 class Exits:
-    """Gates and free exits of scenes of their own, and answers of the samples.
+    """Gates and free exits of scenes of their own, and answers of the samples."""
 
-    free : bool [pair, gate], whether text could do without the image after that layer. told : label -> bool [pair,
-    gate], what gates say. image, task : int [pair]. arms : of decoding, VTW among them.
-    """
-
-    free: np.ndarray
-    told: dict[str, np.ndarray]
+    free: np.ndarray  # bool [pair, gate], whether text could do without the image after that layer
+    told: dict[str, np.ndarray]  # label -> bool [pair, gate], what gates say
+    # image, task: int [pair]
     image: np.ndarray
     task: np.ndarray
-    arms: Arms
+    arms: Arms  # of decoding, VTW among them
 
     def share_free(self, task: int) -> list[Estimate]:
         """Share of a task's questions for which each exit is free."""

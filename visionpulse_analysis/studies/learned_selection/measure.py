@@ -80,20 +80,15 @@ def at_budget(label: str, budget: float) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """What was measured, greedy, on the same samples.
+    """What was measured, greedy, on the same samples."""
 
-    budgets : rising. compared : the budget at which parts are taken away. guidance : the layer. kept : arm -> bool
-    [sample, patch]. relevance : float32 [sample, patch], how much the dense answer depends on each patch. pairs : what
-    the frozen model makes of the samples. arms : of decoding.
-    """
-
-    budgets: list[float]
-    compared: float
-    guidance: int
-    arms: Arms
-    kept: dict[str, np.ndarray]
-    relevance: np.ndarray
-    pairs: Pairs
+    budgets: list[float]  # rising
+    compared: float  # the budget at which parts are taken away
+    guidance: int  # the layer
+    arms: Arms  # of decoding
+    kept: dict[str, np.ndarray]  # arm -> bool [sample, patch]
+    relevance: np.ndarray  # float32 [sample, patch], how much the dense answer depends on each patch
+    pairs: Pairs  # what the frozen model makes of the samples
 
     def accuracy(self, arm: str) -> Estimate:
         """Share of right answers."""
@@ -221,19 +216,17 @@ def recall(kept: torch.Tensor, pairs: Pairs) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Layers:
-    """What attention to the patches holds of those asked about, by layer, at a share of the patches.
+    """What attention to the patches holds of those asked about, by layer, at a share of the patches."""
 
-    words, prompt, answer : an Estimate for each layer, of attention from the question's words, from question and
-    template, and from the straight answer. chance : the share. rank : rank correlation of the words' attention with
-    what the dense answer depends on, an Estimate for each layer; cnn : the same of the bundled networks, by layer.
-    """
-
+    # words, prompt, answer: an Estimate for each layer, of attention from the question's words, from question and
+    # template, and from the straight answer
     words: list[Estimate]
     prompt: list[Estimate]
     answer: list[Estimate]
-    chance: float
+    chance: float  # the share
+    # Rank correlation of the words' attention with what the dense answer depends on, an Estimate for each layer
     rank: list[Estimate]
-    cnn: dict[int, Estimate]
+    cnn: dict[int, Estimate]  # the same of the bundled networks, by layer
 
 
 def by_layer(vlm: VLM, study: Learned) -> Layers:

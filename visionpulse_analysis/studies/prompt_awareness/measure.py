@@ -56,17 +56,13 @@ def prompt_arms(ratios: Sequence[float], budgets: Sequence[float]) -> dict[str, 
 
 @dataclass(frozen=True, eq=False)
 class PromptAwareness:
-    """What was measured, greedy, on the same samples; intervals resample samples.
-
-    kept : arm -> bool [patch] per sample, also of `OTHERS`. relevance : float32 [patch] per sample, how much the dense
-    answer depends on each patch.
-    """
+    """What was measured, greedy, on the same samples; intervals resample samples."""
 
     ratios: list[float]
     budgets: list[float]
     arms: Arms
-    kept: dict[str, list[np.ndarray]]
-    relevance: list[np.ndarray]
+    kept: dict[str, list[np.ndarray]]  # arm -> bool [patch] per sample, also of `OTHERS`
+    relevance: list[np.ndarray]  # float32 [patch] per sample, how much the dense answer depends on each patch
 
     @property
     def labels(self) -> list[str]:

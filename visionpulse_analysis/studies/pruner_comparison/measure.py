@@ -23,22 +23,19 @@ from visionpulse_analysis.studies.step_dependence.fixed_sets import NAMED, greed
 
 @dataclass(frozen=True)
 class Rival:
-    """A pruner of the comparison.
+    """A pruner of the comparison."""
 
-    name : of `list_pruners`, or a combination ``a | b``. family : pruners that share a panel.
-    at_prefill : whether what is visible is settled when prefill ends, though it may change from layer to layer.
-    matched : (budget, basis) -> parameters with which it keeps that share (see :func:`retention`); for a combination,
-    its text; None where no setting keeps about as much. None in its place: no parameter sets the share.
-    own : parameters of a setting that is reported at its own retention, or what makes it from the basis. None: no such
-    setting. first : layers of the model -> the first that the method can drop patches from, where that is not the
-    first which it does drop them from.
-    """
-
-    name: str
-    family: str
-    at_prefill: bool
+    name: str  # of `list_pruners`, or a combination ``a | b``
+    family: str  # pruners that share a panel
+    at_prefill: bool  # whether what is visible is settled when prefill ends, though it may change from layer to layer
+    # (budget, basis) -> parameters with which it keeps that share (see :func:`retention`); for a combination, its text;
+    # None where no setting keeps about as much. None in its place: no parameter sets the share.
     matched: Callable[[float, Basis], dict[str, Any] | str | None] | None = None
+    # Parameters of a setting that is reported at its own retention, or what makes it from the basis. None: no such
+    # setting.
     own: dict[str, Any] | Callable[[Basis], Pruner] | None = None
+    # Layers of the model -> the first that the method can drop patches from, where that is not the first which it does
+    # drop them from
     first: Callable[[int], int] | None = None
 
 
@@ -163,15 +160,11 @@ def named_rival(vlm: VLM, samples: Sequence[Sample], **options: Any) -> dict[str
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """All rivals against dense, greedy, on the same samples.
+    """All rivals against dense, greedy, on the same samples."""
 
-    arms : every arm, dense among them. groups : label -> names of its arms. kept : arm -> its :func:`retention`, mean
-    over the samples; 1 for dense.
-    """
-
-    arms: Arms
-    groups: dict[str, list[str]]
-    kept: dict[str, float]
+    arms: Arms  # every arm, dense among them
+    groups: dict[str, list[str]]  # label -> names of its arms
+    kept: dict[str, float]  # arm -> its :func:`retention`, mean over the samples; 1 for dense
 
     def cost_change(self, arm: str, cost: str) -> Estimate:
         """Cost of an arm (one of `COSTS`) relative to dense, paired by sample: -0.3 is 30 % less."""

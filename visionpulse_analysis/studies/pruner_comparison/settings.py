@@ -33,17 +33,13 @@ HALVINGS = 8
 
 @dataclass(frozen=True, eq=False)
 class Basis:
-    """What settings are worked out from: the number of layers, and where that does not do, a model and samples.
-
-    anchor : the model's default anchor. vlm : VLM, where there are samples. samples : not among those compared.
-    max_new_tokens : of their dense answers.
-    """
+    """What settings are worked out from: the number of layers, and where that does not do, a model and samples."""
 
     n_layers: int
-    anchor: int
-    vlm: Any = None
-    samples: Sequence[Sample] = ()
-    max_new_tokens: int = 96
+    anchor: int  # the model's default anchor
+    vlm: Any = None  # VLM, where there are samples
+    samples: Sequence[Sample] = ()  # not among those compared
+    max_new_tokens: int = 96  # of their dense answers
 
     @classmethod
     def of(cls, vlm: VLM, samples: Sequence[Sample] = (), max_new_tokens: int = 96) -> Basis:

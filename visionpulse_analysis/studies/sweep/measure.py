@@ -91,26 +91,20 @@ def _state_elsewhere(model: str, trust_remote_code: bool) -> str | None:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """One pruner of a sweep; intervals resample samples.
+    """One pruner of a sweep; intervals resample samples."""
 
-    n, failed, n_cut_off : traces done, failed, and cut off at the limit of tokens. kept : mean share of the patches
-    visible. cut_off : share of the traces cut off. length : mean tokens of those that ended, NaN where none did.
-    accuracy : None where an answer is not known.
-    change : against dense, over pairs of equal sample and seed; None without a pair. score : mean score, 0..1, where
-    some are neither 0 nor 1 (as under ANLS) and all are known. judges : the names of those who told right from wrong.
-    judged : accuracy, length and cut-offs -> their verdicts among all pruners of the sweep.
-    """
-
+    # n, failed, n_cut_off: traces done, failed, and cut off at the limit of tokens
     n: int
     failed: int
     n_cut_off: int
-    kept: float
-    cut_off: Estimate
-    length: Estimate
-    accuracy: Estimate | None
-    change: Change | None = None
-    score: Estimate | None = None
-    judges: tuple[str, ...] = ()
+    kept: float  # mean share of the patches visible
+    cut_off: Estimate  # share of the traces cut off
+    length: Estimate  # mean tokens of those that ended, NaN where none did
+    accuracy: Estimate | None  # None where an answer is not known
+    change: Change | None = None  # against dense, over pairs of equal sample and seed; None without a pair
+    score: Estimate | None = None  # mean score, 0..1, where some are neither 0 nor 1 (as under ANLS) and all are known
+    judges: tuple[str, ...] = ()  # the names of those who told right from wrong
+    # Accuracy, length and cut-offs -> their verdicts among all pruners of the sweep
     judged: dict[str, Claim] = field(default_factory=dict)
 
 

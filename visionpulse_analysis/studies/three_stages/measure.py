@@ -29,18 +29,14 @@ PLACES = ("end of the prompt", "most visual step")
 
 @dataclass(frozen=True)
 class Asked:
-    """A sample with the two queries that are examined.
-
-    step : the step of the model's own greedy answer that depends on the image most; 0 is the token after the prompt.
-    effect : KL(blind || dense) in nats of its next token, the image hidden in every layer.
-    passage : the prompt with the answer up to that step. queries : int64 [place], positions in the passage.
-    """
+    """A sample with the two queries that are examined."""
 
     sample: Sample
+    # The step of the model's own greedy answer that depends on the image most; 0 is the token after the prompt
     step: int
-    effect: float
-    passage: Prompt
-    queries: np.ndarray
+    effect: float  # KL(blind || dense) in nats of its next token, the image hidden in every layer
+    passage: Prompt  # the prompt with the answer up to that step
+    queries: np.ndarray  # int64 [place], positions in the passage
     answer: list[str]
 
 

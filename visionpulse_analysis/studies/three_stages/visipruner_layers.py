@@ -26,18 +26,16 @@ NONE = -1
 
 @dataclass(frozen=True)
 class Chosen:
-    """What VisiPruner does at one query of every sample.
-
-    filter_layer, exit_layer : int64 [sample], NONE where there is none. kept : float64 [sample], share of the patches
-    that the filter leaves, NaN without a filter layer or where it is the last layer. changed : bool [sample], whether
-    the next token is another one than dense.
-    """
+    """What VisiPruner does at one query of every sample."""
 
     n_layers: int
+    # filter_layer, exit_layer: int64 [sample], NONE where there is none
     filter_layer: np.ndarray
     exit_layer: np.ndarray
+    # Float64 [sample], share of the patches that the filter leaves, NaN without a filter layer or where it is the last
+    # layer
     kept: np.ndarray
-    changed: np.ndarray
+    changed: np.ndarray  # bool [sample], whether the next token is another one than dense
 
     def shares(self, confidence: float = 0.95) -> dict[str, Estimate]:
         """Shares of all samples: those with a filter layer, with an exit layer, and with another next token."""
