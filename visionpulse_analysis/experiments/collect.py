@@ -62,14 +62,11 @@ def collect(
 
     Parameters
     ----------
-    seed : int
-        Sample ``i`` is decoded with ``seed * 1_000_003 + i``, so that arms of a comparison share their draws.
+    seed : sample ``i`` is decoded with ``seed * 1_000_003 + i``, so that arms of a comparison share their draws
     prompt_options : PromptOptions or dict, optional
         Over those that the model was loaded with, as in `decode`.
-    record : sequence of str
-        Further quantities, as in `decode`.
-    progress : bool, optional
-        As in `decode`.
+    record : further quantities, as in `decode`
+    progress : As in `decode`
 
     Returns
     -------

@@ -159,12 +159,10 @@ def decode_arms(
     Parameters
     ----------
     arms : mapping of name to pruner, or None for dense
-    seeds : sequence of int
-        Sample ``i`` is decoded with ``seed * 1_000_003 + i`` in every arm, as in :func:`collect`: arms share draws.
+    seeds : sample ``i`` is decoded with ``seed * 1_000_003 + i`` in every arm, as in :func:`collect`: arms share draws
     sample : Sample of `sampling`, optional
         Greedy without one; then one seed says all.
-    progress : bool, optional
-        As in `decode`.
+    progress : As in `decode`
 
     Returns
     -------

@@ -53,12 +53,9 @@ def bench_batch(
 
     Parameters
     ----------
-    batches : list of int
-        The first is what the others are compared with.
-    cells : list of int
-        Sizes of the scenes; 4 gives 64 visual tokens, 8 gives 256.
-    samples : int
-        Different scenes, each with a question.
+    batches : the first is what the others are compared with
+    cells : sizes of the scenes; 4 gives 64 visual tokens, 8 gives 256
+    samples : different scenes, each with a question
     repeats : int
         How often each is decoded in batches. With many times the largest batch in all, the last rows, which have no
         successors, count little.

@@ -56,17 +56,14 @@ def bench_decode(
 
     Parameters
     ----------
-    visual_tokens : list of int
-        Contexts, multiples of 32; 48 tokens of text are added.
-    batches : list of int
-        Rows per step. What does not fit into memory is left out and named in ``left_out``.
+    visual_tokens : contexts, multiples of 32; 48 tokens of text are added
+    batches : rows per step. What does not fit into memory is left out and named in ``left_out``.
     size : "small" or "qwen3-vl-4b"
         float32 on a CPU, bfloat16 on a GPU.
     rounds : int
     device : "cpu" or "cuda", optional
         CUDA where there is one.
-    variants : list of str, optional
-        "stock" is what all are compared with; others as in `pruner_of`. `VARIANTS`, on a GPU also "flash".
+    variants : "stock" is what all are compared with; others as in `pruner_of`. `VARIANTS`, on a GPU also "flash".
 
     Returns
     -------

@@ -74,26 +74,19 @@ def bench_end_to_end(
 
     Parameters
     ----------
-    visual_tokens : list of int
-        Multiples of 32.
-    batches : list of int
-        Rows. What does not fit into memory is left out and named in ``left_out``.
-    text_tokens, steps : int
-        Tokens of text after the image; decode steps.
-    block_size : int
-        Of the variant "block", which is ``visionpulse:block`` gathered.
-    prefill_chunk : int
-        Tokens that prefill reads at once; 0 for all.
+    visual_tokens : multiples of 32
+    batches : rows. What does not fit into memory is left out and named in ``left_out``.
+    text_tokens, steps : tokens of text after the image; decode steps
+    block_size : of the variant "block", which is ``visionpulse:block`` gathered
+    prefill_chunk : tokens that prefill reads at once; 0 for all
     size : "tiny", "small" or "qwen3-vl-4b"
         float32 on a CPU, bfloat16 on a GPU.
-    rounds : int
-        After one that warms up and is not timed; the variants take turns.
+    rounds : after one that warms up and is not timed; the variants take turns
     device : "cpu" or "cuda", optional
         CUDA where there is one.
     variants : list of str
         "dense", with which the others are compared, "block", and others as in `pruner_of` but "eager" and "flash".
-    report : callable
-        Is told what is measured.
+    report : is told what is measured
 
     Returns
     -------

@@ -40,12 +40,9 @@ def bench_endurance(
 
     Parameters
     ----------
-    decodes : int
-        5 or more.
-    warm : int, optional
-        So many more come first and fill caches; 200 without it.
-    vlm : VLM, optional
-        The bundled model without one.
+    decodes : 5 or more
+    warm : so many more come first and fill caches; 200 without it
+    vlm : the bundled model without one
 
     Returns
     -------

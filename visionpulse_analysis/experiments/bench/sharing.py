@@ -34,16 +34,11 @@ def bench_sharing(
 
     Parameters
     ----------
-    steps : sequence of int
-        Longest traces, at least 1 token each.
-    pruners : sequence of str
-        As for :func:`visionpulse_analysis.make_pruner`.
-    samples : int
-        Scenes, decoded as one batch, of ``cells`` by ``cells`` cells: 4 * cells ** 2 patches each.
-    rounds : int
-        Each way so many times, after one that is not counted; medians are told.
-    vlm : VLM, optional
-        The bundled model without one.
+    steps : longest traces, at least 1 token each
+    pruners : As for :func:`visionpulse_analysis.make_pruner`
+    samples : scenes, decoded as one batch, of ``cells`` by ``cells`` cells: 4 * cells ** 2 patches each
+    rounds : each way so many times, after one that is not counted; medians are told
+    vlm : the bundled model without one
 
     Returns
     -------

@@ -44,12 +44,9 @@ def bench_store(traces: int = 100_000, *, reads: int = 200, folder: Path | None 
 
     Parameters
     ----------
-    traces : int
-        1 or more.
-    reads : int
-        Random traces read, each from a store opened for it alone.
-    folder : Path, optional
-        Where; without one, a temporary folder that is removed.
+    traces : 1 or more
+    reads : random traces read, each from a store opened for it alone
+    folder : where; without one, a temporary folder that is removed
 
     Returns
     -------

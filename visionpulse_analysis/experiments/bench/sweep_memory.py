@@ -31,12 +31,9 @@ def bench_sweep(
 
     Parameters
     ----------
-    samples : int
-        4 or more; dense and pruned by turns, 8 rows at a time.
-    model : str
-        As of `load`.
-    cells : int
-        Size of the scenes; 4 gives 64 visual tokens.
+    samples : 4 or more; dense and pruned by turns, 8 rows at a time
+    model : As of `load`
+    cells : size of the scenes; 4 gives 64 visual tokens
     workers : 1 or 0
         0: no process of its own; the memory is then that of this one.
 

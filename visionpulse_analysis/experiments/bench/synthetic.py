@@ -215,10 +215,8 @@ def bounds(
     ----------
     size : one of `SIZES`, in bfloat16
     visual_tokens : list of int
-    rows : int
-        Per step.
-    variants : list of str
-        Gathered ones, as in `pruner_of`, at the default anchor; all of the budget is kept.
+    rows : per step
+    variants : gathered ones, as in `pruner_of`, at the default anchor; all of the budget is kept
 
     Returns
     -------

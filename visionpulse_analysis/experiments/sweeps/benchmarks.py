@@ -84,8 +84,7 @@ def ask(prompt: str, question: str, options: Mapping[str, str], hint: str | None
 
     Parameters
     ----------
-    prompt : str
-        A name of `PROMPTS`, whose lines about a hint or options are left out where there are none; or a template.
+    prompt : a name of `PROMPTS`, whose lines about a hint or options are left out where there are none; or a template
     question : str
     options : mapping of letter -> text
     hint : str, optional

@@ -35,8 +35,7 @@ def connect(scheduler: str | None, workers: int | None) -> Iterator[Client]:
 
     Parameters
     ----------
-    scheduler : str, optional
-        Such as "tcp://node1:8786".
+    scheduler : such as "tcp://node1:8786"
     workers : int, optional
         Local worker processes: by default one per GPU, or per CPU where there is none. 0: no other process, everything
         in a thread of this one.
@@ -71,8 +70,7 @@ def watched(client: Any, tell: Callable[[str], object], seconds: float = 5.0) ->
         Only ``nthreads()`` is asked, from a thread of its own; its error ends the watch.
     tell : callable, str -> None
         Called in that thread, never after the block.
-    seconds : float
-        Between two looks.
+    seconds : between two looks
     """
     over = Event()
 

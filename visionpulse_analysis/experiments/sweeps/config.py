@@ -315,8 +315,7 @@ def from_plain(cls: type[T], given: Any, where: str) -> T:
     ----------
     cls : dataclass
     given : mapping
-    where : str
-        What is being read, for the errors: "sweep.yaml: samples".
+    where : what is being read, for the errors: "sweep.yaml: samples"
     """
     if not isinstance(given, Mapping):
         raise ValueError(f"{where}: expected key: value lines, got {given!r}")

@@ -85,10 +85,8 @@ class Sweep:
             "mass" [trace, step, layer], "attention" [trace, step, layer, patch] (mean over heads where several were
             recorded), "kept" [trace, step, patch] (1 where dense), or "logprob", "k", "budget", "pruner_mass"
             [trace, step].
-        rows : DataFrame, optional
-            Some rows of `finished`; all by default.
-        block : int
-            Traces read together: 1 or more.
+        rows : some rows of `finished`; all by default
+        block : traces read together: 1 or more
 
         Returns
         -------

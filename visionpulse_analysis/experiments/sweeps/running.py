@@ -87,8 +87,7 @@ def run(
     config : SweepConfig
     scheduler, workers
         As `cluster.connect`.
-    retry_failed : bool
-        Give samples that failed for good their attempts back.
+    retry_failed : give samples that failed for good their attempts back
     report : callable, str -> None
         Told the dashboard's address, what is done and, from another thread, whether there are workers.
     progress : bool, optional

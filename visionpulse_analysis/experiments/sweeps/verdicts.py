@@ -28,8 +28,7 @@ def export_unjudged(config: SweepConfig, path: str | Path) -> int:
 
     Parameters
     ----------
-    config : SweepConfig
-        The sweep's; it may be going on, then its table as of the last minute is read.
+    config : the sweep's; it may be going on, then its table as of the last minute is read
     path : str or Path
         The file to write. Each line: ``id`` of the trace, ``sample``, ``question`` as the model was asked it,
         ``reference`` (the right answers; none where the table of the benchmark has none), ``prediction``, and
@@ -67,8 +66,7 @@ def read_verdicts(folder: str | Path, path: str | Path) -> int:
 
     Parameters
     ----------
-    folder : str or Path
-        Of the sweep, which must not be running.
+    folder : of the sweep, which must not be running
     path : str or Path
         JSON lines, each with ``id`` as exported, ``score`` (0..1) and ``judge`` (the name of the model that judged).
         Where ``prediction`` is there it must be the answer of that trace; other keys are passed over. Not all answers

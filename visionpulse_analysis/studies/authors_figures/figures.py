@@ -32,12 +32,9 @@ def activation_page(
     Parameters
     ----------
     trace : Trace
-    layer : int
-        Model index of a recorded layer; heads are averaged.
-    steps : sequence of int, optional
-        Zero-based; three evenly spaced ones where left out.
-    levels : sequence of float
-        Percentiles, 0 to 100: patches at or below are black, so 90 shows the top 10 %; see `draw_blackout`.
+    layer : model index of a recorded layer; heads are averaged
+    steps : zero-based; three evenly spaced ones where left out
+    levels : percentiles, 0 to 100: patches at or below are black, so 90 shows the top 10 %; see `draw_blackout`
 
     Returns
     -------

@@ -36,18 +36,12 @@ def draw_pictures(
     Parameters
     ----------
     store : str or Path
-    out : str or Path
-        Folder of the figures (PNG, PDF, SVG), made if there is none.
-    layer : int
-        Model index, for correlation and activation; -1 for the only one that was recorded.
-    thresholds : sequence of float
-        Of the active count, in units of attention.
-    sample : str, optional
-        Id of the trace of the activation picture; left out, the first.
-    steps : sequence of int, optional
-        Of that trace; left out, three evenly spaced.
-    levels : sequence of float
-        Percentiles at or below which patches are black.
+    out : folder of the figures (PNG, PDF, SVG), made if there is none
+    layer : model index, for correlation and activation; -1 for the only one that was recorded
+    thresholds : of the active count, in units of attention
+    sample : id of the trace of the activation picture; left out, the first
+    steps : of that trace; left out, three evenly spaced
+    levels : percentiles at or below which patches are black
 
     Returns
     -------

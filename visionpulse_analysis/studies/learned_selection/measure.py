@@ -131,10 +131,8 @@ def learned_selection(
 
     Parameters
     ----------
-    vlm : VLM
-        The model that the bundled heads belong to.
-    samples : list of Sample
-        Scenes of one size.
+    vlm : the model that the bundled heads belong to
+    samples : scenes of one size
     budgets, compared
         Shares of the patches kept, and that of them at which parts are taken away.
     **options
@@ -268,14 +266,10 @@ def by_size(
     Parameters
     ----------
     vlm : VLM
-    sizes : list of int
-        Cells per side.
-    images : int
-        Scenes of each size, with a question of each task.
-    share : float
-        Of the patches, that is kept.
-    seed : int
-        Fixes the scenes.
+    sizes : cells per side
+    images : scenes of each size, with a question of each task
+    share : of the patches, that is kept
+    seed : fixes the scenes
     """
     found: dict[str, dict[int, Estimate]] = {}
     scorer = load_head(Scorer, "covipal", vlm.weights_hash)

@@ -51,12 +51,9 @@ def causal_usage(
 
     Parameters
     ----------
-    layer : int
-        The anchor layer: patches are hidden from there on.
-    levels : sequence of float
-        KL in nats that counts as unchanged, above 0; all are measured at once.
-    samples : sequence of Sample, optional
-        Those of the traces, for the order by truth.
+    layer : the anchor layer: patches are hidden from there on
+    levels : KL in nats that counts as unchanged, above 0; all are measured at once
+    samples : those of the traces, for the order by truth
     """
     if not len(levels) or (len(samples) and len(samples) != len(traces)):
         raise ValueError(
@@ -137,8 +134,7 @@ def smallest_k(
     Parameters
     ----------
     replay : SingleSteps
-    layer : int
-        The anchor layer.
+    layer : the anchor layer
     level : float, or float [step]
         KL(dense || pruned) in nats, above 0.
     steps : int [step], optional

@@ -43,10 +43,8 @@ def named_pruners(text: str, basis: Basis, budget: float | None = None) -> dict[
 
     Parameters
     ----------
-    text : str
-        As for :func:`make_pruner`, separated by commas: ``fastv(budget=0.2), divprune | visionpulse``.
-    basis : Basis
-        Of the model; what needs samples to be set to a budget runs at its own setting.
+    text : As for :func:`make_pruner`, separated by commas: ``fastv(budget=0.2), divprune | visionpulse``
+    basis : of the model; what needs samples to be set to a budget runs at its own setting
     budget : float, optional
         Share of the patches kept, in (0, 1] (see :func:`retention`), for pruners written without parameters. Of a
         combination that the comparison of all pruners does not know, the last one gets it.
@@ -97,10 +95,8 @@ def decode_side_by_side(
     Parameters
     ----------
     image : image, video, or list of them
-    store : str or Path, optional
-        Trace store that the traces are streamed into; made if there is none.
-    id : str
-        The traces are called ``ID-dense``, ``ID-1``, ``ID-2`` and so on.
+    store : trace store that the traces are streamed into; made if there is none
+    id : the traces are called ``ID-dense``, ``ID-1``, ``ID-2`` and so on
     **options
         Of :func:`decode`.
     """

@@ -107,10 +107,8 @@ def draw_film_strip(trace: Trace, step: int, layer: int | None = None, *, column
     ----------
     trace : Trace
     step : int
-    layer : int, optional
-        Model index of a recorded layer; may be left out when only one was recorded. Heads are averaged.
-    columns : int
-        Most panels in one row.
+    layer : model index of a recorded layer; may be left out when only one was recorded. Heads are averaged.
+    columns : most panels in one row
 
     Returns
     -------

@@ -468,10 +468,8 @@ def judge_changes(
     ----------
     changes : mapping of anything to Change
         All that are compared for one purpose, not only those that look different.
-    family : str, optional
-        What they are, for the reader; if None, so many arms against dense.
-    relative : bool
-        Tell the effect on length as a share of dense; if False, in tokens.
+    family : what they are, for the reader; if None, so many arms against dense
+    relative : tell the effect on length as a share of dense; if False, in tokens
 
     Returns
     -------

@@ -51,8 +51,7 @@ def example_sweep(
     ----------
     pruners : names of pruners that take a ``budget``
     budgets : shares of the patches, each in (0, 1]
-    workers : int
-        As `sweeps.running.run`; 0: in this process.
+    workers : As `sweeps.running.run`; 0: in this process
     trust_remote_code, prompt_options
         As `load`.
     """
@@ -115,10 +114,8 @@ def compare_pruners(table: Any, dense: str = DENSE) -> dict[str, ArmResult]:
 
     Parameters
     ----------
-    table : DataFrame
-        `Sweep.table`, of one model.
-    dense : str
-        The pruner that the others are paired with.
+    table : `Sweep.table`, of one model
+    dense : the pruner that the others are paired with
     """
     if "finished" not in table:
         raise ValueError('the table has no column "finished", which says which traces were cut off; give `Sweep.table`')
