@@ -64,7 +64,6 @@ def test_sampling_is_even_from_first_to_last():
     frames = np.zeros((30, 8, 8, 3), np.uint8)
     clip = vpa.Video(frames, fps=10, sample_fps=2).read()
     assert clip.numbers == np.linspace(0, 29, 6).round().astype(int).tolist() and clip.total == 30
-    assert clip.seconds("a model")[-1] == 2.9
     assert len(vpa.Video(frames, fps=10, sample_fps=0.1).read().frames) == 4  # as Qwen3-VL's processor does
     assert len(vpa.Video(frames, fps=10, sample_fps=99).read().frames) == 30
 

@@ -16,7 +16,7 @@ from transformers.utils.import_utils import is_torchvision_available
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.decoding.exactness.vision import brighten, changes
-from visionpulse_analysis.models.videos import CLIP, HALVES, LANCZOS_IN_TORCH, in_words, pixels_of, settings_of
+from visionpulse_analysis.models.videos import LANCZOS_IN_TORCH, in_words, video_class
 from visionpulse_analysis.traces import frame_labels
 from visionpulse_analysis.traces.exchange import patch_boxes
 
@@ -26,6 +26,8 @@ ALIKE = (*INTERNVL, "llava_onevision", "smolvlm")  # the library reads videos of
 VIDEO = (*ALONE, *ALIKE, "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe")
 UNUSED = ("labels", "rows", "cols", "video_metadata")
 QUESTION = "where is the red circle ?"
+CLIP = {"image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (0.26862954, 0.26130258, 0.27577711)}
+HALVES = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
 FPS = 3.0
 STEPS = 5
 
@@ -123,9 +125,9 @@ def test_video_frames_hold_the_pixels_of_stills(family):
 @pytest.mark.parametrize("how", [Image.Resampling.BICUBIC, Image.Resampling.LANCZOS])
 def test_video_frames_are_resized_as_pillow_does(film, how):
     """The library resizes the frames of videos with torch, stills with Pillow: one rule, rounded at other places."""
-    clip = vpa.Video(film[0]).read()
-    settings = settings_of({}, **HALVES, size={"height": 24, "width": 56}, resample=how.value)
-    read = ((pixels_of(clip, [(24, 56)], settings) / 2 + 0.5) * 255).round().permute(0, 2, 3, 1).numpy()
+    half = video_class("internvl")(**HALVES, size={"height": 24, "width": 56}, resample=how.value)
+    frames = half(film[0], return_tensors="pt")["pixel_values_videos"][0]
+    read = ((frames / 2 + 0.5) * 255).round().permute(0, 2, 3, 1).numpy()
     pillow = [np.asarray(Image.fromarray(one).resize((56, 24), how)) for one in film[0]]
     exact = how == Image.Resampling.BICUBIC or LANCZOS_IN_TORCH
     assert not exact or np.abs(read - np.stack(pillow).astype(float)).max() <= 1

@@ -41,10 +41,6 @@ class Clip:
         """What a trace keeps of it beside the frames: as which `image` it was shown, how many frames are `merged`."""
         return {"image": image, "fps": self.fps, "total": self.total, "frames": self.numbers, "merged": merged}
 
-    def seconds(self, model: str) -> list[float]:
-        """When each frame is shown, in seconds; ValueError where no rate is known, which `model` (a name) needs."""
-        return [number / self.rate(model) for number in self.numbers]
-
     def rate(self, model: str) -> float:
         """Frames of the source per second; ValueError where it is not known and `model` (a name) needs it."""
         if self.fps is None:
@@ -80,8 +76,8 @@ class Video:
     Examples
     --------
     >>> clip = Video(np.zeros((9, 16, 24, 3), np.uint8), fps=4, sample_fps=2).read()
-    >>> clip.numbers, clip.seconds("a model")
-    ([0, 3, 5, 8], [0.0, 0.75, 1.25, 2.0])
+    >>> clip.numbers, clip.rate("a model")
+    ([0, 3, 5, 8], 4.0)
     """
 
     frames: Sequence[ImageLike] | np.ndarray | str | Path

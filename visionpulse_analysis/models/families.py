@@ -28,7 +28,7 @@ from visionpulse_analysis.models.locating import Located, NoMapError, ids_of, li
 from visionpulse_analysis.models.locating.keeping import measured
 from visionpulse_analysis.models.processors import completed
 from visionpulse_analysis.models.prompts import ANSWER, IMAGE, TEXT, Prompt, in_columns, in_rows, stack
-from visionpulse_analysis.models.videos import VIDEOS, FilmInputs, template_of, together
+from visionpulse_analysis.models.videos import FilmInputs, film_of, mark_videos, placeholder, template_of, together
 from visionpulse_analysis.traces.frames import NO_MAP
 
 __all__ = [
@@ -215,10 +215,13 @@ class Family:
     @property
     def video_placeholder(self) -> str | None:
         """What the chat template writes for one video."""
-        film = VIDEOS.get(self.kind)
-        if film is not None and film.placeholder is not None:
-            return film.placeholder(self)
-        return None if self.video_id is None else self.tokenizer.convert_ids_to_tokens(self.video_id)
+        return placeholder(self)
+
+    @property
+    def patch(self) -> int:
+        """Pixels along one side of a patch of the vision tower."""
+        size = self.config.vision_config.patch_size
+        return size if isinstance(size, int) else size[0]
 
     @property
     def marks(self) -> list[int]:
@@ -247,7 +250,7 @@ class Family:
         """
         turns = self.read(images, question)
         media = turns.media
-        films = [self.film(one) for one in media if isinstance(one, Clip)]
+        films = [film_of(self, one) for one in media if isinstance(one, Clip)]
         text, sizes = self.asked(turns), [one.shape[:2] for one in media if isinstance(one, np.ndarray)]
         # Where pictures of one prompt are read within limits of their own, each is given to the processor by itself.
         apart = films or (len(media) > 1 and for_size(self.image_processor, self.options, sizes[0]))
@@ -358,8 +361,7 @@ class Family:
     def kinds(self, ids: torch.Tensor) -> torch.Tensor:
         """What the tokens of a prompt are, text, image or video: int64 [token]."""
         kinds = torch.from_numpy(np.where(np.isin(ids.numpy(), ids_of(self.config)), IMAGE, TEXT))
-        if self.kind in VIDEOS:
-            VIDEOS[self.kind].mark(self, ids, kinds)
+        mark_videos(self, ids, kinds)
         return kinds
 
     # Pictures.
@@ -411,19 +413,12 @@ class Family:
             called = self.called_for(sizes)
             what = Made(self.config, self.image_processor, made, len(sizes), called)
             cells = [layout(what, size, number) for number, size in enumerate(sizes)]
-        if self.kind in TILES_IN_LINE:
-            lines = {name: made[name] for name in ("pixel_values", "pixel_attention_mask") if name in made}
-            made |= {name: value.flatten(0, 1)[:, None] for name, value in lines.items()}
-        return ids, made, cells
+        return ids, self.in_line(made), cells
 
-    def film(self, clip: Clip) -> FilmInputs:
-        """One video as the model reads it; ValueError where the model reads none."""
-        film = VIDEOS.get(self.kind)
-        if film is None:
-            raise ValueError(
-                f"models of family {self.config.model_type!r} read no video here; give frames of it as a list of images"
-            )
-        return film.read(self, clip)
+    def in_line(self, made: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Inputs as `Prompt` has them: where all tiles and frames of a prompt are in one row, one per row."""
+        names = ("pixel_values", "pixel_attention_mask") if self.kind in TILES_IN_LINE else ()
+        return {name: value.flatten(0, 1)[:, None] if name in names else value for name, value in made.items()}
 
     def _apart(
         self, media: Sequence[Medium], text: str, films: Sequence[FilmInputs]

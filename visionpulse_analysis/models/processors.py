@@ -15,9 +15,10 @@ import transformers
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-from transformers.models.smolvlm import processing_smolvlm
 from transformers.utils import logging as hf_logging
 from transformers.utils.hub import cached_file
+
+from visionpulse_analysis.models.videos import numbers_in_words
 
 # Where the library keeps the PIL half of each image processor: transformers 5.4 finds none of them without torchvision.
 FOLDERS = {
@@ -103,13 +104,8 @@ def stills_of(config: Any, image_processor: Any, tokenizer: Any, settings: dict[
         )
     given = {"image_processor": image_processor, "tokenizer": tokenizer}
     args = [given.get(part) for part in whole.get_attributes()]
-    # SmolVLM's will not be made without a package that it writes numbers of frames with, which stills have none of.
-    module: Any = processing_smolvlm
-    own, module.num2words = module.num2words, module.num2words or str
-    try:
+    with numbers_in_words():
         made = without_videos(whole).from_args_and_dict(args, settings)
-    finally:
-        module.num2words = own
     made.__class__ = whole  # so that it can be told apart, kept and pickled as the library's own
     return made
 
