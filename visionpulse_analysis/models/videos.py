@@ -78,11 +78,15 @@ def film_of(family: Family, clip: Clip) -> FilmInputs:
         raise ValueError(f"the model's video processor says do_center_crop={half.do_center_crop}, which is not "
                          "supported here")  # fmt: skip
 
+    shown: Any = np.stack(clip.frames)
+    if family.kind == "smolvlm" and not replaces_alone(processor):
+        shown = [shown]
+
     def at_rate(fps: float) -> dict[str, Any]:
         known = VideoMetadata(total_num_frames=clip.total, fps=fps, frames_indices=list(clip.numbers))
         with numbers_in_words():
             made = processor(
-                text=family.video_placeholder, videos=[np.stack(clip.frames)], video_metadata=[known],
+                text=family.video_placeholder, videos=[shown], video_metadata=[known],
                 do_sample_frames=False, return_tensors="pt", add_special_tokens=False, **_limits(family, half, clip),
             )  # fmt: skip
         return {name: torch.as_tensor(value) for name, value in made.items() if name != "video_metadata"}
@@ -130,10 +134,15 @@ def placeholder(family: Family) -> str | None:
     if not isinstance(mark, str):
         mark = None if family.video_id is None else family.tokenizer.convert_ids_to_tokens(family.video_id)
     # transformers 5.4 replaces the marks around the token too, which Qwen3-VL writes around each frame.
-    if family.kind.startswith("qwen3_vl") and not hasattr(type(family.processor), "replace_video_token"):
+    if family.kind.startswith("qwen3_vl") and not replaces_alone(family.processor):
         names = (getattr(family.config, f"vision_{name}_token_id") for name in ("start", "end"))
         mark = (mark or "").join(map(family.tokenizer.convert_ids_to_tokens, names))
     return mark
+
+
+def replaces_alone(processor: Any) -> bool:
+    """Whether a processor of the library replaces the token of a video alone, as after transformers 5.4."""
+    return hasattr(type(processor), "replace_video_token")
 
 
 def mark_videos(family: Family, ids: torch.Tensor, kinds: torch.Tensor) -> None:
