@@ -54,6 +54,18 @@ def test_arms_are_what_decoding_each_alone_gives(vlm, samples, sampling):
                     assert outcome.retention == pytest.approx(trace.kept.values[1:].mean(), rel=1e-12)
 
 
+def test_equal_pruners_are_decoded_once(vlm, samples, monkeypatch):
+    decoded, decode = [], arms.Trunk.decode
+    monkeypatch.setattr(
+        arms.Trunk, "decode", lambda trunk, pruner, *of: decoded.append(pruner) or decode(trunk, pruner, *of)
+    )
+    same = vpa.make_pruner("random", budget=0.1)
+    named = {"random": ARMS["random"], "dense": None, "random again": same, "dense again": None}
+    found = arms.decode_arms(vlm, samples[:1], named, seeds=(0, 1), max_new_tokens=3)
+    assert decoded == [same, same, None, None]
+    assert found["random again"] == found["random"] != found["dense"] == found["dense again"]
+
+
 def test_overlap_is_the_mean_jaccard_index_of_consecutive_kept_sets(vlm, samples):
     found = arms.decode_arms(vlm, samples[:1], {"pulse": ARMS["pulse"]}, max_new_tokens=10)
     kept = vpa.decode(vlm, samples[0].image, samples[0].question, pruner=ARMS["pulse"], max_new_tokens=10).kept.values

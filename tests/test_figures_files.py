@@ -79,7 +79,9 @@ def test_bytes_are_the_same_in_another_process(tmp_path):
 @pytest.mark.parametrize("kind", ["mass", "page", "overlay"])
 def test_bytes_are_the_same_when_one_figure_is_shown_and_saved_twice(tmp_path, kind):
     fig = GALLERY[kind]()
+    before = fig.canvas, fig.dpi, fig.get_layout_engine()
     first = [path.read_bytes() for path in save(fig, "a", folder=tmp_path)]
+    assert (fig.canvas, fig.dpi, fig.get_layout_engine()) == before
     assert fig._repr_png_().startswith(b"\x89PNG")
     assert [path.read_bytes() for path in save(fig, "a", folder=tmp_path)] == first
 

@@ -177,7 +177,10 @@ def decode_arms(
     base = key_of(vlm, samples, {"max_new_tokens": max_new_tokens}, state)
     files = _files(base, arms, seeds)
     found = {job: None if path is None else recall(path) for job, path in files.items()}
-    missing = [job for job, outcomes in found.items() if outcomes is None]
+    # Equal pruners under several names, as at one budget and at one anchor, are decoded once.
+    first: dict[Path | None, tuple[str, int]] = {}
+    twin = {job: job if path is None else first.setdefault(path, job) for job, path in files.items()}
+    missing = [job for job, outcomes in found.items() if outcomes is None and twin[job] == job]
     fresh: dict[tuple[str, int], list[Any]] = {job: [] for job in missing}
     moved, at = set(), generators()  # jobs that draw from what the process shares
     with bar(len(missing) * len(samples), "decode", "trace", progress):
@@ -198,6 +201,7 @@ def decode_arms(
         elif path is not None:
             say_once(CHANGED)
     found |= fresh
+    found = {job: found[twin[job]] for job in found}
     return {arm: [[Outcome(**one) for one in found[arm, seed] or ()] for seed in seeds] for arm in arms}
 
 

@@ -9,7 +9,8 @@ import shlex
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from io import BytesIO
@@ -17,7 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure, FigureBase, SubFigure
 from matplotlib.image import imsave
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -278,39 +282,74 @@ def save(
     describe(name, parameters, seed, data_hash, numbers)  # raises before anything is drawn
     folder = Path(os.environ.get("VISIONPULSE_FOLDER", ""), folder)
     contents: dict[Path, bytes] = {}
-    with style():
-        engine = fig.get_layout_engine()
-        _settle_layout(fig)
-        fig.set_layout_engine("none")  # so that all three formats get this layout
-        try:
-            pixels = _pixels(fig)
-            text = describe(name, parameters, seed, data_hash, numbers, drawn_hash(pixels))
-            buffer = BytesIO()
-            imsave(buffer, pixels, format="png", dpi=_DPI, metadata={KEY: text})
-            contents[folder / f"{name}.png"] = buffer.getvalue()
-            # No dates; matplotlib adds its own version, which is part of what makes the bytes.
-            embedded: dict[str, dict[str, Any]] = {
-                "pdf": {"Keywords": text, "CreationDate": None},
-                "svg": {"Description": text, "Date": None},
-            }
-            for ending, data in embedded.items():
-                buffer = BytesIO()
-                fig.savefig(buffer, format=ending, dpi=_DPI, metadata=data)
-                contents[folder / f"{name}.{ending}"] = buffer.getvalue()
-        finally:
-            fig.set_layout_engine(engine)
+    with style(), _at_print_size(fig):
+        pixels = _pixels(fig)
+        text = describe(name, parameters, seed, data_hash, numbers, drawn_hash(pixels))
+        buffer = BytesIO()
+        imsave(buffer, pixels, format="png", dpi=_DPI, metadata={KEY: text})
+        contents[folder / f"{name}.png"] = buffer.getvalue()
+        # No dates; matplotlib adds its own version, which is part of what makes the bytes.
+        FigureCanvasPdf(fig).print_pdf(buffer := BytesIO(), metadata={"Keywords": text, "CreationDate": None})
+        contents[folder / f"{name}.pdf"] = buffer.getvalue()
+        fig.dpi = _DPI  # both leave it at their own 72
+        FigureCanvasSVG(fig).print_svg(buffer := BytesIO(), metadata={"Description": text, "Date": None})
+        contents[folder / f"{name}.svg"] = buffer.getvalue()
     folder.mkdir(parents=True, exist_ok=True)
     for path, content in contents.items():
         write_whole(path, content)
     return list(contents)
 
 
+@contextmanager
+def _at_print_size(fig: Figure) -> Iterator[None]:
+    """Lay the figure out, for all three formats; its layout, resolution and canvas come back afterwards.
+
+    ``fig.savefig`` draws everything twice, the first time only for the layout.
+    """
+    canvas, engine, dpi = fig.canvas, fig.get_layout_engine(), fig.dpi
+    with _measured_once(fig):
+        _settle_layout(fig)
+    fig.set_layout_engine("none")
+    fig.dpi = _DPI
+    try:
+        yield
+    finally:
+        FigureCanvasAgg(fig)  # no window changes its size with the resolution
+        fig.dpi = dpi
+        fig.set_canvas(canvas)
+        fig.set_layout_engine(engine)
+
+
 def _pixels(fig: Figure) -> np.ndarray:
     """The figure as it is printed, uint8 [row_px, col_px, 4]: drawn once, hashed, then written."""
-    buffer = BytesIO()
-    fig.savefig(buffer, format="png", dpi=_DPI, pil_kwargs={"compress_level": 0})
-    with Image.open(buffer) as image:
-        return np.asarray(image.convert("RGBA"))
+    canvas = FigureCanvasAgg(fig)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())
+
+
+@contextmanager
+def _measured_once(fig: Figure) -> Iterator[None]:
+    """Measure axes anew only at new places: on a page of many passes few still move, and text takes longest."""
+
+    def remembering(ax: Axes) -> Callable[..., Any]:
+        measure, found = ax.get_tightbbox, {}
+
+        def tightbbox(*given: Any, **options: Any) -> Any:
+            place = (*ax.get_position(original=True).bounds, *ax.figure.bbox.bounds)
+            if place not in found:
+                found[place] = measure(*given, **options)
+            return found[place]
+
+        return tightbbox
+
+    axes = list(fig.axes)
+    for ax in axes:
+        vars(ax)["get_tightbbox"] = remembering(ax)
+    try:
+        yield
+    finally:
+        for ax in axes:
+            del vars(ax)["get_tightbbox"]
 
 
 def _settle_layout(fig: Figure) -> None:
