@@ -79,11 +79,10 @@ type-table: $(FLOOR)/.installed $(NEWEST)/.installed
 	PYTHONPATH=$(NEWEST) TYPE_TABLE=write $(BIN)/python -m pytest tests/types
 	TYPE_TABLE=write $(BIN)/python -m pytest tests/types
 
-# Somebody sits there, and may load any model; figures go where `make figures` writes them, not beside the notebooks.
+# Somebody sits there, and may load any model; notebooks run in this folder, as under `make figures`, not in their own.
 lab: export HF_HUB_OFFLINE = $(or $(ASKED_OFFLINE),0)
-lab: export VISIONPULSE_FOLDER = $(CURDIR)
 lab: $(VENV)/.installed
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab notebooks --MappingKernelManager.root_dir='$(CURDIR)' $(LAB)
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python docs/build.py $(if $(filter-out 0,$(FAST)),--fast)

@@ -2,9 +2,12 @@
 
 import json
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
+import nbformat
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -271,3 +274,25 @@ def test_how_tokens_are_drawn_is_said_together(call, picture):
     for command in (("decode",), ("compare", "--pruners", "visionpulse:10")):
         failed = call(*command, picture, "where ?", "--model", "scenes", "--top-k", 20, code=2)
         assert "--top-p and --top-k are of sampling; say --temperature too" in failed.stderr
+
+
+def test_playground_writes_a_notebook_with_what_was_asked_and_opens_it(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    started = []
+    monkeypatch.setattr("os.execv", lambda *command: started.append(command))
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save("a.png")
+    call("playground", "a.png", "what's \"it\" ?", "--pruner", "fastv(budget=0.2)", "--lab=--no-browser")
+    code = nbformat.read("playground.ipynb", 4).cells[1].source
+    asked = []
+    monkeypatch.setattr(vpa, "playground", lambda *given, **named: asked.append((given, named)), raising=False)
+    exec(code, {})
+    assert asked == [(("scenes",), {"image": "a.png", "question": "what's \"it\" ?", "pruner": "fastv(budget=0.2)"})]
+    assert started == [(sys.executable, [sys.executable, "-m", "jupyterlab", "playground.ipynb", "--no-browser"])]
+    kept = (tmp_path / "playground.ipynb").read_bytes()
+    call("playground")
+    assert len(started) == 2
+    assert "playground.ipynb exists" in call("playground", "a.png", code=2).stderr
+    for wrong, words in ((["no.png"], "no image at no.png"), (["--pruner", "fastw"], "fastw"), (["--model", "x"], "x")):
+        assert words in call("playground", *wrong, "--notebook", "other.ipynb", code=2).stderr
+    assert len(started) == 2 and (tmp_path / "playground.ipynb").read_bytes() == kept
+    assert not (tmp_path / "other.ipynb").exists()

@@ -171,6 +171,9 @@ def test_torchvision_is_not_needed():
     assert "torchvision" not in imported()
 
 
+KERNELS_IN = "--MappingKernelManager.root_dir"
+
+
 def test_make_lab_loads_hub_models_and_writes_where_make_figures_does(tmp_path):
     """What the recipe is given, by a jupyter of our own; an answer of the user's stands."""
     shutil.copy(ROOT / "Makefile", tmp_path)
@@ -178,19 +181,17 @@ def test_make_lab_loads_hub_models_and_writes_where_make_figures_does(tmp_path):
     for name in ("pyproject.toml", "constraints.txt", ".venv/bin/python", ".venv/.installed"):
         (tmp_path / name).touch()
     jupyter = tmp_path / ".venv" / "bin" / "jupyter"
-    jupyter.write_text("#!/bin/sh\necho $HF_HUB_OFFLINE $VISIONPULSE_FOLDER $*\n")
+    jupyter.write_text("#!/bin/sh\necho $HF_HUB_OFFLINE $*\n")
     jupyter.chmod(0o755)
     free = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     for environment, offline in ((free, "0"), ({**free, "HF_HUB_OFFLINE": "1"}, "1")):
         made = subprocess.run(
             ["make", "-s", "lab"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
         )
-        assert made.stdout == f"{offline} {tmp_path} lab notebooks\n"
+        assert made.stdout == f"{offline} lab notebooks {KERNELS_IN}={tmp_path}\n"
 
 
-def test_figures_go_into_the_folder_of_the_project(tmp_path, monkeypatch):
-    from visionpulse_analysis.figures import new_figure, save
+def test_notebooks_of_make_lab_run_in_the_folder_of_the_project(tmp_path):
+    from jupyter_server.services.kernels.kernelmanager import MappingKernelManager
 
-    monkeypatch.setenv("VISIONPULSE_FOLDER", str(tmp_path))
-    [path, *_] = save(new_figure()[0], "a", folder="figures", parameters={}, seed=0)
-    assert path.parent == tmp_path / "figures"
+    assert MappingKernelManager(root_dir=str(tmp_path)).cwd_for_path("14_playground.ipynb") == str(tmp_path)

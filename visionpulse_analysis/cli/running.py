@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import asdict
@@ -11,11 +12,13 @@ from typing import Annotated, Any
 
 import typer
 
+from visionpulse_analysis._util.files import write_whole
 from visionpulse_analysis.cli.base import (
     Json,
     MaxPixels,
     MaxTiles,
     MinPixels,
+    Model,
     Parameters,
     Prefix,
     Seed,
@@ -82,6 +85,51 @@ def copy_notebooks(
     written = notebooks.copy_to(folder, overwrite)
     text = "\n".join(f"wrote {path}" for path in written) or f"all that is to be copied is in {folder} already"
     show({"written": [str(path) for path in written]}, as_json, text)
+
+
+@command(app)
+def playground(
+    image: Annotated[str | None, typer.Argument(help="A picture; without it a generated scene.")] = None,
+    question: Annotated[str, typer.Argument(help="In quotes; without it one about the scene.")] = "",
+    model: Model = "scenes",
+    pruner: Annotated[str, typer.Option(help="As text: visionpulse, fastv(budget=0.2), a | b.")] = "visionpulse",
+    notebook: Annotated[
+        Path, typer.Option(help="The notebook that is written; one that is there is opened as it is.")
+    ] = Path("playground.ipynb"),
+    lab: Annotated[
+        list[str] | None, typer.Option(help="An option of JupyterLab: --lab=--no-browser; may be repeated.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Ask and change on screen: a notebook with the form, opened in JupyterLab (with --json only written)."""
+    from visionpulse_analysis.media.images import read_image
+    from visionpulse_analysis.models.finding import place_of
+    from visionpulse_analysis.pruners import make_pruner
+
+    # What is wrong is told here, and not in a cell of the notebook.
+    place_of(model, "main")
+    make_pruner(pruner)
+    if image is not None:
+        read_image(image)
+    given = {"image": image, "question": question, "pruner": pruner}
+    words = [repr(model), *(f"{name}={value!r}" for name, value in given.items() if value)]
+    code = f"import visionpulse_analysis as vpa\n\nvpa.playground({', '.join(words)})"
+    if not notebook.exists():
+        from nbformat import v4, writes
+
+        told = v4.new_markdown_cell("Run the cell below (Shift+Enter), then press *Run* in the form.")
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        made = v4.new_notebook(cells=[told, v4.new_code_cell(code)], metadata={"kernelspec": kernel})
+        write_whole(notebook, writes(made).encode())
+    elif (image, question, model, pruner) != (None, "", "scenes", "visionpulse"):
+        raise FileExistsError(
+            f"{notebook} exists, and is opened as it is; to ask something else name another: --notebook"
+        )
+    words = [sys.executable, "-m", "jupyterlab", str(notebook), *(lab or [])]
+    show({"notebook": str(notebook), "command": words}, as_json, f"opening {notebook} in JupyterLab")
+    if not as_json:
+        sys.stdout.flush()
+        os.execv(sys.executable, words)  # in this process: Ctrl-C is JupyterLab's to answer
 
 
 @command(app)

@@ -254,7 +254,7 @@ def save(
     name : str
         Letters, digits, ``-``, ``_`` and ``.``; no folder, no ending.
     folder : str or Path
-        Made if it does not exist. A relative one counts from ``VISIONPULSE_FOLDER``, where that is set (`make lab`).
+        Made if it does not exist.
     parameters : mapping, optional
         What the notebook or command was called with.
     seed : int, optional
@@ -280,7 +280,7 @@ def save(
     if name.lower().endswith((".png", ".pdf", ".svg")):
         raise ValueError(f"figure name {name!r} has an ending: leave it out, all three formats are written")
     describe(name, parameters, seed, data_hash, numbers)  # raises before anything is drawn
-    folder = Path(os.environ.get("VISIONPULSE_FOLDER", ""), folder)
+    folder = Path(folder)
     contents: dict[Path, bytes] = {}
     with style(), _at_print_size(fig):
         pixels = _pixels(fig)
