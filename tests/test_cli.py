@@ -281,12 +281,12 @@ def test_playground_writes_a_notebook_with_what_was_asked_and_opens_it(call, tmp
     started = []
     monkeypatch.setattr("os.execv", lambda *command: started.append(command))
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save("a.png")
-    call("playground", "a.png", "what's \"it\" ?", "--pruner", "fastv(budget=0.2)", "--lab=--no-browser")
+    call("playground", "a.png", 'what\'s "it" ?', "--pruner", "fastv(budget=0.2)", "--lab=--no-browser")
     code = nbformat.read("playground.ipynb", 4).cells[1].source
     asked = []
     monkeypatch.setattr(vpa, "playground", lambda *given, **named: asked.append((given, named)), raising=False)
     exec(code, {})
-    assert asked == [(("scenes",), {"image": "a.png", "question": "what's \"it\" ?", "pruner": "fastv(budget=0.2)"})]
+    assert asked == [(("scenes",), {"image": "a.png", "question": 'what\'s "it" ?', "pruner": "fastv(budget=0.2)"})]
     assert started == [(sys.executable, [sys.executable, "-m", "jupyterlab", "playground.ipynb", "--no-browser"])]
     kept = (tmp_path / "playground.ipynb").read_bytes()
     call("playground")
@@ -296,3 +296,12 @@ def test_playground_writes_a_notebook_with_what_was_asked_and_opens_it(call, tmp
         assert words in call("playground", *wrong, "--notebook", "other.ipynb", code=2).stderr
     assert len(started) == 2 and (tmp_path / "playground.ipynb").read_bytes() == kept
     assert not (tmp_path / "other.ipynb").exists()
+
+
+def test_decode_says_what_it_wrote_and_that_an_answer_was_cut_off(call, picture, scenes_folder, tmp_path):
+    asked = "decode", picture, "where ?", "--model", scenes_folder, "--layers", 2, "--max-new-tokens", 1
+    where = tmp_path / "trace", tmp_path / "page.html", tmp_path / "store"
+    said = call(*asked, "--out", where[0], "--explore", where[1], "--store", where[2], "--id", "one").stdout
+    told = [f"wrote {where[0]}", f"wrote {where[1]}", f"wrote trace 'one' into {where[2]}"]
+    assert said.splitlines()[-3:] == told and "(cut off: the limit, --max-new-tokens, is 1)" in said
+    assert not [line for line in call(*asked).stdout.splitlines() if line.startswith("wrote")]

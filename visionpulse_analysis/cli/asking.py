@@ -144,7 +144,14 @@ def decode(
         "meta": trace.meta,
         "page": None if explore is None else str(explore),
     }
-    show(result, as_json, f"{trace.thinking}\n{trace.answer}\n{trace.meta.get('unlike_training', '')}".rstrip("\n"))
+    written = [out, explore, None if store is None else f"trace {id!r} into {store}"]
+    lines = [
+        f"{trace.thinking}\n{trace.answer}",
+        "" if trace.meta["finished"] else f"(cut off: the limit, --max-new-tokens, is {len(trace)})",
+        trace.meta.get("unlike_training", ""),
+        *(f"wrote {one}" for one in written if one is not None),
+    ]
+    show(result, as_json, "\n".join(filter(None, lines)))
 
 
 @command(app)
