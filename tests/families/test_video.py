@@ -16,7 +16,7 @@ from transformers.utils.import_utils import is_torchvision_available
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.decoding.exactness.vision import brighten, changes
-from visionpulse_analysis.models.videos import LANCZOS_IN_TORCH, in_words, video_class
+from visionpulse_analysis.models.videos import LANCZOS_IN_TORCH, VIDEOS, in_words, video_class
 from visionpulse_analysis.traces import frame_labels
 from visionpulse_analysis.traces.exchange import patch_boxes
 
@@ -98,6 +98,16 @@ def test_video_inputs_are_those_of_the_stock_processor(family, film, photos):
         assert set(given) == set(expected)
         for name, value in given.items():
             assert torch.equal(value, expected[name].to(value.dtype).reshape(value.shape)), name
+
+
+@pytest.mark.skipif(not is_torchvision_available(), reason="compares with torchvision")
+@pytest.mark.parametrize("folder", sorted(set(VIDEOS.values())))
+def test_torch_in_the_place_of_torchvision_gives_the_same_numbers(folder, film):
+    mine, theirs = video_class(folder), video_class(folder).__mro__[1]
+    for frames in film:
+        read, expected = (half()([frames], do_sample_frames=False, return_tensors="pt") for half in (mine, theirs))
+        assert set(read) == set(expected)
+        assert all(torch.equal(value, expected[name]) for name, value in read.items())
 
 
 @pytest.mark.parametrize("family", [name for name in VIDEO if name != "smolvlm"], indirect=True)

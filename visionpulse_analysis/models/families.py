@@ -218,12 +218,6 @@ class Family:
         return placeholder(self)
 
     @property
-    def patch(self) -> int:
-        """Pixels along one side of a patch of the vision tower."""
-        size = self.config.vision_config.patch_size
-        return size if isinstance(size, int) else size[0]
-
-    @property
     def marks(self) -> list[int]:
         """As `marks_of`."""
         return marks_of(self.config, self.tokenizer)

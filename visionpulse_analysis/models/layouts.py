@@ -110,6 +110,12 @@ def grid_of(positions: np.ndarray, cells: Sequence[Cells], shown: Sequence[tuple
     )
 
 
+def patch_of(config: Any) -> int:
+    """Pixels along one side of a patch of the vision tower."""
+    size = config.vision_config.patch_size
+    return size if isinstance(size, int) else size[0]
+
+
 @dataclass(frozen=True)
 class Made:
     """What a layout depends on: configuration, image processor (within the limits of the options), what it made of all
@@ -129,8 +135,7 @@ class Made:
 
     @property
     def patch(self) -> int:
-        size = self.config.vision_config.patch_size
-        return size if isinstance(size, int) else size[0]
+        return patch_of(self.config)
 
     def read(self, pixels: int) -> int:
         """How many pixels of a side are read: where patches do not fill it, those at its right and bottom are not."""
@@ -155,7 +160,10 @@ def grids(made: dict[str, torch.Tensor], merge: Any, sizes: Sequence[Size], toke
 
 
 def cropped(made: Made, size: Size, number: int) -> Cells:
-    """LLaVA-1.5: the shorter side is scaled to the tower's size and the middle square is read; or it is padded."""
+    """LLaVA-1.5: the shorter side is scaled to the tower's size and the middle square is read; or it is padded.
+
+    PaliGemma: the picture squeezed into a square.
+    """
     config, processor, rows_px, cols_px = made.config, made.processor, *made.tile_px
     height, width = size
     left, top = 0.0, 0.0
@@ -193,14 +201,6 @@ def padded(made: Made, size: Size, number: int) -> Cells:
     top, left = (-((square - length) // 2) for length in scaled)
     read = made.read(square)
     return Cells.block(side, side, (left * across, top * down, (left + read) * across, (top + read) * down))
-
-
-def squeezed(made: Made, size: Size, number: int) -> Cells:
-    """PaliGemma: the picture squeezed into a square."""
-    height, width = size
-    pixels = made.config.vision_config.image_size
-    side, share = pixels // made.patch, made.read(pixels) / pixels
-    return Cells.block(side, side, (0, 0, share * width, share * height))
 
 
 def strips(made: Made, size: Size, number: int) -> Cells:
@@ -329,24 +329,13 @@ def said(size: Size) -> str:
 
 # By the type in a model's configuration; None where the processor states the grids itself.
 LAYOUTS: dict[str, Callable[[Made, Size, int], Cells] | None] = {
-    "aya_vision": internvl,
+    **dict.fromkeys(("llava", "paligemma", "vipllava"), cropped),
+    **dict.fromkeys(("aya_vision", "internvl"), internvl),
+    **dict.fromkeys(("idefics3", "smolvlm"), idefics3),
+    **dict.fromkeys(("llava with pixtral", "mistral3"), pixtral),
     "deepseek_vl": padded,
     "gemma3": strips,
-    "glm46v": None,
-    "glm4v": None,
-    "glm4v_moe": None,
-    "idefics3": idefics3,
-    "internvl": internvl,
-    "llava": cropped,
-    "llava with pixtral": pixtral,
     "llava_next": anyres,
     "llava_onevision": onevision,
-    "mistral3": pixtral,
-    "paligemma": squeezed,
-    "qwen2_5_vl": None,
-    "qwen2_vl": None,
-    "qwen3_vl": None,
-    "qwen3_vl_moe": None,
-    "smolvlm": idefics3,
-    "vipllava": cropped,
+    **dict.fromkeys(("glm46v", "glm4v", "glm4v_moe", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe")),
 }

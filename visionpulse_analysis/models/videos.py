@@ -23,7 +23,7 @@ from transformers.video_utils import VideoMetadata
 
 from visionpulse_analysis.media.videos import Clip
 from visionpulse_analysis.models.asking import Medium
-from visionpulse_analysis.models.layouts import Cells
+from visionpulse_analysis.models.layouts import Cells, patch_of
 from visionpulse_analysis.models.limits import edges
 from visionpulse_analysis.models.prompts import IMAGE, VIDEO, Prompt
 
@@ -32,16 +32,8 @@ if TYPE_CHECKING:
 
 # Types whose videos were seen to be read as here, and the folder of the library that holds their video processor.
 VIDEOS = {
-    "glm46v": "glm46v",
-    "glm4v": "glm4v",
-    "glm4v_moe": "glm4v",
-    "internvl": "internvl",
-    "llava_onevision": "llava_onevision",
-    "qwen2_5_vl": "qwen2_vl",
-    "qwen2_vl": "qwen2_vl",
-    "qwen3_vl": "qwen3_vl",
-    "qwen3_vl_moe": "qwen3_vl",
-    "smolvlm": "smolvlm",
+    **{name: name for name in ("glm46v", "glm4v", "internvl", "llava_onevision", "qwen2_vl", "qwen3_vl", "smolvlm")},
+    **{"glm4v_moe": "glm4v", "qwen2_5_vl": "qwen2_vl", "qwen3_vl_moe": "qwen3_vl"},
 }
 FRAMES_ARE_IMAGES = {"glm46v", "glm4v", "glm4v_moe"}  # image tokens between marks of a video
 LANCZOS, BILINEAR, BICUBIC = 1, 2, 3  # as Pillow numbers its filters
@@ -103,7 +95,7 @@ def film_of(family: Family, clip: Clip) -> FilmInputs:
         times, rows, cols = (grid[0] // torch.tensor([1, half.merge_size, half.merge_size])).tolist()
         share, merged = 1.0, half.temporal_patch_size
     else:  # every frame as a square still, of which the tower may leave out what fills no patch
-        pixels, patch = next(value.shape[-1] for value in made.values() if value.ndim > 3), family.patch
+        pixels, patch = next(value.shape[-1] for value in made.values() if value.ndim > 3), patch_of(family.config)
         times, rows = len(clip.frames), isqrt(count // len(clip.frames))
         cols, share, merged = rows, pixels // patch * patch / pixels, 1
     height, width = clip.frames[0].shape[:2]
