@@ -17,6 +17,9 @@ from visionpulse_analysis.experiments.bench.decode import bench_decode
 from visionpulse_analysis.experiments.bench.recording import bench_recording
 from visionpulse_analysis.figures import read_provenance
 from visionpulse_analysis.media.images import read_image
+from visionpulse_analysis.models import finding
+from visionpulse_analysis.testbed import heads
+from visionpulse_analysis.testbed.heads import catalogue
 
 ASK = "what is here ?"
 
@@ -240,3 +243,15 @@ def test_commands(command, words, said):
 
     error = command(*words)
     assert re.search(said, error) and "Traceback" not in error
+
+
+def test_what_is_told_before_torch_is_what_torch_says():
+    with pytest.raises(RuntimeError) as told:
+        torch.device("gpu")
+    kinds = set(str(told.value).partition("one of ")[2].partition(" device type")[0].split(", "))
+    assert "cuda" in kinds and kinds <= {*finding.DEVICES, torch._C._get_privateuse1_backend_name()}
+    assert all(torch.device(kind).type == kind for kind in kinds)
+    floats = {name for name, kind in vars(torch).items() if isinstance(kind, torch.dtype) and kind.is_floating_point}
+    assert {name for name in floats if not name.startswith(("float8", "float4"))} == {*finding.DTYPES} - {"auto"}
+    finding.check_names("float8_e5m2", "cuda:1")
+    assert heads.HEADS == (*catalogue.COVIPAL, *catalogue.RELEVANCE, *catalogue.EXITS)

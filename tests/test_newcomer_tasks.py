@@ -88,7 +88,7 @@ def run(tree: Path, folder: Path, *asked: str) -> str:
 
 def test_a_quantity_is_one_function_in_one_file(tmp_path, scenes_folder, pictures):
     tree = copied(tmp_path)
-    with (tree / "visionpulse_analysis/attention/quantities.py").open("a") as file:
+    with (tree / "visionpulse_analysis/traces/computed.py").open("a") as file:
         file.write(QUANTITY)
     Image.fromarray(pictures[0]).save(tmp_path / "scene.png")
     asked = ["decode", "scene.png", "where ?", "--model", str(scenes_folder), "--max-new-tokens", "2", "--heads", "all"]

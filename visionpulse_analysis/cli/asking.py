@@ -108,12 +108,14 @@ def decode(
 ) -> None:
     """Ask a question about images or videos and record where the model looks at every step."""
     import visionpulse_analysis as vpa
+    from visionpulse_analysis.traces.quantities import quantities_of
 
     sample = drawing(temperature, top_p, top_k, greedy)
     if parameter and not pruner:
         raise ValueError(f"-p {parameter[0]} is a parameter of a pruner; name it: --pruner visionpulse")
     chosen = vpa.make_pruner(pruner, **literals(parameter)) if pruner else None
     options = {**recorded(layers, heads, execution), "sample": sample, "seed": seed, "max_new_tokens": max_new_tokens}
+    options["record"] = quantities_of([name.strip() for name in (record or "").split(",") if name.strip()])
     question, image = shown_and_asked(asked, video, fps, sample_fps, turns)
     kept = None if store is None else vpa.TraceStore(store, mode="a")
     dense_id = f"{id}-dense"
@@ -124,7 +126,7 @@ def decode(
 
         check_folder(explore)
     vlm = load(model)
-    options |= {"record": [] if record is None else [name.strip() for name in record.split(",")], "store": kept}
+    options["store"] = kept
     trace = vpa.decode(vlm, image, question, ids=id, pruner=chosen, **options)
     if out is not None:
         trace.save(out)

@@ -113,10 +113,11 @@ def loads_model(function: Callable) -> Callable:
 
     @wraps(function)
     def run(*args: Any, **options: Any) -> Any:
-        from visionpulse_analysis.models.finding import place_of
+        from visionpulse_analysis.models.finding import check_names, place_of
 
         chosen = {name: options.pop(name) for name in LOADING}
         place_of(options["model"], chosen["revision"])  # what is wrong is told before torch is imported
+        check_names(chosen["dtype"], chosen["device"])
         asked = prompt_options(**{name: chosen.pop(name) for name in PROMPTING})
         return function(*args, load=partial(_load, prompt_options=asked, **chosen), **options)
 

@@ -65,8 +65,10 @@ def bench_decode(
 ) -> Measured:
     """What one decode step costs: the library's, ours dense and pruned, and the least that memory allows."""
     from visionpulse_analysis.experiments.bench.machine import check_names
+    from visionpulse_analysis.models import finding
 
     check_names(size, variant or ())
+    finding.check_names(device=device)
     from visionpulse_analysis.experiments.bench import decode
 
     options: dict[str, Any] = {"size": size, "rounds": rounds, "device": device}
@@ -97,8 +99,10 @@ def bench_end_to_end(
 ) -> Measured:
     """What a whole answer costs, prefill and all steps, at the settings of the paper's authors."""
     from visionpulse_analysis.experiments.bench.machine import check_names
+    from visionpulse_analysis.models import finding
 
     check_names(size, [name for name in variant or () if name != "block"])
+    finding.check_names(device=device)
     from visionpulse_analysis.experiments.bench import end_to_end
 
     result = end_to_end.bench_end_to_end(

@@ -51,6 +51,9 @@ def train(
         raise ValueError(f"unknown world {world!r}; known: scenes, charts")
     if start is not None and not (start / "model.safetensors").is_file():
         raise FileNotFoundError(f"--start {start} is no published model: it has no model.safetensors")
+    from visionpulse_analysis.models.finding import check_names
+
+    check_names(device=device)
     from visionpulse_analysis.testbed.charts.world import CHARTS
     from visionpulse_analysis.testbed.training.publishing import publish as publish_model
     from visionpulse_analysis.testbed.training.training import Trainer
@@ -71,6 +74,9 @@ def train(
 
 
 def _train_head(name: str, folder: Path, seed: int, threads: int | None, as_json: bool) -> None:
+    from visionpulse_analysis.testbed.heads import check_head
+
+    check_head(name)  # before torch is imported
     import visionpulse_analysis as vpa
     from visionpulse_analysis.pruners.heads import read_training
     from visionpulse_analysis.testbed.heads.catalogue import train_head

@@ -1,12 +1,18 @@
-"""Whether a model of a name can be there at all; torch is not needed to tell that it cannot."""
+"""Whether a model, a device or a dtype of a name can be there at all; torch is not needed to tell that it cannot."""
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from visionpulse_analysis._util.files import data_folder
 
 BUNDLED = ("scenes", "charts")
+# What torch calls its devices and its types of floating-point numbers; short floats are many, and left to it.
+DEVICES = tuple(
+    "cpu cuda ipu xpu mkldnn opengl opencl ideep hip ve fpga maia xla lazy vulkan mps meta hpu mtia privateuseone".split()
+)
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64", "float", "half", "double")
 
 
 def is_path(name: str) -> bool:
@@ -61,3 +67,25 @@ def place_of(name: str, revision: str = "main") -> str:
             name, "it is not in the cache, and HF_HUB_OFFLINE=1 keeps from asking the hub: say HF_HUB_OFFLINE=0"
         )
     return name
+
+
+def no_device(device: object) -> ValueError:
+    """The error of a device on which nothing can be computed."""
+    expected = "expected cpu, or cuda or mps where there is one; left out, one that is there is taken"
+    return ValueError(f"device {device!r} cannot be used on this machine: {expected}")
+
+
+def no_dtype(dtype: object) -> ValueError:
+    """The error of a dtype in which no model computes."""
+    return ValueError(f"dtype must be auto, float32, bfloat16 or float16, got {dtype!r}")
+
+
+def check_names(dtype: str = "auto", device: str | None = None) -> None:
+    """Raise the ValueError of a dtype or a device that no torch knows, before it is imported."""
+    if dtype not in DTYPES and not dtype.startswith(("float8", "float4")):
+        raise no_dtype(dtype)
+    kind, colon, number = (device or "cpu").partition(":")
+    # A library for devices of another kind gives them a name of its own.
+    known = kind in DEVICES or bool(entry_points(group="torch.backends"))
+    if not known or (colon and not number.isdecimal()):
+        raise no_device(device)

@@ -39,7 +39,7 @@ from visionpulse_analysis.models.families import (
     attention_of,
     check_supported,
 )
-from visionpulse_analysis.models.finding import BUNDLED, no_model, place_of
+from visionpulse_analysis.models.finding import BUNDLED, no_device, no_dtype, no_model, place_of
 from visionpulse_analysis.models.generation_config import Generation
 from visionpulse_analysis.models.picture_kind import unlike_training
 from visionpulse_analysis.models.processors import (
@@ -476,8 +476,7 @@ def usable_device(device: Any = None) -> Any:
     try:
         torch.zeros(1, device=device).item()
     except Exception as error:  # of many types, by device and version
-        expected = "expected cpu, or cuda or mps where there is one; left out, one that is there is taken"
-        raise ValueError(f"device {device!r} cannot be used on this machine: {expected}") from error
+        raise no_device(device) from error
     return device
 
 
@@ -486,7 +485,7 @@ def _dtype(dtype: Any) -> Any:
     found = getattr(torch, dtype, None) if isinstance(dtype, str) and dtype != "auto" else dtype
     if found == "auto" or (isinstance(found, torch.dtype) and found.is_floating_point):
         return found
-    raise ValueError(f"dtype must be auto, float32, bfloat16 or float16, got {dtype!r}")
+    raise no_dtype(dtype)
 
 
 def _check_split(device: Any) -> None:

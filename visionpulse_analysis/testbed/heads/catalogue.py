@@ -21,7 +21,7 @@ from visionpulse_analysis.pruners.networks.compressor import Compressor
 from visionpulse_analysis.pruners.networks.gates import Gates, StepGates
 from visionpulse_analysis.pruners.networks.scorer import Scorer
 from visionpulse_analysis.pruners.top_k import top_k
-from visionpulse_analysis.testbed.heads import exits, relevance, selection
+from visionpulse_analysis.testbed.heads import check_head, exits, relevance, selection
 from visionpulse_analysis.testbed.heads.pairs import FIRST_CHECK_SEED, Pairs, make_pairs, questions_of
 from visionpulse_analysis.testbed.scenes.questions import TASKS
 from visionpulse_analysis.testbed.scenes.scene import generate
@@ -49,7 +49,6 @@ EXITS = {
     "exits-steps": exits.Recipe(PICTURES_OF_TOKENS, per_token=True),
     "exits-steps-shuffled": exits.Recipe(PICTURES_OF_TOKENS, per_token=True, shuffled=True),
 }
-HEADS = (*COVIPAL, *RELEVANCE, *EXITS)
 
 
 def train_head(
@@ -87,8 +86,7 @@ def train_head(
     ValueError
         There is no head of that name.
     """
-    if name not in HEADS:
-        raise ValueError(f"unknown head {name!r}; known: {', '.join(HEADS)}")
+    check_head(name)
     if threads is not None:
         torch.set_num_threads(threads)
     if name in COVIPAL:
