@@ -9,9 +9,10 @@ from visionpulse_analysis._util.files import data_folder
 
 BUNDLED = ("scenes", "charts")
 # What torch calls its devices and its types of floating-point numbers; short floats are many, and left to it.
-DEVICES = tuple(
-    "cpu cuda ipu xpu mkldnn opengl opencl ideep hip ve fpga maia xla lazy vulkan mps meta hpu mtia privateuseone".split()
-)
+DEVICES = (
+    "cpu", "cuda", "ipu", "xpu", "mkldnn", "opengl", "opencl", "ideep", "hip", "ve", "fpga", "maia", "xla", "lazy",
+    "vulkan", "mps", "meta", "hpu", "mtia", "privateuseone",
+)  # fmt: skip
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64", "float", "half", "double")
 
 
