@@ -250,7 +250,6 @@ def test_what_is_told_before_torch_is_what_torch_says():
         torch.device("gpu")
     kinds = set(str(told.value).partition("one of ")[2].partition(" device type")[0].split(", "))
     assert "cuda" in kinds and kinds <= {*finding.DEVICES, torch._C._get_privateuse1_backend_name()}
-    assert all(torch.device(kind).type == kind for kind in kinds)
     floats = {name for name, kind in vars(torch).items() if isinstance(kind, torch.dtype) and kind.is_floating_point}
     assert {name for name in floats if not name.startswith(("float8", "float4"))} == {*finding.DTYPES} - {"auto"}
     finding.check_names("float8_e5m2", "cuda:1")
