@@ -70,6 +70,7 @@ def test_the_fields_of_every_pruner_read_back_what_they_were_made_from(name):
         ("0.25", SHARE, 0.25),
         (" 1e-3 ", SHARE, 1e-3),
         ("", SHARE | None, None),
+        ("  ", SHARE | None, None),
         ("3", int | None, 3),
         ("1, 2", tuple[int, ...], (1, 2)),
         ("1,", tuple[int, ...], (1,)),

@@ -39,13 +39,13 @@ def test_a_broken_trace_is_read_word_by_word(damage):
     rng = np.random.default_rng(3)
     for chart, question, true in TRACES[::3]:
         words = [token.word for token in true]
-        place = int(rng.integers(len(words)))
+        place, above = int(rng.integers(len(words))), str(chart.step * (chart.intervals + 3))  # no tick is there
         changed = {
             "cut": words[:place],
             "shuffled": [str(word) for word in rng.permutation(words)],
             "dropped": words[:place] + words[place + 1 :],
             "doubled": words[:place] + words[place : place + 4] + words[place:],
-            "foreign": [*words[:place], "r3", "99", "fed", "", *words[place + 1 :]],
+            "foreign": [*words[:place], "r3", "99", "over", above, "2", "", *words[place + 1 :]],
         }[damage]
         read = annotate(chart, question, changed)
         assert [token.word for token in read] == changed
@@ -111,5 +111,6 @@ def test_answers_are_scored_by_task_and_by_reason(monkeypatch):
     wrong[""] = True
     result = evaluation.evaluate(vlm, 1, sides=[16])
     assert {score["accuracy"] for score in result["reasons"]["256"].values()} == {0.0}
+    assert evaluation.CLEAR in result["reasons"]["256"]
     assert result["first_misread"]["256"] == {evaluation.UNREAD: len(TASKS)}
     assert "no word misread 9" in evaluation.format_report(result)
