@@ -7,7 +7,8 @@ from pathlib import Path
 
 from visionpulse_analysis._util.files import data_folder
 
-BUNDLED = ("scenes", "charts")
+TWINS = ("vica",)  # of scenes, see `models.twins`
+BUNDLED = ("scenes", "charts", *TWINS)
 # What torch calls its devices and its types of floating-point numbers; short floats are many, and left to it.
 DEVICES = (
     "cpu", "cuda", "ipu", "xpu", "mkldnn", "opengl", "opencl", "ideep", "hip", "ve", "fpga", "maia", "xla", "lazy",

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from transformers import AutoConfig
 
 from visionpulse_analysis._util.files import data_folder, write_whole
-from visionpulse_analysis.models.loading import load
+from visionpulse_analysis.models.loading import VLM, load
 from visionpulse_analysis.models.twins import LANGUAGE_MODEL, language_of
 from visionpulse_analysis.pruners.pattern import Pattern
 from visionpulse_analysis.testbed.heads.catalogue import machine
@@ -29,8 +29,8 @@ READING = (4, 7)
 WORST_READING = (2, 5)  # of those that are no neighbours, the one of the highest loss: a control
 # The heads of the bundled model that `active_heads` finds on scenes for validation, three quarters of all.
 HEADS = tuple(tuple(bool(int(head)) for head in layer) for layer in "1111 1101 0101 1111 1111 0101 1101 0110".split())
-SCORED = {4: 12, 8: 12}  # cells per side -> scenes on which a twin is scored
-ANCHOR_PICTURES = 20
+SCORED = 16  # scenes for validation on which a twin is scored
+ANCHOR_PICTURES = 8
 SAVE_EVERY = 20  # steps
 
 
@@ -92,7 +92,7 @@ def publish_twin(trainer: Trainer, folder: Path) -> None:
     weights = load("scenes", device="cpu").weights_hash
     folder.mkdir(parents=True, exist_ok=True)
     kept = {part: value.bfloat16().contiguous() for part, value in language_of(trainer.average).items()}
-    save_file(kept, folder / LANGUAGE_MODEL)
+    write_whole(folder / LANGUAGE_MODEL, save(kept))
     config = AutoConfig.from_pretrained(data_folder() / "scenes")
     config.visionpulse_twin = {"name": "scenes", "weights": weights}
     config.visionpulse_pattern = world.pattern.to_dict()
@@ -105,13 +105,15 @@ def publish_twin(trainer: Trainer, folder: Path) -> None:
 
 
 def score_twin(folder: str | Path) -> dict[str, Any]:
-    """Share of right answers on validation scenes, by patches and task, under the pattern of a twin and without it."""
+    """Share of right answers to each task, under the pattern of a twin and without it."""
     vlm, found = load(str(folder), device="cpu"), {}
     for label in ("under its pattern", "without it"):
-        found[label] = {}
-        for cells, count in SCORED.items():
-            items = build_items({cells: count}, VALIDATION_SEED)
-            right = {task: right_answers(items, task, ask_all(vlm, items, task)).mean() for task in TASKS}
-            found[label][str(4 * cells**2)] = {task: round(float(share), 4) for task, share in right.items()}
+        found[label] = {task: score_task(vlm, task) for task in TASKS}
         vlm.model.config.visionpulse_pattern = None
     return found
+
+
+def score_task(vlm: VLM, task: str, **options: Any) -> float:
+    """Share of right answers to a task on validation scenes of 256 patches; `options` are those of `decode`."""
+    items = build_items({8: SCORED}, VALIDATION_SEED)
+    return round(float(right_answers(items, task, ask_all(vlm, items, task, **options)).mean()), 4)

@@ -36,7 +36,10 @@ def see(model: Any, batch: Batch) -> Pictures:
     return Pictures(states, deepstack)
 
 
-def states_under(model: Any, batch: Batch, pattern: Pattern, pictures: Pictures | None = None) -> torch.Tensor:
+def states_under(
+    model: Any, batch: Batch, pattern: Pattern, pictures: Pictures | None = None, *,
+    neighbours: torch.Tensor | None = None, last_neurons: bool = False,
+) -> torch.Tensor:  # fmt: skip
     """Last hidden states [row, L, width] of a packed batch under a pattern, 0 at the patches.
 
     Parameters
@@ -47,6 +50,10 @@ def states_under(model: Any, batch: Batch, pattern: Pattern, pictures: Pictures 
     pattern : Pattern
     pictures : Pictures, optional
         Those of `see`, where they are known.
+    neighbours : bool [patch, patch], optional
+        Which patches each patch sees, in place of the pattern's window: a control.
+    last_neurons : bool
+        Whether pictures use the last neurons in place of the first: a control.
     """
     language = model.model.language_model
     pictures = see(model, batch) if pictures is None else pictures
@@ -60,7 +67,7 @@ def states_under(model: Any, batch: Batch, pattern: Pattern, pictures: Pictures 
     text, whole = among[..., columns], torch.cat([among[..., image], among[..., columns]], dim=-1)
     if batch.grid_thw is None:
         raise ValueError("expected a batch with pictures; drills have none")
-    own = neighbours(n, int(batch.grid_thw[0, 2]), pattern.window, patches.device)
+    own = window_of(n, int(batch.grid_thw[0, 2]), pattern.window, patches.device) if neighbours is None else neighbours
     of_patches = torch.cat([own, own.new_ones(n, before)], dim=1)
     count = len(language.layers)
     for number, block in enumerate(language.layers):
@@ -79,7 +86,7 @@ def states_under(model: Any, batch: Batch, pattern: Pattern, pictures: Pictures 
             if works:
                 keys, values = (torch.cat([a, b[:, :, :before]], 2) for a, b in ((its_key, key), (its_value, value)))
                 mixed = active * scaled_dot_product_attention(its_query, keys, values, attn_mask=of_patches)
-                patches = _leaving(block, patches, mixed, pattern.mlp_share)
+                patches = _leaving(block, patches, mixed, pattern.mlp_share, last_neurons)
         words = _leaving(block, words, scaled_dot_product_attention(query, read_key, read_value, attn_mask=mask))
         if number < len(pictures.deepstack):
             patches = patches + pictures.deepstack[number]
@@ -87,7 +94,7 @@ def states_under(model: Any, batch: Batch, pattern: Pattern, pictures: Pictures 
     return whole_states.index_copy(1, columns, language.norm(words))
 
 
-def neighbours(n: int, cols: int, window: int | None, device: Any) -> torch.Tensor:
+def window_of(n: int, cols: int, window: int | None, device: Any) -> torch.Tensor:
     """Which of ``n`` patches in rows of ``cols`` each patch sees: bool [patch, patch], causal without a window."""
     if window is None:
         return torch.ones(n, n, dtype=torch.bool, device=device).tril()
@@ -108,10 +115,13 @@ def _projected(block: Any, states: torch.Tensor, at: Rotary) -> tuple[torch.Tens
     return query, key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
 
 
-def _leaving(block: Any, states: torch.Tensor, mixed: torch.Tensor, share: float = 1.0) -> torch.Tensor:
+def _leaving(
+    block: Any, states: torch.Tensor, mixed: torch.Tensor, share: float = 1.0, last: bool = False
+) -> torch.Tensor:
     """The states after attention has put out ``mixed`` [row, head, token, dim], and after a share of the MLP."""
     states = states + block.self_attn.o_proj(mixed.transpose(1, 2).flatten(2))
     entering, mlp = block.post_attention_layernorm(states), block.mlp
-    first = round(share * mlp.gate_proj.out_features)
-    neurons = mlp.act_fn(entering @ mlp.gate_proj.weight[:first].T) * (entering @ mlp.up_proj.weight[:first].T)
-    return states + neurons @ mlp.down_proj.weight[:, :first].T
+    count = mlp.gate_proj.out_features
+    used = slice(count - round(share * count), None) if last else slice(round(share * count))
+    neurons = mlp.act_fn(entering @ mlp.gate_proj.weight[used].T) * (entering @ mlp.up_proj.weight[used].T)
+    return states + neurons @ mlp.down_proj.weight[:, used].T
