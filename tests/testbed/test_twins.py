@@ -79,13 +79,13 @@ def test_heads_are_kept_by_votes(vlm, pictures):
         active_heads(made, 0.0)
 
 
-@pytest.mark.parametrize("name", TWINS, scope="class")
+@pytest.mark.parametrize("name", TWINS)
 class TestBundled:
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def twin(self, name):
         return vpa.load(name)
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def told(self, name):
         return json.loads((data_folder() / name / "training.json").read_text())
 
