@@ -237,8 +237,8 @@ def video_class(folder: str) -> Any:
     finally:
         for one in empty:
             del sys.modules[one]
-    if not hasattr(module, "tvF"):  # what transformers 5.4 asks by itself
-        module.tvF = SimpleNamespace(resize=resize, InterpolationMode=SimpleNamespace(**NAMED))
+    named = SimpleNamespace(resize=resize, InterpolationMode=SimpleNamespace(**NAMED))
+    vars(module).setdefault("tvF", named)  # what transformers 5.4 asks by itself
     own = getattr(module, module.__all__[0])
     return type(own.__name__, (own, TorchHalf), {"__module__": name})
 
