@@ -70,3 +70,21 @@ def test_samples_without_a_scene_or_of_several_sizes_are_refused(scenes, samples
     for given in ([measure.Sample("own", samples[0].image, "what ?")], [*samples, *scene_samples(1, cells=6)]):
         with pytest.raises(ValueError, match="scenes of one size with known answers"):
             measure.pairs_of_samples(scenes, given)
+
+
+@pytest.mark.parametrize("name", ["covipal", "relevance_cnn"])
+def test_inside_generate_trained_scorers_read_all_text_and_say_what_decode_says(scenes, samples, name):
+    sample, pruner = samples[0], vpa.make_pruner(name, budget=0.2, prompt="text")
+    trace = vpa.decode(scenes, sample.image, sample.question, pruner=pruner, max_new_tokens=3, sample=None)
+    inputs = scenes.family.batch([scenes.prompt(sample.image, sample.question)], padding=0)
+    with vpa.watch(scenes.model, scenes.tokenizer, pruner=pruner) as w:
+        scenes.model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert np.array_equal(w.traces[0].kept.values, trace.kept.values) and w.traces[0].tokens == trace.tokens
+    asked = vpa.decode(scenes, sample.image, sample.question, pruner=vpa.make_pruner(name, budget=0.2),
+                       max_new_tokens=1, sample=None)  # fmt: skip
+    assert not np.array_equal(asked.kept.values[0], trace.kept.values[0])
+    with (
+        vpa.watch(scenes.model, scenes.tokenizer, pruner=vpa.make_pruner(name)),
+        pytest.raises(ValueError, match="set prompt='text'"),
+    ):
+        scenes.model.generate(**inputs, max_new_tokens=1)

@@ -11,7 +11,7 @@ True
 
 from .curves import draw_mass_curve, draw_step_curves
 from .methods import METHODS, Look, look
-from .overlays import draw_blackout, draw_boxes, draw_kept, draw_map_grid, draw_overlay, overlay_strip
+from .overlays import draw_blackout, draw_boxes, draw_clusters, draw_kept, draw_map_grid, draw_overlay, overlay_strip
 from .page import (
     draw_caption,
     draw_legend,
@@ -48,6 +48,7 @@ __all__ = [
     "draw_blackout",
     "draw_boxes",
     "draw_caption",
+    "draw_clusters",
     "draw_colour_bar",
     "draw_curve",
     "draw_estimates",

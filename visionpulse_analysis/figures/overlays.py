@@ -185,9 +185,40 @@ def draw_kept(ax: Axes, image: np.ndarray, kept_map: np.ndarray) -> Axes:
     dim[..., :3] = 0.15
     dim[..., 3] = np.where(kept == 0, 0.72, 0)
     _draw_on_image(ax, image, dim)
-    height, width = max(ax.get_ylim()) / kept.shape[0], max(ax.get_xlim()) / kept.shape[1]
-    # An edge runs wherever a kept patch meets one that is not, also at the rim of the image.
-    inside = np.pad(kept == 1, 1)
+    _draw_edges(ax, kept == 1)
+    return ax
+
+
+@style()
+def draw_clusters(ax: Axes, image: np.ndarray, owner_map: np.ndarray) -> Axes:
+    """Outline groups of patches, each by its number.
+
+    Parameters
+    ----------
+    ax : Axes
+    image : uint8 [row_px, col_px, 3]
+    owner_map : int, or float with NaN (no patch), [row, col]
+        0 and above; patches of one number are one group, wherever they lie.
+
+    Returns
+    -------
+    ax : Axes
+
+    Raises
+    ------
+    ValueError
+        On a wrong shape or dtype.
+    """
+    owners = check_map(owner_map, "owner_map")
+    _draw_on_image(ax, image, np.zeros((*owners.shape, 4)))
+    _draw_edges(ax, np.nan_to_num(owners, nan=-1.0) + 1)
+    return ax
+
+
+def _draw_edges(ax: Axes, groups: np.ndarray) -> None:
+    """Draw a line wherever patches of different groups [row, col] meet, and where one but 0 meets the rim."""
+    height, width = max(ax.get_ylim()) / groups.shape[0], max(ax.get_xlim()) / groups.shape[1]
+    inside = np.pad(groups, 1)
     edges = [
         ((col * width, row * height), (col * width, (row + 1) * height))
         for row, col in np.argwhere(inside[1:-1, 1:] != inside[1:-1, :-1])
@@ -195,9 +226,7 @@ def draw_kept(ax: Axes, image: np.ndarray, kept_map: np.ndarray) -> Axes:
         ((col * width, row * height), ((col + 1) * width, row * height))
         for row, col in np.argwhere(inside[1:, 1:-1] != inside[:-1, 1:-1])
     ]
-    outline = LineCollection(edges, colors="#ffd21f", linewidths=0.9, capstyle="projecting")
-    ax.add_collection(outline, autolim=False)
-    return ax
+    ax.add_collection(LineCollection(edges, colors="#ffd21f", linewidths=0.9, capstyle="projecting"), autolim=False)
 
 
 @style()

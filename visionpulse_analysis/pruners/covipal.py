@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from visionpulse_analysis._util.later import torch
 from visionpulse_analysis.pruners.base import BeforeModel, LayerIndex, Selection
-from visionpulse_analysis.pruners.heads import Learned, question_words
+from visionpulse_analysis.pruners.heads import Learned, Words, question_words
 from visionpulse_analysis.pruners.top_k import check_layer, nearest_k, top_k
 from visionpulse_analysis.pruners.view import Layout, View
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from visionpulse_analysis.pruners.networks import Head
 
 
-def words_of_question(states: torch.Tensor, layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
+def words_of_question(states: torch.Tensor, layout: Layout, words: Words) -> tuple[torch.Tensor, torch.Tensor]:
     """The states of the question's words, float32 [row, word, width], and which are there, bool [row, word]."""
-    places, asked = question_words(layout)
+    places, asked = question_words(layout, words)
     return states.gather(1, places[..., None].expand(-1, -1, states.shape[2])).float() * asked[..., None], asked
 
 
@@ -47,6 +47,9 @@ class CoViPAL(Learned, BeforeModel):
     layer : int
         The layer of prefill whose entering states are scored, and the first that sees what is left; 0 is before the
         model. A head is trained for one layer.
+    prompt : "question" or "text"
+        Words read beside the patches: those of the question, as in training, or all text of the prompt, its template
+        with it: for `generate` under `watch`, which does not say where the question is.
 
     Raises
     ------
@@ -58,6 +61,7 @@ class CoViPAL(Learned, BeforeModel):
 
     head: str = "covipal"
     layer: LayerIndex = 0
+    prompt: Words = "question"
 
     @staticmethod
     def network() -> type[Head]:
@@ -75,7 +79,7 @@ class CoViPAL(Learned, BeforeModel):
         layout, patches = run.layout, view.patch_states()
         present = layout.patches if view.shown is None else view.shown
         scorer = self.network().untrained(width=patches.shape[2]).to(patches) if run.head is None else run.head
-        words, asked = words_of_question(view.states(), layout)
+        words, asked = words_of_question(view.states(), layout, self.prompt)
         scores = scorer(patches, words, present, asked)
         run.kept = top_k(scores.masked_fill(~layout.patches, -torch.inf), nearest_k(self.budget, layout.counts))
         return run.kept

@@ -56,7 +56,6 @@ class DyVTE(Learned):
     """
 
     name: ClassVar[str] = "dyvte"
-    prompt: ClassVar[str] = "text"
 
     head: str = "exits"
     first_layer: Annotated[int, Interval(ge=1)] = 1
@@ -110,7 +109,6 @@ class DyVTESteps(Learned):
     """
 
     name: ClassVar[str] = "dyvte_steps"
-    prompt: ClassVar[str] = "text"
 
     head: str = "exits-steps"
     first_layer: Annotated[int, Interval(ge=1)] = 1

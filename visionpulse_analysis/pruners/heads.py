@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from visionpulse_analysis._util.files import data_folder
 from visionpulse_analysis._util.later import torch
@@ -25,13 +25,17 @@ def head_folder(name: str) -> Path:
     return Path(name) if Path(name).is_dir() else data_folder() / "heads" / name
 
 
-def question_words(layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
+Words = Literal["question", "text"]
+
+
+def question_words(layout: Layout, words: Words) -> tuple[torch.Tensor, torch.Tensor]:
     """Where the words of each question stand in its prompt, int64 [row, word], and which are there, bool [row, word].
 
-    Rows with fewer words are filled up with other places.
+    Or, for the `words` "text", all text of the prompt. Rows with fewer words are filled up with other places.
     """
-    counts = layout.question.sum(dim=1)
-    places = torch.argsort(~layout.question, dim=1, stable=True)[:, : max(1, int(counts.max()))]
+    said = layout.question if words == "question" else layout.text
+    counts = said.sum(dim=1)
+    places = torch.argsort(~said, dim=1, stable=True)[:, : max(1, int(counts.max()))]
     return places, torch.arange(places.shape[1], device=counts.device)[None] < counts[:, None]
 
 
@@ -51,8 +55,6 @@ def read_training(name: str) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Learned(Pruner):
     """Base of pruners that ask a trained head; a subclass states its ``head`` and which `Head` that is, ``network``."""
-
-    prompt: ClassVar[str] = "question"  # whose words are asked for
 
     head: str
 

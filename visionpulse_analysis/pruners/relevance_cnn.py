@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from visionpulse_analysis._util.later import torch
 from visionpulse_analysis.pruners.base import BeforeModel, LayerIndex, Selection
-from visionpulse_analysis.pruners.heads import Learned, question_words
+from visionpulse_analysis.pruners.heads import Learned, Words, question_words
 from visionpulse_analysis.pruners.top_k import check_layer, nearest_k, top_k
 from visionpulse_analysis.pruners.view import Layout, View
 
@@ -17,18 +17,16 @@ if TYPE_CHECKING:
 RAW = "raw"
 
 
-def attention_of_words(view: View, layout: Layout) -> torch.Tensor:
+def attention_of_words(view: View, layout: Layout, words: Words = "question") -> torch.Tensor:
     """Attention from the question's words to each patch, mean over heads and words: float32 [row, patch].
 
-    All zeros where a row has no question.
+    Or from all text of the prompt, for the `words` "text". All zeros where a row has no question.
     """
-    queries, asked = question_words(layout)
+    queries, asked = question_words(layout, words)
     weights = torch.softmax(view.query_logits(queries), dim=-1).mean(dim=1)
     index = layout.places[:, None].expand(-1, queries.shape[1], -1)
     # A row with fewer words fills up with padding, whose attention is NaN.
-    seen = (
-        weights.gather(2, index).masked_fill(~asked[..., None], 0.0).sum(dim=1) / asked.sum(dim=1).clamp(min=1)[:, None]
-    )
+    seen = weights.gather(2, index).masked_fill(~asked[..., None], 0.0).sum(dim=1)
     return seen / asked.sum(dim=1).clamp(min=1)[:, None] * layout.patches
 
 
@@ -55,6 +53,9 @@ class RelevanceCNN(Learned, BeforeModel):
         or "raw" for the attention itself, without a network.
     layer : int
         The layer of prefill whose attention is read, and the first that sees what is left. A head is trained for one.
+    prompt : "question" or "text"
+        Words whose attention is read: those of the question, as in training, or all text of the prompt, its template
+        with it: for `generate` under `watch`, which does not say where the question is.
 
     Raises
     ------
@@ -66,6 +67,7 @@ class RelevanceCNN(Learned, BeforeModel):
 
     head: str = "relevance"
     layer: LayerIndex = 0
+    prompt: Words = "question"
 
     @staticmethod
     def network() -> type[Head]:
@@ -81,7 +83,7 @@ class RelevanceCNN(Learned, BeforeModel):
         if view.layer != self.layer:
             return None
         layout = run.layout
-        scores = attention_of_words(view, layout)
+        scores = attention_of_words(view, layout, self.prompt)
         if self.head != RAW:
             network = self.network().untrained().to(layout.device) if run.head is None else run.head
             scores = network(scores, layout.patches)

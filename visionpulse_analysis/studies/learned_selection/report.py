@@ -35,7 +35,7 @@ from visionpulse_analysis.studies.shared.sentences import (
 
 HEADS = (
     "covipal", "covipal-stage1", "covipal-stage2", "covipal-shuffled", "covipal-layer2", "relevance",
-    "relevance-layer4", "relevance-shuffled", "exits", "exits-shuffled",
+    "relevance-layer4", "relevance-shuffled", "exits", "exits-shuffled", "exits-steps", "exits-steps-shuffled",
 )  # fmt: skip
 
 
@@ -74,6 +74,7 @@ def table(study: Learned) -> pd.DataFrame:
 def paper_table(study: Learned, found: Layers, left: Exits) -> pd.DataFrame:
     """What the papers report, beside what was measured here."""
     judged, share = study.judged, f" at {100 * study.compared:g} %"
+    gates = left.questions.balanced(TRAINED)
 
     def said(label: str, other: str) -> str:
         claim = judged[at_budget(label, study.compared), at_budget(other, study.compared)]
@@ -110,7 +111,7 @@ def paper_table(study: Learned, found: Layers, left: Exits) -> pd.DataFrame:
         ),
         "how well a gate tells a free exit": (
             "not reported",
-            "; ".join(f"layer {n}: {one:.2f}" for n, one in enumerate(left.balanced(TRAINED)) if one.n_values),
+            "; ".join(f"layer {n}: {one:.2f}" for n, one in enumerate(gates) if one.n_values),
         ),
         "training": (
             "CoViPAL: visual instruction data, module alone, then end to end; network: 100 epochs; gates: 6,650 "
