@@ -101,7 +101,8 @@ def test_costs_are_those_of_reading_the_canvas_at_every_step(vlm, pictures):
         ({"mask_token": "<|nothing|>"}, "no token '<|nothing|>'"),
         ({"pruner": "visionpulse"}, "chooses at every decode step"),
         ({"pruner": "fastv | visionpulse"}, "chooses at every decode step"),
-        ({"pruner": "shortv", "start": 1}, "changes the states of the prompt"),
+        ({"pruner": "shortv"}, "changes what pictures take part in"),
+        ({"pruner": "visipruner", "start": 1}, "changes the states of the prompt"),
     ],
 )
 def test_what_cannot_be_done_is_refused(vlm, pictures, given, said):

@@ -28,6 +28,7 @@ _MODULE_OF = {
     "costs_of": "metrics.flops",
     "create_trace": "traces",
     "decode": "decoding",
+    "denoise": "decoding.denoising",
     "explore": "explorer",
     "intervene": "decoding.interventions",
     "list_pruners": "pruners",

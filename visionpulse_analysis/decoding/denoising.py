@@ -27,6 +27,7 @@ from visionpulse_analysis.decoding.tokens import end_ids
 from visionpulse_analysis.decoding.trace_builder import Record, choice_of, visible_of
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.pruners.base import Pruner
+from visionpulse_analysis.pruners.pattern import ORDINARY
 from visionpulse_analysis.pruners.view import View
 from visionpulse_analysis.traces.quantities import Quantity
 
@@ -315,5 +316,7 @@ def _check_pruner(group: Group, start: int) -> None:
             f"{name} chooses at every decode step by its newest query, and a denoising step has none; give a pruner "
             "that chooses in prefill, such as fastv, divprune, sparsevlm or vtw"
         )
-    if start and (run.frozen_layers or run.has("redirect") or group.prefill.renumbers):
+    if run.pattern != ORDINARY:
+        raise ValueError(f"{name} changes what pictures take part in at every step, which a canvas does not follow")
+    if start and (run.has("redirect") or group.prefill.renumbers):
         raise ValueError(f"{name} changes the states of the prompt, which is read once; say start=0")

@@ -8,7 +8,7 @@ from pathlib import Path
 from visionpulse_analysis._util.files import data_folder
 
 TWINS = ("vica",)  # of scenes, see `models.twins`
-BUNDLED = ("scenes", "charts", *TWINS)
+BUNDLED = ("scenes", "charts", *TWINS, "diffusion")  # the last is a twin that is denoised
 # What torch calls its devices and its types of floating-point numbers; short floats are many, and left to it.
 DEVICES = (
     "cpu", "cuda", "ipu", "xpu", "mkldnn", "opengl", "opencl", "ideep", "hip", "ve", "fpga", "maia", "xla", "lazy",

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import load_file, save
+from safetensors.torch import save
+from transformers import AutoConfig
 
 from visionpulse_analysis._util.files import data_folder, write_whole
 from visionpulse_analysis.decoding.denoising import denoise
 from visionpulse_analysis.models.loading import VLM, load
+from visionpulse_analysis.models.twins import LANGUAGE_MODEL, language_of
 from visionpulse_analysis.testbed.diffusion.canvases import DIRECT, PLACES, SHORT, canvas_of
 from visionpulse_analysis.testbed.diffusion.world import DIFFUSION
 from visionpulse_analysis.testbed.heads.catalogue import machine
@@ -22,11 +24,10 @@ from visionpulse_analysis.testbed.scenes.scene import Scene, generate
 from visionpulse_analysis.testbed.scenes.truth import answer_is_right
 from visionpulse_analysis.testbed.training.evaluation import noise
 from visionpulse_analysis.testbed.training.evaluation_set import Item
-from visionpulse_analysis.testbed.training.training import Trainer
+from visionpulse_analysis.testbed.training.training import CURVES, Trainer
 from visionpulse_analysis.traces import Trace
 
-WEIGHTS, TRAINING = "language.safetensors", "training.json"
-TOWER = "model.visual."
+TRAINING = "training.json"
 FIRST_SCORE_SEED = 530_000  # validation scenes of the twin
 SCORED = 40  # scenes
 CELLS = 4  # cells per side of a scene that it was trained on
@@ -34,12 +35,7 @@ CELLS = 4  # cells per side of a scene that it was trained on
 
 @dataclass(frozen=True)
 class Asked:
-    """A scene, a question about it, and whether it is to be answered without thoughts.
-
-    Attributes
-    ----------
-    canvas : int, how many places its answer has
-    """
+    """A scene, a question about it, and whether it is to be answered without thoughts."""
 
     scene: Scene
     question: Question
@@ -47,6 +43,7 @@ class Asked:
 
     @property
     def canvas(self) -> int:
+        """How many places its answer has."""
         return SHORT if self.direct else PLACES[self.question.task]
 
     @property
@@ -107,12 +104,16 @@ def train_twin(
 def publish_twin(trainer: Trainer, folder: Path) -> None:
     """Write the language model's averaged weights in bfloat16, and how they were trained, with their scores."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {n: v.detach().bfloat16().contiguous() for n, v in trainer.average.state_dict().items()}
-    write_whole(folder / WEIGHTS, save({n: v for n, v in weights.items() if not n.startswith(TOWER)}))
+    origin = load("scenes", device="cpu").weights_hash
+    kept = {name: value.detach().bfloat16().contiguous() for name, value in language_of(trainer.average).items()}
+    write_whole(folder / LANGUAGE_MODEL, save(kept))
+    config = AutoConfig.from_pretrained(data_folder() / "scenes")
+    config.visionpulse_twin = {"name": "scenes", "weights": origin}
+    config.save_pretrained(folder)
     told = {
         **trainer.told(),
-        "adapted_from": load("scenes", device="cpu").weights_hash,
-        "curve": [row for row in (trainer.folder / "curves.csv").read_text().splitlines() if ",loss," in row],
+        "model": origin,
+        "curve": [row.split(",") for row in (trainer.folder / CURVES).read_text().splitlines() if ",find," in row],
         **machine(),
     }
     write_whole(folder / TRAINING, (json.dumps(told, indent=1) + "\n").encode())
@@ -122,34 +123,11 @@ def publish_twin(trainer: Trainer, folder: Path) -> None:
 
 
 def load_twin(folder: Path | None = None) -> VLM:
-    """The twin, on the stock class, beside the tower of the bundled model.
+    """The twin on the stock class, as `publish_twin` wrote it to a ``folder``, by default the bundled one.
 
-    Parameters
-    ----------
-    folder : Path, optional
-        As `publish_twin` wrote it; the bundled one if left out.
-
-    Raises
-    ------
-    ValueError
-        It was adapted from another model than the bundled one, or its weights are of another shape.
+    Raises ValueError as :func:`load`: among others, where the bundled model is not that from which it was adapted.
     """
-    folder = data_folder() / "diffusion" if folder is None else folder
-    vlm, told = load("scenes", device="cpu"), json.loads((folder / TRAINING).read_text())
-    if told["adapted_from"] != vlm.weights_hash:
-        raise ValueError(
-            f"the twin in {folder} was adapted from the model with the hash {told['adapted_from']}, and the bundled "
-            f"one has {vlm.weights_hash}: its tower is another; train the twin again (`visionpulse train --twin`)"
-        )
-    weights = {name: value.float() for name, value in load_file(folder / WEIGHTS).items()}
-    try:
-        missing, unknown = vlm.model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        raise ValueError(f"the weights in {folder} are of another shape: {error}") from error
-    if unknown or any(not name.startswith(TOWER) for name in missing):
-        raise ValueError(f"the weights in {folder} do not fit: {len(missing)} are missing, {len(unknown)} unknown")
-    vlm.name = folder.name
-    return vlm
+    return load("diffusion" if folder is None else str(folder), device="cpu")
 
 
 def score_twin(vlm: VLM, count: int = SCORED, first_seed: int = FIRST_SCORE_SEED) -> dict[str, Any]:
@@ -159,9 +137,10 @@ def score_twin(vlm: VLM, count: int = SCORED, first_seed: int = FIRST_SCORE_SEED
     -------
     dict
         ``tasks`` : exact answers with as many steps as places. ``whole`` : of each task, canvases right word by word.
-        ``one_step`` : exact answers where all places are unmasked at once. ``noise`` : for noise in place of pictures.
+        ``one_step`` : exact answers where all places are unmasked at once. ``noise`` : for noise in place of pictures,
+        exact answers, which for yes or no may be guessed; ``noise_whole`` : canvases right word by word.
     """
-    found: dict[str, Any] = {name: {} for name in ("tasks", "whole", "one_step", "noise")}
+    found: dict[str, Any] = {name: {} for name in ("tasks", "whole", "one_step", "noise", "noise_whole")}
     for task in (*PLACES, DIRECT):
         asked = draw_asked(count, task, first_seed=first_seed)
         traces = denoise_all(vlm, asked, layers="none")
@@ -169,5 +148,7 @@ def score_twin(vlm: VLM, count: int = SCORED, first_seed: int = FIRST_SCORE_SEED
         found["whole"][task] = float(whole(asked, traces).mean())
         found["one_step"][task] = float(right(asked, denoise_all(vlm, asked, layers="none", steps=1)).mean())
         blank = [noise(Item(one.scene, {})) for one in asked]
-        found["noise"][task] = float(right(asked, denoise_all(vlm, asked, layers="none", images=blank)).mean())
+        seen_none = denoise_all(vlm, asked, layers="none", images=blank)
+        found["noise"][task] = float(right(asked, seen_none).mean())
+        found["noise_whole"][task] = float(whole(asked, seen_none).mean())
     return found

@@ -16,8 +16,8 @@ FIRST_DIFFUSION_SEED = 1_400_000_000  # scenes that nothing else is trained on
 DIRECT_SHARE = 0.33  # of the questions, which are answered at once
 MIX = {"find": 0.45, "compare": 0.55}
 DIFFUSION_PLAN = (
-    Stage("adapt", 2000, {4: 1.0}, MIX, 4, 3, (1.5e-3, 1.5e-3)),
-    Stage("settle", 300, {4: 1.0}, MIX, 4, 3, (1.5e-3, 2e-5)),
+    Stage("adapt", 260, {4: 1.0}, MIX, 4, 3, (1.5e-3, 1.5e-3)),
+    Stage("settle", 140, {4: 1.0}, MIX, 4, 3, (1.5e-3, 2e-5)),
 )
 
 
