@@ -53,6 +53,7 @@ def at_once(monkeypatch):
 @pytest.mark.parametrize(("said", "asked", "looked_at", "expected"), [
     ("", None, True, True), ("", None, False, False), ("0", None, True, False), ("1", None, False, True),
     ("off", None, True, False), ("1", False, True, False), ("0", True, False, True),
+    ("", True, False, True), ("", False, True, False),
 ])  # fmt: skip
 def test_who_sees_a_bar(monkeypatch, said, asked, looked_at, expected):
     monkeypatch.setattr(sys, "stderr", Terminal() if looked_at else io.StringIO())
@@ -126,7 +127,9 @@ def folder(tmp_path):
     for number, said in enumerate(("a", "b")):
         cells = [
             new_code_cell("seed = 0\nout = 'figures'", metadata={"tags": ["parameters"]}),
-            new_code_cell(f"import os\nprint({said!r}, os.environ[{progress.SWITCH!r}])"),
+            new_code_cell(
+                f"import os\nprint({said!r}, os.environ[{progress.SWITCH!r}], get_ipython().kernel.parent.log_level)"
+            ),
         ]
         nbformat.write(new_notebook(cells=cells), tmp_path / f"0{number}_{said}.ipynb")
     return tmp_path
@@ -138,7 +141,7 @@ def test_notebooks_show_a_line_each_and_none_in_what_is_kept(folder, terminal, a
     shown = terminal.getvalue()
     assert "00_a" in shown and "01_b" in shown and "3/3" in shown and len(lines) == 3
     said = [cell.outputs[0].text for one in done for cell in nbformat.read(one.path, 4).cells[2:3]]
-    assert said == ["a 0\n", "b 0\n"]
+    assert said == ["a 0 50\n", "b 0 50\n"]  # what kernels log when they are interrupted stays away, too
     assert os.environ[progress.SWITCH] == "1"
 
 

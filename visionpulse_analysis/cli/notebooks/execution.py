@@ -53,6 +53,7 @@ def execute(
                 language="python",
                 kernel_manager_class=_RunningPython,
                 progress_bar=False,
+                extra_arguments=["--IPKernelApp.log_level=50"],  # what an interrupted kernel logs is nobody's concern
                 on_cell_complete=lambda cell_index, **_: tell(cell_index + 1),
                 start_timeout=300,  # a busy machine starts a kernel slowly
             )
