@@ -48,7 +48,7 @@ Parameters = Annotated[
     list[str] | None,
     typer.Option("-p", "--parameter", metavar="KEY=VALUE", help="Of the notebook or pruner; may be repeated."),
 ]
-Model = Annotated[str, typer.Option(help='"scenes", "charts" or "vica" (bundled), a folder, or a hub id.')]
+Model = Annotated[str, typer.Option(help='"scenes", "charts", "vica" or "yopo" (bundled), a folder, or a hub id.')]
 Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's own), float32, bfloat16 or float16.")]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, mps; by default cuda where there is one, else cpu.", show_default=False)

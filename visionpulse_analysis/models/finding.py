@@ -7,7 +7,7 @@ from pathlib import Path
 
 from visionpulse_analysis._util.files import data_folder
 
-TWINS = ("vica",)  # of scenes, see `models.twins`
+TWINS = ("vica", "yopo")  # of scenes, see `models.twins`
 BUNDLED = ("scenes", "charts", *TWINS, "diffusion")  # the last is a twin that is denoised
 # What torch calls its devices and its types of floating-point numbers; short floats are many, and left to it.
 DEVICES = (

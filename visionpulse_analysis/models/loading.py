@@ -339,7 +339,7 @@ def load(
     Parameters
     ----------
     name : str, or (model, processor)
-        "scenes", "charts" or a twin, "vica" (bundled), a folder in Hugging Face format, or a hub id such as
+        "scenes", "charts" or a twin, "vica" or "yopo" (bundled), a folder in Hugging Face format, or a hub id such as
         "Qwen/Qwen3-VL-4B-Thinking". Or your own objects, which are used as they are: they have a dtype and a device,
         and the other options are for names.
     dtype : str or torch.dtype

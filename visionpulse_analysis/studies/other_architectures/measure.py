@@ -101,7 +101,7 @@ def answers(vlm: VLM, samples: Sequence[Sample], *, seed: int = 0, **options: An
     drawn = replace(yopo, heads=random_heads(yopo.heads, rng))
     patches = len(vlm.prompt(samples[0].image, samples[0].question).grid)
     shape = ModelShape.of(vlm.model.config)
-    share = visual_share(shape, patches, **facts_of(yopo, patches))
+    share = visual_share(shape, patches, **facts_of(yopo, patches, vlm.n_layers))
     rivals = at_share(share, vlm.n_layers)
     arms: dict[str, Pruner | None] = {DENSE: None, YOPO_PLAIN: as_pruner(yopo), RANDOM_HEADS: as_pruner(drawn)}
     arms |= {label: ViCA(layers) for label, layers in reading.items()} | rivals
@@ -112,7 +112,7 @@ def answers(vlm: VLM, samples: Sequence[Sample], *, seed: int = 0, **options: An
         runs[YOPO_WITHOUT] = decode_arms(bare, samples, {DENSE: None}, **options)[DENSE]
     visual = {DENSE: 1.0, YOPO_WITHOUT: 1.0} | dict.fromkeys((YOPO_PLAIN, YOPO_TUNED, RANDOM_HEADS), share)
     visual |= dict.fromkeys(
-        (VICA_PLAIN, VICA_TUNED, RANDOM_PAIR), visual_share(shape, patches, **facts_of(vica, patches))
+        (VICA_PLAIN, VICA_TUNED, RANDOM_PAIR), visual_share(shape, patches, **facts_of(vica, patches, vlm.n_layers))
     )
     return Answers(Arms.of(samples, runs), yopo, vica, reading, visual | dict.fromkeys(rivals, share))
 
@@ -142,9 +142,12 @@ def random_heads(heads: tuple[tuple[bool, ...], ...], rng: np.random.Generator) 
     return tuple(tuple(layer) for layer in flat.tolist())
 
 
-def facts_of(pattern: Pattern, patches: int) -> dict[str, Any]:
+def facts_of(pattern: Pattern, patches: int, n_layers: int) -> dict[str, Any]:
     """What the costs of a prefill of a square picture depend on under a pattern, as `count_costs` takes it."""
-    found: dict[str, Any] = {"frozen_layers": pattern.frozen, "blind_layers": pattern.blind}
+    # Nobody reads what leaves the last layer that sees pictures, so that two streams compute them no further.
+    seeing = [layer for layer in range(n_layers) if layer not in pattern.blind]
+    unread = tuple(range(seeing[-1], n_layers)) if pattern.blind and seeing else ()
+    found: dict[str, Any] = {"frozen_layers": pattern.frozen + unread, "blind_layers": pattern.blind}
     found["mlp_share"] = pattern.mlp_share
     if pattern.window is not None:
         near = window_of(patches, round(patches**0.5), pattern.window, "cpu")
@@ -342,7 +345,7 @@ def text_only(scenes: Scenes, sizes: Sequence[int], rounds: int, *, seed: int = 
         text, k = given.ids.shape[1] - patches, np.full((1, shape.layers), patches)
         flops[patches] = tuple(
             float(count_costs(shape, k, text=text, patches=patches, **facts).flops[0])
-            for facts in ({}, facts_of(pattern, patches))
+            for facts in ({}, facts_of(pattern, patches, twin.n_layers))
         )
     return Prefill(seconds, flops, float((both[0] - both[1]).abs().max()))
 

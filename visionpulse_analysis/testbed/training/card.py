@@ -25,7 +25,7 @@ _TEXT = """# Data
 | `evaluation/scenes.jsonl` | the fixed evaluation set, sha256 `{sha256}` | generated; seeds disjoint from training | Apache-2.0 |
 | `charts/` | the bundled model of charts, `training.json`, the curves of its training, `evaluation.json` (`visionpulse evaluate --model charts --card`) and what a copy is trained on with; what was learned by trying is in its `README.md` | trained by `visionpulse train --world charts` on generated charts | Apache-2.0 |
 | `heads/` | small modules trained beside `scenes/`, each with its losses, seed, seconds and scores in `training.json` | `visionpulse train --head NAME`, on generated scenes of seeds of their own | Apache-2.0 |
-| `vica/` | the language model of a twin of `scenes/`, tuned under ViCA's pattern, in bfloat16, with its steps, seed, seconds and scores in `training.json` | `visionpulse train --twin vica --publish data/vica`, on generated scenes | Apache-2.0 |
+| `vica/`, `yopo/` | the language models of two twins of `scenes/`, tuned under the patterns of ViCA and YOPO, in bfloat16, with their steps, seed, seconds and scores in `training.json` | `visionpulse train --twin NAME --publish DIR`, on generated scenes | Apache-2.0 |
 | `diffusion/` | a masked-diffusion twin of `scenes/`: its language model, and in `training.json` how it was adapted and its scores | `visionpulse train --twin diffusion --publish data/diffusion`, on generated scenes of seeds of their own | Apache-2.0 |
 | `example.png` | a scene for the README's examples | generated: that of notebook 00 | Apache-2.0 |
 | `benchmarks/` | results of `visionpulse bench ... --save`, each with command, machine, versions and date | measured | Apache-2.0 |

@@ -67,12 +67,18 @@ def states_under(
     text, whole = among[..., columns], torch.cat([among[..., image], among[..., columns]], dim=-1)
     if batch.grid_thw is None:
         raise ValueError("expected a batch with pictures; drills have none")
-    own = window_of(n, int(batch.grid_thw[0, 2]), pattern.window, patches.device) if neighbours is None else neighbours
-    of_patches = torch.cat([own, own.new_ones(n, before)], dim=1)
     count = len(language.layers)
+    working = [
+        number not in pattern.frozen and any(later not in pattern.blind for later in range(number + 1, count))
+        for number in range(count)
+    ]
+    own = neighbours
+    if own is None and any(working):
+        own = window_of(n, int(batch.grid_thw[0, 2]), pattern.window, patches.device)
+    of_patches = None if own is None else torch.cat([own, own.new_ones(n, before)], dim=1)
     for number, block in enumerate(language.layers):
         seen = number not in pattern.blind
-        works = number not in pattern.frozen and any(later not in pattern.blind for later in range(number + 1, count))
+        works = working[number]
         active = torch.ones(block.self_attn.config.num_attention_heads, 1, 1, device=words.device)
         active[pattern.inactive(number)] = 0
         query, key, value = _projected(block, words, at_words)
