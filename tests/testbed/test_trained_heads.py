@@ -17,9 +17,8 @@ from visionpulse_analysis.pruners.networks import Head, load_head, save_head
 from visionpulse_analysis.pruners.networks.compressor import Compressor
 from visionpulse_analysis.pruners.networks.gates import Gates, StepGates
 from visionpulse_analysis.pruners.networks.scorer import Scorer
-from visionpulse_analysis.testbed.heads import catalogue, exits, relevance, selection
+from visionpulse_analysis.testbed.heads import HEADS, catalogue, exits, relevance, selection
 from visionpulse_analysis.testbed.heads.catalogue import (
-    HEADS,
     score_compressor,
     score_gates,
     score_scorer,
@@ -57,6 +56,7 @@ class TestFiles:
         told = read_training(name)
         assert told["model"] == scenes.weights_hash
         assert told["scores"] and all(len(stage["loss"]) and stage["seconds"] > 0 for stage in told["stages"].values())
+        assert ("stage 2" in told["stages"]) == ("trained anew" in told.get("history", ""))
 
     def test_another_model_is_refused_before_anything_is_decoded(self, vlm, pictures):
         with pytest.raises(
