@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from visionpulse_analysis.attention.routing import active_interceptors
 from visionpulse_analysis.cli import app
-from visionpulse_analysis.experiments.bench import batch, decode, recording, sharing, synthetic
+from visionpulse_analysis.experiments.bench import batch, decode, recording, synthetic
 from visionpulse_analysis.experiments.bench.machine import VARIANTS, pruner_of
 from visionpulse_analysis.experiments.bench.synthetic import (
     AFTER,
@@ -265,13 +265,13 @@ def test_the_bound_of_a_batch_is_what_its_steps_could_give():
 
 
 def test_a_shared_prefill_gives_the_same_traces_and_is_compared_with_one_each(vlm):
-    result = sharing.bench_sharing(
+    result = batch.bench_sharing(
         [2], pruners=["random(budget=0.5)"], samples=2, cells=4, rounds=1, vlm=vlm, report=lambda line: None
     )
     [row] = result["rows"]
     assert row["equal"] and (row["steps"], row["arms"], row["patches"]) == (2, 2, 64)
     assert row["saved"] == 1 - row["together"] / row["alone"] and row["together"] > 0
-    assert sharing.format_rows({"rows": [row | {"equal": False}]}).split()[-1] == "False"
+    assert batch.format_sharing({"rows": [row | {"equal": False}]}).split()[-1] == "False"
 
 
 def test_the_selection_is_what_choosing_takes_beside_the_logits(monkeypatch):

@@ -16,8 +16,8 @@ import visionpulse_analysis as vpa
 from visionpulse_analysis._util import progress
 from visionpulse_analysis.cli.base import told
 from visionpulse_analysis.cli.notebooks.run import run, run_all
+from visionpulse_analysis.experiments.bench.batch import bench_sharing
 from visionpulse_analysis.experiments.bench.endurance import bench_endurance
-from visionpulse_analysis.experiments.bench.sharing import bench_sharing
 from visionpulse_analysis.experiments.bench.store import bench_store
 from visionpulse_analysis.experiments.conditions import first_choices
 from visionpulse_analysis.experiments.samples import one_sample

@@ -10,12 +10,20 @@ from slow_stages import Dense, Seen, SlowFrozen, SlowGone, SlowSkip, by_hand, kl
 from visionpulse_analysis.decoding.calibration import FirstTokens
 from visionpulse_analysis.decoding.interventions.kinds import HidePatches, SkipImage, UnderSelection
 from visionpulse_analysis.decoding.interventions.passes import TeacherForced
-from visionpulse_analysis.experiments.layer_probe import LayerWatch, logit_lens, sink_value_ratio
 from visionpulse_analysis.experiments.samples import scene_samples
 from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.pruners.shortv import ShortV, layer_contribution
 from visionpulse_analysis.pruners.vtw import VTW, withdrawal_curve
-from visionpulse_analysis.studies.three_stages.measure import ask, asked_hash, lens_words, shallow_layers, three_stages
+from visionpulse_analysis.studies.three_stages.measure import (
+    LayerWatch,
+    ask,
+    asked_hash,
+    lens_words,
+    logit_lens,
+    shallow_layers,
+    sink_value_ratio,
+    three_stages,
+)
 
 CLOSE = {"rtol": 1e-3, "atol": 1e-5}  # log probabilities of float32 models, computed in another order
 

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from visionpulse_analysis.cli import app
-from visionpulse_analysis.experiments.bench import sweep_memory as memory
+from visionpulse_analysis.experiments.bench import endurance as memory
 from visionpulse_analysis.experiments.sweeps.cluster import connect
 
 

@@ -180,10 +180,10 @@ def bench_sweep(
     cells: Annotated[int, typer.Option(min=1, help="Size of the scenes; 4 gives 64 visual tokens.")] = 4,
 ) -> Measured:
     """Whether the memory of a worker stays flat over a long sweep."""
-    from visionpulse_analysis.experiments.bench import sweep_memory as memory
+    from visionpulse_analysis.experiments.bench import endurance
 
-    result = memory.bench_sweep(samples, cells=cells, report=told)
-    return result, memory.format_result(result)
+    result = endurance.bench_sweep(samples, cells=cells, report=told)
+    return result, endurance.format_sweep(result)
 
 
 @measures("sharing")
@@ -198,12 +198,12 @@ def bench_sharing(
     load: Load,
 ) -> Measured:
     """What pruners that share a prefill, as those of a sweep do, save in CPU seconds."""
-    from visionpulse_analysis.experiments.bench import sharing
+    from visionpulse_analysis.experiments.bench import batch as together
 
     given = [] if steps is None else [steps]
     options = {"samples": samples, "cells": cells, "rounds": rounds, "vlm": load(model)}
-    result = sharing.bench_sharing(*given, **options, report=told)
-    return result, sharing.format_rows(result)
+    result = together.bench_sharing(*given, **options, report=told)
+    return result, together.format_sharing(result)
 
 
 @measures("endurance")
