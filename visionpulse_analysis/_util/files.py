@@ -69,10 +69,7 @@ def disk_error(error: OSError, path: Path, kept: str) -> OSError:
 def written_whole(path: Path) -> Iterator[Path]:
     """Give a draft to write to, and put it in place of `path` when the block ends well.
 
-    Raises
-    ------
-    OSError
-        The disk is full or the folder cannot be written; `path` is as it was before.
+    Raises OSError: the disk is full or the folder cannot be written; `path` is as it was before.
     """
     if not path.parent.is_dir():
         missing = OSError(errno.ENOENT, f"there is no folder {path.parent}")

@@ -19,13 +19,8 @@ def call_each(
 
     The cores are shared out: each process computes with its part of the threads, unless ``OMP_NUM_THREADS`` is set.
     With ``told`` the calls are ``function(item, tell)``, and what one tells arrives here as ``told(index, what)``.
-
-    Raises
-    ------
-    Exception
-        What the first failing call raised; the calls still running are stopped.
-    RuntimeError
-        A process died without an answer.
+    Raises Exception: what the first failing call raised; the calls still running are stopped; RuntimeError: a process
+    died without an answer.
     """
     context = multiprocessing.get_context("spawn")
     waiting = list(enumerate(items))[::-1]

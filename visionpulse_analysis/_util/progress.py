@@ -48,12 +48,9 @@ def bar(total: int, what: str, counts: str, asked: bool | None = None, **options
     Parameters
     ----------
     total : int
-    what : str
-        Stands before the bar.
-    counts : str
-        The unit, by which `advance` knows whether it is meant.
-    asked : bool, optional
-        As in `shown`.
+    what : stands before the bar
+    counts : the unit, by which `advance` knows whether it is meant
+    asked : as in `shown`
     **options
         Of tqdm.
     """

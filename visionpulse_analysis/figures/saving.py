@@ -48,10 +48,7 @@ def describe(
 ) -> str:
     """Return the provenance of a figure as one line of JSON in ASCII: the same input gives the same text.
 
-    Raises
-    ------
-    ValueError
-        If a value has no place in JSON (NaN, infinity, an object).
+    Raises ValueError: if a value has no place in JSON (NaN, infinity, an object).
     """
     record = {
         "figure": name,
@@ -197,8 +194,7 @@ def command_for(record: Mapping[str, Any]) -> str | None:
 
     Parameters
     ----------
-    record : mapping
-        As `read_provenance` gives it.
+    record : as `read_provenance` gives it
 
     Returns
     -------

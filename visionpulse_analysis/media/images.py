@@ -35,6 +35,9 @@ TURNS = {  # by the value of the orientation tag; 1, and anything that is no ori
 def read_image(image: ImageLike) -> np.ndarray:
     """Read an image as uint8 [row_px, col_px, 3], EXIF orientation applied, transparency on white.
 
+    Raises FileNotFoundError: there is no such file; ValueError: it is no readable image (the message names it), has
+    several frames, more pixels than PIL's ``Image.MAX_IMAGE_PIXELS``, or 32-bit values of unknown range.
+
     Parameters
     ----------
     image : str, Path, PIL image or uint8 [row_px, col_px, 3]
@@ -43,14 +46,6 @@ def read_image(image: ImageLike) -> np.ndarray:
     Returns
     -------
     uint8 [row_px, col_px, 3]
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no such file.
-    ValueError
-        It is no readable image (the message names it), has several frames, more pixels than PIL's
-        ``Image.MAX_IMAGE_PIXELS``, or 32-bit values of unknown range.
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:

@@ -42,12 +42,8 @@ def build_dataset(
 
     ``quantities`` are the rows of arrays beside the built-in ones.
 
-    xarray variables stay as lazy as they are; anything else is converted to the stated dtype.
-
-    Raises
-    ------
-    ValueError, TypeError
-        As in `create_trace`.
+    xarray variables stay as lazy as they are; anything else is converted to the stated dtype. Raises ValueError,
+    TypeError: as in `create_trace`.
     """
     texts, layer = _texts("tokens", tokens), _indices("layers", layers)
     n_compared, counts = len(similarity_layers or ()), arrays.get("k_per_layer")
@@ -137,10 +133,7 @@ def to_parts(dataset: xr.Dataset) -> tuple[dict[str, np.ndarray], dict[str, Any]
 def from_parts(arrays: Mapping[str, Any], attributes: Mapping[str, Any]) -> xr.Dataset:
     """Undo `to_parts`; the large arrays may be lazy.
 
-    Raises
-    ------
-    ValueError, TypeError, KeyError
-        The parts do not fit each other.
+    Raises ValueError, TypeError, KeyError: the parts do not fit each other.
     """
     parts = dict(arrays)
     steps, patches = np.asarray(parts.pop("steps")), np.asarray(parts.pop("patches"))

@@ -155,14 +155,10 @@ def trace_html(
     image : uint8 [row_px, col_px, 3] or None
         Shown as a thumbnail at most `width` pixels wide and high.
     question : str
-    tokens : list of str
-        The first 300 are shown.
-    mass : list of float
-        Visual mass of each token, 0..1: how strongly it is shaded.
-    facts : dict of str
-        Label and text of each line of the small table.
-    width : int
-        Pixels.
+    tokens : the first 300 are shown
+    mass : visual mass of each token, 0..1: how strongly it is shaded
+    facts : label and text of each line of the small table
+    width : pixels
     """
     shown = "".join(
         f"<code title='step {step}, visual mass {share:.3f}' style='background:rgba(59,130,246,{0.6 * share:.2f});"

@@ -166,16 +166,9 @@ def is_being_written(journal: Path) -> bool:
 def read_journal(path: Path) -> Trace:
     """Rebuild the trace from every whole step of a journal; its meta says `complete` False.
 
-    Reading stops at the first record that is cut short or does not match its checksum.
-
-    Raises
-    ------
-    FileNotFoundError
-        Nothing is there.
-    ValueError
-        The header is damaged or was never finished; the file is named.
-    StoreVersionError
-        The journal was written in another format version.
+    Reading stops at the first record that is cut short or does not match its checksum. Raises FileNotFoundError:
+    nothing is there; ValueError: the header is damaged or was never finished; the file is named; StoreVersionError: the
+    journal was written in another format version.
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size

@@ -122,12 +122,8 @@ class TraceStore:
     def __getitem__(self, id: str) -> Trace:
         """Open one trace; an unfinished one holds its finished steps and says ``meta["complete"] is False``.
 
-        Raises
-        ------
-        KeyError
-            There is no such id; the message lists some that exist.
-        ValueError, StoreVersionError
-            The trace is damaged or of another version; the message names the file.
+        Raises KeyError: there is no such id; the message lists some that exist; ValueError, StoreVersionError: the
+        trace is damaged or of another version; the message names the file.
         """
         if id not in self:
             shown = ", ".join(self.ids[:5] + ["..."] * (len(self) > 5)) or "none"

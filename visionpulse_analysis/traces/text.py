@@ -30,8 +30,7 @@ def split_text(text: str, prompt_tokens: Sequence[str] = (), marks: Iterable[str
     Parameters
     ----------
     text : str
-    prompt_tokens : sequence of str
-        The end of the prompt may have opened the thinking.
+    prompt_tokens : the end of the prompt may have opened the thinking
     marks : iterable of str
         The model's own end tokens and other special tokens, beside those of the usual forms.
 

@@ -30,12 +30,7 @@ class StoreVersionError(ValueError):
 def check_format(attributes: Any, kind: str, path: Path) -> None:
     """Raise unless the attributes found at `path` name this kind of file and a version that can be read.
 
-    Raises
-    ------
-    ValueError
-        The file is of another kind.
-    StoreVersionError
-        The file is of another version.
+    Raises ValueError: the file is of another kind; StoreVersionError: the file is of another version.
     """
     if not isinstance(attributes, dict) or attributes.get("kind") != kind:
         raise ValueError(f"{path} is not a {kind}")
@@ -50,15 +45,9 @@ def check_format(attributes: Any, kind: str, path: Path) -> None:
 def write_group(path: Path, arrays: Mapping[str, np.ndarray], attributes: dict[str, Any], overwrite: bool) -> None:
     """Write one zarr v3 group with one chunk per array (several along the first axis above 16 MiB).
 
-    The group is built in a hidden sibling folder, its attributes written last, and renamed into place:
-    a reader sees the old group, the new one, or none.
-
-    Raises
-    ------
-    FileExistsError
-        `path` exists and `overwrite` is False, or is no trace and will not be replaced.
-    OSError
-        The disk is full or the folder cannot be written; nothing is left behind.
+    The group is built in a hidden sibling folder, its attributes written last, and renamed into place: a reader sees
+    the old group, the new one, or none. Raises FileExistsError: `path` exists and `overwrite` is False, or is no trace
+    and will not be replaced; OSError: the disk is full or the folder cannot be written; nothing is left behind.
     """
     if path.exists() or path.is_symlink():
         if not overwrite:
@@ -141,14 +130,8 @@ def metadata_sha256(folder: Path) -> str:
 def read_group(path: Path) -> tuple[dict[str, xr.Variable], dict[str, Any]]:
     """Open a group that `write_group` made: lazily read variables (dims unnamed) and the attributes.
 
-    Raises
-    ------
-    FileNotFoundError
-        Nothing is there.
-    ValueError
-        It is not a trace, half-written, or damaged; the file is named.
-    StoreVersionError
-        It is of another version.
+    Raises FileNotFoundError: nothing is there; ValueError: it is not a trace, half-written, or damaged; the file is
+    named; StoreVersionError: it is of another version.
     """
     if not path.exists():
         raise FileNotFoundError(f"no trace at {path}")

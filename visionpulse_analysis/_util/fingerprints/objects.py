@@ -105,25 +105,20 @@ def fingerprint(*values: Any, hashed: Iterable[torch.Tensor] = (), installed: bo
 
     Functions and classes count by the code that is loaded, with their defaults, closures, and the functions, classes
     and values that they name, wherever those live; a library's by name, unless somebody replaced a part of it. Objects
-    count by class and state, modules of torch with their hooks, arrays and tensors by every byte.
+    count by class and state, modules of torch with their hooks, arrays and tensors by every byte. Raises Unknown: an
+    object has a state that cannot be read: an open file, a generator, a compiled extension's object.
 
     Parameters
     ----------
     *values : any
     hashed : tensors
         Known to the caller by their bytes: they count by name, shape and type.
-    installed : bool
-        Look also for what somebody replaced in the libraries that take part; it takes a tenth of a second.
+    installed : look also for what somebody replaced in the libraries that take part; it takes a tenth of a second
 
     Returns
     -------
     str
         sha256 (hex); the same in every process.
-
-    Raises
-    ------
-    Unknown
-        An object has a state that cannot be read: an open file, a generator, a compiled extension's object.
     """
     return _Walk({id(tensor) for tensor in hashed}).hash(values, installed)
 
@@ -132,12 +127,7 @@ def replaced_parts(*values: Any) -> str:
     """Hash what somebody replaced in the libraries that take part in what these objects do.
 
     The same hash wherever nothing is replaced, so that it can be part of the keys of several objects. Objects that
-    `fingerprint` knows nothing of are left out.
-
-    Raises
-    ------
-    Unknown
-        Of something that was replaced, as `fingerprint`.
+    `fingerprint` knows nothing of are left out. Raises Unknown: of something that was replaced, as `fingerprint`.
     """
     libraries: set[str] = set()
     for value in values:

@@ -32,12 +32,8 @@ def execute(
     """Run ``source`` with ``parameters`` and keep the executed copy as ``target``.
 
     ``environment`` : variables that the kernel has beside those of this process. ``tell`` is told after each cell how
-    many are done, markdown included.
-
-    Raises
-    ------
-    NotebookError
-        A cell failed or the kernel died. The copy up to there is ``target`` with the ending ``.failed.ipynb``.
+    many are done, markdown included. Raises NotebookError: a cell failed or the kernel died. The copy up to there is
+    ``target`` with the ending ``.failed.ipynb``.
     """
     # The good name appears only once the last cell is done, however the run ends.
     partial = target.with_suffix(".failed.ipynb")

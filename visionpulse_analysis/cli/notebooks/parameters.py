@@ -37,13 +37,9 @@ class Parameter:
     def convert(self, value: Any) -> Any:
         """Return ``value`` as the notebook will see it.
 
-        A string, as typed on a command line, is read as a Python literal when the parameter is not itself a
-        plain string. An int fits a float parameter, a tuple fits a list.
-
-        Raises
-        ------
-        ValueError
-            The value does not fit, or cannot be written as a Python literal.
+        A string, as typed on a command line, is read as a Python literal when the parameter is not itself a plain
+        string. An int fits a float parameter, a tuple fits a list. Raises ValueError: the value does not fit, or cannot
+        be written as a Python literal.
         """
         given = os.fspath(value) if isinstance(value, os.PathLike) else value
         readings = [_literal_or_text(given), given] if isinstance(given, str) and self.kind is not str else [given]
@@ -69,15 +65,11 @@ def parameters_cell(notebook: Mapping[str, Any]) -> Mapping[str, Any]:
 def read_parameters(notebook: Mapping[str, Any]) -> dict[str, Parameter]:
     """Read names, defaults and accepted types from the cell tagged ``parameters``.
 
+    Raises ValueError: not exactly one such cell, or it holds something else than ``name = literal`` lines.
+
     Parameters
     ----------
-    notebook : mapping
-        As :mod:`json` or nbformat reads the file.
-
-    Raises
-    ------
-    ValueError
-        Not exactly one such cell, or it holds something else than ``name = literal`` lines.
+    notebook : as :mod:`json` or nbformat reads the file
     """
     parameters = {}
     for line in ast.parse("".join(parameters_cell(notebook)["source"])).body:
@@ -91,10 +83,7 @@ def read_parameters(notebook: Mapping[str, Any]) -> dict[str, Parameter]:
 def check_parameters(known: Mapping[str, Parameter], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``given`` with every value converted for its parameter.
 
-    Raises
-    ------
-    ValueError
-        A name is not in ``known`` (the message lists the known ones) or a value does not fit.
+    Raises ValueError: a name is not in ``known`` (the message lists the known ones) or a value does not fit.
     """
     for name in given:
         if name not in known:

@@ -35,12 +35,8 @@ _LARGEST_SUM = 1 + 2**-7
 def load_fields(path: Path) -> dict[str, np.ndarray]:
     """Read every array of a ``trace.npz``; nothing is unpickled, and nothing is written to disk.
 
-    Raises
-    ------
-    FileNotFoundError
-        There is no such file.
-    ValueError
-        It is no ``trace.npz``, or damaged, or unpacks to far more than real data would.
+    Raises FileNotFoundError: there is no such file; ValueError: it is no ``trace.npz``, or damaged, or unpacks to far
+    more than real data would.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no trace.npz at {path}")
@@ -66,12 +62,8 @@ def _refuse_bombs(archive: zipfile.ZipFile) -> None:
 def check_fields(fields: dict[str, np.ndarray], path: Path) -> dict[str, Any]:
     """Return the metadata after checking that the fields are those of version 1 and fit each other.
 
-    Raises
-    ------
-    ValueError
-        A field is missing, unknown, or does not fit; the message names it.
-    StoreVersionError
-        The file says another version.
+    Raises ValueError: a field is missing, unknown, or does not fit; the message names it; StoreVersionError: the file
+    says another version.
     """
     missing, unknown = set(REQUIRED) - set(fields), set(fields) - {*REQUIRED, *OPTIONAL}
     if missing or unknown:
