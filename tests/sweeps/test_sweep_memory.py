@@ -60,7 +60,7 @@ def test_a_real_sweep_says_its_memory_for_every_sample(scenes_folder):
     result = memory.bench_sweep(8, model=str(scenes_folder), workers=0, report=lambda line: None)
     assert result["samples"] == 8 and result["visual_tokens"] == 64
     assert all(100 < value < 100_000 for value in result["memory_mb"].values())
-    assert "growth over the second half" in memory.format_result(result)
+    assert "growth over the second half" in memory.format_sweep(result)
 
 
 def test_the_command_keeps_the_result(pretend, tmp_path):
