@@ -82,7 +82,7 @@ def test_the_loss_is_that_of_each_canvas_by_itself(rng):
         n = len(canvas.said)
         if number % 2 == 0:
             share = draw.random() * 0.999 + 0.001
-            draw.random(n), draw.integers(n)
+            _ = draw.random(n), draw.integers(n)
         alone, where = pack_canvases([(scene, [canvas])])
         hit = sides[number]
         alone.ids[0, where[0].nonzero()[hit, 0]] = MASK

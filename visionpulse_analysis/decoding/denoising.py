@@ -242,7 +242,8 @@ class _Denoiser:
                 past_key_values=batch.cache,
                 use_cache=True,
             )
-        for layer in batch.cache.layers:  # the canvas is read anew at every step
+        cache: Any = batch.cache
+        for layer in cache.layers:  # the canvas is read anew at every step
             layer.keys, layer.values = layer.keys[:, :, :width], layer.values[:, :, :width]
         return out.logits.float()
 

@@ -256,7 +256,7 @@ def _other_answers(other: VLM, tasks: Sequence[Sequence[Asked]], starts: Sequenc
     parts: dict[str, list[np.ndarray]] = {}
     for asked in tasks:
         length = len(straight_answer(asked[0].scene, asked[0].question))
-        arms = {DENSE: None}
+        arms: dict[str, Any] = {DENSE: None}
         for start in starts:
             written = round(start * length)
             arms[late(NOTHING, start)] = make_pruner("mvw", tokens=written) if written else make_pruner("vtw", layer=0)
