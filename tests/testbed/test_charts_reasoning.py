@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from visionpulse_analysis.testbed.charts.chart import PARTS, Chart, generate
+from visionpulse_analysis.testbed.charts.chart import COLOURS, PARTS, Chart, generate
 from visionpulse_analysis.testbed.charts.dense import DENSE, practise
 from visionpulse_analysis.testbed.charts.questions import ORDINALS, TASKS, Question, ask, can_ask
 from visionpulse_analysis.testbed.charts.reasoning import FROM_IMAGE, FROM_TEXT, KINDS, TokenTruth, reason
@@ -244,6 +244,12 @@ def test_practice_reads_the_same_facts(rng):
         for task in DENSE:
             question, trace = converse(chart, task, rng)
             said, s = words(trace), question.series
+            coloured = re.findall(rf"(\w+) is ({'|'.join(COLOURS)}) \.", said)
+            in_order, last = list(zip(chart.names, chart.colours, strict=True)), (chart.names[s], chart.colours[s])
+            if len(chart.names) == 1 or (task == "find" and chart.labels):
+                assert not coloured
+            else:  # the legend in its order, then the series that is read
+                assert coloured == [*in_order, *([] if task == "describe" else [last])]
             for tick, part in re.findall(r"above (\d+) by (\d)", said):
                 value = int(tick) + int(part) * chart.unit
                 assert value in [chart.value(s, m) for m in range(chart.n_marks)]

@@ -19,7 +19,7 @@ from visionpulse_analysis.testbed.charts.dense import DENSE
 from visionpulse_analysis.testbed.charts.drawing import render
 from visionpulse_analysis.testbed.charts.glyphs import GLYPHS
 from visionpulse_analysis.testbed.charts.language import LANGUAGE
-from visionpulse_analysis.testbed.charts.plan import MIX, PLAN, READING, REASONING, ChartStage
+from visionpulse_analysis.testbed.charts.plan import AGAIN, LAST, MIX, PLAN, READING, REASONING, ChartStage
 from visionpulse_analysis.testbed.charts.questions import TASKS
 from visionpulse_analysis.testbed.charts.reasoning import FROM_IMAGE
 from visionpulse_analysis.testbed.charts.regions import Thing, patches_of_thing
@@ -113,7 +113,8 @@ def test_a_word_of_the_image_weighs_more(rng):
 def test_kinds_and_tasks_do_not_share_names():
     with pytest.raises(ValueError, match="at once: \\['sum'\\]"):
         Language(("a",), "a", ("sum", "answer"), ("sum",), ())
-    assert set(READING) == set(DENSE) and set(REASONING) == set(TASKS) and set(MIX) == {*DENSE, *TASKS}
+    assert set(READING) == set(AGAIN) == set(DENSE) and set(REASONING) == set(TASKS)
+    assert set(MIX) == set(LAST) == {*DENSE, *TASKS}
 
 
 def test_a_packed_row_is_the_prompt_that_decoding_builds(tmp_path, rng):

@@ -18,7 +18,7 @@ from visionpulse_analysis.testbed.charts.reasoning import (
     glance_extreme,
     glance_larger,
     glance_trend,
-    legend_entry,
+    legend,
     read_off,
     state_of,
 )
@@ -33,7 +33,8 @@ def practise(chart: Chart, task: str, rng: np.random.Generator) -> tuple[Questio
     describe : the kind of chart, its axis and legend. read : marks given by their labels, in any order (by their
     places where there are no labels). visit : marks given by their places. check : which marks are above a tick, one by
     one, which is learned sooner than between which ticks a mark ends. survey : what a glance at many marks tells.
-    find : where every label is, in any order (``visit`` where there are no labels).
+    find : where every label is, in any order (``visit`` where there are no labels). What is read of one series of
+    several begins with the legend.
     Raises ValueError for any other task.
     """
     if task not in DENSE:
@@ -41,19 +42,15 @@ def practise(chart: Chart, task: str, rng: np.random.Generator) -> tuple[Questio
     series = int(rng.integers(len(chart.names)))
     where = in_series(chart, series)
     if task == "describe":
-        body = describe(chart)
-        if len(chart.names) > 1:
-            for s in range(len(chart.names)):
-                body += [*legend_entry(chart, s, "both"), TokenTruth(".")]
-        return _conversation(task, "describe the chart .", series, body)
+        return _conversation(task, "describe the chart .", series, [*describe(chart), *legend(chart)])
     if task == "check":
         ticks = [int(t) for t in rng.permutation(np.arange(1, chart.intervals))[:2]]
         text = f"check {' , '.join(str(tick * chart.step) for tick in ticks)}{where} ."
-        return _conversation(task, text, series, [token for tick in ticks for token in _checked(chart, series, tick)])
+        body = [token for tick in ticks for token in _checked(chart, series, tick)]
+        return _conversation(task, text, series, [*legend(chart, series), *body])
     if task == "survey":
-        return _conversation(
-            task, f"glance at {where.removeprefix(' in ') or 'it'} .", series, _glance(chart, series, rng)
-        )
+        text = f"glance at {where.removeprefix(' in ') or 'it'} ."
+        return _conversation(task, text, series, [*legend(chart, series), *_glance(chart, series, rng)])
     if task == "find" and chart.labels:
         order = [int(m) for m in rng.permutation(chart.n_marks)]
         return _conversation(task, "find all .", series, [token for mark in order for token in _placed(chart, mark)])
@@ -62,7 +59,7 @@ def practise(chart: Chart, task: str, rng: np.random.Generator) -> tuple[Questio
     given = [chart.labels[m] if by_label else ORDINALS[m] for m in marks]
     body = [token for mark in marks for token in _inspected(chart, series, mark, bool(by_label))]
     word = "read" if by_label else "visit"
-    return _conversation(task, f"{word} {' , '.join(given)}{where} .", series, body)
+    return _conversation(task, f"{word} {' , '.join(given)}{where} .", series, [*legend(chart, series), *body])
 
 
 def _checked(chart: Chart, series: int, tick: int) -> list[TokenTruth]:

@@ -14,7 +14,9 @@ REASONING = {
     "value": 0.13, "larger": 0.12, "sum": 0.08, "difference": 0.08, "extreme": 0.12,
     "above": 0.15, "trend": 0.07, "legend": 0.08, "hop": 0.1,
 }  # fmt: skip
+AGAIN = {"describe": 0.1, "read": 0.2, "visit": 0.05, "check": 0.1, "survey": 0.4, "find": 0.15}
 MIX = {**{task: 0.3 * READING[task] for task in DENSE}, **{task: 0.7 * REASONING[task] for task in TASKS}}
+LAST = {**{task: 0.4 * AGAIN[task] for task in DENSE}, **{task: 0.6 * REASONING[task] for task in TASKS}}
 
 
 @dataclass(frozen=True)
@@ -49,4 +51,5 @@ PLAN = (
     ChartStage("read", 12000, {12: 0.8, 16: 0.2}, READING, 576, 5, (1.5e-3, 1.5e-3), 0.05, READ),
     ChartStage("reason", 6000, {12: 0.5, 16: 0.4, 24: 0.1}, MIX, 576, 4, (1.5e-3, 1.5e-3), 0.03, {"glance": 0.85}),
     ChartStage("settle", 8000, {12: 0.05, 16: 0.15, 24: 0.6, 32: 0.2}, MIX, 576, 4, (1.5e-3, 2e-5), 0.03),
+    ChartStage("again", 3600, {12: 0.1, 16: 0.25, 24: 0.55, 32: 0.1}, LAST, 576, 6, (1e-3, 2e-5), 0.03),
 )

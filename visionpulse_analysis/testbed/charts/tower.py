@@ -51,8 +51,8 @@ def patch_labels(chart: Chart) -> np.ndarray:
             shown[np.arange(side) != int(row)] = False
             labels[shown, 3] = 1 + int(part) // 2
         if chart.names[series]:
-            left, top, _, _ = chart.swatch(series)
-            labels[int(top // PATCH), int(left // PATCH), 1:3] = index, 1
+            left, top, right, _ = chart.swatch(series)
+            labels[int(top // PATCH), int((left + right) / 2 // PATCH), 1:3] = index, 1
     writings = [chart.tick_writing(tick) for tick in range(chart.intervals + 1)]
     writings += [chart.label_writing(place) for place in range(len(chart.labels))]
     writings += [chart.legend_writing(series) for series in range(len(chart.names))]

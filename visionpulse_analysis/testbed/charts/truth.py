@@ -132,8 +132,7 @@ class Reader:
         if (word, following) == ("the", "chart"):
             return self._as_said(describe(chart))
         if word in chart.names and word and following == "is" and self._at(2) in COLOURS:
-            told = "both" if self.question.task == "legend" else "colour"
-            return legend_entry(chart, chart.names.index(word), told)
+            return legend_entry(chart, chart.names.index(word))
         if word == "over" and following == "half" and self._at(2).isdigit():
             return glance_above_half(chart, s)
         if word == "over" and following.isdigit() and self._at(2).isdigit():
