@@ -22,7 +22,7 @@ def slow_denoise(vlm, image, question, canvas, steps, mask, *, start=None, kept=
             positions = vlm.family.positions(model, inputs)
             seen = np.tril(np.ones((n + canvas, n + canvas), bool))
             seen[n:] = True
-            if start is not None and step >= start:
+            if start is not None and step >= start and kept is not None:
                 gone = prompt.grid.position[~kept]
                 seen[0 if start == 0 else n :, gone] = False
                 seen[gone, gone] = True

@@ -76,6 +76,7 @@ class SlowArchitecture(Rule):
                 elif b is None or window is None:
                     seen[query, key] = key <= query
                 else:
+                    assert inputs.cells is not None, "a window needs to know where patches lie"
                     apart = [abs(int(inputs.cells[a][axis] - inputs.cells[b][axis])) for axis in (0, 1)]
                     seen[query, key] = max(apart) <= window // 2 and inputs.pictures[a] == inputs.pictures[b]
         weights = layer.weights(seen=seen)

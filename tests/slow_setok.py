@@ -17,6 +17,7 @@ class SlowSeTok(Rule):
             return layer.patches
         inputs, self.merged = layer.inputs, {}
         states = inputs.states[inputs.places].double().numpy()
+        assert inputs.cells is not None, "density peaks are of places too"
         for picture in inputs.pictures.unique().tolist():
             own = [patch for patch, of in enumerate(inputs.pictures.tolist()) if of == picture]
             members = slow_setok(self.pruner, states[own], inputs.cells[own].tolist())

@@ -87,7 +87,7 @@ class MaskedPruning:
         self.group.prefill.drop_rows(rows)
         self.logprobs = None if self.logprobs is None else self.logprobs[rows.to(self.logprobs.device)]
 
-    def states_of(self, model: Any, step: StepAttention | None = None) -> AbstractContextManager[None]:
+    def states_of(self, model: Any, step: StepAttention | None = None) -> AbstractContextManager[Any]:
         """Show the states between the layers to the pruner, of prefill or of a ``step``, inside the ``with`` block."""
         stack = ExitStack()
         stack.enter_context(watch_layers(model, self.group.prefill if step is None else step, needed=step is None))
