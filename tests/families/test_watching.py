@@ -633,6 +633,7 @@ def test_what_cannot_be_right_is_refused_by_name(tiny, photos, monkeypatch):
     longer = torch.cat([inputs["attention_mask"], torch.ones(2, 1, dtype=torch.long)], dim=1)
     cases = [
         ("no image token", lambda: vlm.model.generate(**no_picture, **GREEDY)),
+        ("given no pictures", lambda: vlm.model.generate(**words, **GREEDY)),
         ("padded on the right", lambda: vlm.model.generate(**right, **GREEDY)),
         ("no input_ids", lambda: vlm.model.generate(inputs_embeds=torch.zeros(1, 3, 32), **GREEDY)),
         ("only the new 1 of", lambda: vlm.model.generate(

@@ -28,7 +28,7 @@ from visionpulse_analysis.decoding.watching.hooks import tell
 from visionpulse_analysis.decoding.watching.prompts import Locate, Prompts
 from visionpulse_analysis.media.images import ImageLike
 from visionpulse_analysis.media.patch_grid import PatchGrid
-from visionpulse_analysis.models.families import Prompt, UnsupportedModelError, marks_of
+from visionpulse_analysis.models.families import FLOATS, Prompt, UnsupportedModelError, marks_of
 from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.models.locate import MeasuredMaps
 from visionpulse_analysis.models.prompts import IMAGE, TEXT, VIDEO
@@ -421,7 +421,18 @@ def _prompts(model: Any, args: tuple, kwargs: dict[str, Any], locate: Locate | N
     prompts = Prompts.of(model, ids, kwargs, locate)
     if prompts.by_ids:
         prompts.check(model)
+        if past is None and not any(_shows(name, value) for name, value in kwargs.items()):
+            raise ValueError(
+                f"the prompt has {int(prompts.image.sum())} image tokens, but generate was given no pictures, and they "
+                "would be read as words; pass all that the processor returns: model.generate(**inputs)"
+            )
     return prompts
+
+
+def _shows(name: str, value: Any) -> bool:
+    """Whether an argument of `generate` may hold pictures: it is named so, or numbers of three axes and more."""
+    named = name.startswith(FLOATS) or "patches" in name or "embeds" in name
+    return value is not None and (named or (torch.is_tensor(value) and value.is_floating_point() and value.ndim > 2))
 
 
 def _prompt(vlm: VLM, prompts: Prompts, number: int, grid: PatchGrid) -> Prompt:
