@@ -103,8 +103,7 @@ def describe(chart: Chart) -> list[TokenTruth]:
 def legend(chart: Chart, series: int | None = None) -> list[TokenTruth]:
     """Read the legend in its order, and say once more which colour ``series`` has; nothing where there is none.
 
-    A name is not searched for in the picture: that was not learned in 14,000 steps (``data/charts/README.md``), reading
-    in order is, and what was read is found again in the words.
+    In order, because a name that had to be searched for in the picture was not found (``data/charts/README.md``).
     """
     if len(chart.names) == 1:
         return []
