@@ -24,7 +24,8 @@ class Look:
     colour, marker : str
         As matplotlib takes them.
     hollow : bool
-        Whether markers are empty: a method's published setting, beside the budgets of others.
+        Whether markers are empty: a method's published setting, beside the budgets of others, or one that is not tuned
+        beside its tuned twin.
     """
 
     label: str
@@ -65,7 +66,7 @@ METHODS: dict[str, Look] = {
         Look("VTW", _AMBER, "X"),
         Look("ShortV", _SKY, "p"),
         Look("VisiPruner", _GREEN, "h"),
-        Look("ViCA", _PINK, "p"),
+        Look("ViCA", _BLACK, "p"),
         Look("YOPO", _PINK, "h"),
         Look("no patch", _BLACK, "X"),
     )
@@ -109,7 +110,8 @@ def known_look(name: str) -> Look | None:
             look = METHODS[_NAMES[known]]
             # A set or setting that has a name of its own keeps it; a pruner's name in code becomes the method's.
             own = known in OTHER_NAMES and known not in ("keep all", "prefill once", "lookm")
-            return replace(look, label=plain if own else look.label + setting, hollow=known == "paper's settings")
+            hollow = known == "paper's settings" or "not tuned" in setting
+            return replace(look, label=plain if own else look.label + setting, hollow=hollow)
     return None
 
 

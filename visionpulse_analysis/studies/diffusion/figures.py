@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 
 from visionpulse_analysis import figures
 from visionpulse_analysis.figures.plots import ends
-from visionpulse_analysis.figures.style import GREY
 from visionpulse_analysis.metrics.statistics import Estimate
 from visionpulse_analysis.studies.diffusion.measure import (
     DENSE,
@@ -27,13 +26,12 @@ from visionpulse_analysis.studies.diffusion.measure import (
 )
 from visionpulse_analysis.traces import Trace
 
-RANDOM = "#CC79A7"  # apart from VTW, which stands beside it
 KINDS = dict(zip(SHARES, ("#D55E00", "#999999", "#332288"), strict=True))
 
 
 def headline(study: Study) -> Figure:
     """Draw the five findings, and the order in which words are unmasked."""
-    fig, axes = figures.new_figure(figures.DOUBLE, 5.4, 2, 3)
+    fig, axes = figures.new_figure(figures.DOUBLE, 6.6, 2, 3)
     short, long, shares, lags, costs, order = np.ravel(axes)
     for method in SHORT:
         curve = [study.accuracy("short", short_arm(method, budget)) for budget in study.budgets]
@@ -45,9 +43,9 @@ def headline(study: Study) -> Figure:
     at = [100 * start for start in study.starts]
     for label, kind, method, colour in (
         ("DivPrune, 25 % kept", "long", "DivPrune", figures.look("DivPrune").colour),
-        ("random, 25 % kept", "long", "random", RANDOM),
-        ("nothing kept", "long", NOTHING, "#D55E00"),
-        ("nothing kept, autoregressive", "other", NOTHING, "#332288"),
+        ("random, 25 % kept", "long", "random", figures.look("random").colour),
+        ("no patch", "long", NOTHING, figures.look("no patch").colour),
+        ("no patch, autoregressive", "other", NOTHING, "#332288"),
     ):
         curve = [study.accuracy(kind, late(method, start)) for start in study.starts]
         figures.draw_curve(long, at, curve, label, colour=colour)
@@ -64,22 +62,31 @@ def headline(study: Study) -> Figure:
                                   for n, lag in enumerate(LAGS)}  # fmt: skip
     figures.draw_estimates(lags, {**found, "+1, shuffled": mean_of(study.shuffled)})
     lags.set(xlabel="correlation, rise of answer's share\nwith rise of the word")
-    for label, arms, colour in (
-        ("VTW from a layer", [withdrawn(layer) for layer in WITHDRAWN], figures.look("VTW").colour),
-        ("DivPrune from a step", [late("DivPrune", start) for start in study.starts], figures.look("DivPrune").colour),
-        ("random from a step", [late("random", start) for start in study.starts], RANDOM),
-        ("dense", [DENSE], GREY),
+    for method, since, line, arms in (
+        ("VTW", " from a layer", "-", [withdrawn(layer) for layer in WITHDRAWN]),
+        ("DivPrune", " from a step", "-", [late("DivPrune", start) for start in study.starts]),
+        ("random", " from a step", "--", [late("random", start) for start in study.starts]),
+        ("dense", "", "", [DENSE]),
     ):
+        look = figures.look(method)
         spent = [study.flops[arm].mean() / study.flops[DENSE].mean() for arm in arms]
         y, low, high = ends([study.accuracy("long", arm) for arm in arms])
         costs.errorbar(
-            spent, y, yerr=[y - low, high - y], fmt="o-", color=colour, markersize=3, linewidth=0.8, label=label
+            spent,
+            y,
+            yerr=[y - low, high - y],
+            color=look.colour,
+            marker=look.marker,
+            linestyle=line,
+            markersize=4,
+            linewidth=0.8,
+            label=method + since,
         )
     costs.set(xlabel="FLOPs of dense", ylabel="accuracy, with thoughts", ylim=(-0.02, 1.04))
     figures.draw_estimates(order, {kind: mean_of(values) for kind, values in study.order.items()})
     order.set(xlabel="unmasked at (share of steps)", xlim=(-0.02, 1.04))
     for ax in (short, long, shares, costs):
-        ax.legend(fontsize=5.5, loc="best", frameon=False)
+        ax.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.25), frameon=False)
     figures.draw_letters(np.ravel(axes))
     figures.draw_caption(fig)
     return fig

@@ -6,31 +6,19 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from visionpulse_analysis import figures
 from visionpulse_analysis.figures.style import GREY
 from visionpulse_analysis.studies.other_architectures.measure import (
-    AT_EQUAL_FLOPS,
-    RANDOM_HEADS,
-    RANDOM_PAIR,
-    VICA_PLAIN,
-    VICA_TUNED,
-    YOPO_PLAIN,
-    YOPO_TUNED,
     Answers,
     Prefill,
     Words,
     estimates,
     share_right,
 )
-from visionpulse_analysis.studies.shared.arms import DENSE
 
-COLOURS = {
-    YOPO_TUNED: "#CC79A7", YOPO_PLAIN: "#CC79A7", RANDOM_HEADS: "#E69F00",
-    VICA_TUNED: "#332288", VICA_PLAIN: "#332288", RANDOM_PAIR: "#56B4E9",
-}  # fmt: skip
-HOLLOW = (YOPO_PLAIN, VICA_PLAIN, RANDOM_HEADS, RANDOM_PAIR)
-OF_PARTS = ("#CC79A7", "#6e6e6e")
+OF_PARTS = (figures.look("YOPO").colour, "#6e6e6e")
 
 
 def headline(study: Answers, parts: Mapping[str, Mapping[str, Mapping[float, Words]]], dense: Words) -> Figure:
@@ -44,25 +32,30 @@ def headline(study: Answers, parts: Mapping[str, Mapping[str, Mapping[float, Wor
         share = study.visual[arm]
         moved = at[share] = at.get(share, -1) + 1  # so that intervals stand side by side
         look = figures.look(arm)
-        colour = COLOURS.get(arm, look.colour)
         error = np.nan_to_num([[one.value - one.low], [one.high - one.value]]).clip(min=0)
         frontier.errorbar(
-            [100 * share + 1.2 * moved], [one.value], yerr=error, color=colour, marker=look.marker, markersize=4,
-            elinewidth=0.7, linestyle="", label=arm, markerfacecolor="white" if arm in HOLLOW else colour,
+            [100 * share + 1.2 * moved], [one.value], yerr=error, color=look.colour, marker=look.marker, markersize=4,
+            elinewidth=0.7, linestyle="", label=arm, markerfacecolor="white" if look.hollow else look.colour,
+            alpha=0.45 if "random" in arm else 1.0,
         )  # fmt: skip
     frontier.set(xlabel="visual FLOPs of prefill left (%)", ylabel="accuracy", ylim=(-0.02, 1.04))
     figures.draw_estimates(right, shown)
     right.set(xlabel="accuracy", xlim=(-0.02, 1.04))
     reference = share_right(dense).value
     for ax, (part, labels) in zip(np.ravel(singles), parts.items(), strict=True):
-        for colour, (label, found) in zip(OF_PARTS, labels.items(), strict=False):
+        for colour, line, (label, found) in zip(OF_PARTS, ("-", "--"), labels.items(), strict=False):
             figures.draw_curve(ax, list(found), list(estimates(found).values()), label, colour=colour)
+            ax.lines[-1].set(linestyle=line)  # where both lie upon each other, both are seen
+            ax.set_xticks(list(found))
         ax.axhline(reference, color=GREY, linewidth=0.8, linestyle=":")
         ax.set(xlabel=part, ylim=(-0.02, 1.04))
         ax.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.32), frameon=False)
     np.ravel(singles)[0].set_ylabel("words right")
     figures.draw_letters([frontier, right, *np.ravel(singles)])
-    figures.draw_caption(fig, "Points of one share stand side by side. Dotted: the untouched model.")
+    figures.draw_caption(
+        fig, "a: the methods of b, faint where heads or layers are random; points of one share stand side by side. "
+        "Dotted: the untouched model.",
+    )  # fmt: skip
     return fig
 
 
@@ -75,19 +68,20 @@ def vica_page(pairs: np.ndarray, horizons: Mapping[str, Mapping[str, list[float]
         matrix, pairs, names, names, vmin=0, vmax=1, label="words right, not tuned", xlabel="second layer read",
         ylabel="first layer read",
     )  # fmt: skip
-    for colour, (model, kinds) in zip((GREY, COLOURS[VICA_TUNED]), horizons.items(), strict=True):
+    for colour, (model, kinds) in zip((GREY, figures.look("ViCA").colour), horizons.items(), strict=True):
         for style, (kind, curve) in zip("-:", kinds.items(), strict=False):
             horizon.plot(range(len(curve)), curve, style, color=colour, linewidth=1, label=f"{model}: {kind}")
-    horizon.set(xlabel="text cut off from layer", ylabel="words right", ylim=(-0.02, 1.04))
+    horizon.set(
+        xlabel="text cut off from layer", ylabel="words right", ylim=(-0.02, 1.04), xticks=range(len(pairs) + 1)
+    )
     sizes = list(prefill.seconds)
     for counted, label, style in ((False, "seconds", "o-"), (True, "FLOPs", "s--")):
         ratios = [prefill.ratio(n, counted) for n in sizes]
-        speed.plot(sizes, ratios, style, color=COLOURS[VICA_TUNED], markersize=4, linewidth=1, label=label)
+        speed.plot(sizes, ratios, style, color=figures.look("ViCA").colour, markersize=4, linewidth=1, label=label)
     speed.set(xlabel="patches", ylabel="stock over words alone", xscale="log", yscale="log")
+    speed.xaxis.set(major_locator=FixedLocator(sizes), minor_locator=NullLocator(), major_formatter=ScalarFormatter())
+    speed.yaxis.set_major_formatter(ScalarFormatter())
     for ax in (horizon, speed):
         ax.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.25), frameon=False)
     figures.draw_letters([matrix, horizon, speed])
     return fig
-
-
-__all__ = ["AT_EQUAL_FLOPS", "DENSE", "headline", "vica_page"]
