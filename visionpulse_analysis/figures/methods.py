@@ -61,7 +61,7 @@ METHODS: dict[str, Look] = {
         Look("ZSPAPrune", _ORANGE, "D"),
         Look("CoViPAL", _PINK, "s"),
         Look("relevance CNN", _SKY, "D"),
-        Look("SeTok", _SKY, "P"),
+        Look("SeTok", _BLACK, "P"),
         Look("DyVTE", _ORANGE, "h"),
         Look("VTW", _AMBER, "X"),
         Look("ShortV", _SKY, "p"),
