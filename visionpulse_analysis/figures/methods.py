@@ -1,8 +1,8 @@
 """How a method is drawn: one name, one colour and one marker, the same in the figures of all studies.
 
-Colours are Okabe and Ito's, told apart by the colour-blind; blue is VisionPulse's alone. What is no method (layers,
-kinds of token, places) takes the colours of the style sheet, which are others. Triangles choose patches at steps, the
-other markers of the table stand for sets that are settled when prefill ends.
+Colours are Okabe and Ito's and one of Tol's, told apart by the colour-blind; blue is VisionPulse's alone. What is no
+method (layers, kinds of token, places) takes the colours of the style sheet, which are others. Triangles choose patches
+at steps, the other markers of the table stand for sets that are settled when prefill ends.
 """
 
 import re
@@ -11,7 +11,7 @@ from itertools import product
 from zlib import crc32
 
 _BLUE, _ORANGE, _GREEN, _PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-_AMBER, _SKY, _BLACK, _GREY = "#E69F00", "#56B4E9", "#000000", "#6e6e6e"
+_AMBER, _SKY, _BLACK, _GREY, _WINE = "#E69F00", "#56B4E9", "#000000", "#6e6e6e", "#882255"
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ METHODS: dict[str, Look] = {
         Look("ShortV", _SKY, "p"),
         Look("VisiPruner", _GREEN, "h"),
         Look("ViCA", _BLACK, "p"),
-        Look("YOPO", _PINK, "h"),
+        Look("YOPO", _WINE, "h"),
         Look("no patch", _BLACK, "X"),
     )
 }
