@@ -68,7 +68,9 @@ def test_keeping_everything_is_dense(vlm, pictures):
 
 
 def test_no_word_is_the_mask_itself(vlm, pictures):
-    assert "<|unk|>" not in denoise(vlm, pictures[0], ASKED, canvas=9, steps=2).text
+    seen = []
+    assert "<|unk|>" not in denoise(vlm, pictures[0], ASKED, canvas=9, steps=2, watch=seen.append).text
+    assert all((step.logprobs[..., mask_id(vlm)] == -np.inf).all() for step in seen) and len(seen) == 2
 
 
 def test_a_trace_is_one_as_any_other(vlm, pictures, tmp_path):
@@ -109,3 +111,17 @@ def test_what_cannot_be_done_is_refused(vlm, pictures, given, said):
     given = {**given, **({"pruner": pruner(given["pruner"])} if "pruner" in given else {})}
     with pytest.raises(ValueError, match=said):
         denoise(vlm, pictures[0], ASKED, **given)
+
+
+def test_until_it_starts_nothing_is_merged_before_the_first_layer_either(vlm, pictures):
+    dense = denoise(vlm, pictures[0], ASKED, canvas=3)
+    later = denoise(vlm, pictures[0], ASKED, canvas=3, pruner=pruner("setok(budget=0.1)"), start=3)
+    assert np.array_equal(dense.attention.values, later.attention.values) and later.kept.values.all()
+    hidden = denoise(vlm, pictures[0], ASKED, canvas=3, pruner=pruner("setok(budget=0.1)"), start=2)
+    assert hidden.kept.values.sum(axis=1).tolist()[2] == round(0.1 * len(hidden.grid))
+
+
+def test_two_that_choose_in_prefill_are_followed(vlm, pictures):
+    both = denoise(vlm, pictures[0], ASKED, canvas=3, pruner=pruner("divprune(budget=0.5) | vtw(layer=4)"), start=1)
+    kept = both.k_per_layer.values
+    assert (kept[0] == len(both.grid)).all() and (kept[1:, :4] == len(both.grid) // 2).all() and not kept[1:, 4:].any()

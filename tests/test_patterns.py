@@ -6,13 +6,16 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 import visionpulse_analysis as vpa
 from visionpulse_analysis.metrics.flops import ModelShape, count_costs
+from visionpulse_analysis.pruners.base import Pruner
 from visionpulse_analysis.pruners.pattern import ORDINARY, Pattern
 from visionpulse_analysis.pruners.shortv import ShortV
 from visionpulse_analysis.pruners.vica import ViCA
 from visionpulse_analysis.pruners.yopo import YOPO
+from visionpulse_analysis.studies.other_architectures.measure import at_share, kept_by
 
 HEADS = tuple(tuple((layer + head) % 3 > 0 for head in range(4)) for layer in range(8))
 QUESTION = "where is the red circle ?"
@@ -71,6 +74,35 @@ def test_without_a_map_a_window_is_refused_inside_generate(vlm, pictures):
     inputs = vlm.family.batch([vlm.prompt(pictures[0], QUESTION)], padding=0)
     with pytest.raises(ValueError, match="no map"), vpa.watch(vlm.model, pruner=YOPO()):
         vlm.model.generate(**inputs, max_new_tokens=2)
+
+
+class Blank(Pruner):
+    """Zeros in place of what leaves a layer."""
+
+    def rewrite(self, layer, states, run):
+        return torch.zeros_like(states) if layer == 3 else None
+
+
+def test_what_a_pruner_puts_behind_a_frozen_layer_is_put_there(vlm, pictures):
+    alone, frozen = (
+        vpa.decode(vlm, pictures[0], QUESTION, pruner=one, max_new_tokens=3)
+        for one in (Blank(), Blank() | ShortV((3,)))
+    )
+    assert frozen.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
+    assert np.abs(frozen.attention.values - alone.attention.values).max() < 1e-3
+
+
+@pytest.mark.parametrize("heads", [3, 5])
+def test_heads_of_another_model_are_refused(vlm, pictures, heads):
+    given = YOPO(heads=((False,) + (True,) * (heads - 1),) * 8)
+    with pytest.raises(ValueError, match=f"lists {heads} heads, and layer 0 has 4"):
+        vpa.decode(vlm, pictures[0], QUESTION, pruner=given, max_new_tokens=2)
+
+
+def test_rivals_of_about_equal_cost_leave_what_is_counted_for_them(vlm, pictures):
+    for rival in at_share(0.3, vlm.n_layers).values():
+        trace = vpa.decode(vlm, pictures[0], QUESTION, pruner=rival, max_new_tokens=1)
+        assert np.abs(kept_by(rival, len(trace.grid), vlm.n_layers) - trace.k_per_layer.values[0]).max() < 1
 
 
 class TestCosts:

@@ -75,6 +75,9 @@ def test_heads_are_kept_by_votes(vlm, pictures):
     assert active_heads(made, 0.5, exempt=()) == ((False, True), (False, True))  # six of ten samples outvote four
     assert active_heads(made, 0.5, votes=0.2, exempt=()) == ((False, True), (False, True))
     assert active_heads(made, 0.75, exempt=(0,)) == ((True, True), (False, True))
+    # 29 of 100 are not more than 0.29 of them, whatever floats say.
+    some = np.array([[[9.0, 1.0], [9.0, 1.0]]] * 29 + [[[0.0, 1.0], [0.0, 1.0]]] * 71)
+    assert active_heads(some, 0.5, votes=0.29, exempt=()) == ((False, True), (False, True))
     with pytest.raises(ValueError, match="share"):
         active_heads(made, 0.0)
 

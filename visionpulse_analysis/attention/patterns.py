@@ -107,8 +107,9 @@ def by_heads(
     if not lost:
         return output
     mixed = output[0]
-    if lost[-1] >= mixed.shape[2]:
-        raise ValueError(f"heads name head {lost[-1]}, and layer {layer} has {mixed.shape[2]}")
+    given = len(pattern.heads[layer])
+    if given != mixed.shape[2]:
+        raise ValueError(f"a pattern lists {given} heads, and layer {layer} has {mixed.shape[2]}")
     without = attend(value.masked_fill(columns[:, None, :, None].to(value.device), 0))[0]
     if rows is not None:
         without = without.masked_fill(rows[..., None, None].to(without.device), 0)

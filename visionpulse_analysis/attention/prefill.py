@@ -69,11 +69,12 @@ class Prefill:
     def leave(self, layer: int, states: torch.Tensor) -> torch.Tensor | None:
         """Freeze pictures, or rewrite patches, among the states that leave a layer."""
         before, self.states, self.block, self.runs_again = self.states, None, None, False
-        layout = self.layout.on(states.device)
-        if layer in self.pattern.pattern.frozen:
-            is_image = layout.image_keys(states.shape[1])[..., None]
-            return None if before is None else torch.where(is_image, before.to(states.device), states)
-        return self._rewritten(layer, states)
+        if layer not in self.pattern.pattern.frozen or before is None:
+            return self._rewritten(layer, states)
+        is_image = self.layout.on(states.device).image_keys(states.shape[1])[..., None]
+        frozen = torch.where(is_image, before.to(states.device), states)
+        new = self._rewritten(layer, frozen)
+        return frozen if new is None else new
 
     def _rewritten(self, layer: int, states: torch.Tensor) -> torch.Tensor | None:
         """The states [row, token, width] behind a layer with what the selection makes of patches, or None."""

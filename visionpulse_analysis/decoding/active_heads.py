@@ -61,7 +61,8 @@ def active_heads(
     """
     if not 0 < share <= 1 or not 0 <= votes < 1:
         raise ValueError(f"share must be in (0, 1] and votes in [0, 1), got {share} and {votes}")
-    needed = int(np.floor(votes * len(ratios)))  # the threshold lies below the value that more than so many reach
+    # The threshold lies below the value that more than so many reach; 0.29 of 100 is 28.999... in floats.
+    needed = int(np.floor(votes * len(ratios) + 1e-9))
     score = np.sort(ratios, axis=0)[::-1][min(needed, len(ratios) - 1)]
     score[list(exempt)] = np.inf
     count = max(round(share * score.size), int(np.isinf(score).sum()))

@@ -26,12 +26,22 @@ from visionpulse_analysis.decoding.trace_builder import Record
 from visionpulse_analysis.models.families import Prompt, in_columns
 from visionpulse_analysis.models.generation_config import Rules
 from visionpulse_analysis.models.loading import VLM
-from visionpulse_analysis.pruners.base import Pruner
+from visionpulse_analysis.pruners.base import Pruner, Selection
 from visionpulse_analysis.pruners.pattern import ORDINARY
 from visionpulse_analysis.pruners.view import Layout
+from visionpulse_analysis.traces.frames import NO_MAP
 
 COLUMNS = ("places", "other_places", "starts")  # of a layout: what moves with the columns of the cache
 ROOM = 256  # columns for which the padding mask is made beforehand
+
+
+def check_window(selection: Selection, prompts: Sequence[Prompt]) -> None:
+    """Raise ValueError for a window among patches of which it is not known where on their pictures they lie."""
+    unknown = [prompt.map for prompt in prompts if prompt.map.startswith(NO_MAP)]
+    if selection.pattern.window and unknown:
+        raise ValueError(
+            f"patches are to see their neighbours only (window), and there is {unknown[0]}; say window=None"
+        )
 
 
 class Batch:
@@ -62,6 +72,7 @@ class Batch:
             self.groups = []
         for group in self.groups:
             group.check_layers(vlm.attention_layers)
+        check_window(selection, [record.prompt for record in self.records])
         self.chooser = Chooser(options.sample, self.layout.seeds)
         self.rules = self._rules()
         self.cache = make_cache(vlm.model)

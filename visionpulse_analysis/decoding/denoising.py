@@ -26,7 +26,7 @@ from visionpulse_analysis.decoding.options import Options, asking_each, heads_of
 from visionpulse_analysis.decoding.tokens import end_ids
 from visionpulse_analysis.decoding.trace_builder import Record, choice_of, visible_of
 from visionpulse_analysis.models.loading import VLM
-from visionpulse_analysis.pruners.base import Pruner
+from visionpulse_analysis.pruners.base import Pruner, Selection
 from visionpulse_analysis.pruners.pattern import ORDINARY
 from visionpulse_analysis.pruners.view import View
 from visionpulse_analysis.traces.quantities import Quantity
@@ -97,7 +97,7 @@ def denoise(
         1 to ``canvas``; as many as there are places if left out.
     pruner : Pruner, optional
         One that chooses in prefill. From ``start`` 0 it acts there, as in any decode. From a later step on, what it
-        would choose by the dense prompt is hidden from the canvas.
+        would choose by the dense prompt is hidden from the canvas, and nothing is merged.
     start : int, the denoising step from which on patches are hidden, 0 to ``steps``
     mask_token : str, optional
         The token of the vocabulary that masks a place; the tokenizer's mask token, or else its unknown token.
@@ -113,8 +113,9 @@ def denoise(
     Raises
     ------
     ValueError
-        An argument is out of range, the pruner chooses at decode steps or changes states and is to start later, the
-        model names no mask token, sees windows only, or does not compute a plain softmax.
+        An argument is out of range, the pruner chooses at decode steps or, where it is to start later, redirects values
+        or counts positions anew, the model names no mask token, sees windows only, was tuned under a pattern, or does
+        not compute a plain softmax.
     """
     single = isinstance(question, str)
     questions = [question] if single else list(question)
@@ -154,6 +155,10 @@ def mask_id(vlm: VLM, token: str | None = None) -> int:
 
 class _Noting(Prefill):
     """What a selection would leave, by a prefill that stays dense: nothing is merged either."""
+
+    def enter(self, layer: int, block: Any, states: torch.Tensor) -> None:
+        super().enter(layer, block, states)
+        self.states = states
 
     def mask(self, view: View) -> torch.Tensor | None:
         return view.mask
@@ -312,12 +317,18 @@ class _Denoiser:
 def _check_pruner(group: Group, start: int) -> None:
     """Raise ValueError for a pruner that a canvas cannot follow."""
     run, name = group.selection, type(group.selection.rules).__name__
-    if run.has("visible") or run.edits_cache or run.recomputes:
+    if _acts(run, "visible") or run.edits_cache or run.recomputes:
         raise ValueError(
             f"{name} chooses at every decode step by its newest query, and a denoising step has none; give a pruner "
             "that chooses in prefill, such as fastv, divprune, sparsevlm or vtw"
         )
     if run.pattern != ORDINARY:
         raise ValueError(f"{name} changes what pictures take part in at every step, which a canvas does not follow")
-    if start and (run.has("redirect") or group.prefill.renumbers):
+    if start and (_acts(run, "redirect") or group.prefill.renumbers):
         raise ValueError(f"{name} changes the states of the prompt, which is read once; say start=0")
+
+
+def _acts(run: Selection, rule: str) -> bool:
+    """Whether any part of a selection does something under the name of a rule."""
+    parts = getattr(run, "parts", None)
+    return run.has(rule) if parts is None else any(_acts(part, rule) for part in parts)

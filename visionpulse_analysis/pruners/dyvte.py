@@ -120,12 +120,13 @@ class DyVTESteps(Learned):
         return StepGates
 
     def begin(self, run: Selection) -> None:
-        run.head, run.gone = self.loaded(run.layout), None
+        run.head, run.gone, run.step = self.loaded(run.layout), None, None
 
     def visible(self, view: View, run: Selection) -> torch.Tensor | None:
         layout = run.layout
+        if view.step != run.step:  # not by layer 0, which need not be one of attention
+            run.step, run.gone = view.step, torch.zeros_like(layout.patches[:, 0])
         if view.layer < self.first_layer:
-            run.gone = torch.zeros_like(layout.patches[:, 0])
             return None
         newest = view.newest_state()
         if run.head is None:

@@ -11,7 +11,7 @@ import torch
 from visionpulse_analysis._util.torch_settings import own_settings
 from visionpulse_analysis.attention import Look, Recorder, RowReader
 from visionpulse_analysis.attention.routing import Call
-from visionpulse_analysis.decoding.batch import Batch, newest_logits_only
+from visionpulse_analysis.decoding.batch import Batch, check_window, newest_logits_only
 from visionpulse_analysis.decoding.interventions.kinds import (
     Acting,
     Intervention,
@@ -101,7 +101,7 @@ class TeacherForced:
 
     @own_settings()
     def __init__(self, vlm: VLM, prompts: Sequence[Prompt], queries: Sequence[Sequence[int] | np.ndarray]):
-        self.vlm, device = vlm, vlm.model.device
+        self.vlm, self.prompts, device = vlm, list(prompts), vlm.model.device
         self.inputs = vlm.to_device(vlm.family.batch(prompts, pad_id(vlm)))
         position = vlm.family.positions(vlm.model, self.inputs)
         self.position = position.expand(3, -1, -1) if vlm.family.mrope and position.ndim == 2 else position
@@ -116,7 +116,9 @@ class TeacherForced:
 
     def under(self, pruner: Pruner) -> UnderSelection:
         """What a pruner does in prefill, as an intervention, on the tokens of the answers as well."""
-        return UnderSelection(pruner.start(self.layout))
+        selection = pruner.start(self.layout)
+        check_window(selection, self.prompts)
+        return UnderSelection(selection)
 
     @torch.inference_mode()
     def read(self, *interventions: Intervention, run: Run = Call.run) -> np.ndarray:
