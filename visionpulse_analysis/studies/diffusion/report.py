@@ -81,7 +81,7 @@ def _sentences(n: dict[str, Any]) -> dict[str, str]:
             f"before: {said('answer leads more than follows', '+.2f')}."
         ),
         "layers or steps": (
-            f"At nearly equal cost, {withdrawn(4)} ({cost[withdrawn(4)]:.2f} of dense) against {n['equal']} "
+            f"{withdrawn(4)} ({cost[withdrawn(4)]:.2f} of the dense cost) against {n['equal']}, whose cost is nearest "
             f"({cost[n['equal']]:.2f}): {said('layers or steps')}."
         ),
         "truth": (

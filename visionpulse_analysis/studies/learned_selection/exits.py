@@ -240,8 +240,8 @@ def verdicts(study: Exits) -> str:
             "images have left."
         )
     lines.append(
-        "Whether an exit is free for a whole answer shows at the words that are read off the image, and these come "
-        "after all that a gate in prefill reads; a gate at a step reads the token that needs them. Under "
+        "A reason that is not tested here: whether an exit is free for a whole answer shows at the words that are read "
+        "off the image, and these come after all that a gate in prefill reads. Under "
         f"{STEPS} {study.seen(STEPS):.0%} of the layers of the steps see the image."
     )
     return "\n".join(f"- {line[0].upper()}{line[1:]}" for line in lines)

@@ -42,7 +42,7 @@ VICA_PLAIN, VICA_TUNED = "ViCA, not tuned", "ViCA, tuned"
 RANDOM_PAIR = "ViCA, not tuned, random layers"
 AT_EQUAL_FLOPS = ("FastV", "PyramidDrop", "VTW")
 READ = ("row", "column")  # kinds of words that are read off the image
-FIRST_WORD_SEED = 22_000_000  # scenes of no other study, and of no training
+FIRST_WORD_SEED = 22_000_000  # scenes of no training; SeTok's clusters are counted on some of them as well
 TASKS = {"find": 1.0, "compare": 1.0, "count": 1.0}
 Words = list[np.ndarray]  # of each picture, which words are right: bool [word]
 
@@ -94,10 +94,10 @@ def answers(vlm: VLM, samples: Sequence[Sample], *, seed: int = 0, **options: An
     yopo, vica = twins["yopo"].pattern, twins["vica"].pattern
     rng = np.random.default_rng(seed)
     pairs = list(combinations(range(vlm.n_layers), vlm.n_layers - len(vica.blind)))
-    reading = {
-        VICA_PLAIN: tuple(sorted(set(range(vlm.n_layers)) - set(vica.blind))),
-        RANDOM_PAIR: pairs[int(rng.integers(len(pairs)))],
-    }
+    own = tuple(sorted(set(range(vlm.n_layers)) - set(vica.blind)))
+    reading = {VICA_PLAIN: own, RANDOM_PAIR: own}
+    while reading[RANDOM_PAIR] == own:
+        reading[RANDOM_PAIR] = pairs[int(rng.integers(len(pairs)))]
     drawn = replace(yopo, heads=random_heads(yopo.heads, rng))
     patches = len(vlm.prompt(samples[0].image, samples[0].question).grid)
     shape = ModelShape.of(vlm.model.config)
@@ -114,7 +114,9 @@ def answers(vlm: VLM, samples: Sequence[Sample], *, seed: int = 0, **options: An
     visual |= dict.fromkeys(
         (VICA_PLAIN, VICA_TUNED, RANDOM_PAIR), visual_share(shape, patches, **facts_of(vica, patches, vlm.n_layers))
     )
-    return Answers(Arms.of(samples, runs), yopo, vica, reading, visual | dict.fromkeys(rivals, share))
+    n = vlm.n_layers
+    left = {arm: visual_share(shape, patches, kept=kept_by(rival, patches, n)) for arm, rival in rivals.items()}
+    return Answers(Arms.of(samples, runs), yopo, vica, reading, visual | left)
 
 
 @contextmanager
@@ -129,7 +131,7 @@ def without_pattern(vlm: VLM) -> Iterator[VLM]:
 
 
 def as_pruner(pattern: Pattern) -> YOPO:
-    """A pattern without frozen layers as the pruner that runs any model under it."""
+    """A pattern with heads, no frozen layer and the last layers blind, as the pruner that runs any model under it."""
     n = len(pattern.heads)
     return YOPO(pattern.window, pattern.heads or None, pattern.mlp_share, n - len(pattern.blind))
 
@@ -168,20 +170,30 @@ def visual_share(shape: ModelShape, patches: int, text: int = 30, kept: Any = No
     return (flops(every if kept is None else np.asarray(kept)[None], **facts) - none) / (whole - none)
 
 
-def at_share(share: float, n_layers: int) -> dict[str, Pruner]:
-    """Prunings of patches that leave about a share of the visual FLOPs, which go with the patches of each layer."""
-    layer = max(1, n_layers // 8)
-    after = make_pruner("pyramiddrop").boundaries(n_layers)  # pyright: ignore[reportAttributeAccessIssue]
-    drops = [sum(boundary <= number for boundary in after) for number in range(n_layers)]
+def at_share(share: float, n_layers: int) -> dict[str, Any]:
+    """Prunings of patches that leave about a share of the patches of all layers, with which visual FLOPs go."""
+    layer, drops = max(1, n_layers // 8), drops_before(make_pruner("pyramiddrop"), n_layers)
     ratios = np.linspace(0.01, 1, 100)
     ratio = min(ratios, key=lambda one: abs(np.mean([one**times for times in drops]) - share))
     budget = float(np.clip((share * n_layers - layer) / (n_layers - layer), 0.01, 1))
-    found = {
+    return {
         "FastV": make_pruner("fastv", layer=layer, budget=budget),
         "PyramidDrop": make_pruner("pyramiddrop", ratio=float(ratio)),
         "VTW": make_pruner("vtw", layer=max(1, round(share * n_layers))),
     }
-    return found
+
+
+def drops_before(pyramid: Any, n_layers: int) -> list[int]:
+    """How often PyramidDrop has dropped patches when a layer is entered: [layer]."""
+    return [sum(boundary <= number for boundary in pyramid.boundaries(n_layers)) for number in range(n_layers)]
+
+
+def kept_by(rival: Any, patches: int, n_layers: int) -> list[float]:
+    """How many patches a pruning of `at_share` leaves: [layer]."""
+    if rival.name == "pyramiddrop":
+        return [patches * rival.ratio**drops for drops in drops_before(rival, n_layers)]
+    left = 0 if rival.name == "vtw" else patches * rival.budget
+    return [patches if number < rival.layer else left for number in range(n_layers)]
 
 
 @dataclass(frozen=True, eq=False)

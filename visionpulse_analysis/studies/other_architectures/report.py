@@ -118,7 +118,7 @@ def paper_table(study: Answers, horizons: Mapping[str, Any], prefill: Prefill) -
         ),
         "YOPO without tuning": ("Qwen2-VL and InternVL2: heads and layer cut alone", said(YOPO_TUNED, YOPO_PLAIN)),
         "which heads are inactive": ("those with little attention to pictures", said(YOPO_PLAIN, RANDOM_HEADS)),
-        "against pruning patches at equal FLOPs": (
+        "against pruning patches at about equal FLOPs": (
             "ahead (tables not verified)",
             "; ".join(said(YOPO_TUNED, other) for other in ("FastV", "PyramidDrop", "VTW")),
         ),

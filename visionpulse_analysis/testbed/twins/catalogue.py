@@ -24,7 +24,7 @@ from visionpulse_analysis.testbed.twins.patterned import Patterned, tune
 from visionpulse_analysis.testbed.worlds import World
 
 LAYERS = 8  # of the bundled model
-# Of all pairs, that under which the untuned model names most rows and columns right; notebook 16 shows them all.
+# Of all pairs, that under which the untuned model named most rows and columns right; notebook 16 shows them all.
 READING = (4, 7)
 WORST_READING = (2, 5)  # of those that are no neighbours, the one of the highest loss: a control
 # The heads of the bundled model that `active_heads` finds on scenes for validation, three quarters of all.
