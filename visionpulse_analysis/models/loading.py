@@ -160,7 +160,8 @@ class VLM:
     def pattern(self) -> Pattern:
         """Which computation pictures take part in, as its own configuration states it (``visionpulse_pattern``).
 
-        A model that was tuned under one decodes under it always; others have none.
+        A model that was tuned under one runs under it in this package, in `decode`, `watch` and whatever else reads
+        prompts; its own ``model.generate`` outside of `watch` does not know of it. Others have none.
         """
         return Pattern.of(getattr(self.model.config, "visionpulse_pattern", None))
 
@@ -310,6 +311,8 @@ class VLM:
             "parameters": f"{sum(p.numel() for p in self.model.parameters()):,}",
             "dtype and device": f"{self.model.dtype}, {self.model.device}".replace("torch.", ""),
         }
+        if self.pattern != ORDINARY:
+            rows["tuned under a pattern"] = f"{', '.join(self.pattern.to_dict())}: not followed by model.generate alone"
         return facts_table(rows)
 
 
@@ -341,7 +344,8 @@ def load(
     name : str, or (model, processor)
         "scenes", "charts" or a twin, "vica" or "yopo" (bundled), a folder in Hugging Face format, or a hub id such as
         "Qwen/Qwen3-VL-4B-Thinking". Or your own objects, which are used as they are: they have a dtype and a device,
-        and the other options are for names.
+        and the other options are for names. "vica" and "yopo" were tuned under a `VLM.pattern`, which `decode` and
+        `watch` follow; ``vlm.model.generate`` alone does not, and answers as another model.
     dtype : str or torch.dtype
         "auto" keeps the checkpoint's own.
     device : optional
