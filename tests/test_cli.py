@@ -288,6 +288,10 @@ def test_playground_writes_a_notebook_with_what_was_asked_and_opens_it(call, tmp
     exec(code, {})
     assert asked == [(("scenes",), {"image": "a.png", "question": 'what\'s "it" ?', "pruner": "fastv(budget=0.2)"})]
     assert started == [(sys.executable, [sys.executable, "-m", "jupyterlab", "playground.ipynb", "--no-browser"])]
+    call("playground", "--model", "scenes", "--trust-remote-code", "--notebook", "trusted.ipynb", "--json")
+    monkeypatch.setattr(vpa, "load", lambda name, **named: (name, named))
+    exec(nbformat.read("trusted.ipynb", 4).cells[1].source, {})
+    assert asked[1] == ((("scenes", {"trust_remote_code": True}),), {"pruner": "visionpulse"})
     kept = (tmp_path / "playground.ipynb").read_bytes()
     call("playground")
     assert len(started) == 2

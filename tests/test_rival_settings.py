@@ -29,7 +29,9 @@ CALIBRATED = (
     "MVW",
     "DyVTE",
     "DyVTE, each step",
-)  # by layers, measured, or decided for each image
+    "ViCA",
+    "YOPO",
+)  # by layers, measured, decided for each image, or keeping every patch
 
 
 @pytest.fixture(scope="module")

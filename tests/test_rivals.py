@@ -102,7 +102,7 @@ def test_the_ordering_is_about_pruning_at_prefill(compared, monkeypatch):
         monkeypatch.setattr(report, "all_rivals", lambda added=added: rivals.RIVALS | added)
         shares = dict.fromkeys(("added, own setting", "ST3, own setting", "SparseVLM, own setting"), kept)
         again = compared.arms.rows("VTW, own setting").assign(arm="added, own setting")
-        made_up = replace(compared, kept=shares, arms=Arms(pd.concat([compared.arms.table, again])))
+        made_up = replace(compared, kept=compared.kept | shares, arms=Arms(pd.concat([compared.arms.table, again])))
         names = report.at_prefill(made_up, 0.25)
         assert [name for name in names if "own" in name] == ["added, own setting"] * takes_part
     assert report.verdicts(compared, 0.9) == ["Nothing was pruned at prefill to 90 %; add it to the budgets."]

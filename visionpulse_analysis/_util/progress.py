@@ -1,8 +1,8 @@
 """How far something long is, how fast it goes and how much longer it takes: one bar at a time, for people who look.
 
 A bar is shown in a terminal and in a notebook that somebody sits at, after two seconds, and is gone when it is done.
-Where standard error is a file or a pipe there is none unless one is asked for, which then writes a line every half
-minute; nor in notebooks that `visionpulse figures` runs.
+Where standard error is a file or a pipe there is none unless one is asked for, as a sweep does, which then writes a
+line every half minute; nor in notebooks that `visionpulse figures` runs.
 """
 
 from __future__ import annotations

@@ -41,8 +41,10 @@ class Carried:
             self._near = same & there & (apart <= reach)
         return self._near
 
-    def mask(self, layer: int, mask: torch.Tensor | None, n_tokens: int) -> torch.Tensor | None:
+    def mask(self, layer: int, mask: torch.Tensor | None, n_tokens: int, device: torch.device) -> torch.Tensor | None:
         """The model's `mask` of a `layer` under the pattern: bool [row, 1, q, key], or itself, where nothing changes.
+
+        It lies on the ``device`` of the layer.
 
         None stands for causal. Raises ValueError for a mask that is not boolean.
         """
@@ -52,7 +54,7 @@ class Carried:
         known = self._masks.get(blind)
         if known is None or known[0] is not mask or known[1] != n_tokens:  # layers that share a mask share the work
             known = self._masks[blind] = mask, n_tokens, self._work_out(blind, mask, n_tokens)
-        return known[2]
+        return known[2].to(device)
 
     def _work_out(self, blind: bool, mask: torch.Tensor | None, n_tokens: int) -> torch.Tensor:
         layout = self.layout if mask is None else self.layout.on(mask.device)

@@ -116,7 +116,7 @@ class Prefill:
         The model's own, None or a mask, where neither changes anything.
         """
         n_keys, device = view.key.shape[2], view.key.device
-        mask = self.pattern.mask(view.layer, view.mask, n_keys)
+        mask = self.pattern.mask(view.layer, view.mask, n_keys, device)
         if self.shown is None:
             return mask
         mask = prefill_mask(mask, self.layout.hidden_keys(self.shown, n_keys).to(device))

@@ -99,6 +99,7 @@ def playground(
     lab: Annotated[
         list[str] | None, typer.Option(help="An option of JupyterLab: --lab=--no-browser; may be repeated.")
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Ask and change on screen: a notebook with the form, opened in JupyterLab (with --json only written)."""
@@ -112,7 +113,8 @@ def playground(
     if image is not None:
         read_image(image)
     given = {"image": image, "question": question, "pruner": pruner}
-    words = [repr(model), *(f"{name}={value!r}" for name, value in given.items() if value)]
+    asked = f"vpa.load({model!r}, trust_remote_code=True)" if trust_remote_code else repr(model)
+    words = [asked, *(f"{name}={value!r}" for name, value in given.items() if value)]
     code = f"import visionpulse_analysis as vpa\n\nvpa.playground({', '.join(words)})"
     if not notebook.exists():
         from nbformat import v4, writes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import uuid
 from collections import deque
@@ -14,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visionpulse_analysis._util.progress import above, advance, bar
+from visionpulse_analysis._util.progress import SWITCH, above, advance, bar
 from visionpulse_analysis.experiments.sweeps.config import SweepConfig
 from visionpulse_analysis.experiments.sweeps.samples import Job, batches, plan
 from visionpulse_analysis.experiments.sweeps.tables import LiveTable, State, SweepFolder, check_table
@@ -117,8 +118,10 @@ def run(
                     report(f"dask dashboard: {'none' if workers == 0 else client.dashboard_link}")
                     going = _Run(client, config, folder, state, table, report)
                     # Batches are of unequal length: the rate is that of the whole sweep rather than of the last ones.
-                    about = {"initial": state.closed, "smoothing": 0.05}
-                    with bar(len(jobs), "sweep", "trace", progress, **about), watched(client, going.tell):
+                    about = {"initial": state.closed, "smoothing": 0.05, "leave": True}
+                    # Sweeps run for hours where nobody looks: their logs tell how far they are, unless that is refused.
+                    asked = True if progress is None and not os.environ.get(SWITCH) else progress
+                    with bar(len(jobs), "sweep", "trace", asked, **about), watched(client, going.tell):
                         for model in config.models:  # one after the other: a worker loads each once
                             going.finish([job for job in jobs if job.model is model])
         except KeyboardInterrupt:
