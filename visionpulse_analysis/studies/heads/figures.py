@@ -66,7 +66,7 @@ def draw_pruned(ax: Axes, study: Heads) -> Axes:
         drawn.lines[0].set_gid(look.label)
         figures.note_estimates(ax, found)
     ax.set_xticks(x, [f"layer {layer}\nhead {head}" for layer, head in study.chosen], fontsize=7)
-    ax.set(ylim=(-0.02, 1.02), ylabel=f"steps within {study.level:g} nats (share)")
+    ax.set(ylim=(-0.02, 1.02), ylabel=f"share within {study.level:g} nats")
     return ax
 
 

@@ -53,8 +53,8 @@ def headline(study: Answers, parts: Mapping[str, Mapping[str, Mapping[float, Wor
     np.ravel(singles)[0].set_ylabel("words right")
     figures.draw_letters([frontier, right, *np.ravel(singles)])
     figures.draw_caption(
-        fig, "a: the methods of b, faint where heads or layers are random; points of one share stand side by side. "
-        "Dotted: the untouched model.",
+        fig, "a: the methods of b, hollow where not tuned, faint where heads or layers are random; points of one "
+        "share stand side by side. Dotted: the untouched model.",
     )  # fmt: skip
     return fig
 
