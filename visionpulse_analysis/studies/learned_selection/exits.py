@@ -202,7 +202,10 @@ def layers_page(study: Exits) -> Figure:
             ax, told.confusion(label), names, names, vmin=0.0, vmax=1.0, label="share of a row",
             xlabel="gates leave at layer", ylabel="free from layer",
         )  # fmt: skip
-        ax.set_title(label, loc="left", fontsize=8)
+        ax.set_title(label, fontsize=8)
+    figures.draw_letters(np.ravel(axes))
+    prompts, tokens = len(study.questions.free), len(study.tokens.free)
+    figures.draw_caption(fig, f"n = {prompts} prompts (a, b) and {tokens} tokens (c); each row sums to 1.")
     return fig
 
 

@@ -74,10 +74,14 @@ class Stages:
     shares: np.ndarray  # float [sample, layer, query kind, key kind]
     tasks: np.ndarray  # int [sample]
 
+    def of(self, task: int, query: str, key: str) -> np.ndarray:
+        """The share that one kind gives another: float [sample, layer]."""
+        return self.shares[self.tasks == task][:, :, KINDS.index(query), KINDS.index(key)]
+
     def curve(self, task: int, query: str, key: str) -> list[Estimate]:
         """The share that one kind gives another, an Estimate for each layer."""
-        own = self.shares[self.tasks == task][:, :, KINDS.index(query), KINDS.index(key)]
-        return [cluster_bootstrap(one, np.arange(len(one)), method="studentized") for one in own.T]
+        own = self.of(task, query, key)
+        return [cluster_bootstrap(one, np.arange(len(one))) for one in own.T]
 
     def numbers(self) -> dict[str, Any]:
         """JSON-ready: task -> "query to key" -> layers."""
@@ -102,17 +106,23 @@ def measure_stages(vlm: VLM, samples: Sequence[Sample], *, max_new_tokens: int =
 
 
 def page(stages: Stages) -> Figure:
-    """Draw the shares by layer: a row for each task, a column for each kind of query."""
+    """Draw the shares by layer: a row for each task, a column for each kind of query.
+
+    Samples are few: each is drawn, rather than an interval that so few would not hold.
+    """
     tasks = np.unique(stages.tasks).tolist()
     fig, axes = figures.new_figure(figures.DOUBLE, 1.5 * len(tasks) + 0.5, len(tasks), 3, sharex=True, sharey=True)
     for task, row in zip(tasks, np.reshape(axes, (len(tasks), 3)), strict=True):
         for query, ax in zip(KINDS[1:], row, strict=True):
             for key in KINDS[: KINDS.index(query) + 1]:
-                curve = stages.curve(task, query, key)
-                figures.draw_curve(ax, range(len(curve)), curve, f"to {key}", colour=COLOURS[key])
+                own = stages.of(task, query, key)
+                ax.plot(own.T, color=COLOURS[key], linewidth=0.4, alpha=0.5)
+                ax.plot(own.mean(axis=0), color=COLOURS[key], linewidth=1.4, label=f"to {key}")
             ax.set(ylim=(-0.02, 1.04), xlabel="layer" if task == tasks[-1] else "")
-            ax.set_title(f"{TASKS[task]}: from {query}", loc="left", fontsize=8)
+            ax.set_title(f"{TASKS[task]}: from {query}", fontsize=8)
         row[0].set_ylabel("share of attention")
     figures.draw_legend(np.ravel(axes))
-    figures.draw_caption(fig, marks="bands")
+    figures.draw_letters(np.ravel(axes))
+    fewest = min(int((stages.tasks == task).sum()) for task in tasks)
+    figures.draw_caption(fig, f"n = {fewest} samples of each task: thin lines; thick: their mean.")
     return fig
