@@ -421,7 +421,9 @@ def _prompts(model: Any, args: tuple, kwargs: dict[str, Any], locate: Locate | N
     prompts = Prompts.of(model, ids, kwargs, locate)
     if prompts.by_ids:
         prompts.check(model)
-        if past is None and not any(_shows(name, value) for name, value in kwargs.items()):
+        # A prompt read in chunks takes no pictures: its embeddings hold them already.
+        whole = past is None and not kwargs.get("prefill_chunk_size")
+        if whole and not any(_shows(name, value) for name, value in kwargs.items()):
             raise ValueError(
                 f"the prompt has {int(prompts.image.sum())} image tokens, but generate was given no pictures, and they "
                 "would be read as words; pass all that the processor returns: model.generate(**inputs)"

@@ -118,7 +118,7 @@ def run(
                     report(f"dask dashboard: {'none' if workers == 0 else client.dashboard_link}")
                     going = _Run(client, config, folder, state, table, report)
                     # Batches are of unequal length: the rate is that of the whole sweep rather than of the last ones.
-                    about = {"initial": state.closed, "smoothing": 0.05, "leave": True}
+                    about = {"initial": state.closed, "smoothing": 0.05, "delay": 0, "leave": True}
                     # Sweeps run for hours where nobody looks: their logs tell how far they are, unless that is refused.
                     asked = True if progress is None and not os.environ.get(SWITCH) else progress
                     with bar(len(jobs), "sweep", "trace", asked, **about), watched(client, going.tell):
