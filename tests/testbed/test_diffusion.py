@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from visionpulse_analysis._util.files import data_folder
+from visionpulse_analysis.models.loading import load
 from visionpulse_analysis.testbed.diffusion import twin
 from visionpulse_analysis.testbed.diffusion.canvases import (
     DIRECT,
@@ -35,7 +36,7 @@ MASK = LANGUAGE.ids["<|unk|>"]
 
 @pytest.fixture(scope="module")
 def bundled():
-    return twin.load_twin()
+    return load("diffusion", device="cpu")
 
 
 def canvases(rng, scene, directs=(False, True)):
@@ -117,7 +118,7 @@ def test_a_few_steps_lower_the_loss_and_a_resumed_run_is_the_uninterrupted_one(t
     again.run(report=lambda line: None)
     assert all(torch.equal(a, b) for a, b in zip(whole.average.parameters(), again.average.parameters(), strict=True))
     tower = whole.model.model.visual.state_dict()
-    bundled = twin.load("scenes", device="cpu").model.model.visual.state_dict()
+    bundled = load("scenes", device="cpu").model.model.visual.state_dict()
     assert all(torch.equal(tower[name], value) for name, value in bundled.items())
 
 
@@ -144,7 +145,7 @@ def test_iteration_is_needed_noise_gives_nothing_and_untrained_weights_nothing_e
     assert len(orders) > 4
     blank = [np.random.default_rng(n).integers(0, 256, (64, 64, 3), dtype=np.uint8) for n in range(8)]
     assert not twin.whole(asked, twin.denoise_all(bundled, asked, layers="none", images=blank)).any()
-    other = twin.load("scenes", device="cpu")  # the weights that the twin was adapted from
+    other = load("scenes", device="cpu")  # the weights that the twin was adapted from
     assert not twin.whole(asked, twin.denoise_all(other, asked, layers="none")).any()
 
 
@@ -154,7 +155,7 @@ def test_a_twin_of_another_model_is_refused(tmp_path):
     told = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**told, "visionpulse_twin": {"name": "scenes", "weights": "0000"}}))
     with pytest.raises(ValueError, match="is a twin of 'scenes' with weights 0000"):
-        twin.load_twin(folder)
+        load(str(folder), device="cpu")
 
 
 def test_questions_without_a_canvas_are_refused(rng):

@@ -26,7 +26,7 @@ from visionpulse_analysis.testbed.training.plan import MIX, Stage
 from visionpulse_analysis.testbed.training.scoring import hidden_states
 from visionpulse_analysis.testbed.training.training import Trainer
 from visionpulse_analysis.testbed.twins import catalogue
-from visionpulse_analysis.testbed.twins.patterned import Patterned
+from visionpulse_analysis.testbed.twins.patterned import Patterned, score_task
 from visionpulse_analysis.testbed.twins.streams import states_under
 
 HEADS = tuple(tuple((layer + head) % 3 > 0 for head in range(4)) for layer in range(8))
@@ -100,14 +100,14 @@ class TestBundled:
         assert size < 3.3e6
 
     def test_it_scores_as_stored_and_the_untuned_model_less(self, twin, told, name):
-        score = catalogue.score_task(twin, "find")
+        score = score_task(twin, "find")
         assert score == told["scores"]["under its pattern"]["find"]
         pattern, n = twin.pattern, twin.n_layers
         reading = tuple(layer for layer in range(n) if layer not in pattern.blind)
         pruner = (
             ViCA(reading) if name == "vica" else YOPO(pattern.window, pattern.heads, pattern.mlp_share, len(reading))
         )
-        assert catalogue.score_task(vpa.load("scenes"), "find", pruner=pruner) < score
+        assert score_task(vpa.load("scenes"), "find", pruner=pruner) < score
 
     def test_weights_of_another_model_refuse_it(self, name, tmp_path, monkeypatch):
         for folder in ("scenes", name):
@@ -128,3 +128,27 @@ def test_the_vica_twin_reads_pictures_in_its_layers_and_nowhere_else(pictures):
     for layer in range(twin.n_layers):
         same = np.array_equal(forced.read(SkipImage(layers=[layer])), whole)
         assert same == (layer in twin.pattern.blind), layer
+
+
+@pytest.mark.parametrize("name", ["diffusion", "yopo"])
+def test_what_is_published_is_what_was_trained(tmp_path, monkeypatch, name):
+    """The stored facts are those of the run, and the folder loads as the averaged weights under the pattern."""
+    world = catalogue.TWINS[name]
+    tiny = (Stage("tune", 1, {4: 1.0}, {"find": 1.0}, 1, 1, (1e-3, 1e-4)),)
+    monkeypatch.setattr(world, "plan", tiny)
+    monkeypatch.setattr(type(world), "score", lambda self, vlm: {"seen": vlm.weights_hash})
+    monkeypatch.setattr(catalogue, "ANCHOR_PICTURES", 1)
+    trainer = catalogue.train_twin(name, tmp_path / "run", report=lambda line: None)
+    catalogue.publish_twin(trainer, tmp_path / name)
+    twin, told = (
+        vpa.load(str(tmp_path / name), device="cpu"),
+        json.loads((tmp_path / name / "training.json").read_text()),
+    )
+    assert told["weights"] == told["scores"]["seen"] == twin.weights_hash and told["step"] == 1
+    assert told["model"] == vpa.load("scenes", device="cpu").weights_hash
+    assert twin.pattern == getattr(world, "pattern", Pattern())
+    for part, value in trainer.average.state_dict().items():
+        kept = value if part.startswith("model.visual.") else value.bfloat16().float()
+        assert torch.equal(twin.model.state_dict()[part], kept), part
+    with pytest.raises(ValueError, match="unknown twin 'x'; known: diffusion, vica"):
+        catalogue.train_twin("x", tmp_path / "x")

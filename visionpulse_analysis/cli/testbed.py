@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -91,18 +91,12 @@ def _train_twin(
     name: str, folder: Path | None, minutes: float | None, seed: int, device: str, threads: int | None,
     publish: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
-    from visionpulse_analysis.testbed.diffusion import twin as diffusion
-    from visionpulse_analysis.testbed.twins import catalogue as patterned
+    from visionpulse_analysis.testbed.twins.catalogue import publish_twin, train_twin
 
-    if name not in ("diffusion", *patterned.TWINS):
-        raise ValueError(f"unknown twin {name!r}; known: diffusion, {', '.join(patterned.TWINS)}")
-    folder = Path("runs") / name if folder is None else folder
-    options: dict[str, Any] = {"seed": seed, "minutes": minutes, "device": device, "threads": threads}
-    options["report"] = lambda line: typer.echo(line, err=True)
-    if name == "diffusion":
-        trainer, publish_twin = diffusion.train_twin(folder, **options), diffusion.publish_twin
-    else:
-        trainer, publish_twin = patterned.train_twin(name, folder, **options), patterned.publish_twin
+    trainer = train_twin(
+        name, Path("runs") / name if folder is None else folder, seed=seed, minutes=minutes, device=device,
+        threads=threads, report=lambda line: typer.echo(line, err=True),
+    )  # fmt: skip
     if publish is not None:
         publish_twin(trainer, publish)
     state = trainer.state

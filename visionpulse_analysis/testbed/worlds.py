@@ -114,4 +114,26 @@ class Scenes:
         return reading_horizon(vlm, build_items({VALIDATION_CELLS: pictures}, VALIDATION_SEED))
 
 
+class TwinScenes(Scenes):
+    """Scenes for a twin of the bundled model, which goes on from its weights; the vision tower stays as it is."""
+
+    anchored: ClassVar[bool] = True  # whether its anchor is measured anew, or stays that of the bundled model
+
+    def build(self, seed: int):
+        model = super().build(seed)
+        model.model.visual.requires_grad_(False)
+        return model
+
+    def prepare(self, model, *, seed: int, report: Callable[[str], None]) -> dict[str, float]:
+        raise ValueError("a twin goes on from a published model, whose vision tower it keeps: give start")
+
+    def facts(self) -> dict[str, Any]:
+        """What its configuration says beside that of the bundled model: name -> JSON-ready."""
+        return {}
+
+    def score(self, vlm: VLM) -> dict[str, Any]:
+        """Scores of the published twin on validation scenes, JSON-ready."""
+        raise NotImplementedError
+
+
 SCENES = Scenes()

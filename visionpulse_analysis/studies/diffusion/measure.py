@@ -32,7 +32,7 @@ from visionpulse_analysis.metrics.statistics import (
 from visionpulse_analysis.models.loading import VLM, load
 from visionpulse_analysis.pruners import make_pruner
 from visionpulse_analysis.testbed.diffusion.canvases import PLACES
-from visionpulse_analysis.testbed.diffusion.twin import Asked, denoise_all, draw_asked, load_twin, right
+from visionpulse_analysis.testbed.diffusion.twin import Asked, denoise_all, draw_asked, right
 from visionpulse_analysis.testbed.heads.pairs import straight_answer
 from visionpulse_analysis.testbed.scenes.truth import annotate, object_patches
 from visionpulse_analysis.testbed.training.batches import LANGUAGE, pack
@@ -180,7 +180,7 @@ def withdrawn(layer: int) -> str:
 
 def load_pair() -> tuple[VLM, VLM]:
     """The bundled twin, and the model that it was adapted from."""
-    return load_twin(), load("scenes")
+    return load("diffusion"), load("scenes")
 
 
 def measure(

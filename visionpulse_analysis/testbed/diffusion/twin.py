@@ -1,33 +1,23 @@
-"""The diffusion twin: trained, stored as the language model alone, loaded beside the bundled tower, and scored."""
+"""The diffusion twin, asked and scored: questions about scenes, the canvases of their answers, and what is right."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import save
-from transformers import AutoConfig
 
-from visionpulse_analysis._util.files import data_folder, write_whole
 from visionpulse_analysis.decoding.denoising import denoise
-from visionpulse_analysis.models.loading import VLM, load
-from visionpulse_analysis.models.twins import LANGUAGE_MODEL, language_of
+from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.testbed.diffusion.canvases import DIRECT, PLACES, SHORT, canvas_of
-from visionpulse_analysis.testbed.diffusion.world import DIFFUSION
-from visionpulse_analysis.testbed.heads.catalogue import machine
 from visionpulse_analysis.testbed.scenes.questions import ANSWER_MARK, END_MARK, Question, ask
 from visionpulse_analysis.testbed.scenes.scene import Scene, generate
 from visionpulse_analysis.testbed.scenes.truth import answer_is_right
 from visionpulse_analysis.testbed.training.evaluation import noise
 from visionpulse_analysis.testbed.training.evaluation_set import Item
-from visionpulse_analysis.testbed.training.training import CURVES, Trainer
 from visionpulse_analysis.traces import Trace
 
-TRAINING = "training.json"
 FIRST_SCORE_SEED = 530_000  # validation scenes of the twin
 SCORED = 40  # scenes
 CELLS = 4  # cells per side of a scene that it was trained on
@@ -82,52 +72,6 @@ def whole(asked: Sequence[Asked], traces: Sequence[Trace]) -> np.ndarray:
     wanted = [" ".join(token.word for token in canvas_of(a.scene, a.question, a.direct).said) for a in asked]
     ended = [text[: text.index(END_MARK) + len(END_MARK)] for text in wanted]
     return np.array([trace.text.split() == text.split() for trace, text in zip(traces, ended, strict=True)])
-
-
-def train_twin(
-    folder: Path,
-    *,
-    seed: int = 0,
-    minutes: float | None = None,
-    device: str = "cpu",
-    threads: int | None = None,
-    report: Callable[[str], None] = print,
-) -> Trainer:
-    """Train the twin from the bundled model's weights, or go on with what is in ``folder``."""
-    trainer = Trainer(
-        folder, world=DIFFUSION, seed=seed, device=device, threads=threads, start=data_folder() / "scenes"
-    )
-    trainer.run(minutes=minutes, report=report)
-    return trainer
-
-
-def publish_twin(trainer: Trainer, folder: Path) -> None:
-    """Write the language model's averaged weights in bfloat16, and how they were trained, with their scores."""
-    folder.mkdir(parents=True, exist_ok=True)
-    origin = load("scenes", device="cpu").weights_hash
-    kept = {name: value.detach().bfloat16().contiguous() for name, value in language_of(trainer.average).items()}
-    write_whole(folder / LANGUAGE_MODEL, save(kept))
-    config = AutoConfig.from_pretrained(data_folder() / "scenes")
-    config.visionpulse_twin = {"name": "scenes", "weights": origin}
-    config.save_pretrained(folder)
-    told = {
-        **trainer.told(),
-        "model": origin,
-        "curve": [row.split(",") for row in (trainer.folder / CURVES).read_text().splitlines() if ",find," in row],
-        **machine(),
-    }
-    write_whole(folder / TRAINING, (json.dumps(told, indent=1) + "\n").encode())
-    vlm = load_twin(folder)
-    told = {**told, "weights": vlm.weights_hash, "scores": score_twin(vlm)}
-    write_whole(folder / TRAINING, (json.dumps(told, indent=1) + "\n").encode())
-
-
-def load_twin(folder: Path | None = None) -> VLM:
-    """The twin on the stock class, as `publish_twin` wrote it to a ``folder``, by default the bundled one.
-
-    Raises ValueError as :func:`load`: among others, where the bundled model is not that from which it was adapted.
-    """
-    return load("diffusion" if folder is None else str(folder), device="cpu")
 
 
 def score_twin(vlm: VLM, count: int = SCORED, first_seed: int = FIRST_SCORE_SEED) -> dict[str, Any]:

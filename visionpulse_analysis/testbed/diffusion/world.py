@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 
+from visionpulse_analysis.models.loading import VLM
 from visionpulse_analysis.testbed.diffusion.canvases import diffusion_loss, draw_batch
-from visionpulse_analysis.testbed.training.model import build_model
+from visionpulse_analysis.testbed.diffusion.twin import score_twin
 from visionpulse_analysis.testbed.training.plan import Stage
-from visionpulse_analysis.testbed.worlds import Scenes
+from visionpulse_analysis.testbed.worlds import TwinScenes
 
 FIRST_DIFFUSION_SEED = 1_400_000_000  # scenes that nothing else is trained on
 DIRECT_SHARE = 0.33  # of the questions, which are answered at once
@@ -21,18 +22,15 @@ DIFFUSION_PLAN = (
 )
 
 
-class DiffusionScenes(Scenes):
+class DiffusionScenes(TwinScenes):
     """Scenes whose answers are unmasked; the vision tower stays that of the bundled model."""
 
     plan = DIFFUSION_PLAN
 
-    def build(self, seed: int):
-        model = build_model(seed)
-        model.model.visual.requires_grad_(False)
-        return model
+    anchored = False  # the reading horizon is of models that write word after word
 
-    def prepare(self, model, *, seed: int, report: Callable[[str], None]) -> dict[str, float]:
-        raise ValueError("the diffusion twin is adapted from a trained model; give start, the folder of one")
+    def score(self, vlm: VLM) -> dict[str, Any]:
+        return score_twin(vlm)
 
     def loss(
         self, model, beside: torch.nn.Module, stage: Stage, seed: int, step: int

@@ -11,17 +11,16 @@ from safetensors.torch import save
 from transformers import AutoConfig
 
 from visionpulse_analysis._util.files import data_folder, write_whole
-from visionpulse_analysis.models.loading import VLM, load
+from visionpulse_analysis.models.loading import load
 from visionpulse_analysis.models.twins import LANGUAGE_MODEL, language_of
 from visionpulse_analysis.pruners.pattern import Pattern
+from visionpulse_analysis.testbed.diffusion.world import DIFFUSION
 from visionpulse_analysis.testbed.heads.catalogue import machine
 from visionpulse_analysis.testbed.scenes.questions import TASKS
-from visionpulse_analysis.testbed.training.evaluation import ask_all, right_answers
-from visionpulse_analysis.testbed.training.evaluation_set import VALIDATION_SEED, build_items
 from visionpulse_analysis.testbed.training.horizon import reading_anchor
-from visionpulse_analysis.testbed.training.training import Trainer
+from visionpulse_analysis.testbed.training.training import CURVES, Trainer
 from visionpulse_analysis.testbed.twins.patterned import Patterned, tune
-from visionpulse_analysis.testbed.worlds import World
+from visionpulse_analysis.testbed.worlds import TwinScenes
 
 LAYERS = 8  # of the bundled model
 # Of all pairs, that under which the untuned model named most rows and columns right; notebook 16 shows them all.
@@ -29,7 +28,6 @@ READING = (4, 7)
 WORST_READING = (2, 5)  # of those that are no neighbours, the one of the highest loss: a control
 # The heads of the bundled model that `active_heads` finds on scenes for validation, three quarters of all.
 HEADS = tuple(tuple(bool(int(head)) for head in layer) for layer in "1111 1101 0101 1111 1111 0101 1101 0110".split())
-SCORED = 16  # scenes for validation on which a twin is scored
 ANCHOR_PICTURES = 8
 SAVE_EVERY = 20  # steps
 
@@ -39,7 +37,8 @@ def reading_at(layers: tuple[int, ...]) -> Pattern:
     return Pattern(tuple(range(LAYERS)), tuple(layer for layer in range(LAYERS) if layer not in layers))
 
 
-TWINS: dict[str, World] = {
+TWINS: dict[str, TwinScenes] = {
+    "diffusion": DIFFUSION,
     "vica": Patterned(reading_at(READING)),
     "vica-worst-layers": Patterned(reading_at(WORST_READING)),
     "yopo": Patterned(Pattern(blind=(6, 7), window=5, heads=HEADS, mlp_share=0.5), tune(60)),
@@ -87,33 +86,22 @@ def train_twin(
 
 
 def publish_twin(trainer: Trainer, folder: Path) -> None:
-    """Write a twin's language model in bfloat16, its configuration, and its scores with and without its pattern."""
+    """Write a twin's language model in bfloat16, its configuration, and how it was trained, with its scores."""
     world: Any = trainer.world
-    weights = load("scenes", device="cpu").weights_hash
+    origin = load("scenes", device="cpu").weights_hash
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {part: value.bfloat16().contiguous() for part, value in language_of(trainer.average).items()}
+    kept = {part: value.detach().bfloat16().contiguous() for part, value in language_of(trainer.average).items()}
     write_whole(folder / LANGUAGE_MODEL, save(kept))
     config = AutoConfig.from_pretrained(data_folder() / "scenes")
-    config.visionpulse_twin = {"name": "scenes", "weights": weights}
-    config.visionpulse_pattern = world.pattern.to_dict()
+    for name, fact in {"visionpulse_twin": {"name": "scenes", "weights": origin}, **world.facts()}.items():
+        setattr(config, name, fact)
     config.save_pretrained(folder)
-    config.visionpulse_anchor = reading_anchor(world.horizon(load(str(folder), device="cpu"), ANCHOR_PICTURES))
-    config.save_pretrained(folder)
-    facts = {"model": weights, "pattern": world.pattern.to_dict(), **trainer.told(), **machine()}
-    told = json.dumps({**facts, "scores": score_twin(folder)}, indent=1)
-    write_whole(folder / "training.json", f"{told}\n".encode())
-
-
-def score_twin(folder: str | Path) -> dict[str, Any]:
-    """Share of right answers to each task, under the pattern of a twin and without it."""
-    vlm, found = load(str(folder), device="cpu"), {}
-    for label in ("under its pattern", "without it"):
-        found[label] = {task: score_task(vlm, task) for task in TASKS}
-        vlm.model.config.visionpulse_pattern = None
-    return found
-
-
-def score_task(vlm: VLM, task: str, **options: Any) -> float:
-    """Share of right answers to a task on validation scenes of 256 patches; `options` are those of `decode`."""
-    items = build_items({8: SCORED}, VALIDATION_SEED)
-    return round(float(right_answers(items, task, ask_all(vlm, items, task, **options)).mean()), 4)
+    if world.anchored:
+        config.visionpulse_anchor = reading_anchor(world.horizon(load(str(folder), device="cpu"), ANCHOR_PICTURES))
+        config.save_pretrained(folder)
+    vlm = load(str(folder), device="cpu")
+    curves = (trainer.folder / CURVES).read_text().splitlines() if (trainer.folder / CURVES).exists() else []
+    facts = {name.removeprefix("visionpulse_"): fact for name, fact in world.facts().items()}
+    told = {**trainer.told(), **machine(), "model": origin, "weights": vlm.weights_hash, **facts}
+    told |= {"curve": [row.split(",") for row in curves if row.split(",")[3] in TASKS], "scores": world.score(vlm)}
+    write_whole(folder / "training.json", f"{json.dumps(told, indent=1)}\n".encode())
