@@ -70,10 +70,14 @@ def test_inside_generate_it_is_what_decode_does(vlm, pictures, text):
     assert np.array_equal(trace.k_per_layer.values, decoded.k_per_layer.values)
 
 
-def test_without_a_map_a_window_is_refused_inside_generate(vlm, pictures):
+@pytest.mark.parametrize("asked", ["yopo", "setok", "setok(place=0, by='rectangles')", "fastv | setok(place=0.5)"])
+def test_without_a_map_what_goes_by_places_is_refused_inside_generate(vlm, pictures, asked):
     inputs = vlm.family.batch([vlm.prompt(pictures[0], QUESTION)], padding=0)
-    with pytest.raises(ValueError, match="no map"), vpa.watch(vlm.model, pruner=YOPO()):
+    with pytest.raises(ValueError, match="no map"), vpa.watch(vlm.model, pruner=vpa.make_pruner(asked)):
         vlm.model.generate(**inputs, max_new_tokens=2)
+    with vpa.watch(vlm.model, pruner=vpa.make_pruner("setok(place=0)")) as w:
+        vlm.model.generate(**inputs, max_new_tokens=2)
+    assert len(w.traces) == 1
 
 
 class Blank(Pruner):

@@ -122,8 +122,9 @@ def test_learned_queries_have_rows_and_mass_and_a_clear_word_that_there_is_no_ma
     assert frame_labels(trace) == ["No map: image tokens in their order"] and len(media_of(trace)) == 2
     with pytest.raises(ValueError, match="no map: the 16 image tokens"):
         draw_film_strip(trace, 0, layer=0)
-    with pytest.raises(ValueError, match=r"neighbours only \(window\), and there is no map"):
-        vpa.decode(stranger.vlm, photos[0], QUESTIONS[0], pruner=vpa.make_pruner("yopo"), max_new_tokens=STEPS)
+    for asked, why in (("yopo", "neighbours only; say window=None"), ("setok", "places too; say place=0")):
+        with pytest.raises(ValueError, match=f"there is no map.*{why}"):
+            vpa.decode(stranger.vlm, photos[0], QUESTIONS[0], pruner=vpa.make_pruner(asked), max_new_tokens=STEPS)
     axes = draw_example(None, trace, Sample("s", photos[0], QUESTIONS[0]), 0, [0, 1])
     assert all("no map: tokens in order" in ax.get_title() for ax in axes)
     found = checks._geometry(checks._Subject(stranger.vlm))

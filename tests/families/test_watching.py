@@ -281,7 +281,7 @@ def pruners():
     vpa.list_pruners()  # finds all of them
     vision = vpa.VisionPulse
     given = {name: {"prompt": "text"} for name in ("zspaprune", "cdpruner")}
-    given["yopo"] = {"window": None}  # which asks for a map
+    given |= {"yopo": {"window": None}, "setok": {"place": 0.0}}  # which ask for a map otherwise
     made = [
         KNOWN[name](**given.get(name, {}))
         for name in sorted(KNOWN)

@@ -35,13 +35,18 @@ COLUMNS = ("places", "other_places", "starts")  # of a layout: what moves with t
 ROOM = 256  # columns for which the padding mask is made beforehand
 
 
-def check_window(selection: Selection, prompts: Sequence[Prompt]) -> None:
-    """Raise ValueError for a window among patches of which it is not known where on their pictures they lie."""
+def asks_for_map(selection: Selection) -> str | None:
+    """Why it must be known where patches lie on their pictures, with what would do without; None where it need not."""
+    if selection.pattern.window:
+        return "patches are to see their neighbours only; say window=None"
+    return selection.by_place
+
+
+def check_map(selection: Selection, prompts: Sequence[Prompt]) -> None:
+    """Raise ValueError where rows and columns of patches are needed and are not known."""
     unknown = [prompt.map for prompt in prompts if prompt.map.startswith(NO_MAP)]
-    if selection.pattern.window and unknown:
-        raise ValueError(
-            f"patches are to see their neighbours only (window), and there is {unknown[0]}; say window=None"
-        )
+    if unknown and (why := asks_for_map(selection)):
+        raise ValueError(f"there is {unknown[0]}, and {why}")
 
 
 class Batch:
@@ -72,7 +77,7 @@ class Batch:
             self.groups = []
         for group in self.groups:
             group.check_layers(vlm.attention_layers)
-        check_window(selection, [record.prompt for record in self.records])
+        check_map(selection, [record.prompt for record in self.records])
         self.chooser = Chooser(options.sample, self.layout.seeds)
         self.rules = self._rules()
         self.cache = make_cache(vlm.model)

@@ -80,12 +80,14 @@ class Selection:
     moved : int64 [row, patch], where it matters: 0 for patches in their places, 1, 2 .. for those that code which takes
     tokens out of the sequence puts behind the image, in that order.
     most : no row ever keeps more patches than this at a decode step, where that is known beforehand.
+    by_place : why rows and columns of patches must be known, with what would do without; None where they need not.
     """
 
     evicts: bool = False
     recomputes: bool = False
     moved: torch.Tensor | None = None
     most: int | None = None
+    by_place: str | None = None
 
     def __init__(self, layout: Layout, pruner: Pruner | None = None):
         self.layout, self.rules = layout, Pruner() if pruner is None else pruner
@@ -414,6 +416,7 @@ class Combined(Pruner):
                 )
         run.pattern = reduce(or_, (part.pattern for part in parts))
         run.recomputes = any(part.recomputes for part in parts)
+        run.by_place = next((part.by_place for part in parts if part.by_place), None)
         # A part that does nothing at decode steps has nothing to hold on to there.
         run.evicts = all(part.evicts or not part.has("visible") for part in parts)
         run.edits_cache = any(part.edits_cache for part in parts)

@@ -58,6 +58,12 @@ class SeTok(Pruner):
     by: Literal["peaks", "kmeans", "rectangles", "spread", "random"] = "peaks"
     merge: bool = True
 
+    def begin(self, run: Selection) -> None:
+        if self.by == "rectangles":
+            run.by_place = "blocks are of neighbours; say another `by`"
+        elif self.place:
+            run.by_place = "patches are clustered by their places too; say place=0"
+
     def rewrite(self, layer: int, states: torch.Tensor, run: Selection) -> torch.Tensor | None:
         if layer >= 0:
             return None

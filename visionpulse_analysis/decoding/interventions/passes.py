@@ -11,7 +11,7 @@ import torch
 from visionpulse_analysis._util.torch_settings import own_settings
 from visionpulse_analysis.attention import Look, Recorder, RowReader
 from visionpulse_analysis.attention.routing import Call
-from visionpulse_analysis.decoding.batch import Batch, check_window, newest_logits_only
+from visionpulse_analysis.decoding.batch import Batch, check_map, newest_logits_only
 from visionpulse_analysis.decoding.interventions.kinds import (
     Acting,
     Intervention,
@@ -117,7 +117,7 @@ class TeacherForced:
     def under(self, pruner: Pruner) -> UnderSelection:
         """What a pruner does in prefill, as an intervention, on the tokens of the answers as well."""
         selection = pruner.start(self.layout)
-        check_window(selection, self.prompts)
+        check_map(selection, self.prompts)
         return UnderSelection(selection)
 
     @torch.inference_mode()

@@ -20,6 +20,7 @@ import torch
 from visionpulse_analysis.attention import Look, PrefillAttention, Recorder, RowReader, StepAttention
 from visionpulse_analysis.attention.routing import Call
 from visionpulse_analysis.decoding import Options
+from visionpulse_analysis.decoding.batch import asks_for_map
 from visionpulse_analysis.decoding.trace_builder import Choice, Record, choice_of
 from visionpulse_analysis.decoding.transfer import Arriving
 from visionpulse_analysis.decoding.watching.crossing import Crossing
@@ -174,12 +175,11 @@ class Generation:
                 whole, pruner = step.total == step.length, self.options.pruner or Pruner()
                 self.pruning = MaskedPruning(pruner, self.layout, whole, self.prompts.by_ids)
                 maps = self.prompts.maps
-                if self.pruning.group.selection.pattern.window and (
-                    maps is None or any(isinstance(m, str) for m in maps)
-                ):
+                unknown = maps is None or any(isinstance(m, str) for m in maps)
+                if unknown and (why := asks_for_map(self.pruning.group.selection)):
                     raise ValueError(
-                        f"{self.pruning.name} has a window, and no map says where on their picture the patches lie: "
-                        "give images= or locate= to vpa.watch"
+                        f"no map says where on their picture the patches lie: give images= or locate= to vpa.watch; "
+                        f"{self.pruning.name} needs it, for {why}"
                     )
                 if self.prompts.crossed and self.pruning.in_prefill:
                     raise ValueError(
